@@ -1,0 +1,101 @@
+"""The first stage as the rest of the library sees it: anything that scores all items for a history.
+
+`Retriever` is the border: replace LRURec by another model and nothing after this file changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from .dataset import SequenceDataset
+from .modeling_lrurec import LRURecForRetrieval
+from .schema import PADDING_ITEM
+
+
+class Retriever(Protocol):
+    """Scores every item for each history."""
+
+    num_items: int
+
+    def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """Histories of dense items, oldest first -> scores of `float32`, shape (B, num_items + 1); column 0 is -inf.
+
+        Scores are unnormalised log-probabilities: the ranker adds them to its own.
+        """
+        ...
+
+
+class PopularityRetriever:
+    """The floor: the logarithm of how often each item was trained on, the same for everybody."""
+
+    def __init__(self, counts: np.ndarray):
+        self.num_items = len(counts) - 1
+        self.log_counts = np.log(counts.astype(np.float64) + 0.5).astype(np.float32)
+        self.log_counts[PADDING_ITEM] = -np.inf
+
+    @classmethod
+    def from_dataset(cls, dataset: SequenceDataset) -> PopularityRetriever:
+        return cls(dataset.training_counts())
+
+    def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        return np.tile(self.log_counts, (len(histories), 1))
+
+
+class LRURecRetriever:
+    """LRURec behind the `Retriever` border: padding, batching and device are its business."""
+
+    def __init__(self, model: LRURecForRetrieval, batch_size: int = 128):
+        self.model = model
+        self.batch_size = batch_size
+        self.num_items = model.config.num_items
+
+    @torch.inference_mode()
+    def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        training = self.model.training
+        self.model.eval()
+        scores = np.empty((len(histories), self.num_items + 1), dtype=np.float32)
+        order = np.argsort([len(history) for history in histories], kind="stable")  # short with short: less padding
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            batch = pad_left([histories[row] for row in rows], self.model.config.max_length).to(self.model.device)
+            scores[rows] = self.model(batch).logits.float().cpu().numpy()
+        self.model.train(training)
+        return scores
+
+
+def pad_left(sequences: Sequence[np.ndarray], max_length: int) -> torch.Tensor:
+    """Sequences -> (B, L) `long`, the latest `max_length` of each, padded on the left with 0. An empty one is all padding."""
+    length = max(1, min(max_length, max((len(sequence) for sequence in sequences), default=1)))
+    batch = np.full((len(sequences), length), PADDING_ITEM, dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        latest = sequence[-length:]
+        if len(latest):
+            batch[row, -len(latest) :] = latest
+    return torch.from_numpy(batch)
+
+
+def exclude_history(scores: np.ndarray, histories: Sequence[np.ndarray]) -> np.ndarray:
+    """`scores` with -inf for every item of the user's whole history (the published protocol). Changes it in place."""
+    for row, history in enumerate(histories):
+        scores[row, history] = -np.inf
+    return scores
+
+
+def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` best items of each row.
+
+    Args:
+        scores (`np.ndarray`, shape (B, num_items + 1)).
+
+    Returns:
+        dense items (B, k), best first, ties by item id; and their scores (B, k). Rows with fewer than `k` finite scores end
+        with the padding item and -inf.
+    """
+    k = min(k, scores.shape[1] - 1)
+    items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    best = np.take_along_axis(scores, items, axis=1)
+    return np.where(np.isfinite(best), items, PADDING_ITEM), best

@@ -1,0 +1,125 @@
+"""Files that are either whole or absent: writing under a temporary name and renaming, and names made of their content."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub.constants import HF_HOME
+
+from .schema import LKGDataError
+
+
+def cache_dir() -> Path:
+    """`$LLAMAREC_LKG_CACHE`, else `llamarec_lkg` in the Hugging Face home."""
+    return Path(os.environ.get("LLAMAREC_LKG_CACHE") or Path(HF_HOME) / "llamarec_lkg")
+
+
+@contextlib.contextmanager
+def atomic_folder(target: str | Path) -> Iterator[Path]:
+    """A new folder to write into; it takes its name `target` only when the block ends without an error.
+
+    An existing `target` is replaced at that moment, so a reader sees the old folder or the new one, never a part of one.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp makes folders private; a cache is shared like its neighbours
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            os.replace(target, old / target.name)
+            os.replace(temporary, target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_file(target: str | Path) -> Iterator[Path]:
+    """A path to write to; it becomes `target` only when the block ends without an error."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a json file.
+
+    Raises:
+        LKGDataError: the file is absent or is not json.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise LKGDataError(f"{path} does not exist. It is written together with its folder; save that again.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise LKGDataError(f"{path} is not readable json ({error}). Delete its folder and make it again.") from error
+
+
+def fingerprint(*parts: Any) -> str:
+    """A name of 16 hex digits for content and settings: equal parts give equal names, on every machine."""
+    digest = hashlib.sha256()
+    for part in parts:
+        _feed(digest, part)
+    return digest.hexdigest()[:16]
+
+
+def _feed(digest: Any, part: Any) -> None:
+    if is_dataclass(part) and not isinstance(part, type):
+        part = {"__type__": type(part).__name__, **{k: getattr(part, k) for k in part.__dataclass_fields__}}
+    if isinstance(part, np.ndarray) and part.dtype != object:
+        digest.update(f"{part.dtype}{part.shape}".encode())
+        digest.update(np.ascontiguousarray(part).data)
+    elif isinstance(part, np.ndarray | list | tuple):
+        digest.update(f"[{len(part)}".encode())
+        for value in part:
+            _feed(digest, value)
+    elif isinstance(part, dict):
+        digest.update(f"{{{len(part)}".encode())
+        for key in part:
+            _feed(digest, key)
+            _feed(digest, part[key])
+    elif isinstance(part, Path):
+        digest.update(hash_file(part).encode())
+    else:
+        text = repr(part).encode()
+        digest.update(len(text).to_bytes(8, "little") + text)
+
+
+def hash_file(path: str | Path, *, text: bool = False) -> str:
+    """SHA-256 of a file; with `text`, of its content with line ends as LF, so that a checkout's line ends do not matter."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            if text and block.endswith(b"\r"):
+                block += stream.read(1)
+            digest.update(block.replace(b"\r\n", b"\n") if text else block)
+    return digest.hexdigest()
+
+
+def as_plain(settings: Any) -> dict[str, Any]:
+    """A dataclass of settings as json can hold it."""
+    return {key: value for key, value in asdict(settings).items() if not key.startswith("_")}
