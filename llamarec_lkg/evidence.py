@@ -1,0 +1,208 @@
+"""Evidence: how strongly a history points at each item along each relation of the graph.
+
+Two items share evidence along relation `r` through the entities that `r` ties both to (the paths item -> entity -> item),
+weighted by inverse document frequency, so that a rare shared director says more than a common genre; where `r` ties items
+directly, the edge itself is the evidence. It is the exact, differentiable counterpart of the path texts in the prompt: summed
+over all paths of a relation, not only the few that fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .knowledge_graph import USER, KnowledgeGraph
+from .paths import Paths
+from .schema import UNKNOWN_USER
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Sparse rows, one a dense item: `columns` and `weights` of item `i` are at `offsets[i]:offsets[i + 1]`."""
+
+    offsets: np.ndarray
+    columns: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def pack(cls, num_items: int, items: np.ndarray, columns: np.ndarray, weights: np.ndarray) -> _Rows:
+        order = np.lexsort((columns, items))
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(items, minlength=num_items + 1))])
+        return cls(offsets, columns[order], weights[order].astype(np.float32))
+
+    def take(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Index into `items`, column and weight of every entry of these rows."""
+        starts = self.offsets[items]
+        lengths = self.offsets[items + 1] - starts
+        which = np.repeat(np.arange(len(items)), lengths)
+        entries = np.arange(len(which)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+        return which, self.columns[entries], self.weights[entries]
+
+
+    def lookup(self, items: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Weight of each (item, column), 0 where the row has none."""
+        width = max(int(self.columns.max(initial=0)), int(columns.max(initial=0))) + 1
+        owners = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        keys, wanted = owners * width + self.columns, items * width + columns
+        places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        return np.where(keys[places] == wanted, self.weights[places], 0.0)
+
+
+@dataclass(frozen=True)
+class EvidenceIndex:
+    """Item features by relation, ready for dot products between a history and candidates.
+
+    Args:
+        relations (`tuple[str, ...]`): the graph's R relations.
+        history_rows, candidate_rows: what an item says as part of a history and as a candidate. They are the same for
+            relations to entities (item -> entity -> item). For direct edges the history's row holds its neighbours.
+        column_relation, column_node (`np.ndarray`, shape (num_columns,)): relation and graph node of each column, which is
+            ordered by them.
+        user_column (`np.ndarray`, shape (num_users + 1,)): the column made of each user's own RATED edges, or -1.
+        scale (`np.ndarray` of `float32`, shape (R,)): evidence is divided by it, so that relations compare.
+        half_life (`float`): an item of the history counts half as much as one `half_life` places later.
+    """
+
+    relations: tuple[str, ...]
+    history_rows: _Rows
+    candidate_rows: _Rows
+    column_relation: np.ndarray
+    column_node: np.ndarray
+    user_column: np.ndarray
+    scale: np.ndarray
+    half_life: float
+
+    @classmethod
+    def from_graph(cls, graph: KnowledgeGraph, *, half_life: float = 10.0) -> EvidenceIndex:
+        """Index every relation of `graph`; `scale` is 1 until `fit_scale` sets it."""
+        item_of_node = graph.item_of_node()
+        sources, targets = graph.edge_sources(), np.asarray(graph.targets, dtype=np.int64)
+        relations = np.asarray(graph.edge_relations, dtype=np.int64) // 2
+        # every edge at an item, seen from that item, whichever way it points
+        ends = np.concatenate([np.stack([sources, relations, targets]), np.stack([targets, relations, sources])], axis=1)
+        nodes, relations, others = np.unique(ends[:, item_of_node[ends[0]] > 0], axis=1)
+        items = item_of_node[nodes]
+        direct = item_of_node[others] > 0
+
+        keys, columns = np.unique(relations * graph.num_nodes + others, return_inverse=True)
+        column_relation = keys // graph.num_nodes
+        frequency = np.bincount(columns, minlength=len(keys))
+        weights = np.where(direct, 1.0, np.log1p(graph.num_items / frequency[columns]))
+        groups = items * len(graph.relations) + relations  # each item's part of each relation gets length 1
+        weights /= np.sqrt(np.bincount(groups, weights**2))[groups]
+
+        # as a candidate, a directly tied item is found under its own node
+        tied, tied_columns = item_of_node[others[direct]], columns[direct]
+        tied_items, first = np.unique(np.stack([tied, tied_columns]), axis=1, return_index=True)
+        return cls(
+            relations=graph.relations,
+            history_rows=_Rows.pack(graph.num_items, items, columns, weights),
+            candidate_rows=_Rows.pack(
+                graph.num_items,
+                np.concatenate([items[~direct], tied_items[0]]),
+                np.concatenate([columns[~direct], tied_items[1]]),
+                np.concatenate([weights[~direct], np.ones(len(first))]),
+            ),
+            column_relation=column_relation,
+            column_node=keys % graph.num_nodes,
+            user_column=_user_columns(graph, keys % graph.num_nodes),
+            scale=np.ones(len(graph.relations), dtype=np.float32),
+            half_life=half_life,
+        )
+
+    @property
+    def num_relations(self) -> int:
+        return len(self.relations)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.history_rows.offsets) - 2
+
+    def history_weights(self, length: int) -> np.ndarray:
+        """Weight of each item of a history of `length`, oldest first, by recency; they sum to 1."""
+        weights = 0.5 ** (np.arange(length)[::-1] / self.half_life)
+        return weights / max(weights.sum(), 1e-12)
+
+    def profile(self, history: np.ndarray, user: int = UNKNOWN_USER) -> np.ndarray:
+        """What a history says about every column, shape (num_columns,). The user's own column is left out, because in
+        training it holds the very interaction that is to be predicted."""
+        history = np.asarray(history, dtype=np.int64)
+        which, columns, weights = self.history_rows.take(history)
+        profile = np.bincount(
+            columns, weights * self.history_weights(len(history))[which], minlength=len(self.column_relation)
+        )
+        own = self.user_column[user] if user < len(self.user_column) else -1
+        if own >= 0:
+            profile[own] = 0.0
+        return profile
+
+    def evidence(self, history: np.ndarray, candidates: np.ndarray | None = None, user: int = UNKNOWN_USER) -> np.ndarray:
+        """Evidence of each relation for each candidate.
+
+        Args:
+            history (`np.ndarray`, shape (H,)): dense items, oldest first; may be empty.
+            candidates (`np.ndarray`, shape (C,), optional): dense items, by default 0..num_items (all; padding gets 0).
+            user (`int`): dense user.
+
+        Returns:
+            `np.ndarray` of `float32`, shape (C, R), not negative.
+        """
+        candidates = np.arange(self.num_items + 1) if candidates is None else np.asarray(candidates, dtype=np.int64)
+        profile = self.profile(history, user)
+        which, columns, weights = self.candidate_rows.take(candidates)
+        cells = which * self.num_relations + self.column_relation[columns]
+        sums = np.bincount(cells, weights * profile[columns], minlength=len(candidates) * self.num_relations)
+        return (sums.reshape(len(candidates), -1) / self.scale).astype(np.float32)
+
+    def affinity(self, history: np.ndarray, user: int = UNKNOWN_USER) -> np.ndarray:
+        """How tightly the items of a history hang together along each relation, shape (2, R), each row at most 1 in scale.
+
+        Row 0 is the mean evidence that the earlier half gives to the later half, row 1 the same over all pairs with the most
+        recent item. High where the user follows a relation from item to item: the input of the preference module.
+        """
+        history = np.asarray(history, dtype=np.int64)
+        statistics = np.zeros((2, self.num_relations), dtype=np.float32)
+        if len(history) >= 2:
+            middle = len(history) // 2
+            statistics[0] = self.evidence(history[:middle], history[middle:], user).mean(axis=0)
+            statistics[1] = self.evidence(history[:-1], history[-1:], user)[0]
+        return statistics
+
+    def path_weights(self, paths: Paths, history: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """The part of the evidence that runs through each path, shape (P, R).
+
+        Summed over all paths of a candidate that lie on one relation, it is that candidate's evidence. A path that changes
+        its relation on the way, or is longer than two edges, carries none.
+        """
+        weights = np.zeros((len(paths), self.num_relations), dtype=np.float32)
+        relation = paths.edge_codes[:, 0] // 2
+        second = paths.edge_codes[:, 1] // 2 if paths.edge_codes.shape[1] > 1 else np.full(len(paths), -1)
+        plain = (paths.lengths == 1) | ((paths.lengths == 2) & (relation == second))
+        rows = np.flatnonzero(plain)
+        if not len(rows):
+            return weights
+        width = int(self.column_node.max()) + 1
+        keys = relation[rows] * width + paths.nodes[rows, 1]
+        columns = np.searchsorted(self.column_relation * width + self.column_node, keys)
+        history, candidates = np.asarray(history, dtype=np.int64), np.asarray(candidates, dtype=np.int64)
+        recency = self.history_weights(len(history))[paths.source_index[rows]]
+        told = self.history_rows.lookup(history[paths.source_index[rows]], columns)
+        heard = self.candidate_rows.lookup(candidates[paths.target_index[rows]], columns)
+        weights[rows, relation[rows]] = recency * told * heard / self.scale[relation[rows]]
+        return weights
+
+    def with_scale(self, scale: Sequence[float]) -> EvidenceIndex:
+        """The same index with another `scale`, for example one that was saved."""
+        return replace(self, scale=np.asarray(scale, dtype=np.float32))
+
+
+def _user_columns(graph: KnowledgeGraph, column_nodes: np.ndarray) -> np.ndarray:
+    """Column whose entity is user 1, 2, ... (dense users follow the order of the graph's user nodes)."""
+    if USER not in graph.entity_types:
+        return np.full(1, -1)
+    users = np.flatnonzero(np.asarray(graph.node_types) == graph.entity_types.index(USER))
+    column_of_node = np.full(graph.num_nodes, -1)
+    column_of_node[column_nodes] = np.arange(len(column_nodes))
+    return np.concatenate([[-1], column_of_node[users]])

@@ -1,0 +1,424 @@
+"""The heterogeneous knowledge graph: users, items and attribute entities, typed and dated edges, in plain arrays.
+
+No database: a graph of a few million edges is a few flat arrays, mapped from disk, and every query is an array slice.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+from safetensors.numpy import save_file
+
+from .dataset import TRAIN, SequenceDataset
+from .schema import RATED, LKGDataError, Triples, clean_text
+from .storage import atomic_folder, read_json, write_json
+
+
+FORMAT_VERSION = 1
+UNDATED = np.iinfo(np.int64).min
+USER, ITEM, ENTITY = "user", "item", "entity"
+
+_ARRAYS = {
+    "offsets": np.int64,
+    "targets": np.int32,
+    "edge_relations": np.int16,
+    "timestamps": np.int64,
+    "node_types": np.int16,
+    "item_nodes": np.int32,
+}
+
+
+@dataclass(frozen=True)
+class KnowledgeGraph:
+    """Directed typed edges in compressed sparse rows: the edges of node `n` are `offsets[n]:offsets[n + 1]`.
+
+    A relation `r` of `relations` has the edge code `2 * r` in the direction of its name and `2 * r + 1` against it, so
+    `code // 2` is the relation and `code ^ 1` the inverse.
+
+    Args:
+        relations (`tuple[str, ...]`): names.
+        entity_types (`tuple[str, ...]`): names of node types.
+        node_keys (`np.ndarray` of `str`, shape (N,)): identifier of each node within its type.
+        node_names (`np.ndarray` of `str`, shape (N,)): text of each node; empty where only an identifier is known.
+        node_types (`np.ndarray`, shape (N,)): index into `entity_types`.
+        offsets (N + 1,), targets (E,), edge_relations (E,), timestamps (E,): the edges, ordered by source, edge code and
+            target. `UNDATED` marks facts that hold at any time.
+        item_nodes (`np.ndarray`, shape (num_items + 1,)): node of each dense item, -1 where there is none (and for padding).
+    """
+
+    relations: tuple[str, ...]
+    entity_types: tuple[str, ...]
+    node_keys: np.ndarray
+    node_names: np.ndarray
+    node_types: np.ndarray
+    offsets: np.ndarray
+    targets: np.ndarray
+    edge_relations: np.ndarray
+    timestamps: np.ndarray
+    item_nodes: np.ndarray
+
+    # -- making one -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: SequenceDataset,
+        triples: Triples | None = None,
+        *,
+        include_heldout: bool = False,
+        whole_values: Sequence[str] = (),
+    ) -> KnowledgeGraph:
+        """Users, items and the items' attributes; RATED edges go from user to item and carry their time.
+
+        Args:
+            dataset: its training interactions become edges.
+            triples: further facts. Linked entities are the items themselves; a relation that is another one read backwards
+                (Freebase stores both directions) is merged with it.
+            include_heldout: add validation and test interactions, as the published graph does. A ranker evaluated with such
+                a graph has seen its answers; only the published counts need it.
+            whole_values: attribute relations whose values of an item are joined into one entity ("Action|Crime"), as the
+                published graph does with genres. For these the dropped items' values become nodes too, as published.
+        """
+        builder = _Builder()
+        users = [builder.node(USER, raw, "") for raw in dataset.user_ids]
+        items = [builder.node(ITEM, raw, title) for raw, title in zip(dataset.items.ids, dataset.items.titles, strict=True)]
+        rated = np.ones(len(dataset.labels), dtype=bool) if include_heldout else dataset.labels == TRAIN
+        positions = np.flatnonzero(rated)
+        builder.edges(
+            RATED,
+            np.asarray(users)[dataset.user_of(positions) - 1],
+            np.asarray(items)[dataset.item_sequence[positions] - 1],
+            dataset.timestamps[positions],
+            both_ways=False,
+        )
+        for relation, cells in dataset.items.attributes.items():
+            whole = relation in whole_values
+            pairs = [
+                (items[row], builder.node(relation, value, value))
+                for row, values in enumerate(cells)
+                for value in ([_joined(values)] if whole else values)
+            ]
+            if whole:
+                for values in dataset.dropped_items.attributes.get(relation, ()):
+                    builder.node(relation, _joined(values), _joined(values))
+            builder.edges(relation, [a for a, _ in pairs], [b for _, b in pairs])
+        if triples is not None:
+            builder.add_triples(triples, dict(zip(dataset.items.ids, items, strict=True)))
+        return builder.build(item_nodes=[-1, *items])
+
+    @classmethod
+    def from_triples(cls, triples: Triples, item_ids: Sequence[str], titles: Sequence[str] | None = None) -> KnowledgeGraph:
+        """A graph of facts alone. `item_ids` are the raw ids of dense items 1, 2, ...; items without facts stay without edges."""
+        builder = _Builder()
+        titles = titles or item_ids
+        items = [builder.node(ITEM, raw, clean_text(title)) for raw, title in zip(item_ids, titles, strict=True)]
+        builder.add_triples(triples, dict(zip(item_ids, items, strict=True)))
+        return builder.build(item_nodes=[-1, *items])
+
+    @classmethod
+    def from_networkx(cls, graph: nx.Graph, item_ids: Sequence[str]) -> KnowledgeGraph:
+        """A networkx graph whose edges have `relation` and, optionally, `timestamp`, and whose nodes may have `type` and `name`.
+
+        Item nodes are those of type "item" or, where no node has a type, those whose key is in `item_ids`. An undirected graph,
+        or an edge with `both_ways=True`, is read in both directions.
+
+        Raises:
+            LKGDataError: an edge lacks its relation.
+        """
+        builder = _Builder()
+        for relation in graph.graph.get("relations", ()):  # keeps the order of a vocabulary that `to_networkx` wrote
+            builder.relations.setdefault(relation, len(builder.relations))
+        typed = any("type" in data for _, data in graph.nodes(data=True))
+        wanted = set(item_ids)
+        nodes = {}
+        for key, data in graph.nodes(data=True):
+            raw = str(data.get("key", key))
+            kind = data.get("type", ENTITY) if typed else (ITEM if raw in wanted else ENTITY)
+            nodes[key] = builder.node(kind, raw, clean_text(data.get("name", "" if kind == USER else raw)))
+        grouped: dict[tuple[str, bool], list[tuple[int, int, int]]] = {}
+        for source, target, data in graph.edges(data=True):
+            if "relation" not in data:
+                raise LKGDataError(
+                    f"Edge {source!r} -> {target!r} has attributes {sorted(data)} but no 'relation'. Every edge needs one: "
+                    "`graph.add_edge(a, b, relation='DIRECTED_BY')`."
+                )
+            both_ways = bool(data.get("both_ways", not graph.is_directed()))
+            stamp = int(data.get("timestamp", UNDATED))
+            grouped.setdefault((data["relation"], both_ways), []).append((nodes[source], nodes[target], stamp))
+        for (relation, both_ways), edges in grouped.items():
+            sources, targets, stamps = zip(*edges, strict=True)
+            builder.edges(relation, sources, targets, stamps, both_ways=both_ways)
+        return builder.build(item_nodes=[-1, *(builder.index.get((ITEM, raw), -1) for raw in item_ids)])
+
+    def to_networkx(self) -> nx.MultiDiGraph:
+        """Nodes `0..N-1` with `type`, `key` and `name`; one edge a fact, with `relation`, `both_ways` and any `timestamp`."""
+        graph = nx.MultiDiGraph(relations=list(self.relations))
+        for node in range(self.num_nodes):
+            kind = self.entity_types[self.node_types[node]]
+            graph.add_node(node, type=kind, key=str(self.node_keys[node]), name=str(self.node_names[node]))
+        sources = self.edge_sources()
+        codes = np.asarray(self.edge_relations, dtype=np.int64)
+        inverse = codes % 2 == 1
+        width = self.num_nodes
+        reverse_keys = set(((self.targets[inverse] * np.int64(width) + sources[inverse]) * 4096 + codes[inverse] // 2).tolist())
+        for edge in np.flatnonzero(~inverse):
+            source, target, relation = int(sources[edge]), int(self.targets[edge]), int(codes[edge]) // 2
+            data: dict[str, Any] = {
+                "relation": self.relations[relation],
+                "both_ways": (source * width + target) * 4096 + relation in reverse_keys,
+            }
+            if self.timestamps[edge] != UNDATED:
+                data["timestamp"] = int(self.timestamps[edge])
+            graph.add_edge(source, target, **data)
+        return graph
+
+    # -- looking at it ----------------------------------------------------------------------------------------------
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def num_edges(self) -> int:
+        return len(self.targets)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_nodes) - 1
+
+    def edge_sources(self) -> np.ndarray:
+        """Source node of every edge, shape (E,)."""
+        return np.repeat(np.arange(self.num_nodes, dtype=np.int64), np.diff(self.offsets))
+
+    def neighbours(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All edges out of `nodes`: index into `nodes` (which one), edge code, and target, each of shape (M,)."""
+        starts, stops = self.offsets[nodes], self.offsets[np.asarray(nodes) + 1]
+        lengths = stops - starts
+        which = np.repeat(np.arange(len(nodes)), lengths)
+        edges = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths) + np.repeat(starts, lengths)
+        return which, self.edge_relations[edges], self.targets[edges]
+
+    def item_of_node(self) -> np.ndarray:
+        """Dense item of every node, 0 where the node is none, shape (N,)."""
+        items = np.zeros(self.num_nodes, dtype=np.int64)
+        present = np.flatnonzero(np.asarray(self.item_nodes) >= 0)
+        items[np.asarray(self.item_nodes)[present]] = present
+        return items
+
+    def describe(self) -> str:
+        counts = np.bincount(np.asarray(self.edge_relations) // 2, minlength=len(self.relations))
+        parts = ", ".join(f"{name} {count:,}" for name, count in zip(self.relations, counts, strict=True))
+        return f"{self.num_nodes:,} nodes, {self.num_edges:,} edges ({parts})"
+
+    # -- views ------------------------------------------------------------------------------------------------------
+
+    def before(self, timestamp: int) -> KnowledgeGraph:
+        """The graph as it was known just before `timestamp`: dated edges from then on are gone, undated facts stay."""
+        return self._keep(np.asarray(self.timestamps) < timestamp)
+
+    def without_relations(self, names: Iterable[str]) -> KnowledgeGraph:
+        """The graph without the edges of some relations; the vocabulary stays, so a model still fits."""
+        codes = [self.relations.index(name) for name in names if name in self.relations]
+        return self._keep(~np.isin(np.asarray(self.edge_relations) // 2, codes))
+
+    def shuffle_items(self, seed: int = 0) -> KnowledgeGraph:
+        """The control: every item takes the place of another one. Degrees, relations and entities stay, the truth goes."""
+        present = np.flatnonzero(np.asarray(self.item_nodes) >= 0)
+        permuted = np.array(self.item_nodes)
+        permuted[present] = permuted[np.random.default_rng(seed).permutation(present)]
+        return replace(self, item_nodes=permuted)
+
+    def _keep(self, edges: np.ndarray) -> KnowledgeGraph:
+        counts = np.add.reduceat(np.append(edges, False).astype(np.int64), self.offsets[:-1]) if len(edges) else 0
+        counts = np.where(np.diff(self.offsets) > 0, counts, 0)
+        return replace(
+            self,
+            offsets=np.concatenate([[0], np.cumsum(counts)]),
+            targets=np.asarray(self.targets)[edges],
+            edge_relations=np.asarray(self.edge_relations)[edges],
+            timestamps=np.asarray(self.timestamps)[edges],
+        )
+
+    # -- keeping it -------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `graph.safetensors`, `nodes.parquet` and `graph.json` into `folder`, whole or not at all."""
+        with atomic_folder(folder) as temporary:
+            arrays = {name: np.ascontiguousarray(getattr(self, name), dtype) for name, dtype in _ARRAYS.items()}
+            save_file(arrays, temporary / "graph.safetensors")
+            nodes = pd.DataFrame({"key": self.node_keys.astype(str), "name": self.node_names.astype(str)})
+            nodes.to_parquet(temporary / "nodes.parquet")
+            write_json(
+                temporary / "graph.json",
+                {
+                    "format_version": FORMAT_VERSION,
+                    "relations": list(self.relations),
+                    "entity_types": list(self.entity_types),
+                    "num_nodes": self.num_nodes,
+                    "num_edges": self.num_edges,
+                },
+            )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> KnowledgeGraph:
+        """Map what `save_pretrained` wrote: the arrays stay on disk until they are touched.
+
+        Raises:
+            LKGDataError: a file is absent, damaged, or does not fit the others.
+        """
+        folder = Path(folder)
+        description = read_json(folder / "graph.json")
+        try:
+            nodes = pd.read_parquet(folder / "nodes.parquet")
+            arrays = map_safetensors(folder / "graph.safetensors")
+            graph = cls(
+                relations=tuple(description["relations"]),
+                entity_types=tuple(description["entity_types"]),
+                node_keys=nodes["key"].to_numpy(dtype=object),
+                node_names=nodes["name"].to_numpy(dtype=object),
+                **{name: arrays[name] for name in _ARRAYS},
+            )
+            fits = (
+                graph.num_nodes == description["num_nodes"] == len(nodes) == len(graph.node_types)
+                and graph.num_edges == description["num_edges"] == len(graph.edge_relations) == len(graph.timestamps)
+                and int(graph.offsets[-1]) == graph.num_edges
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LKGDataError(f"The knowledge graph in {folder} is damaged ({error}). Save or download it again.") from error
+        if not fits:
+            raise LKGDataError(f"The files of the knowledge graph in {folder} do not fit each other. Save or download it again.")
+        return graph
+
+
+def map_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file as read-only arrays backed by the file.
+
+    Raises:
+        ValueError: the header is not whole or the data is shorter than it says.
+    """
+    dtypes = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "F32": np.float32}
+    with open(path, "rb") as stream:
+        buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    start = 8 + int.from_bytes(buffer[:8], "little")
+    if start > len(buffer):
+        raise ValueError(f"{path.name} ends inside its header")
+    header = json.loads(buffer[8:start])
+    header.pop("__metadata__", None)
+    arrays = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        if start + end > len(buffer):
+            raise ValueError(f"{path.name} ends inside {name}")
+        dtype = np.dtype(dtypes[entry["dtype"]])
+        array = np.frombuffer(buffer, dtype, count=(end - begin) // dtype.itemsize, offset=start + begin)
+        arrays[name] = array.reshape(entry["shape"])
+    return arrays
+
+
+def _joined(values: Sequence[str]) -> str:
+    return "|".join(values) or "(none listed)"  # the published graph has a node for films without a genre, too
+
+
+class _Builder:
+    """Collects nodes and edges in any order; `build` sorts, removes repeated facts and packs them."""
+
+    def __init__(self) -> None:
+        self.index: dict[tuple[str, str], int] = {}
+        self.names: list[str] = []
+        self.relations: dict[str, int] = {}
+        self.parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def node(self, kind: str, key: str, name: str) -> int:
+        node = self.index.setdefault((kind, str(key)), len(self.index))
+        if node == len(self.names):
+            self.names.append(name)
+        return node
+
+    def edges(
+        self,
+        relation: str,
+        sources: Sequence[int] | np.ndarray,
+        targets: Sequence[int] | np.ndarray,
+        timestamps: Sequence[int] | np.ndarray | None = None,
+        both_ways: bool = True,
+    ) -> None:
+        code = 2 * self.relations.setdefault(relation, len(self.relations))
+        sources, targets = np.asarray(sources, dtype=np.int64), np.asarray(targets, dtype=np.int64)
+        stamps = np.full(len(sources), UNDATED) if timestamps is None else np.asarray(timestamps, dtype=np.int64)
+        self.parts.append((sources, np.full(len(sources), code), targets, stamps))
+        if both_ways:
+            self.parts.append((targets, np.full(len(sources), code + 1), sources, stamps))
+
+    def add_triples(self, triples: Triples, item_node: Mapping[str, int]) -> None:
+        def node_of(entity: str) -> int:
+            item = item_node.get(triples.item_of_entity.get(entity, ""))
+            return self.node(ENTITY, entity, "") if item is None else item
+
+        entities = {entity: node_of(entity) for entity in dict.fromkeys([*triples.heads, *triples.tails])}
+        heads = np.array([entities[entity] for entity in triples.heads], dtype=np.int64)
+        tails = np.array([entities[entity] for entity in triples.tails], dtype=np.int64)
+        facts: dict[str, np.ndarray] = {}
+        for relation in dict.fromkeys(triples.relations):
+            mask = triples.relations == relation
+            facts[relation] = np.unique(np.stack([heads[mask], tails[mask]], axis=1), axis=0)
+        for relation, pairs in merge_inverses(facts).items():
+            self.edges(relation, pairs[:, 0], pairs[:, 1])
+
+    def build(self, item_nodes: Sequence[int]) -> KnowledgeGraph:
+        columns = [np.concatenate(column) if column else np.zeros(0, np.int64) for column in zip(*self.parts, strict=True)]
+        sources, codes, targets, stamps = columns or [np.zeros(0, np.int64)] * 4
+        order = np.lexsort((stamps, targets, codes, sources))
+        sources, codes, targets, stamps = sources[order], codes[order], targets[order], stamps[order]
+        if len(sources):  # of a fact given twice the earliest date stays
+            new = np.append(True, (np.diff(sources) != 0) | (np.diff(codes) != 0) | (np.diff(targets) != 0))
+            sources, codes, targets, stamps = sources[new], codes[new], targets[new], stamps[new]
+        kinds = list(dict.fromkeys(kind for kind, _ in self.index))
+        return KnowledgeGraph(
+            relations=tuple(self.relations),
+            entity_types=tuple(kinds),
+            node_keys=np.array([key for _, key in self.index], dtype=object),
+            node_names=np.array(self.names, dtype=object),
+            node_types=np.array([kinds.index(kind) for kind, _ in self.index], dtype=np.int16),
+            offsets=np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=len(self.index)))]).astype(np.int64),
+            targets=targets.astype(np.int32),
+            edge_relations=codes.astype(np.int16),
+            timestamps=stamps.astype(np.int64),
+            item_nodes=np.asarray(item_nodes, dtype=np.int32),
+        )
+
+
+def merge_inverses(facts: Mapping[str, np.ndarray], overlap: float = 0.9) -> dict[str, np.ndarray]:
+    """Join relations that state the same facts in opposite directions; the name that comes first stays.
+
+    Args:
+        facts: relation -> distinct (head, tail) pairs, shape (T, 2).
+        overlap: share of the smaller relation's facts that must appear, reversed, in the larger.
+    """
+    merged: dict[str, np.ndarray] = {}
+    keys: dict[str, set[tuple[int, int]]] = {}
+    for relation, pairs in sorted(facts.items()):
+        reversed_keys = {(tail, head) for head, tail in pairs.tolist()}
+        twin = next(
+            (
+                other
+                for other, known in keys.items()
+                if len(reversed_keys & known) >= overlap * min(len(reversed_keys), len(known)) > 0
+                and max(len(reversed_keys), len(known)) <= 2 * min(len(reversed_keys), len(known))
+            ),
+            None,
+        )
+        if twin is None:
+            merged[relation] = pairs
+            keys[relation] = {(head, tail) for head, tail in pairs.tolist()}
+        else:
+            merged[twin] = np.unique(np.concatenate([merged[twin], pairs[:, ::-1]]), axis=0)
+            keys[twin] |= reversed_keys
+    return merged

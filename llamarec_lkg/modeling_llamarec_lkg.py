@@ -1,0 +1,511 @@
+"""The ranker: a causal language model that reads candidates behind letters, and a preference module that reads the graph.
+
+LlamaRec (arXiv 2311.02089) for the verbalizer, LlamaRec-LKG-RAG (arXiv 2506.07449) for preferences over relations. Here both
+gradient routes from the ranking loss to the preferences are real; see `LlamaRecLKGForRanking.forward`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, cached_file
+
+from .backbones import resolve_backbone
+from .configuration_llamarec_lkg import LlamaRecLKGConfig
+from .schema import UNKNOWN_USER, LKGDataError
+from .storage import atomic_file
+
+
+ADAPTER_FOLDER = "adapter"
+
+
+@dataclass
+class RankingOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.Tensor`, shape (), optional): listwise cross-entropy over the candidates.
+        logits (`torch.Tensor`, shape (B, C)): ranking scores; -inf where there is no candidate.
+        preferences (`torch.Tensor`, shape (B, R)): distribution over relations.
+        path_scores (`torch.Tensor`, shape (B, P)): score of every path; -inf where there is none.
+        selected_paths (`torch.Tensor` of `long`, shape (B, K)): paths in the prompt, best first; -1 where there is none.
+        letter_logits (`torch.Tensor`, shape (B, C), optional): what the backbone said, prior not yet subtracted.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    preferences: torch.Tensor | None = None
+    path_scores: torch.Tensor | None = None
+    selected_paths: torch.Tensor | None = None
+    letter_logits: torch.Tensor | None = None
+
+
+class UserPreferenceModule(nn.Module):
+    """Relation logits of a user, from the history's relation statistics and an id embedding that known users add."""
+
+    def __init__(self, config: LlamaRecLKGConfig):
+        super().__init__()
+        self.user_dropout = config.user_dropout
+        self.dropout = nn.Dropout(config.preference_dropout)
+        self.history_in = self.history_out = self.user_embedding = self.user_norm = self.user_out = None
+        self.bias = nn.Parameter(torch.zeros(config.num_relations))
+        if config.use_history_preferences:
+            self.history_in = nn.Linear(config.num_history_features, config.preference_hidden_size)
+            self.history_out = nn.Linear(config.preference_hidden_size, config.num_relations, bias=False)
+        if config.use_user_embedding and config.num_users:
+            self.user_embedding = nn.Embedding(config.num_users + 1, config.user_embedding_size, padding_idx=UNKNOWN_USER)
+            self.user_norm = nn.LayerNorm(config.user_embedding_size)
+            self.user_out = nn.Linear(config.user_embedding_size, config.num_relations, bias=False)
+
+    def forward(self, user_ids: torch.Tensor, history_relations: torch.Tensor) -> torch.Tensor:
+        """(B,) dense users and (B, F) statistics -> (B, R) logits. User 0 and unseen ids get the history's part alone."""
+        logits = self.bias.float().expand(len(user_ids), -1)
+        if self.history_in is not None:
+            hidden = F.gelu(self.history_in(history_relations.to(self.history_in.weight.dtype)))
+            logits = logits + self.history_out(self.dropout(hidden)).float()
+        if self.user_embedding is not None:
+            user_ids = user_ids.masked_fill(user_ids >= self.user_embedding.num_embeddings, UNKNOWN_USER)
+            if self.training and self.user_dropout > 0:
+                hide = torch.rand(user_ids.shape, device=user_ids.device) < self.user_dropout
+                user_ids = user_ids.masked_fill(hide, UNKNOWN_USER)
+            personal = self.user_out(self.dropout(self.user_norm(self.user_embedding(user_ids)))).float()
+            logits = logits + personal * (user_ids != UNKNOWN_USER)[:, None]
+        return logits
+
+
+class ScoreFusion(nn.Module):
+    """logits = s * (letters - prior) + a * evidence . preferences + b * retrieval, each part behind its switch."""
+
+    def __init__(self, config: LlamaRecLKGConfig):
+        super().__init__()
+        self.config = config
+        for name in ("letter_scale", "evidence_weight", "retrieval_weight"):
+            self.register_parameter(name, nn.Parameter(torch.tensor(float(getattr(config, name)))))
+        self.letter_scale.requires_grad_(config.use_language_model and config.learn_letter_scale)
+        self.evidence_weight.requires_grad_(config.use_evidence_fusion)
+        self.retrieval_weight.requires_grad_(config.use_retrieval_scores)
+
+    def forward(
+        self,
+        letter_logits: torch.Tensor | None,
+        preferences: torch.Tensor,
+        evidence: torch.Tensor,
+        retrieval_scores: torch.Tensor,
+        candidate_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        logits = torch.zeros_like(retrieval_scores, dtype=torch.float32)
+        if letter_logits is not None:
+            logits = logits + self.letter_scale * letter_logits
+        if self.config.use_evidence_fusion:
+            logits = logits + self.evidence_weight * torch.einsum("br,bcr->bc", preferences, evidence.float())
+        if self.config.use_retrieval_scores:
+            scores = retrieval_scores.float().masked_fill(~candidate_mask, 0.0)
+            mean = scores.sum(1, keepdim=True) / candidate_mask.sum(1, keepdim=True).clamp(min=1)
+            logits = logits + self.retrieval_weight * (scores - mean)
+        return logits.masked_fill(~candidate_mask, torch.finfo(torch.float32).min)
+
+
+@dataclass
+class AssembledPrompt:
+    """One left-padded sequence a row, and which path (0..K-1 by rank, -1 none) each token belongs to; all (B, L)."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    path_rank: torch.Tensor
+
+
+def select_paths(
+    scores: torch.Tensor, count: int, path_sources: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` best paths of each row, ties by index.
+
+    Args:
+        scores (`torch.Tensor`, shape (B, P)): -inf where there is no path.
+        path_sources (`torch.Tensor`, shape (B, P), optional): history item of each path; of each only the best is taken.
+
+    Returns:
+        indices (B, K) with -1 where fewer were found, and their scores (B, K); K is at most P.
+    """
+    ordered, indices = torch.sort(scores, dim=1, descending=True, stable=True)
+    if path_sources is not None:
+        sources = path_sources.gather(1, indices)
+        repeated = (sources[:, :, None] == sources[:, None, :]).tril(-1).any(-1)
+        first = torch.sort((repeated | ordered.isneginf()).long(), dim=1, stable=True)
+        indices, ordered = indices.gather(1, first.indices), ordered.gather(1, first.indices)
+        ordered = ordered.masked_fill(first.values.bool(), -torch.inf)
+    ordered, indices = ordered[:, :count], indices[:, :count]
+    return indices.masked_fill(ordered.isneginf(), -1), ordered
+
+
+def assemble_prompt(
+    prefix_input_ids: torch.Tensor,
+    prefix_attention_mask: torch.Tensor,
+    path_input_ids: torch.Tensor,
+    path_attention_mask: torch.Tensor,
+    suffix_input_ids: torch.Tensor,
+    suffix_attention_mask: torch.Tensor,
+    selected_paths: torch.Tensor,
+    max_length: int,
+) -> AssembledPrompt:
+    """prefix + selected paths, best first + suffix, packed to the right without gaps.
+
+    Where the whole would be longer than `max_length`, the lowest-scored paths are left out. (The processor has already cut the
+    history so that prefix and suffix fit.)
+    """
+    batch, device = len(prefix_input_ids), prefix_input_ids.device
+    chosen = selected_paths.clamp(min=0)[:, :, None].expand(-1, -1, path_input_ids.shape[2])
+    paths = path_input_ids.gather(1, chosen)
+    mask = path_attention_mask.gather(1, chosen).bool() & (selected_paths >= 0)[:, :, None]
+    room = max_length - prefix_attention_mask.sum(1) - suffix_attention_mask.sum(1)
+    fits = mask.sum(2).cumsum(1) <= room[:, None]
+    mask = mask & fits[:, :, None]
+    ranks = torch.arange(paths.shape[1], device=device)[None, :, None].expand_as(paths)
+
+    ids = torch.cat([prefix_input_ids, paths.flatten(1), suffix_input_ids], dim=1)
+    mask = torch.cat([prefix_attention_mask.bool(), mask.flatten(1), suffix_attention_mask.bool()], dim=1)
+    none = torch.full((batch, 1), -1, device=device)
+    rank = torch.cat(
+        [none.expand(-1, prefix_input_ids.shape[1]), ranks.flatten(1), none.expand(-1, suffix_input_ids.shape[1])], dim=1
+    )
+    order = torch.sort(mask.to(torch.uint8), dim=1, stable=True).indices  # padding first, tokens in their order after it
+    order = order[:, -max(1, int(mask.sum(1).max())) :]
+    mask = mask.gather(1, order)
+    return AssembledPrompt(
+        input_ids=ids.gather(1, order).masked_fill(~mask, 0),
+        attention_mask=mask.long(),
+        path_rank=rank.gather(1, order).masked_fill(~mask, -1),
+    )
+
+
+class LlamaRecLKGForRanking(PreTrainedModel):
+    """Ranks up to 52 candidates in one forward pass. `AutoModel.from_pretrained` returns it."""
+
+    config: LlamaRecLKGConfig
+    config_class = LlamaRecLKGConfig
+    base_model_prefix = "ranker"
+    main_input_name = "prefix_input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # our loss is a mean over lists; the Trainer must not rescale it when it accumulates
+    _keep_in_fp32_modules = ["preference", "fusion"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+    def __init__(self, config: LlamaRecLKGConfig, language_model: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.preference = UserPreferenceModule(config)
+        self.fusion = ScoreFusion(config)
+        self.language_model = None
+        if config.use_language_model and language_model is None:
+            language_model = AutoModelForCausalLM.from_config(config.text_config)
+            self.language_model = language_model
+            self.post_init()
+        else:  # a loaded backbone keeps its weights: only our own modules are initialised
+            self.post_init()
+            self.language_model = language_model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, UserPreferenceModule):
+            # outputs start at zero, so training starts at uniform preferences and every input can pull them away
+            module.bias.zero_()
+            for output in (module.history_out, module.user_out):
+                if output is not None:
+                    nn.init.zeros_(output.weight)
+            if module.user_embedding is not None:
+                nn.init.normal_(module.user_embedding.weight, std=0.1)
+                module.user_embedding.weight[UNKNOWN_USER].zero_()
+            if module.history_in is not None:
+                nn.init.xavier_uniform_(module.history_in.weight)
+                nn.init.zeros_(module.history_in.bias)
+            if module.user_norm is not None:
+                nn.init.ones_(module.user_norm.weight)
+                nn.init.zeros_(module.user_norm.bias)
+        elif isinstance(module, ScoreFusion):
+            for name in ("letter_scale", "evidence_weight", "retrieval_weight"):
+                getattr(module, name).fill_(getattr(self.config, name))
+
+    # -- backbone and adapters --------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: str | Path | PreTrainedModel, config: LlamaRecLKGConfig, **kwargs: Any
+    ) -> LlamaRecLKGForRanking:
+        """A ranker around a pretrained causal language model.
+
+        Args:
+            backbone: a model, a folder, a Hub id, or a name known to `backbones.py`.
+            config: its `text_config` and `backbone_name_or_path` are filled in here.
+            kwargs: for `AutoModelForCausalLM.from_pretrained`: `dtype`, `quantization_config`, `device_map`, ...
+        """
+        if not isinstance(backbone, PreTrainedModel):
+            config.backbone_name_or_path = str(backbone)
+            backbone = AutoModelForCausalLM.from_pretrained(resolve_backbone(str(backbone)), **kwargs)
+        elif config.backbone_name_or_path is None:
+            config.backbone_name_or_path = backbone.config.name_or_path or None
+        config.text_config = backbone.config
+        model = cls(config, language_model=backbone)
+        model.preference.to(backbone.device)
+        model.fusion.to(backbone.device)
+        return model.eval()
+
+    @property
+    def has_adapter(self) -> bool:
+        return hasattr(self.language_model, "peft_config")
+
+    def add_adapter(self, adapter_config: Any, adapter_name: str = "default") -> None:
+        """Wrap the backbone with a PEFT adapter (LoRA, QLoRA, ...). The preference module stays as it is: fully trained."""
+        from peft import get_peft_model, prepare_model_for_kbit_training
+
+        if self.has_adapter:
+            self.language_model.add_adapter(adapter_name, adapter_config)
+            return
+        if getattr(self.language_model, "is_quantized", False):
+            self.language_model = prepare_model_for_kbit_training(
+                self.language_model, use_gradient_checkpointing=False
+            )
+        self.language_model = get_peft_model(self.language_model, adapter_config, adapter_name=adapter_name)
+
+    def merge_adapter(self) -> LlamaRecLKGForRanking:
+        """Add the adapter's weights to the backbone's and drop the wrapper, so that the whole can be saved as one."""
+        if self.has_adapter:
+            self.language_model = self.language_model.merge_and_unload()
+            self.config.external_backbone = False
+        return self
+
+    def get_input_embeddings(self) -> nn.Module | None:
+        return None if self.language_model is None else self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return None if self.language_model is None else self.language_model.get_output_embeddings()
+
+    # -- saving and loading -----------------------------------------------------------------------------------------
+
+    def own_state_dict(self) -> dict[str, torch.Tensor]:
+        """The weights of everything but the backbone."""
+        return {
+            name: value.detach().contiguous()
+            for name, value in self.state_dict().items()
+            if not name.startswith("language_model.")
+        }
+
+    def save_pretrained(self, save_directory: str | Path, *, include_backbone: bool | None = None, **kwargs: Any) -> None:
+        """Save the whole model or, by default when it has an adapter, only what was trained.
+
+        The small form holds `config.json`, the preference and fusion weights in `model.safetensors`, and the adapter in
+        `adapter/`; the backbone is named, not copied.
+
+        Args:
+            include_backbone: False saves the small form of a model without adapter as well (its backbone is then taken to be
+                untrained).
+        """
+        external = (self.has_adapter or self.language_model is None) if include_backbone is None else not include_backbone
+        if self.has_adapter and not external:
+            raise LKGDataError("A model with an adapter is saved whole after `model.merge_adapter()`.")
+        self.config.external_backbone = external and self.language_model is not None
+        if not external:
+            super().save_pretrained(save_directory, **kwargs)
+            return
+        if not kwargs.pop("is_main_process", True):
+            return
+        kwargs.pop("state_dict", None)
+        if kwargs.pop("push_to_hub", False):
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.architectures = [type(self).__name__]
+        self.config.save_pretrained(folder)
+        with atomic_file(folder / SAFE_WEIGHTS_NAME) as temporary:
+            save_file({k: v.cpu() for k, v in self.own_state_dict().items()}, temporary, metadata={"format": "pt"})
+        if self.has_adapter:
+            self.language_model.save_pretrained(folder / ADAPTER_FOLDER, save_embedding_layers=False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> LlamaRecLKGForRanking:
+        """Load any of the forms `save_pretrained` writes, from a folder or from the Hub.
+
+        Args:
+            config: a `LlamaRecLKGConfig` to use in place of the saved one.
+            is_trainable (`bool`): whether a saved adapter can be trained on. Default False.
+            kwargs: for the backbone: `dtype`, `quantization_config`, `device_map`, `attn_implementation`, ...
+
+        Raises:
+            LKGDataError: weights of the preference module are missing, or the backbone cannot be found.
+        """
+        hub = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only", "subfolder") if k in kwargs}
+        config = kwargs.pop("config", None)
+        if not isinstance(config, LlamaRecLKGConfig):
+            config = LlamaRecLKGConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        is_trainable = kwargs.pop("is_trainable", False)
+        if not config.external_backbone and config.use_language_model:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        kwargs = {k: v for k, v in kwargs.items() if k not in hub and k not in ("trust_remote_code", "_from_auto")}
+        if config.use_language_model:
+            if config.backbone_name_or_path is None:
+                raise LKGDataError(
+                    f"{pretrained_model_name_or_path} holds no backbone and does not name one. Load it with "
+                    "`LlamaRecLKGForRanking.from_backbone(backbone, config)` and `model.load_own_weights(path)`."
+                )
+            model = cls.from_backbone(config.backbone_name_or_path, config, **kwargs)
+        else:
+            model = cls(config)
+        weights = cached_file(str(pretrained_model_name_or_path), SAFE_WEIGHTS_NAME, **hub)
+        model.load_own_weights(weights)
+        adapter = cached_file(
+            str(pretrained_model_name_or_path),
+            f"{ADAPTER_FOLDER}/adapter_config.json",
+            _raise_exceptions_for_missing_entries=False,
+            **hub,
+        )
+        if adapter is not None:
+            from peft import PeftModel
+
+            cached_file(str(pretrained_model_name_or_path), f"{ADAPTER_FOLDER}/adapter_model.safetensors", **hub)
+            model.language_model = PeftModel.from_pretrained(
+                model.language_model, str(Path(adapter).parent), is_trainable=is_trainable
+            )
+        return model.eval()
+
+    def load_own_weights(self, path: str | Path) -> None:
+        """Load preference and fusion weights from a safetensors file; every one of them must be there.
+
+        Raises:
+            LKGDataError: a weight is missing, left over, or of another shape.
+        """
+        found, needed = load_file(path), self.own_state_dict()
+        wrong = {
+            name: (tuple(found[name].shape) if name in found else None, tuple(needed[name].shape) if name in needed else None)
+            for name in found.keys() | needed.keys()
+            if name not in found or name not in needed or found[name].shape != needed[name].shape
+        }
+        if wrong:
+            raise LKGDataError(
+                f"{path} does not fit this model; (found, needed) shapes: {wrong}. The weights belong to another configuration "
+                "(relations, users, or switches): load them with the config.json saved beside them."
+            )
+        self.load_state_dict(found, strict=False)
+
+    # -- the computation --------------------------------------------------------------------------------------------
+
+    def preferences(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Distribution over relations of each row, shape (B, R), from `user_ids` and `history_relations` of a batch."""
+        return self.preference(batch["user_ids"], batch["history_relations"]).softmax(-1)
+
+    def forward(
+        self,
+        evidence: torch.Tensor,
+        retrieval_scores: torch.Tensor,
+        candidate_mask: torch.Tensor,
+        user_ids: torch.Tensor,
+        history_relations: torch.Tensor,
+        prefix_input_ids: torch.Tensor | None = None,
+        prefix_attention_mask: torch.Tensor | None = None,
+        path_input_ids: torch.Tensor | None = None,
+        path_attention_mask: torch.Tensor | None = None,
+        path_relation_weights: torch.Tensor | None = None,
+        path_sources: torch.Tensor | None = None,
+        suffix_input_ids: torch.Tensor | None = None,
+        suffix_attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> RankingOutput:
+        """Rank the candidates of each row.
+
+        The prompt's parts (all but the first five arguments) are needed only with `config.use_language_model`. The ranking
+        loss reaches the preferences by two routes: through `evidence` in the fusion, exactly; and through the gate on the
+        tokens of the selected paths, whose choice itself is discrete.
+
+        Args:
+            evidence (`torch.Tensor`, shape (B, C, R)): how strongly the history points at each candidate along each relation.
+            retrieval_scores (`torch.Tensor`, shape (B, C)): first-stage scores.
+            candidate_mask (`torch.Tensor` of `bool`, shape (B, C)): real candidates.
+            user_ids (`torch.Tensor` of `long`, shape (B,)): dense users, 0 unknown.
+            history_relations (`torch.Tensor`, shape (B, F)): relation statistics of the history.
+            prefix_input_ids, prefix_attention_mask (`torch.Tensor`, shape (B, Lp)): instruction and history.
+            path_input_ids, path_attention_mask (`torch.Tensor`, shape (B, P, Lr)): every path as text.
+            path_relation_weights (`torch.Tensor`, shape (B, P, R)): weight of each relation in each path.
+            path_sources (`torch.Tensor` of `long`, shape (B, P)): history item of each path.
+            suffix_input_ids, suffix_attention_mask (`torch.Tensor`, shape (B, Ls)): candidates and response cue.
+            labels (`torch.Tensor` of `long`, shape (B,), optional): index of the target; negative is left out of the loss.
+
+        Returns:
+            [`RankingOutput`]
+        """
+        preferences = self.preference(user_ids, history_relations).softmax(-1)
+        letter_logits = path_scores = selected = relative = None
+        if self.config.use_language_model:
+            path_scores = torch.einsum("bpr,br->bp", path_relation_weights.float(), preferences)
+            path_scores = path_scores.masked_fill(~path_attention_mask.bool().any(-1), -torch.inf)
+            sources = path_sources if self.config.one_path_per_history_item else None
+            selected, scores = select_paths(path_scores, self.config.num_paths, sources)
+            prompt = assemble_prompt(
+                prefix_input_ids,
+                prefix_attention_mask,
+                path_input_ids,
+                path_attention_mask,
+                suffix_input_ids,
+                suffix_attention_mask,
+                selected,
+                self.config.max_length,
+            )
+            letter_logits = relative = self._letter_logits(prompt, scores, candidate_mask.shape[1])
+            if self.config.use_letter_prior:
+                relative = letter_logits - self._letter_prior(candidate_mask.shape[1])
+        logits = self.fusion(relative, preferences, evidence, retrieval_scores, candidate_mask)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits, labels.masked_fill(labels < 0, -100), ignore_index=-100)
+        return RankingOutput(loss, logits, preferences, path_scores, selected, letter_logits)
+
+    def _letter_logits(self, prompt: AssembledPrompt, path_scores: torch.Tensor, count: int) -> torch.Tensor:
+        """One pass of the backbone; the logits of the first `count` letters after the last token, (B, count) in float32."""
+        inputs: dict[str, torch.Tensor] = {"input_ids": prompt.input_ids}
+        if self.config.use_path_gate and path_scores.shape[1]:
+            # K * w_p is 1 for every path when all score alike, so an untrained gate changes nothing
+            present = ~path_scores.isneginf()
+            share = (path_scores / self.config.path_gate_temperature).masked_fill(~present, -1e4).log_softmax(-1)
+            log_gate = share + present.sum(1, keepdim=True).clamp(min=1).float().log()
+            token_gate = log_gate.gather(1, prompt.path_rank.clamp(min=0)).masked_fill(prompt.path_rank < 0, 0.0)
+            if self.config.path_gate == "attention_bias":
+                self._require_bias_kernel()
+                dtype = self.get_input_embeddings().weight.dtype
+                if torch.is_autocast_enabled(prompt.input_ids.device.type):
+                    dtype = torch.get_autocast_dtype(prompt.input_ids.device.type)
+                inputs["position_bias"] = token_gate[:, None, None, :].to(dtype)
+            else:
+                gate = token_gate.exp()
+                embeds = self.get_input_embeddings()(inputs.pop("input_ids"))
+                inputs["inputs_embeds"] = embeds * (1.0 + gate - gate.detach())[..., None].to(embeds.dtype)
+        position_ids = (prompt.attention_mask.cumsum(1) - 1).clamp(min=0)
+        # the last position only: one row of the vocabulary is a thousandth of the pass, and going through the model's own
+        # head keeps what some of them do to it (soft caps, scales)
+        output = self.language_model(
+            **inputs, attention_mask=prompt.attention_mask, position_ids=position_ids, logits_to_keep=1, use_cache=False
+        )
+        return output.logits[:, -1, self.config.letter_token_ids[:count]].float()
+
+    @torch.no_grad()
+    def _letter_prior(self, count: int) -> torch.Tensor:
+        """The letters' logits on the empty prompt, (1, count), by the weights of this moment."""
+        ids = torch.tensor([self.config.prior_input_ids], device=self.device)
+        training = self.language_model.training
+        self.language_model.eval()
+        output = self.language_model(ids, logits_to_keep=1, use_cache=False)
+        self.language_model.train(training)
+        return output.logits[:, -1, self.config.letter_token_ids[:count]].float()
+
+    def _require_bias_kernel(self) -> None:
+        kernel = self.language_model.config._attn_implementation
+        if kernel != "sdpa":
+            raise LKGDataError(
+                f"path_gate='attention_bias' needs the 'sdpa' attention kernel; the backbone uses {kernel!r}, which would "
+                "ignore the bias. Load the backbone with attn_implementation='sdpa', or set path_gate='straight_through'."
+            )
+
+
+AutoModel.register(LlamaRecLKGConfig, LlamaRecLKGForRanking, exist_ok=True)
