@@ -88,14 +88,18 @@ class LlamaRecLKGConfig(PreTrainedConfig):
         self.letter_token_ids = list(self.letter_token_ids or [])
         self.prior_input_ids = list(self.prior_input_ids or [])
         if len(set(self.relations)) != len(self.relations):
-            raise LKGDataError(f"relations holds a name twice: {self.relations}. Each relation of the graph is named once.")
+            raise LKGDataError(
+                f"relations holds a name twice: {self.relations}. Each relation of the graph is named once."
+            )
         if not 2 <= self.num_candidates <= len(LETTERS):
             raise LKGDataError(
                 f"num_candidates is {self.num_candidates}; one forward pass ranks 2 to {len(LETTERS)} candidates, one letter "
                 "each. Rank longer lists through windows (`rank_windows`)."
             )
         # with tied backbones the output rows are the input rows; `save_pretrained` of the composite has to know
-        self.tie_word_embeddings = self.tie_word_embeddings or bool(getattr(self.text_config, "tie_word_embeddings", False))
+        self.tie_word_embeddings = self.tie_word_embeddings or bool(
+            getattr(self.text_config, "tie_word_embeddings", False)
+        )
 
     @property
     def num_relations(self) -> int:

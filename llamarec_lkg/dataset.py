@@ -101,7 +101,9 @@ class SequenceDataset:
         frame = bundle.interactions.to_frame()
         known = frame[ITEM_ID].isin(set(bundle.items.ids))
         if not known.all():
-            logger.warning("Dropped %d interactions with items that have no row in the item table.", int((~known).sum()))
+            logger.warning(
+                "Dropped %d interactions with items that have no row in the item table.", int((~known).sum())
+            )
         frame = frame[known]
         if settings.min_rating is not None:
             frame = frame[frame["rating"] >= settings.min_rating]
@@ -212,7 +214,9 @@ class SequenceDataset:
                 **load_file(folder / "sequences.safetensors"),
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise LKGDataError(f"The prepared data in {folder} is damaged ({error}). Delete the folder and prepare it again.") from error
+            raise LKGDataError(
+                f"The prepared data in {folder} is damaged ({error}). Delete the folder and prepare it again."
+            ) from error
 
 
 _ARRAYS = ("offsets", "item_sequence", "ratings", "timestamps", "labels")

@@ -40,7 +40,6 @@ class _Rows:
         entries = np.arange(len(which)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
         return which, self.columns[entries], self.weights[entries]
 
-
     def lookup(self, items: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Weight of each (item, column), 0 where the row has none."""
         width = max(int(self.columns.max(initial=0)), int(columns.max(initial=0))) + 1
@@ -81,7 +80,9 @@ class EvidenceIndex:
         sources, targets = graph.edge_sources(), np.asarray(graph.targets, dtype=np.int64)
         relations = np.asarray(graph.edge_relations, dtype=np.int64) // 2
         # every edge at an item, seen from that item, whichever way it points
-        ends = np.concatenate([np.stack([sources, relations, targets]), np.stack([targets, relations, sources])], axis=1)
+        ends = np.concatenate(
+            [np.stack([sources, relations, targets]), np.stack([targets, relations, sources])], axis=1
+        )
         nodes, relations, others = np.unique(ends[:, item_of_node[ends[0]] > 0], axis=1)
         items = item_of_node[nodes]
         direct = item_of_node[others] > 0
@@ -138,7 +139,9 @@ class EvidenceIndex:
             profile[own] = 0.0
         return profile
 
-    def evidence(self, history: np.ndarray, candidates: np.ndarray | None = None, user: int = UNKNOWN_USER) -> np.ndarray:
+    def evidence(
+        self, history: np.ndarray, candidates: np.ndarray | None = None, user: int = UNKNOWN_USER
+    ) -> np.ndarray:
         """Evidence of each relation for each candidate.
 
         Args:

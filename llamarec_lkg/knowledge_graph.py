@@ -89,7 +89,9 @@ class KnowledgeGraph:
         """
         builder = _Builder()
         users = [builder.node(USER, raw, "") for raw in dataset.user_ids]
-        items = [builder.node(ITEM, raw, title) for raw, title in zip(dataset.items.ids, dataset.items.titles, strict=True)]
+        items = [
+            builder.node(ITEM, raw, title) for raw, title in zip(dataset.items.ids, dataset.items.titles, strict=True)
+        ]
         rated = np.ones(len(dataset.labels), dtype=bool) if include_heldout else dataset.labels == TRAIN
         positions = np.flatnonzero(rated)
         builder.edges(
@@ -115,7 +117,9 @@ class KnowledgeGraph:
         return builder.build(item_nodes=[-1, *items])
 
     @classmethod
-    def from_triples(cls, triples: Triples, item_ids: Sequence[str], titles: Sequence[str] | None = None) -> KnowledgeGraph:
+    def from_triples(
+        cls, triples: Triples, item_ids: Sequence[str], titles: Sequence[str] | None = None
+    ) -> KnowledgeGraph:
         """A graph of facts alone. `item_ids` are the raw ids of dense items 1, 2, ...; items without facts stay without edges."""
         builder = _Builder()
         titles = titles or item_ids
@@ -168,7 +172,9 @@ class KnowledgeGraph:
         codes = np.asarray(self.edge_relations, dtype=np.int64)
         inverse = codes % 2 == 1
         width = self.num_nodes
-        reverse_keys = set(((self.targets[inverse] * np.int64(width) + sources[inverse]) * 4096 + codes[inverse] // 2).tolist())
+        reverse_keys = set(
+            ((self.targets[inverse] * np.int64(width) + sources[inverse]) * 4096 + codes[inverse] // 2).tolist()
+        )
         for edge in np.flatnonzero(~inverse):
             source, target, relation = int(sources[edge]), int(self.targets[edge]), int(codes[edge]) // 2
             data: dict[str, Any] = {
@@ -203,7 +209,9 @@ class KnowledgeGraph:
         starts, stops = self.offsets[nodes], self.offsets[np.asarray(nodes) + 1]
         lengths = stops - starts
         which = np.repeat(np.arange(len(nodes)), lengths)
-        edges = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths) + np.repeat(starts, lengths)
+        edges = (
+            np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths) + np.repeat(starts, lengths)
+        )
         return which, self.edge_relations[edges], self.targets[edges]
 
     def item_of_node(self) -> np.ndarray:
@@ -292,9 +300,13 @@ class KnowledgeGraph:
                 and int(graph.offsets[-1]) == graph.num_edges
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LKGDataError(f"The knowledge graph in {folder} is damaged ({error}). Save or download it again.") from error
+            raise LKGDataError(
+                f"The knowledge graph in {folder} is damaged ({error}). Save or download it again."
+            ) from error
         if not fits:
-            raise LKGDataError(f"The files of the knowledge graph in {folder} do not fit each other. Save or download it again.")
+            raise LKGDataError(
+                f"The files of the knowledge graph in {folder} do not fit each other. Save or download it again."
+            )
         return graph
 
 
@@ -373,7 +385,9 @@ class _Builder:
             self.edges(relation, pairs[:, 0], pairs[:, 1])
 
     def build(self, item_nodes: Sequence[int]) -> KnowledgeGraph:
-        columns = [np.concatenate(column) if column else np.zeros(0, np.int64) for column in zip(*self.parts, strict=True)]
+        columns = [
+            np.concatenate(column) if column else np.zeros(0, np.int64) for column in zip(*self.parts, strict=True)
+        ]
         sources, codes, targets, stamps = columns or [np.zeros(0, np.int64)] * 4
         order = np.lexsort((stamps, targets, codes, sources))
         sources, codes, targets, stamps = sources[order], codes[order], targets[order], stamps[order]

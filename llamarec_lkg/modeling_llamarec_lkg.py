@@ -59,7 +59,9 @@ class UserPreferenceModule(nn.Module):
             self.history_in = nn.Linear(config.num_history_features, config.preference_hidden_size)
             self.history_out = nn.Linear(config.preference_hidden_size, config.num_relations, bias=False)
         if config.use_user_embedding and config.num_users:
-            self.user_embedding = nn.Embedding(config.num_users + 1, config.user_embedding_size, padding_idx=UNKNOWN_USER)
+            self.user_embedding = nn.Embedding(
+                config.num_users + 1, config.user_embedding_size, padding_idx=UNKNOWN_USER
+            )
             self.user_norm = nn.LayerNorm(config.user_embedding_size)
             self.user_out = nn.Linear(config.user_embedding_size, config.num_relations, bias=False)
 
@@ -171,9 +173,12 @@ def assemble_prompt(
     mask = torch.cat([prefix_attention_mask.bool(), mask.flatten(1), suffix_attention_mask.bool()], dim=1)
     none = torch.full((batch, 1), -1, device=device)
     rank = torch.cat(
-        [none.expand(-1, prefix_input_ids.shape[1]), ranks.flatten(1), none.expand(-1, suffix_input_ids.shape[1])], dim=1
+        [none.expand(-1, prefix_input_ids.shape[1]), ranks.flatten(1), none.expand(-1, suffix_input_ids.shape[1])],
+        dim=1,
     )
-    order = torch.sort(mask.to(torch.uint8), dim=1, stable=True).indices  # padding first, tokens in their order after it
+    order = torch.sort(
+        mask.to(torch.uint8), dim=1, stable=True
+    ).indices  # padding first, tokens in their order after it
     order = order[:, -max(1, int(mask.sum(1).max())) :]
     mask = mask.gather(1, order)
     return AssembledPrompt(
@@ -295,7 +300,9 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             if not name.startswith("language_model.")
         }
 
-    def save_pretrained(self, save_directory: str | Path, *, include_backbone: bool | None = None, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, *, include_backbone: bool | None = None, **kwargs: Any
+    ) -> None:
         """Save the whole model or, by default when it has an adapter, only what was trained.
 
         The small form holds `config.json`, the preference and fusion weights in `model.safetensors`, and the adapter in
@@ -305,7 +312,9 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             include_backbone: False saves the small form of a model without adapter as well (its backbone is then taken to be
                 untrained).
         """
-        external = (self.has_adapter or self.language_model is None) if include_backbone is None else not include_backbone
+        external = (
+            (self.has_adapter or self.language_model is None) if include_backbone is None else not include_backbone
+        )
         if self.has_adapter and not external:
             raise LKGDataError("A model with an adapter is saved whole after `model.merge_adapter()`.")
         self.config.external_backbone = external and self.language_model is not None
@@ -327,7 +336,9 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             self.language_model.save_pretrained(folder / ADAPTER_FOLDER, save_embedding_layers=False)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> LlamaRecLKGForRanking:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
+    ) -> LlamaRecLKGForRanking:
         """Load any of the forms `save_pretrained` writes, from a folder or from the Hub.
 
         Args:
@@ -338,7 +349,9 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         Raises:
             LKGDataError: weights of the preference module are missing, or the backbone cannot be found.
         """
-        hub = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only", "subfolder") if k in kwargs}
+        hub = {
+            k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only", "subfolder") if k in kwargs
+        }
         config = kwargs.pop("config", None)
         if not isinstance(config, LlamaRecLKGConfig):
             config = LlamaRecLKGConfig.from_pretrained(pretrained_model_name_or_path, **hub)
@@ -380,7 +393,10 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         """
         found, needed = load_file(path), self.own_state_dict()
         wrong = {
-            name: (tuple(found[name].shape) if name in found else None, tuple(needed[name].shape) if name in needed else None)
+            name: (
+                tuple(found[name].shape) if name in found else None,
+                tuple(needed[name].shape) if name in needed else None,
+            )
             for name in found.keys() | needed.keys()
             if name not in found or name not in needed or found[name].shape != needed[name].shape
         }
@@ -485,7 +501,11 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         # the last position only: one row of the vocabulary is a thousandth of the pass, and going through the model's own
         # head keeps what some of them do to it (soft caps, scales)
         output = self.language_model(
-            **inputs, attention_mask=prompt.attention_mask, position_ids=position_ids, logits_to_keep=1, use_cache=False
+            **inputs,
+            attention_mask=prompt.attention_mask,
+            position_ids=position_ids,
+            logits_to_keep=1,
+            use_cache=False,
         )
         return output.logits[:, -1, self.config.letter_token_ids[:count]].float()
 

@@ -199,7 +199,9 @@ class LRURecForRetrieval(PreTrainedModel):
         hidden = self.encode(item_ids)
         if labels is not None:
             labelled = labels != PADDING_ITEM
-            return RetrievalOutput(loss=F.cross_entropy(self._score(hidden[labelled])[:, 1:].float(), labels[labelled] - 1))
+            return RetrievalOutput(
+                loss=F.cross_entropy(self._score(hidden[labelled])[:, 1:].float(), labels[labelled] - 1)
+            )
         logits = self._score(hidden[:, -1]).float()
         logits[:, PADDING_ITEM] = -torch.inf
         return RetrievalOutput(logits=logits)

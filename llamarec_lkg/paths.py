@@ -94,7 +94,9 @@ def find(
     return Paths(ends[:, 0], ends[:, 1], (codes >= 0).sum(axis=1), nodes, codes)
 
 
-def _levels(graph: KnowledgeGraph, source: int, wanted: np.ndarray, max_hops: int) -> list[dict[int, list[tuple[int, int]]]]:
+def _levels(
+    graph: KnowledgeGraph, source: int, wanted: np.ndarray, max_hops: int
+) -> list[dict[int, list[tuple[int, int]]]]:
     """Breadth-first search. Level `h` maps each node first reached after `h + 1` edges to its (predecessor, edge code) pairs.
 
     The last level looked at is cut down to wanted nodes: it is by far the largest.
@@ -123,14 +125,18 @@ def _levels(graph: KnowledgeGraph, source: int, wanted: np.ndarray, max_hops: in
     return levels
 
 
-def _backtrack(levels: list[dict[int, list[tuple[int, int]]]], target: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _backtrack(
+    levels: list[dict[int, list[tuple[int, int]]]], target: int
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     depth = next((hop for hop, level in enumerate(levels) if target in level), None)
     if depth is None:
         return []
     partial: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((target,), ())]
     for hop in range(depth, -1, -1):
         partial = [
-            ((previous, *nodes), (code, *codes)) for nodes, codes in partial for previous, code in levels[hop][nodes[0]]
+            ((previous, *nodes), (code, *codes))
+            for nodes, codes in partial
+            for previous, code in levels[hop][nodes[0]]
         ]
     return partial
 

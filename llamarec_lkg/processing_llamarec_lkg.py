@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ from .evidence import EvidenceIndex
 from .knowledge_graph import KnowledgeGraph
 from .schema import (
     ITEM_ID,
-    PADDING_ITEM,
     RATED,
     TITLE,
     UNKNOWN_USER,
@@ -197,7 +196,9 @@ class LlamaRecLKGProcessor(ProcessorMixin):
             )
         differing = {n: (getattr(config, n), v) for n, v in self.settings.items() if getattr(config, n) != v}
         if differing:
-            raise LKGDataError(f"Model and processor differ in their prompt settings; (model, processor): {differing}.")
+            raise LKGDataError(
+                f"Model and processor differ in their prompt settings; (model, processor): {differing}."
+            )
 
     # -- graph and evidence -----------------------------------------------------------------------------------------
 
@@ -208,7 +209,9 @@ class LlamaRecLKGProcessor(ProcessorMixin):
     def use_knowledge_graph(self, graph: KnowledgeGraph) -> None:
         """Put another graph in place, for example a shuffled one as a control. Its items and relations must be the same."""
         if "knowledge_graph" in self.__dict__ and graph.relations != self.relations:
-            raise LKGDataError(f"The new graph has the relations {graph.relations}; this processor needs {self.relations}.")
+            raise LKGDataError(
+                f"The new graph has the relations {graph.relations}; this processor needs {self.relations}."
+            )
         self.knowledge_graph = graph
         for name in ("evidence_index", "_path_graph"):
             self.__dict__.pop(name, None)
@@ -227,8 +230,7 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         """Set the scale of each relation's evidence to its standard deviation over the candidates of training examples."""
         index = self.evidence_index.with_scale(np.ones(len(self.relations)))
         rows = [
-            index.evidence(example.history, example.candidates, example.user)
-            for example in map(_as_example, examples)
+            index.evidence(example.history, example.candidates, example.user) for example in map(_as_example, examples)
         ]
         spread = np.concatenate(rows).std(axis=0) if rows else np.zeros(len(self.relations))
         self.evidence_scale = np.where(spread > 1e-6, spread, 1.0).astype(float).tolist()
@@ -307,7 +309,9 @@ class LlamaRecLKGProcessor(ProcessorMixin):
                 "numbers. Give one finite score a candidate, or none at all."
             )
         if len(example.ratings) != len(example.history):
-            raise LKGDataError(f"{len(example.ratings)} ratings were given for a history of {len(example.history)} items.")
+            raise LKGDataError(
+                f"{len(example.ratings)} ratings were given for a history of {len(example.history)} items."
+            )
 
     def _raw(self, item: int) -> str:
         return self.item_ids[item - 1] if 1 <= item <= len(self.item_ids) else f"#{item}"
@@ -362,7 +366,10 @@ class LlamaRecLKGProcessor(ProcessorMixin):
             path_ids.append([self._join(self.path_pieces(example, found, row)) for row in range(len(found))])
             path_weights.append(weights)
             path_sources.append(found.source_index)
-        num_paths, longest = max(1, *map(len, path_ids)), max((len(ids) for rows in path_ids for ids in rows), default=1)
+        num_paths, longest = (
+            max(1, *map(len, path_ids)),
+            max((len(ids) for rows in path_ids for ids in rows), default=1),
+        )
         paths_input_ids = np.zeros((len(examples), num_paths, longest), dtype=np.int64)
         paths_mask = np.zeros_like(paths_input_ids)
         weights = np.zeros((len(examples), num_paths, len(self.relations)), dtype=np.float32)
@@ -391,7 +398,9 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         shown, candidates = self._shown(example), example.candidates
         found = paths.find(self._path_graph, shown, candidates if self.num_paths else [])
         if self.path_weighting == "evidence":
-            weights = self.evidence_index.path_weights(found, example.history[len(example.history) - len(shown) :], candidates)
+            weights = self.evidence_index.path_weights(
+                found, example.history[len(example.history) - len(shown) :], candidates
+            )
             carrying = np.flatnonzero(weights.any(axis=1))
             found, weights = found.take(carrying), weights[carrying]
         else:
@@ -413,7 +422,9 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         head: list[str | int] = [f"{INSTRUCTION}\n### History:\n"]
         tail: list[str | int] = ["### Paths:\n"] if self.num_paths else []
         lines: list[list[str | int]] = []
-        for item, rating in zip(self._shown(example), example.ratings[len(example.ratings) - len(self._shown(example)) :], strict=True):
+        for item, rating in zip(
+            self._shown(example), example.ratings[len(example.ratings) - len(self._shown(example)) :], strict=True
+        ):
             if self.path_style == "published":
                 lines.append(["The user rated the", int(item), f" {rating:.1f} stars.\n"])
             else:
@@ -503,7 +514,9 @@ class LlamaRecLKGProcessor(ProcessorMixin):
                 )
             letters.append(ids[-1])
         if len(set(letters)) < len(letters):
-            raise LKGDataError("This tokenizer writes two letters as the same token, so their scores cannot be told apart.")
+            raise LKGDataError(
+                "This tokenizer writes two letters as the same token, so their scores cannot be told apart."
+            )
         return letters
 
     # -- keeping it -------------------------------------------------------------------------------------------------
@@ -541,14 +554,18 @@ class LlamaRecLKGProcessor(ProcessorMixin):
             OSError: a file is absent.
         """
         name = str(pretrained_model_name_or_path)
-        hub = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only", "subfolder") if k in kwargs}
+        hub = {
+            k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only", "subfolder") if k in kwargs
+        }
         description = read_json(cached_file(name, PROCESSOR_FILE, **hub))
         graph_files = [cached_file(name, f"{GRAPH_FOLDER}/{file}", **hub) for file in GRAPH_FILES]
         try:
             items = pd.read_parquet(cached_file(name, "items.parquet", **hub))
             users = pd.read_parquet(cached_file(name, "users.parquet", **hub))
         except ValueError as error:
-            raise LKGDataError(f"items.parquet or users.parquet in {name} is damaged ({error}). Save or download it again.") from error
+            raise LKGDataError(
+                f"items.parquet or users.parquet in {name} is damaged ({error}). Save or download it again."
+            ) from error
         return cls(
             AutoTokenizer.from_pretrained(name, **hub),
             KnowledgeGraph.from_pretrained(Path(graph_files[0]).parent),

@@ -101,7 +101,9 @@ class Interactions:
         """
         require_columns(frame, [USER_ID, ITEM_ID, TIMESTAMP], "interactions")
         if frame.empty:
-            raise LKGDataError("The interactions table has no rows. At least one user with three interactions is needed.")
+            raise LKGDataError(
+                "The interactions table has no rows. At least one user with three interactions is needed."
+            )
         if RATING not in frame.columns:
             frame = frame.assign(**{RATING: 1.0})
         frame = frame.reset_index(drop=True)

@@ -142,16 +142,15 @@ def _load_hub(repo_id: str, revision: str | None) -> DatasetBundle:
     try:
         configs = get_dataset_config_names(repo_id, revision=revision)
         wanted = [name for name in ("interactions", "items", "triples") if name in configs]
-        frames = {
-            name: load_dataset(repo_id, name, split="train", revision=revision).to_pandas()
-            for name in wanted
-        }
+        frames = {name: load_dataset(repo_id, name, split="train", revision=revision).to_pandas() for name in wanted}
     except (OSError, ValueError) as error:  # what `datasets` raises for no network, no such id, no such config
         raise LKGDataError(
             f"The Hub data set {repo_id!r} could not be read ({error}). Check the id and the network, or pass a local folder."
         ) from error
     if "interactions" not in frames or "items" not in frames:
-        raise LKGDataError(f"{repo_id} has the configs {configs}; it needs 'interactions' and 'items' ('triples' if any).")
+        raise LKGDataError(
+            f"{repo_id} has the configs {configs}; it needs 'interactions' and 'items' ('triples' if any)."
+        )
     return bundle_from_frames(repo_id.replace("/", "--"), **frames)
 
 
@@ -168,7 +167,9 @@ def read_table(path: Path, **options: object) -> pd.DataFrame:
     try:
         return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, **options)
     except (OSError, ValueError) as error:  # pyarrow and pandas parser errors are ValueErrors
-        raise LKGDataError(f"{path} cannot be read as {path.suffix[1:]} ({error}). Is the file whole? Make or copy it again.") from error
+        raise LKGDataError(
+            f"{path} cannot be read as {path.suffix[1:]} ({error}). Is the file whole? Make or copy it again."
+        ) from error
 
 
 def movielens_latest(folder: Path) -> DatasetBundle:
@@ -209,12 +210,6 @@ def recbole_atomic(folder: Path, name: str) -> DatasetBundle:
     title_column = next((column for column in items.columns if column.endswith("title")), None)
     if title_column is None:
         raise LKGDataError(f"{name}.item has columns {list(items.columns)}; one must end with 'title'.")
-    years = items["release_year"] if "release_year" in items.columns else None
-    if years is not None:  # these files split "Toy Story (1995)" into two columns; a title with its year names one film
-        items[title_column] = [
-            f"{title} ({int(year)})" if str(year).isdigit() else str(title)
-            for title, year in zip(items[title_column], years, strict=True)
-        ]
     renames = {"class": GENRE, "release_year": YEAR}
     attributes = {c: renames.get(c, c.upper()) for c in items.columns if c not in (ITEM_ID, title_column)}
     items = items.rename(columns={title_column: TITLE})
@@ -224,7 +219,9 @@ def recbole_atomic(folder: Path, name: str) -> DatasetBundle:
         facts = _read_atomic(folder / f"{name}.kg").rename(
             columns={"head_id": HEAD, "relation_id": RELATION, "tail_id": TAIL}
         )
-        triples = Triples.from_frame(facts, dict(zip(as_id_strings(link["entity_id"]), as_id_strings(link[ITEM_ID]), strict=True)))
+        triples = Triples.from_frame(
+            facts, dict(zip(as_id_strings(link["entity_id"]), as_id_strings(link[ITEM_ID]), strict=True))
+        )
     return DatasetBundle(name, Interactions.from_frame(interactions), ItemTable.from_frame(items, attributes), triples)
 
 
@@ -262,7 +259,9 @@ def _name_relations(triples: Triples, names: dict[str, tuple[str, bool]]) -> Tri
     backwards = np.array([names.get(relation, (relation, False))[1] for relation in triples.relations])
     return Triples(
         heads=np.where(backwards, triples.tails, triples.heads),
-        relations=np.array([names.get(relation, (relation, False))[0] for relation in triples.relations], dtype=object),
+        relations=np.array(
+            [names.get(relation, (relation, False))[0] for relation in triples.relations], dtype=object
+        ),
         tails=np.where(backwards, triples.heads, triples.tails),
         item_of_entity=triples.item_of_entity,
     )

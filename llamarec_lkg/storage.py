@@ -74,7 +74,9 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise LKGDataError(f"{path} does not exist. It is written together with its folder; save that again.") from error
+        raise LKGDataError(
+            f"{path} does not exist. It is written together with its folder; save that again."
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise LKGDataError(f"{path} is not readable json ({error}). Delete its folder and make it again.") from error
 

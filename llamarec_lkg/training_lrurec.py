@@ -31,7 +31,8 @@ class LRURecTrainingArguments:
     eval_steps: int = field(default=500, metadata={"help": "Steps between validations."})
     patience: int = field(default=20, metadata={"help": "Validations without a better Recall@10 before stopping."})
     lr_scheduler_type: str = field(
-        default="constant", metadata={"help": "'constant' (reference) or 'one_cycle': warm up, then fall to 0 at max_steps."}
+        default="constant",
+        metadata={"help": "'constant' (reference) or 'one_cycle': warm up, then fall to 0 at max_steps."},
     )
     seed: int = field(default=42, metadata={"help": "Of initialisation, order and dropout."})
 
@@ -45,7 +46,11 @@ def evaluate_retriever(retriever: Retriever, dataset: SequenceDataset, split: st
 
 
 def train_lrurec(
-    dataset: SequenceDataset, args: LRURecTrainingArguments | None = None, *, device: str = "cpu", progress: bool = True
+    dataset: SequenceDataset,
+    args: LRURecTrainingArguments | None = None,
+    *,
+    device: str = "cpu",
+    progress: bool = True,
 ) -> tuple[LRURecForRetrieval, list[dict[str, float]]]:
     """Train on `dataset`'s training part and return the best model by validation Recall@10, with the log.
 
@@ -69,7 +74,9 @@ def train_lrurec(
         max_length=args.max_length,
     )
     model = LRURecForRetrieval(config).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True
+    )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(args))
     retriever = LRURecRetriever(model)
     best, best_recall, log, losses = None, -1.0, [], []
@@ -116,7 +123,8 @@ def _schedule(args: LRURecTrainingArguments):
     if args.lr_scheduler_type == "one_cycle":
         warm_up = max(1, args.max_steps // 10)
         return lambda step: min(
-            (step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * min(1, max(0, step - warm_up) / (args.max_steps - warm_up))))
+            (step + 1) / warm_up,
+            0.5 * (1 + math.cos(math.pi * min(1, max(0, step - warm_up) / (args.max_steps - warm_up)))),
         )
     raise LKGDataError(f"lr_scheduler_type is {args.lr_scheduler_type!r}; it is 'constant' or 'one_cycle'.")
 
