@@ -292,11 +292,11 @@ class LlamaRecLKGForRanking(PreTrainedModel):
 
     # -- saving and loading -----------------------------------------------------------------------------------------
 
-    def own_state_dict(self) -> dict[str, torch.Tensor]:
-        """The weights of everything but the backbone."""
+    def own_state_dict(self, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """The weights of everything but the backbone, of this model or out of a gathered `state_dict`."""
         return {
             name: value.detach().contiguous()
-            for name, value in self.state_dict().items()
+            for name, value in (state_dict or self.state_dict()).items()
             if not name.startswith("language_model.")
         }
 
@@ -323,7 +323,7 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             return
         if not kwargs.pop("is_main_process", True):
             return
-        kwargs.pop("state_dict", None)
+        state_dict = kwargs.pop("state_dict", None)
         if kwargs.pop("push_to_hub", False):
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
         folder = Path(save_directory)
@@ -331,9 +331,14 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         self.config.architectures = [type(self).__name__]
         self.config.save_pretrained(folder)
         with atomic_file(folder / SAFE_WEIGHTS_NAME) as temporary:
-            save_file({k: v.cpu() for k, v in self.own_state_dict().items()}, temporary, metadata={"format": "pt"})
+            own = {name: value.cpu() for name, value in self.own_state_dict(state_dict).items()}
+            save_file(own, temporary, metadata={"format": "pt"})
         if self.has_adapter:
-            self.language_model.save_pretrained(folder / ADAPTER_FOLDER, save_embedding_layers=False)
+            prefix = "language_model."
+            gathered = {k.removeprefix(prefix): v for k, v in (state_dict or {}).items() if k.startswith(prefix)}
+            self.language_model.save_pretrained(
+                folder / ADAPTER_FOLDER, state_dict=gathered or None, save_embedding_layers=False
+            )
 
     @classmethod
     def from_pretrained(
@@ -406,6 +411,28 @@ class LlamaRecLKGForRanking(PreTrainedModel):
                 "(relations, users, or switches): load them with the config.json saved beside them."
             )
         self.load_state_dict(found, strict=False)
+
+    def load_trained_weights(self, folder: str | Path) -> None:
+        """Put the weights of a checkpoint of this very model in place: own weights and adapter, or all of them.
+
+        Raises:
+            LKGDataError: the checkpoint does not fit.
+        """
+        folder = Path(folder)
+        if not self.has_adapter and self.language_model is not None:
+            result = self.load_state_dict(load_file(folder / SAFE_WEIGHTS_NAME), strict=False)
+            tied = set(self.all_tied_weights_keys or ())
+            if result.unexpected_keys or set(result.missing_keys) - tied:
+                raise LKGDataError(f"The checkpoint in {folder} does not fit this model: {result}.")
+            return
+        self.load_own_weights(folder / SAFE_WEIGHTS_NAME)
+        if self.has_adapter:
+            from peft import set_peft_model_state_dict
+
+            weights = load_file(folder / ADAPTER_FOLDER / "adapter_model.safetensors")
+            result = set_peft_model_state_dict(self.language_model, weights, self.language_model.active_adapter)
+            if result.unexpected_keys:
+                raise LKGDataError(f"The adapter in {folder} does not fit this model: {result.unexpected_keys[:3]}.")
 
     # -- the computation --------------------------------------------------------------------------------------------
 

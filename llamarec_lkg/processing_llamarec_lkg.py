@@ -182,6 +182,19 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         processor.check_model(config)
         return processor
 
+    def model_config(self, **overrides: Any) -> LlamaRecLKGConfig:
+        """A configuration that fits this processor; `overrides` set everything but the shared prompt settings."""
+        return LlamaRecLKGConfig(
+            **{
+                "relations": list(self.relations),
+                "num_users": len(self.user_ids),
+                "letter_token_ids": list(self.letter_token_ids),
+                "prior_input_ids": self.empty_prompt_ids(),
+                **self.settings,
+                **overrides,
+            }
+        )
+
     def check_model(self, config: LlamaRecLKGConfig) -> None:
         """Raise `LKGDataError` unless a model with this configuration was made for this graph, tokenizer and prompt."""
         if list(config.relations) != list(self.relations):
@@ -319,12 +332,17 @@ class LlamaRecLKGProcessor(ProcessorMixin):
     # -- batches ----------------------------------------------------------------------------------------------------
 
     def __call__(
-        self, examples: Sequence[RankingExample | Mapping[str, Any]], *, with_prompt: bool = True
+        self,
+        examples: Sequence[RankingExample | Mapping[str, Any]],
+        *,
+        with_prompt: bool = True,
+        pad_to_candidates: int | None = None,
     ) -> BatchFeature:
         """The batch of [`LlamaRecLKGForRanking.forward`]; its docstring gives the shapes.
 
         Args:
             examples: one or more lists to rank.
+            pad_to_candidates: width C of the batch, by default that of the longest list.
             with_prompt: False leaves the text parts out, for models with `use_language_model=False`.
 
         Raises:
@@ -333,7 +351,8 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         examples = [_as_example(example) for example in examples]
         for example in examples:
             self.check_example(example)
-        index, count = self.evidence_index, max(len(example.candidates) for example in examples)
+        index = self.evidence_index
+        count = pad_to_candidates or max(len(example.candidates) for example in examples)
         batch: dict[str, Any] = {
             "evidence": np.zeros((len(examples), count, len(self.relations)), dtype=np.float32),
             "retrieval_scores": np.zeros((len(examples), count), dtype=np.float32),

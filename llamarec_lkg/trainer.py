@@ -1,0 +1,241 @@
+"""The ranker's trainer: `transformers.Trainer` with ranking batches, ranking metrics, two learning rates and a model card."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, BatchFeature, EvalPrediction, Trainer
+
+from .backbones import resolve_backbone
+from .candidates import to_dataset
+from .configuration_llamarec_lkg import LlamaRecLKGConfig
+from .heads import fit_heads, heads_batch
+from .metrics import mean_metrics, target_ranks
+from .modeling_llamarec_lkg import LlamaRecLKGForRanking
+from .processing_llamarec_lkg import LlamaRecLKGProcessor, RankingExample
+from .schema import LKGDataError
+from .storage import atomic_file
+from .training_args import LlamaRecLKGTrainingArguments
+
+
+@dataclass
+class RankingCollator:
+    """Rows of a ranking data set -> the model's batch. Lists are padded to one width, so that batches can be gathered.
+
+    Args:
+        with_prompt: whether the model reads text.
+    """
+
+    processor: LlamaRecLKGProcessor
+    with_prompt: bool = True
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        batch: BatchFeature = self.processor(
+            rows, with_prompt=self.with_prompt, pad_to_candidates=self.processor.num_candidates
+        )
+        return dict(batch)
+
+
+class LlamaRecLKGTrainer(Trainer):
+    """Fine-tunes the ranker.
+
+    Args:
+        model: a [`LlamaRecLKGForRanking`], the place of a saved one, or the name of a causal language model to build one on.
+        args: [`LlamaRecLKGTrainingArguments`].
+        train_dataset, eval_dataset: `datasets.Dataset` with the columns of [`RankingExample`], or lists of examples. Rows of
+            `eval_dataset` with label -1 (target not retrieved) count as misses and are not run through the model.
+        processing_class: the [`LlamaRecLKGProcessor`]. If it has no evidence scale yet, it is fitted on `train_dataset`.
+        peft_config: for the backbone; preferences and fusion are always trained.
+        quantization_config: for a backbone given by name.
+        config: for a backbone given by name; by default the processor's `model_config()`.
+        kwargs: for `transformers.Trainer`.
+
+    Raises:
+        LKGDataError: model and processor were not made for each other, or `train_dataset` has rows without a target.
+    """
+
+    def __init__(
+        self,
+        model: LlamaRecLKGForRanking | str,
+        args: LlamaRecLKGTrainingArguments | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: LlamaRecLKGProcessor | None = None,
+        peft_config: Any = None,
+        quantization_config: Any = None,
+        config: LlamaRecLKGConfig | None = None,
+        data_collator: Any = None,
+        **kwargs: Any,
+    ):
+        args = args or LlamaRecLKGTrainingArguments(output_dir="trainer_output")
+        if not isinstance(processing_class, LlamaRecLKGProcessor):
+            raise LKGDataError(
+                f"processing_class is {type(processing_class).__name__}; the trainer needs the LlamaRecLKGProcessor that holds "
+                "graph, titles and tokenizer."
+            )
+        train_dataset, eval_dataset = _as_dataset(train_dataset), _as_dataset(eval_dataset)
+        if train_dataset is not None:
+            labels = np.asarray(train_dataset["label"])
+            if (labels < 0).any():
+                raise LKGDataError(
+                    f"{int((labels < 0).sum())} of {len(labels)} training rows have no target among their candidates (label -1). "
+                    "Make them with `candidates.training_examples`, or filter them out."
+                )
+            if processing_class.evidence_scale is None:
+                processing_class.fit(train_dataset)
+        if isinstance(model, str):
+            model = _load(model, processing_class, config, args, quantization_config)
+        processing_class.check_model(model.config)
+        if peft_config is not None:
+            model.add_adapter(peft_config)
+            if args.gradient_checkpointing:
+                model.enable_input_require_grads()
+        self._missed = 0
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or RankingCollator(processing_class, model.config.use_language_model),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=self._ranking_metrics,
+            **kwargs,
+        )
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        if not resume_from_checkpoint and self.args.heads_warm_up_epochs > 0:
+            self.warm_up_heads()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def warm_up_heads(self) -> list[dict[str, float]]:
+        """Fit preferences and fusion on the training lists, the backbone left out; see `heads.fit_heads`."""
+        progress = self.is_world_process_zero() and not self.args.disable_tqdm
+        self.model.to(self.args.device)
+        train = heads_batch(self.processing_class, self.train_dataset, progress=progress)
+        validation = None
+        if self.eval_dataset is not None:
+            validation = heads_batch(self.processing_class, self.eval_dataset, progress=progress)
+        return fit_heads(
+            self.model,
+            train,
+            validation,
+            epochs=self.args.heads_warm_up_epochs,
+            batch_size=self.args.heads_warm_up_batch_size,
+            learning_rate=2 * self.args.heads_learning_rate,
+            seed=self.args.seed,
+            progress=progress,
+        )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As upstream, but preferences and fusion form a group with a learning rate of their own."""
+        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        trained = model if model is not None else self.model
+        heads = {id(p) for n, p in trained.named_parameters() if ".preference." in f".{n}" or ".fusion." in f".{n}"}
+        if any(group.get("name") == "heads" for group in optimizer.param_groups):
+            return optimizer
+        for group in list(optimizer.param_groups):
+            own = [p for p in group["params"] if id(p) in heads]
+            if own:
+                group["params"] = [p for p in group["params"] if id(p) not in heads]
+                settings = {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
+                optimizer.add_param_group({**settings, "params": own, "lr": self.args.heads_learning_rate, "name": "heads"})
+        return optimizer
+
+    # -- evaluation -------------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Loss over the re-ranked lists, and metrics over all lists: `eval_ndcg@10`, beside `eval_retriever_ndcg@10`."""
+        dataset = self._retrieved_only(self.eval_dataset if eval_dataset is None else eval_dataset)
+        return super().evaluate(dataset, *args, **kwargs)
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Logits of every row, also of those whose target was not retrieved."""
+        self._missed = 0
+        return super().predict(_as_dataset(test_dataset), *args, **kwargs)
+
+    def _retrieved_only(self, dataset: Any) -> Any:
+        dataset = _as_dataset(dataset)
+        retrieved = np.flatnonzero(np.asarray(dataset["label"]) >= 0)
+        self._missed = len(dataset) - len(retrieved)
+        self._retriever_ranks = [
+            int(target_ranks(np.asarray([row["retrieval_scores"]]), np.asarray([row["label"]]))[0])
+            for row in (dataset[int(index)] for index in retrieved)
+        ]
+        if not len(retrieved):
+            raise LKGDataError(f"The retriever found the target of none of {len(dataset)} lists: there is nothing to re-rank.")
+        return dataset if self._missed == 0 else dataset.select(retrieved)
+
+    def _ranking_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        ranks = target_ranks(prediction.predictions, prediction.label_ids)
+        share = len(ranks) / (len(ranks) + self._missed)
+        metrics = {name: value * share for name, value in mean_metrics(ranks).items()}
+        if len(self._retriever_ranks) == len(ranks):
+            first_stage = mean_metrics(self._retriever_ranks)
+            metrics |= {f"retriever_{name}": value * share for name, value in first_stage.items()}
+        return metrics
+
+    # -- saving -----------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        if not self.args.should_save:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model.save_pretrained(folder, state_dict=state_dict)
+        self.processing_class.save_pretrained(folder)
+        with atomic_file(folder / "training_args.json") as temporary:
+            temporary.write_text(self.args.to_json_string(), encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        self.accelerator.unwrap_model(self.model).load_trained_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+            return
+        self.accelerator.unwrap_model(self.model).load_trained_weights(self.state.best_model_checkpoint)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the model card; called by `push_to_hub` and at the end of the examples."""
+        if not self.is_world_process_zero():
+            return
+        from .model_card import ModelCard
+
+        ModelCard.from_trainer(self, **{k: v for k, v in kwargs.items() if k in ("language", "license", "tags")}).save(
+            os.path.join(self.args.output_dir, "README.md")
+        )
+
+
+def _as_dataset(dataset: Any) -> Any:
+    """Examples as a `datasets.Dataset`; any other kind of data set is passed through."""
+    if isinstance(dataset, Sequence) and not isinstance(dataset, str) and len(dataset):
+        return to_dataset([e if isinstance(e, RankingExample) else RankingExample.from_mapping(e) for e in dataset])
+    return dataset
+
+
+def _load(
+    name: str,
+    processor: LlamaRecLKGProcessor,
+    config: LlamaRecLKGConfig | None,
+    args: LlamaRecLKGTrainingArguments,
+    quantization_config: Any,
+) -> LlamaRecLKGForRanking:
+    kwargs = {} if quantization_config is None else {"quantization_config": quantization_config}
+    if args.bf16 or args.fp16:
+        kwargs["dtype"] = torch.bfloat16 if args.bf16 else torch.float32
+    path = resolve_backbone(name)
+    if isinstance(AutoConfig.from_pretrained(path), LlamaRecLKGConfig):
+        return LlamaRecLKGForRanking.from_pretrained(path, is_trainable=True, **kwargs)
+    return LlamaRecLKGForRanking.from_backbone(name, config or processor.model_config(), **kwargs)
