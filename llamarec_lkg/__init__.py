@@ -1,0 +1,43 @@
+"""Recommendation ranking with a language model and a knowledge graph, at home in the Hugging Face ecosystem.
+
+Importing the package registers its configurations, models and processor with the Auto classes.
+"""
+
+from .configuration_llamarec_lkg import LlamaRecLKGConfig
+from .dataset import PreprocessingSettings, SequenceDataset, prepare_dataset
+from .knowledge_graph import KnowledgeGraph
+from .modeling_llamarec_lkg import LlamaRecLKGForRanking, RankingOutput
+from .modeling_lrurec import LRURecConfig, LRURecForRetrieval
+from .pipeline import Recommendation, Recommender
+from .processing_llamarec_lkg import LlamaRecLKGProcessor, RankingExample
+from .schema import DatasetBundle, Interactions, ItemTable, LKGDataError, Triples
+from .sources import load_dataset_bundle
+from .trainer import LlamaRecLKGTrainer
+from .training_args import LlamaRecLKGTrainingArguments
+
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DatasetBundle",
+    "Interactions",
+    "ItemTable",
+    "KnowledgeGraph",
+    "LKGDataError",
+    "LRURecConfig",
+    "LRURecForRetrieval",
+    "LlamaRecLKGConfig",
+    "LlamaRecLKGForRanking",
+    "LlamaRecLKGProcessor",
+    "LlamaRecLKGTrainer",
+    "LlamaRecLKGTrainingArguments",
+    "PreprocessingSettings",
+    "RankingExample",
+    "RankingOutput",
+    "Recommendation",
+    "Recommender",
+    "SequenceDataset",
+    "Triples",
+    "load_dataset_bundle",
+    "prepare_dataset",
+]

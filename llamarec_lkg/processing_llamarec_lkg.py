@@ -274,7 +274,7 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         if label is not None and str(label) not in [str(raw) for raw in candidates]:
             raise LKGDataError(f"The label {label!r} is not among the candidates. Give the id of one of them.")
         example = RankingExample(
-            user=self.dense_user.get(str(user), UNKNOWN_USER),
+            user=self.user_index(user),
             history=dense["history"],
             ratings=np.asarray(np.ones(len(history)) if ratings is None else ratings, dtype=np.float32),
             candidates=dense["candidates"],
@@ -285,6 +285,33 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         )
         self.check_example(example)
         return example
+
+    def history_example(self, history: np.ndarray, user: str | None = None) -> RankingExample:
+        """An example without candidates: enough for `history_features`. `history` holds dense items."""
+        return RankingExample(
+            user=self.user_index(user),
+            history=history,
+            ratings=np.ones(len(history), dtype=np.float32),
+            candidates=np.zeros(0, dtype=np.int64),
+            retrieval_scores=np.zeros(0, dtype=np.float32),
+        )
+
+    def explain(self, example: RankingExample, preferences: Mapping[str, float], count: int = 3) -> list[str]:
+        """The paths that speak most for the first candidate, best first, as text."""
+        found = paths.find(self._path_graph, example.history, example.candidates[:1])
+        weights = self.evidence_index.path_weights(found, example.history, example.candidates)
+        scores = weights @ np.array([preferences[name] for name in self.relations], dtype=np.float32)
+        best = [row for row in np.argsort(-scores, kind="stable")[:count] if scores[row] > 0]
+        return [self.path_text(example.history, example.candidates, found, int(row)) for row in best]
+
+    def path_text(self, history: np.ndarray, candidates: np.ndarray, found: paths.Paths, row: int) -> str:
+        """One path in words, titles at both ends: "Heat (1995) -> DIRECTED_BY Michael Mann -> Insider, The (1999)"."""
+        source, target = int(history[found.source_index[row]]), int(candidates[found.target_index[row]])
+        return f"{self.titles[source - 1]}{self._steps(found, row)} -> {self.titles[target - 1]}"
+
+    def user_index(self, user: str | None) -> int:
+        """Dense id of a raw user id; 0, the average user, where it is None or not known."""
+        return UNKNOWN_USER if user is None else self.dense_user.get(str(user), UNKNOWN_USER)
 
     def dense_items(self, raw_ids: Sequence[str]) -> np.ndarray:
         """Dense ids of raw item ids; `LKGDataError` names those that are not known."""
@@ -471,20 +498,27 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         """One path as text, from an item of the history to the letter of a candidate."""
         source = int(self._shown(example)[found.source_index[row]])
         letter = LETTERS[found.target_index[row]]
-        length = int(found.lengths[row])
-        names = [sanitize(str(self.knowledge_graph.node_names[node])) for node in found.nodes[row, 1:length]]
-        relations = [self.relations[code // 2] for code in found.edge_codes[row, :length]]
         if self.path_style == "published":
+            length = int(found.lengths[row])
+            names = [sanitize(str(self.knowledge_graph.node_names[node])) for node in found.nodes[row, 1:length]]
+            relations = [self.relations[code // 2] for code in found.edge_codes[row, :length]]
             steps = [step for pair in zip(relations, [*names, ""], strict=True) for step in pair if step]
             target = int(example.candidates[found.target_index[row]])
             return [source, f" -> {' -> '.join(steps)} -> ({letter})", target, " \n "]
-        middle, previous = "", None
-        for relation, name in zip(relations, [*names, ""], strict=True):
-            if relation != previous:
-                middle += f" -> {relation}"
-            middle += f" {name}" if name else ""
+        return [source, f"{self._steps(found, row)} -> ({letter})\n"]
+
+    def _steps(self, found: paths.Paths, row: int) -> str:
+        """Relations and entities between the ends of a path; a relation that leads there and back is named once."""
+        length = int(found.lengths[row])
+        text, previous = "", None
+        for hop in range(length):
+            relation = self.relations[found.edge_codes[row, hop] // 2]
+            text += "" if relation == previous else f" -> {relation}"
+            if hop + 1 < length:
+                name = sanitize(str(self.knowledge_graph.node_names[found.nodes[row, hop + 1]]))
+                text += f" {name}" if name else ""
             previous = relation
-        return [source, f"{middle} -> ({letter})\n"]
+        return text
 
     def piece_text(self, piece: str | int) -> str:
         """The text of a piece; a title is shortened to `max_title_tokens`."""

@@ -1,0 +1,40 @@
+# Two commands: `make quickstart` and `make test`. Each makes its own virtual environment on first use.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONFIG ?= examples/configs/quickstart.yaml
+# set = value pairs for the run, for example ARGS="data.dataset=path/to/folder backbone.name=owner/model"
+ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help quickstart test test-slow check clean
+
+help:
+	@echo "make quickstart   train, evaluate and explain a ranker on MovieLens-100K, into outputs/quickstart"
+	@echo "make test         run the tests"
+	@echo "make test-slow    run the long ones as well"
+	@echo "make check        ruff"
+
+# torch comes first and from its own pin: a CPU machine needs no CUDA packages
+$(VENV)/installed: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e ".[test,quantization]"
+	touch $@
+
+quickstart: $(VENV)/installed
+	$(BIN)/python examples/quickstart.py --config $(CONFIG) $(ARGS)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-fail-under=90
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .ruff_cache

@@ -1,0 +1,111 @@
+"""The command line: `llamarec-lkg prepare | train-retriever | train | evaluate | recommend`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .run_config import RunConfig
+from .schema import LKGDataError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status. Expected failures print one clear line instead of a traceback."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
+    try:
+        args.run(args)
+    except LKGDataError as error:
+        print(f"llamarec-lkg {args.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llamarec-lkg", description="Recommendation ranking with a language model and a graph.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    stages = {
+        "prepare": (_prepare, "load, filter and split the data, and build the knowledge graph"),
+        "train-retriever": (_train_retriever, "train the first stage"),
+        "train": (_train, "fine-tune the ranker (and what it needs first)"),
+        "evaluate": (_evaluate, "write report.json, report.md and report.png (and what they need first)"),
+    }
+    for name, (function, text) in stages.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--config", help="YAML file, as in examples/configs")
+        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example training.seed=1")
+        command.set_defaults(run=function)
+        if name == "train":
+            command.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    recommend = commands.add_parser("recommend", help="rank items for one history", description="Rank items for one history.")
+    recommend.add_argument("--model", required=True, help="folder or Hub id of a trained model")
+    recommend.add_argument("--history", nargs="*", default=[], metavar="ITEM", help="raw item ids, oldest first")
+    recommend.add_argument("--user", help="raw user id; unknown users are the average user")
+    recommend.add_argument("--candidates", nargs="*", metavar="ITEM", help="rank these instead of what the retriever finds")
+    recommend.add_argument("-k", type=int, default=10, help="how many items to show")
+    recommend.add_argument("--json", action="store_true", help="print records for machines")
+    recommend.set_defaults(run=_recommend)
+    for command in commands.choices.values():
+        command.add_argument("--verbose", action="store_true", help="say what is being done")
+    return parser
+
+
+def _workflow(args: argparse.Namespace):
+    from .workflow import Workflow
+
+    return Workflow(RunConfig.from_yaml(args.config, args.overrides))
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    workflow = _workflow(args)
+    data = workflow.prepare()
+    data.graph.save_pretrained(workflow.folder / "knowledge_graph")
+    print(f"{data.bundle.name}: {data.dataset.num_users:,} users, {data.dataset.num_items:,} items")
+    print(f"graph: {data.graph.describe()}")
+
+
+def _train_retriever(args: argparse.Namespace) -> None:
+    from .training_lrurec import evaluate_retriever
+
+    workflow = _workflow(args)
+    retriever = workflow.train_retriever()
+    metrics = evaluate_retriever(retriever, workflow.prepare().dataset, "validation")
+    print(f"retriever saved in {workflow.folder / 'retriever'}; validation:")
+    print(json.dumps({name: round(value, 4) for name, value in metrics.items()}))
+
+
+def _train(args: argparse.Namespace) -> None:
+    print(f"ranker saved in {_workflow(args).train(resume=args.resume)}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from .evaluation import table, verdict
+
+    workflow = _workflow(args)
+    report = workflow.evaluate()
+    if workflow.state.is_main_process:
+        print("\n".join(table(report.rows)))
+        print(verdict(report.row("ranker")))
+        print(f"written to {workflow.folder}: report.json, report.md, report.png")
+
+
+def _recommend(args: argparse.Namespace) -> None:
+    from .pipeline import Recommender
+
+    if Path(args.model).exists() and not (Path(args.model) / "config.json").exists():
+        raise LKGDataError(f"{args.model} holds no trained model (no config.json). Run `llamarec-lkg train` first.")
+    recommender = Recommender.from_pretrained(args.model)
+    items = recommender.recommend(args.history, user=args.user, candidates=args.candidates, k=args.k)
+    if args.json:
+        print(json.dumps([dataclasses.asdict(item) for item in items], ensure_ascii=False, indent=2))
+    else:
+        print("\n".join(map(str, items)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

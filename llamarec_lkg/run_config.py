@@ -1,0 +1,173 @@
+"""One YAML file describes a run: a section for each stage, checked against the dataclass that the stage takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from trl import ModelConfig
+
+from .backbones import SMOLLM2_NAME
+from .configuration_llamarec_lkg import LlamaRecLKGConfig
+from .dataset import PreprocessingSettings
+from .processing_llamarec_lkg import SHARED_SETTINGS
+from .schema import LKGDataError
+from .training_args import LlamaRecLKGTrainingArguments
+from .training_lrurec import LRURecTrainingArguments
+
+
+@dataclass
+class DataSection:
+    """Args: dataset: name, folder or Hub id; revision: of a Hub data set."""
+
+    dataset: str = "ml-100k"
+    revision: str | None = None
+
+
+@dataclass
+class GraphSection:
+    """
+    Args:
+        use_triples: take the data set's own facts beside the items' attributes.
+        exclude_relations: leave these out.
+        whole_values: attribute relations whose values are joined into one entity, as published for genres.
+        include_heldout: add validation and test interactions. Only to reproduce published counts.
+    """
+
+    use_triples: bool = True
+    exclude_relations: list[str] = field(default_factory=list)
+    whole_values: list[str] = field(default_factory=list)
+    include_heldout: bool = False
+
+
+@dataclass
+class ExamplesSection:
+    """
+    Args:
+        holdout: how many of each user's last training interactions become the ranker's lists, made by a second retriever
+            that has not seen them. 0 makes lists of all training positions with the one retriever, as published.
+        negatives: see `candidates.training_examples`.
+        shuffle: random order of candidates in training.
+        max_train, max_validation: lists that the language model is trained and validated on; None takes all. Preferences and
+            fusion warm up on all of them in any case.
+    """
+
+    holdout: int = 20
+    negatives: Literal["retrieved", "uniform"] = "retrieved"
+    shuffle: bool = True
+    max_train: int | None = None
+    max_validation: int | None = None
+
+
+def default_backbone() -> ModelConfig:
+    """TRL's description of a model and its adapter, with the published LoRA settings and the backbone of the quickstart."""
+    return ModelConfig(
+        model_name_or_path=SMOLLM2_NAME,
+        dtype="bfloat16",
+        use_peft=True,
+        lora_r=8,
+        lora_alpha=32,
+        lora_dropout=0.05,
+        lora_target_modules=["q_proj", "v_proj"],
+    )
+
+
+@dataclass
+class EvaluationSection:
+    """
+    Args:
+        split: "test" or "validation".
+        batch_size: lists in a forward pass.
+        resamples: of the bootstrap.
+        controls: names of `evaluation.CONTROLS` to run with the whole ranker. Without the language model, where they cost
+            nothing, all of them are always run.
+        untrained: whether to score the ranker before training, too.
+        seed: of bootstrap and shuffling.
+    """
+
+    split: Literal["validation", "test"] = "test"
+    batch_size: int = 16
+    resamples: int = 2000
+    controls: list[str] = field(default_factory=list)
+    untrained: bool = True
+    seed: int = 0
+
+
+@dataclass
+class RunConfig:
+    """A run.
+
+    `backbone` is a `trl.ModelConfig`: model, LoRA and quantization. `prompt` and `model` hold fields of `LlamaRecLKGConfig`, `training` those of `LlamaRecLKGTrainingArguments`."""
+
+    output_dir: str = "outputs/run"
+    data: DataSection = field(default_factory=DataSection)
+    preprocessing: PreprocessingSettings = field(default_factory=PreprocessingSettings)
+    graph: GraphSection = field(default_factory=GraphSection)
+    retriever: LRURecTrainingArguments = field(default_factory=LRURecTrainingArguments)
+    examples: ExamplesSection = field(default_factory=ExamplesSection)
+    backbone: ModelConfig = field(default_factory=default_backbone)
+    prompt: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+
+    @classmethod
+    def from_mapping(cls, content: Mapping[str, Any]) -> RunConfig:
+        """
+        Raises:
+            LKGDataError: a section or a key in one is not known.
+        """
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        _require_known("the file", content, known)
+        values: dict[str, Any] = {}
+        for name, value in content.items():
+            default = known[name].default_factory() if known[name].default is dataclasses.MISSING else None
+            if dataclasses.is_dataclass(default):
+                _require_known(name, value or {}, {f.name for f in dataclasses.fields(default)})
+                values[name] = dataclasses.replace(default, **(value or {}))
+            else:
+                values[name] = value if value is not None else default
+        config = cls(**values)
+        model_fields = {f.name for f in dataclasses.fields(LlamaRecLKGConfig)}
+        _require_known("prompt", config.prompt, SHARED_SETTINGS)
+        _require_known("model", config.model, model_fields - set(SHARED_SETTINGS))
+        _require_known("training", config.training, {f.name for f in dataclasses.fields(LlamaRecLKGTrainingArguments)})
+        return config
+
+    @classmethod
+    def from_yaml(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+        """A file, changed by `section.key=value` overrides whose values are YAML.
+
+        Raises:
+            LKGDataError: the file is absent or not YAML, or an override is not of that form.
+        """
+        content: dict[str, Any] = {}
+        if path is not None:
+            try:
+                content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            except (OSError, yaml.YAMLError) as error:
+                raise LKGDataError(f"The configuration {path} cannot be read: {error}.") from error
+        for override in overrides:
+            key, separator, value = override.partition("=")
+            if not separator or not key:
+                raise LKGDataError(f"The override {override!r} is not of the form section.key=value, as in training.seed=1.")
+            target = content
+            *sections, last = key.split(".")
+            for section in sections:
+                target[section] = dict(target.get(section) or {})
+                target = target[section]
+            target[last] = yaml.safe_load(value)
+        return cls.from_mapping(content)
+
+    def to_mapping(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def _require_known(where: str, given: Mapping[str, Any], known: Any) -> None:
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise LKGDataError(f"Unknown {'key' if len(unknown) == 1 else 'keys'} {unknown} in {where}; known are {sorted(known)}.")

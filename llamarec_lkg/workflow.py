@@ -1,0 +1,330 @@
+"""The stages of a run, each finished before the next begins, each reused when nothing it depends on has changed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate import PartialState
+from transformers import AutoTokenizer, EarlyStoppingCallback
+from trl import get_peft_config, get_quantization_config
+
+from .backbones import resolve_backbone
+from .candidates import evaluation_examples, training_examples
+from .dataset import SequenceDataset, prepare_dataset
+from .evaluation import CONTROLS, Report, control, ranker_scores, reranked, retriever_ranks
+from .heads import without_language_model
+from .knowledge_graph import KnowledgeGraph
+from .model_card import ModelCard
+from .modeling_llamarec_lkg import LlamaRecLKGForRanking
+from .modeling_lrurec import LRURecForRetrieval
+from .pipeline import RETRIEVER_FOLDER
+from .processing_llamarec_lkg import LlamaRecLKGProcessor, RankingExample
+from .retrieval import LRURecRetriever, PopularityRetriever
+from .run_config import RunConfig
+from .schema import DatasetBundle, LKGDataError
+from .sources import load_dataset_bundle
+from .storage import as_plain, atomic_file, atomic_folder, fingerprint, read_json, write_json
+from .trainer import LlamaRecLKGTrainer
+from .training_args import LlamaRecLKGTrainingArguments
+from .training_lrurec import train_lrurec
+
+
+logger = logging.getLogger(__name__)
+
+HONEST_RETRIEVER_FOLDER = "retriever-honest"
+STAGE_FILE = "stage.json"
+PATIENCE = 3
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What every later stage reads. `key` names content and settings."""
+
+    bundle: DatasetBundle
+    dataset: SequenceDataset
+    graph: KnowledgeGraph
+    key: str
+
+
+class Workflow:
+    """One run in one folder.
+
+    Args:
+        config: what to do.
+        progress: whether to show bars.
+    """
+
+    def __init__(self, config: RunConfig, *, progress: bool = True):
+        self.config = config
+        self.folder = Path(config.output_dir)
+        self.state = PartialState(cpu=bool(config.training.get("use_cpu", not torch.cuda.is_available())))
+        self.progress = progress and self.state.is_main_process
+        self._data: PreparedData | None = None
+
+    def run(self) -> Report:
+        """All stages."""
+        self.prepare()
+        self.train_retriever()
+        self.train()
+        return self.evaluate()
+
+    # -- stages -----------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> PreparedData:
+        """Load, filter, split, and build the graph."""
+        if self._data is None:
+            with self.state.main_process_first():
+                bundle = load_dataset_bundle(self.config.data.dataset, revision=self.config.data.revision)
+                dataset = prepare_dataset(bundle, self.config.preprocessing)
+            section = self.config.graph
+            graph = KnowledgeGraph.from_dataset(
+                dataset,
+                bundle.triples if section.use_triples else None,
+                include_heldout=section.include_heldout,
+                whole_values=section.whole_values,
+            ).without_relations(section.exclude_relations)
+            key = fingerprint(
+                dataset.user_ids, dataset.items.ids, dataset.item_sequence, dataset.timestamps, dataset.labels,
+                graph.targets, graph.edge_relations, graph.node_names,
+            )  # fmt: skip
+            self._data = PreparedData(bundle, dataset, graph, key)
+            logger.info("%s: %d users, %d items. Graph: %s.", bundle.name, dataset.num_users, dataset.num_items, graph.describe())
+            if self.state.is_main_process:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with atomic_file(self.folder / "config.yaml") as temporary:
+                    temporary.write_text(yaml.safe_dump(self.config.to_mapping(), sort_keys=False), encoding="utf-8")
+        return self._data
+
+    def train_retriever(self) -> LRURecRetriever:
+        """The first stage, fitted on all training interactions."""
+        return self._retriever(RETRIEVER_FOLDER, lambda dataset: dataset)
+
+    def train_honest_retriever(self) -> tuple[LRURecRetriever, SequenceDataset]:
+        """The one that makes training lists: it has not seen each user's last `examples.holdout` training interactions."""
+        dataset = self.prepare().dataset.without_last_training(self.config.examples.holdout)
+        return self._retriever(HONEST_RETRIEVER_FOLDER, lambda _: dataset), dataset
+
+    def _retriever(self, name: str, select: Callable[[SequenceDataset], SequenceDataset]) -> LRURecRetriever:
+        folder, dataset = self.folder / name, select(self.prepare().dataset)
+        key = fingerprint(self.prepare().key, as_plain(self.config.retriever), dataset.labels)
+        if self.state.is_main_process and not _is_done(folder, key):
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            model, log = train_lrurec(dataset, self.config.retriever, device=device, progress=self.progress)
+            with atomic_folder(folder) as temporary:
+                model.save_pretrained(temporary)
+                write_json(temporary / "log.json", log)
+                write_json(temporary / STAGE_FILE, {"key": key})
+        self.state.wait_for_everyone()
+        return LRURecRetriever(LRURecForRetrieval.from_pretrained(folder))
+
+    def _ranker_key(self) -> str:
+        sections = self.config.to_mapping()
+        for unrelated in ("output_dir", "evaluation", "data"):
+            sections.pop(unrelated)
+        return fingerprint(self.prepare().key, sections)
+
+    def train(self, *, resume: bool = False) -> Path:
+        """Fine-tune the ranker and save it, with its processor, beside the retriever. Returns the folder."""
+        key = self._ranker_key()
+        if _is_done(self.folder, key):
+            return self.folder
+        retriever = self.train_retriever()
+        train, validation = self._training_lists(retriever)
+        processor = self.build_processor().fit(train)
+        args = self._training_arguments()
+        trainer = LlamaRecLKGTrainer(
+            model=self.build_model(processor),
+            args=args,
+            train_dataset=train,
+            eval_dataset=validation,
+            processing_class=processor,
+            peft_config=get_peft_config(self.config.backbone) if self.config.backbone.use_peft else None,
+            callbacks=[EarlyStoppingCallback(PATIENCE)] if args.load_best_model_at_end else None,
+        )
+        if args.heads_warm_up_epochs and not resume:
+            trainer.warm_up_heads()
+        trainer.args.heads_warm_up_epochs = 0
+        section = self.config.examples
+        trainer.train_dataset = _sample(trainer.train_dataset, section.max_train, args.seed)
+        trainer.eval_dataset = _sample(trainer.eval_dataset, section.max_validation, args.seed, labelled=True)
+        if trainer.model.config.use_language_model:
+            trainer.train(resume_from_checkpoint=resume or None)
+        if self.state.is_main_process:
+            trainer.save_model(str(self.folder))
+            write_json(self.folder / "training_log.json", trainer.state.log_history)
+            self._write_card(trainer)
+            write_json(self.folder / STAGE_FILE, {"key": key})
+        self.state.wait_for_everyone()
+        return self.folder
+
+    def evaluate(self) -> Report:
+        """Score every row on the same targets and write the report; the card is written anew with it."""
+        section = self.config.evaluation
+        key = fingerprint(self._ranker_key(), as_plain(section))
+        if (self.folder / "report.json").exists():
+            content = read_json(self.folder / "report.json")
+            if content["protocol"].get("key") == key:
+                return Report(**content)
+        retriever, dataset = self.train_retriever(), self.prepare().dataset
+        self.train()
+        processor = LlamaRecLKGProcessor.from_pretrained(self.folder)
+        examples = self._lists(retriever, section.split)
+        ranks = {
+            "popularity": retriever_ranks(dataset, PopularityRetriever.from_dataset(dataset), section.split),
+            "retriever": retriever_ranks(dataset, retriever, section.split),
+        }
+        if section.untrained:
+            untrained = self.build_model(processor)
+            ranks["ranker-untrained"] = self._rank(untrained, processor, examples, "rank, untrained")
+            del untrained
+        model = LlamaRecLKGForRanking.from_pretrained(self.folder, **self._backbone_arguments())
+        model = self._placed(model)
+        ranks["ranker"] = self._rank(model, processor, examples, "rank")
+        for name in section.controls:
+            with control(name, model, processor, section.seed):
+                ranks[f"ranker-{name}"] = self._rank(model, processor, examples, f"rank, {name}")
+        with without_language_model(model):
+            ranks["no-lm"] = self._rank(model, processor, examples, "rank, no language model")
+            for name in CONTROLS:
+                with control(name, model, processor, section.seed):
+                    ranks[f"no-lm-{name}"] = self._rank(model, processor, examples, f"rank, no language model, {name}")
+        report = Report.from_ranks(
+            ranks,
+            np.array([example.label >= 0 for example in examples]),
+            self._protocol(section.split, processor, key),
+            resamples=section.resamples,
+            seed=section.seed,
+        )
+        if self.state.is_main_process:
+            report.save(self.folder)
+            self._write_card(None, report)
+        self.state.wait_for_everyone()
+        return report
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def build_processor(self) -> LlamaRecLKGProcessor:
+        """A new processor for this run's data and prompt settings; its evidence scale is not fitted yet."""
+        data = self.prepare()
+        with self.state.main_process_first():
+            tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(self.config.backbone.model_name_or_path))
+        items = data.dataset.items
+        return LlamaRecLKGProcessor(
+            tokenizer, data.graph, items.ids, items.titles, data.dataset.user_ids, **self.config.prompt
+        )
+
+    def build_model(self, processor: LlamaRecLKGProcessor) -> LlamaRecLKGForRanking:
+        """A new ranker around this run's backbone."""
+        config = processor.model_config(**self.config.model)
+        torch.manual_seed(self._training_arguments().seed)
+        if not config.use_language_model:
+            return self._placed(LlamaRecLKGForRanking(config))
+        model = LlamaRecLKGForRanking.from_backbone(self.config.backbone.model_name_or_path, config, **self._backbone_arguments())
+        return self._placed(model)
+
+    def _backbone_arguments(self) -> dict[str, Any]:
+        section = self.config.backbone
+        arguments = {
+            "dtype": getattr(torch, section.dtype or "float32"),
+            "attn_implementation": section.attn_implementation,
+            "quantization_config": get_quantization_config(section),
+        }
+        return {name: value for name, value in arguments.items() if value is not None}
+
+    def _training_arguments(self) -> LlamaRecLKGTrainingArguments:
+        return LlamaRecLKGTrainingArguments(
+            **{"output_dir": str(self.folder / "checkpoints"), "disable_tqdm": not self.progress, **self.config.training}
+        )
+
+    def _placed(self, model: LlamaRecLKGForRanking) -> LlamaRecLKGForRanking:
+        """On this process's device; a quantized backbone is there already and must not be moved."""
+        return model if getattr(model.language_model, "is_quantized", False) else model.to(self.state.device)
+
+    def _training_lists(self, retriever: LRURecRetriever) -> tuple[list[RankingExample], list[RankingExample]]:
+        section, dataset, honest = self.config.examples, self.prepare().dataset, None
+        if section.holdout:
+            retriever_for_training, honest = self.train_honest_retriever()
+        else:
+            retriever_for_training = retriever
+        train = training_examples(
+            dataset,
+            retriever_for_training,
+            honest,
+            num_candidates=self._num_candidates(),
+            negatives=section.negatives,
+            shuffle=section.shuffle,
+            seed=self.config.retriever.seed,
+            progress=self.progress,
+        )
+        return train, self._lists(retriever, "validation")
+
+    def _lists(self, retriever: LRURecRetriever, split: str) -> list[RankingExample]:
+        dataset = self.prepare().dataset
+        return evaluation_examples(
+            dataset, retriever, split, num_candidates=self._num_candidates(), progress=self.progress
+        )
+
+    def _num_candidates(self) -> int:
+        return int(self.config.prompt.get("num_candidates", 20))
+
+    def _rank(
+        self, model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, examples: list[RankingExample], text: str
+    ) -> np.ndarray:
+        scores = ranker_scores(
+            model,
+            processor,
+            examples,
+            batch_size=self.config.evaluation.batch_size,
+            description=text,
+            progress=self.progress,
+        )
+        return reranked(scores, examples)
+
+    def _protocol(self, split: str, processor: LlamaRecLKGProcessor, key: str) -> dict[str, Any]:
+        data = self.prepare()
+        return {
+            "dataset": data.bundle.name,
+            "split": split,
+            "users": data.dataset.num_users,
+            "items": data.dataset.num_items,
+            "settings": json.dumps(as_plain(data.dataset.settings)),
+            "graph": data.graph.describe(),
+            "graph_holds_heldout_interactions": self.config.graph.include_heldout,
+            "candidates": processor.num_candidates,
+            "backbone": self.config.backbone.model_name_or_path,
+            "training_seed": self._training_arguments().seed,
+            "key": key,
+        }
+
+    def _write_card(self, trainer: LlamaRecLKGTrainer | None, report: Report | None = None) -> None:
+        data, facts = self.prepare(), self.folder / "card.json"
+        if trainer is not None:
+            card = ModelCard.from_trainer(
+                trainer, model_id=self.folder.name, dataset_name=data.bundle.name, data_citation=data.bundle.citation
+            )
+            write_json(facts, {k: v for k, v in as_plain(card).items() if k != "report"})
+        card = replace(ModelCard(**read_json(facts)), report=report)
+        card.save(self.folder / "README.md")
+
+
+def _is_done(folder: Path, key: str) -> bool:
+    return (folder / STAGE_FILE).exists() and read_json(folder / STAGE_FILE).get("key") == key
+
+
+def _sample(dataset: Any, count: int | None, seed: int, labelled: bool = False) -> Any:
+    """`count` rows drawn by `seed`; with `labelled`, of those whose target was retrieved."""
+    if count is None or dataset is None:
+        return dataset
+    rows = np.flatnonzero(np.asarray(dataset["label"]) >= 0) if labelled else np.arange(len(dataset))
+    drawn = np.random.default_rng(seed).permutation(rows)[:count]
+    if not len(drawn):
+        raise LKGDataError("No list with a retrieved target is left to sample from.")
+    return dataset.select(np.sort(drawn))

@@ -1,0 +1,54 @@
+"""Packaging. `hub_cards/` lies beside the package in the checkout and inside it in the wheel."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "llamarec_lkg" / "__init__.py").read_text(encoding="utf-8")).group(1)
+
+setup(
+    name="llamarec-lkg",
+    version=VERSION,
+    description="Recommendation ranking with a language model and a knowledge graph, for the Hugging Face ecosystem",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=["llamarec_lkg", "llamarec_lkg.hub_cards"],
+    package_dir={"llamarec_lkg.hub_cards": "hub_cards"},
+    package_data={"llamarec_lkg.hub_cards": ["*.j2"]},
+    install_requires=[
+        "accelerate>=1.10",
+        "datasets>=4.0",
+        "gguf>=0.17",
+        "huggingface_hub>=1.0",
+        "jinja2>=3.1",
+        "matplotlib>=3.8",
+        "networkx>=3.2",
+        "numpy>=1.26",
+        "pandas>=2.2",
+        "peft>=0.20",
+        "pyarrow>=17",
+        "pyyaml>=6",
+        "safetensors>=0.6",
+        "torch>=2.8",
+        "tqdm>=4.66",
+        "transformers>=5.23",
+        "trl>=1.16",
+    ],
+    extras_require={
+        "quantization": ["bitsandbytes>=0.48"],
+        "test": ["pytest>=8", "pytest-cov>=6", "ruff>=0.14"],
+    },
+    entry_points={"console_scripts": ["llamarec-lkg=llamarec_lkg.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

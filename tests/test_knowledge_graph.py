@@ -1,0 +1,458 @@
+import json
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import pytest
+
+from llamarec_lkg import knowledge_graph as module
+from llamarec_lkg.dataset import TRAIN
+from llamarec_lkg.knowledge_graph import UNDATED, KnowledgeGraph, map_safetensors, merge_inverses
+from llamarec_lkg.schema import HEAD, RATED, RELATION, TAIL, LKGDataError, Triples
+
+
+ARRAYS = ("offsets", "targets", "edge_relations", "timestamps", "node_types", "item_nodes", "node_keys", "node_names")
+
+
+def triples_of(*facts, links=None) -> Triples:
+    frame = pd.DataFrame(facts, columns=[HEAD, RELATION, TAIL], dtype=object)
+    return Triples.from_frame(frame, {str(i): str(i) for i in range(1, 10)} if links is None else links)
+
+
+def assert_same(one: KnowledgeGraph, other: KnowledgeGraph) -> None:
+    assert one.relations == other.relations and one.entity_types == other.entity_types
+    for name in ARRAYS:
+        a, b = getattr(one, name), getattr(other, name)
+        assert a.dtype == b.dtype and np.array_equal(a, b), name
+
+
+def edges_of(graph: KnowledgeGraph) -> list[tuple[str, str, str, int]]:
+    """(source, relation, target, date), with "~" before a relation that is read against its direction."""
+    keys = graph.node_keys
+    return [
+        (keys[source], "~" * (code % 2) + graph.relations[code // 2], keys[target], int(stamp))
+        for source, code, target, stamp in zip(
+            graph.edge_sources(), graph.edge_relations, graph.targets, graph.timestamps, strict=True
+        )
+    ]
+
+
+@pytest.fixture
+def facts():
+    return triples_of(("1", "BY", "x"), ("2", "BY", "x"), ("2", "BY", "y"), ("1", "NEXT", "2"))
+
+
+@pytest.fixture
+def graph(facts):
+    return KnowledgeGraph.from_triples(facts, ["1", "2", "3"], ["One", "Two\n", "Three"])
+
+
+@pytest.fixture
+def films(film_dataset):
+    return KnowledgeGraph.from_dataset(film_dataset)
+
+
+# -- from triples -----------------------------------------------------------------------------------------------------
+
+
+def test_triples_become_edges_in_both_directions_ordered_by_source_code_and_target(graph):
+    assert graph.relations == ("BY", "NEXT")
+    assert graph.entity_types == ("item", "entity")
+    assert graph.node_keys.tolist() == ["1", "2", "3", "x", "y"]
+    assert graph.node_names.tolist() == ["One", "Two", "Three", "", ""]
+    assert graph.node_types.tolist() == [0, 0, 0, 1, 1]
+    assert graph.item_nodes.tolist() == [-1, 0, 1, 2]
+    assert graph.offsets.tolist() == [0, 2, 5, 5, 7, 8]
+    assert graph.targets.tolist() == [3, 1, 3, 4, 0, 0, 1, 1]
+    assert graph.edge_relations.tolist() == [0, 2, 0, 0, 3, 1, 1, 1]
+    assert set(graph.timestamps.tolist()) == {UNDATED}
+    assert (graph.num_nodes, graph.num_edges, graph.num_items) == (5, 8, 3)
+
+
+def test_every_fact_has_its_inverse(graph):
+    forward = {(s, r, t) for s, r, t, _ in edges_of(graph) if r[0] != "~"}
+    inverse = {(t, r[1:], s) for s, r, t, _ in edges_of(graph) if r[0] == "~"}
+    assert forward == inverse and len(forward) == 4
+
+
+def test_titles_default_to_ids(facts):
+    assert KnowledgeGraph.from_triples(facts, ["1", "2"]).node_names[:2].tolist() == ["1", "2"]
+
+
+def test_repeated_facts_count_once():
+    graph = KnowledgeGraph.from_triples(triples_of(("1", "BY", "x"), ("1", "BY", "x"), ("1", "AS", "x")), ["1"])
+    assert [edge[:3] for edge in edges_of(graph)] == [
+        ("1", "AS", "x"),
+        ("1", "BY", "x"),
+        ("x", "~AS", "1"),
+        ("x", "~BY", "1"),
+    ]
+
+
+def test_linked_entities_are_the_items_and_unlinked_items_have_no_edges():
+    triples = triples_of(("m.7", "BY", "x"), ("m.8", "BY", "x"), links={"m.7": "1", "m.8": "unknown item"})
+    graph = KnowledgeGraph.from_triples(triples, ["1", "2"])
+    assert graph.node_keys.tolist() == ["1", "2", "m.8", "x"]
+    assert ("1", "BY", "x", UNDATED) in edges_of(graph)
+    assert graph.offsets[2] - graph.offsets[1] == 0
+    assert graph.item_of_node().tolist() == [1, 2, 0, 0]
+
+
+def test_a_graph_without_facts_has_items_and_no_edges():
+    graph = KnowledgeGraph.from_triples(triples_of(), ["1", "2"])
+    assert (graph.num_nodes, graph.num_edges, graph.num_items) == (2, 0, 2)
+    assert graph.before(5).num_edges == 0
+    which, codes, reached = graph.neighbours(np.array([0, 1]))
+    assert len(which) == len(codes) == len(reached) == 0
+
+
+def test_relations_stated_in_both_directions_are_merged():
+    pairs = {
+        "BY": np.array([[1, 7], [2, 7], [3, 8]]),
+        "MADE": np.array([[7, 1], [7, 2], [8, 3]]),
+        "OTHER": np.array([[7, 1], [9, 9]]),
+    }
+    merged = merge_inverses(pairs)
+    assert list(merged) == ["BY", "OTHER"]
+    assert merged["BY"].tolist() == [[1, 7], [2, 7], [3, 8]]
+    assert merged["OTHER"].tolist() == [[7, 1], [9, 9]]
+
+
+def test_merging_adds_facts_that_only_the_inverse_states():
+    by = np.array([[i, 100 + i] for i in range(10)])
+    made = np.array([[100 + i, i] for i in range(11)])
+    assert merge_inverses({"BY": by, "MADE": made})["BY"].tolist() == [[i, 100 + i] for i in range(11)]
+
+
+def test_relations_that_overlap_too_little_or_differ_much_in_size_stay_apart():
+    by = np.array([[i, 100 + i] for i in range(10)])
+    eight = np.array([[100 + i, i] for i in range(8)] + [[100, 50], [100, 51]])
+    assert list(merge_inverses({"A": by, "B": eight})) == ["A", "B"]
+    assert list(merge_inverses({"A": by, "B": eight}, overlap=0.8)) == ["A"]
+    large = np.concatenate([by[:, ::-1], np.array([[200 + i, i] for i in range(11)])])
+    assert list(merge_inverses({"A": by, "B": large})) == ["A", "B"]
+    assert list(merge_inverses({"A": by, "B": by})) == ["A", "B"]
+
+
+def test_a_graph_of_triples_merges_inverse_relations():
+    graph = KnowledgeGraph.from_triples(
+        triples_of(("1", "a.by", "x"), ("2", "a.by", "y"), ("x", "b.made", "1"), ("y", "b.made", "2")), ["1", "2"]
+    )
+    assert graph.relations == ("a.by",)
+    assert graph.num_edges == 4
+
+
+# -- from a data set --------------------------------------------------------------------------------------------------
+
+
+def test_a_data_set_becomes_users_items_and_attributes(films, film_dataset):
+    assert films.relations == (RATED, "DIRECTED_BY", "GENRE_IS")
+    assert films.entity_types == ("user", "item", "DIRECTED_BY", "GENRE_IS")
+    assert np.bincount(films.node_types).tolist() == [4, 6, 5, 6]
+    assert films.node_keys[:10].tolist() == ["1", "2", "3", "4", "1", "2", "3", "4", "5", "6"]
+    assert films.node_names[:4].tolist() == [""] * 4
+    assert films.node_names[4:6].tolist() == ["Heat (1995)", "Insider, The (1999)"]
+    assert films.item_nodes.tolist() == [-1, 4, 5, 6, 7, 8, 9]
+    assert films.describe() == "21 nodes, 44 edges (RATED 12, DIRECTED_BY 12, GENRE_IS 20)"
+
+
+def test_rated_edges_go_from_user_to_item_only_and_carry_their_time(films, film_dataset):
+    rated = [edge for edge in edges_of(films) if edge[1] == RATED]
+    positions = film_dataset.positions("train")
+    expected = zip(
+        (film_dataset.user_ids[user - 1] for user in film_dataset.user_of(positions)),
+        (film_dataset.items.ids[item - 1] for item in film_dataset.item_sequence[positions]),
+        film_dataset.timestamps[positions].tolist(),
+        strict=True,
+    )
+    assert sorted((user, item, stamp) for user, _, item, stamp in rated) == sorted(expected)
+    assert not [edge for edge in edges_of(films) if edge[1] == "~RATED"]
+    assert {edge[3] for edge in edges_of(films) if edge[1] != RATED} == {UNDATED}
+
+
+def test_no_held_out_interaction_is_in_the_graph_unless_asked_for(film_dataset, movielens_dataset):
+    for data in (film_dataset, movielens_dataset):
+        graph = KnowledgeGraph.from_dataset(data)
+        rated = graph.edge_relations == 2 * graph.relations.index(RATED)
+        found = set(zip(graph.edge_sources()[rated].tolist(), graph.targets[rated].tolist(), strict=True))
+        users, items = data.user_of(np.arange(len(data.labels))) - 1, data.num_users + data.item_sequence - 1
+        pairs = list(zip(users.tolist(), items.tolist(), strict=True))
+        trained = {pair for pair, label in zip(pairs, data.labels, strict=True) if label == TRAIN}
+        assert found == trained
+        assert found.isdisjoint(pair for pair, label in zip(pairs, data.labels, strict=True) if label != TRAIN)
+        everything = KnowledgeGraph.from_dataset(data, include_heldout=True)
+        assert everything.num_edges - graph.num_edges == int((data.labels != TRAIN).sum())
+
+
+def test_values_can_be_kept_whole_and_then_the_dropped_items_count_too(make_dataset, film_items):
+    data = make_dataset([(1, item, item) for item in (3, 4, 5, 6)], film_items)
+    single = KnowledgeGraph.from_dataset(data)
+    whole = KnowledgeGraph.from_dataset(data, whole_values=["GENRE_IS"])
+    genres = {
+        kind: graph.node_keys[graph.node_types == graph.entity_types.index("GENRE_IS")].tolist()
+        for kind, graph in {"single": single, "whole": whole}.items()
+    }
+    assert genres["single"] == ["Comedy", "Family", "Action", "Horror"]
+    assert genres["whole"] == ["Comedy|Family", "Action|Horror", "Family", "Action|Crime", "Drama"]
+    comedy = [edge[0] for edge in edges_of(whole) if edge[2] == "Comedy|Family"]
+    assert comedy == ["3", "4"]
+
+
+def test_an_item_without_a_whole_value_gets_a_node_of_its_own(make_dataset, film_items):
+    data = make_dataset([(1, item, item) for item in (1, 5, 6)], film_items)
+    graph = KnowledgeGraph.from_dataset(data, whole_values=["DIRECTED_BY"])
+    assert ("6", "DIRECTED_BY", "(none listed)", UNDATED) in edges_of(graph)
+
+
+def test_triples_join_the_items_of_a_data_set(film_dataset):
+    triples = triples_of(("m.1", "WON", "Oscar"), ("m.9", "WON", "Oscar"), links={"m.1": "1", "m.9": "99"})
+    graph = KnowledgeGraph.from_dataset(film_dataset, triples)
+    assert graph.relations[-1] == "WON" and graph.entity_types[-1] == "entity"
+    assert {edge[:3] for edge in edges_of(graph) if edge[1] == "WON"} == {
+        ("1", "WON", "Oscar"),
+        ("m.9", "WON", "Oscar"),
+    }
+    oscar = int(np.flatnonzero(graph.node_keys == "Oscar")[0])
+    assert graph.item_nodes[1] in graph.neighbours(np.array([oscar]))[2]
+
+
+def test_of_a_repeated_interaction_the_earliest_date_stays(make_dataset):
+    data = make_dataset([(1, 1, 30), (1, 1, 10), (1, 1, 20), (1, 2, 40), (1, 3, 50)])
+    assert [edge for edge in edges_of(KnowledgeGraph.from_dataset(data))] == [("1", RATED, "1", 10)]
+
+
+def test_the_published_graph_has_the_published_counts(movielens_dataset):
+    published = KnowledgeGraph.from_dataset(movielens_dataset, include_heldout=True, whole_values=["GENRE_IS"])
+    assert (published.num_nodes, published.num_edges) == (10_471, 130_002)
+    honest = KnowledgeGraph.from_dataset(movielens_dataset, whole_values=["GENRE_IS"])
+    assert (honest.num_nodes, honest.num_edges) == (10_471, 128_782)
+    genres = published.node_types == published.entity_types.index("GENRE_IS")
+    degrees = np.diff(published.offsets)[genres]
+    assert (len(degrees), int((degrees > 0).sum())) == (951, 635)
+
+
+# -- looking ----------------------------------------------------------------------------------------------------------
+
+
+def test_neighbours_say_which_node_they_belong_to(graph):
+    which, codes, reached = graph.neighbours(np.array([4, 2, 0, 0]))
+    assert which.tolist() == [0, 2, 2, 3, 3]
+    assert codes.tolist() == [1, 0, 2, 0, 2]
+    assert reached.tolist() == [1, 3, 1, 3, 1]
+
+
+def test_items_are_found_by_node(graph):
+    assert graph.item_of_node().tolist() == [1, 2, 3, 0, 0]
+
+
+# -- views ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_graph_before_a_time_has_no_edge_from_then_on(films):
+    for moment in (0, 101, 102, 203, 10**9):
+        view = films.before(moment)
+        assert edges_of(view) == [edge for edge in edges_of(films) if edge[3] == UNDATED or edge[3] < moment]
+        assert view.num_nodes == films.num_nodes and view.relations == films.relations
+    assert films.before(0).num_edges == films.num_edges - 12
+
+
+def test_relations_can_be_left_out_and_the_vocabulary_stays(films):
+    view = films.without_relations([RATED, "GENRE_IS", "NOT_THERE"])
+    assert edges_of(view) == [edge for edge in edges_of(films) if edge[1].lstrip("~") == "DIRECTED_BY"]
+    assert view.relations == films.relations
+    assert films.without_relations(films.relations).num_edges == 0
+    assert edges_of(films.without_relations([])) == edges_of(films)
+
+
+def test_shuffling_moves_items_and_keeps_the_edges_and_degrees(films):
+    shuffled = films.shuffle_items(seed=1)
+    for name in ("offsets", "targets", "edge_relations", "timestamps", "node_types", "node_keys"):
+        assert np.array_equal(getattr(shuffled, name), getattr(films, name))
+    assert shuffled.item_nodes[0] == -1
+    assert sorted(shuffled.item_nodes.tolist()) == sorted(films.item_nodes.tolist())
+    assert shuffled.item_nodes.tolist() != films.item_nodes.tolist()
+    degrees = [np.diff(graph.offsets)[graph.item_nodes[1:]] for graph in (films, shuffled)]
+    assert sorted(degrees[0]) == sorted(degrees[1])
+    assert np.array_equal(films.shuffle_items(seed=1).item_nodes, shuffled.item_nodes)
+    assert not np.array_equal(films.shuffle_items(seed=2).item_nodes, shuffled.item_nodes)
+
+
+def test_shuffling_leaves_items_without_a_node_without_one():
+    graph = nx.MultiDiGraph()
+    for item in "abcdef":
+        graph.add_edge(item, "x", relation="R")
+    built = KnowledgeGraph.from_networkx(graph, ["a", "zz", "b", "c", "d", "e", "f"])
+    shuffled = built.shuffle_items(3)
+    assert built.item_nodes[2] == shuffled.item_nodes[2] == -1
+    assert (shuffled.item_nodes >= 0).sum() == 6
+
+
+def test_shuffling_gives_nearly_every_item_another_place(movielens_dataset):
+    graph = KnowledgeGraph.from_dataset(movielens_dataset)
+    assert (graph.shuffle_items().item_nodes[1:] == graph.item_nodes[1:]).mean() < 0.005
+
+
+# -- keeping it -------------------------------------------------------------------------------------------------------
+
+
+def test_a_graph_comes_back_from_disk_as_it_was(films, graph, tmp_path):
+    for one in (films, graph, films.before(150), KnowledgeGraph.from_triples(triples_of(), ["1"])):
+        one.save_pretrained(tmp_path / "graph")
+        loaded = KnowledgeGraph.from_pretrained(tmp_path / "graph")
+        assert_same(loaded, one)
+        assert edges_of(loaded) == edges_of(one)
+        assert edges_of(loaded.before(150)) == edges_of(one.before(150))
+        assert loaded.shuffle_items().item_nodes.tolist() == one.shuffle_items().item_nodes.tolist()
+
+
+def test_loaded_arrays_are_mapped_from_the_file_and_cannot_be_written(films, tmp_path):
+    films.save_pretrained(tmp_path / "graph")
+    loaded = KnowledgeGraph.from_pretrained(tmp_path / "graph")
+    for name in module._ARRAYS:
+        array = getattr(loaded, name)
+        assert not array.flags.writeable and not array.flags.owndata
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    assert sorted(path.name for path in (tmp_path / "graph").iterdir()) == [
+        "graph.json",
+        "graph.safetensors",
+        "nodes.parquet",
+    ]
+
+
+def test_an_interrupted_save_keeps_the_old_graph(films, graph, tmp_path, monkeypatch):
+    films.save_pretrained(tmp_path / "graph")
+    monkeypatch.setattr(module, "write_json", lambda *args: (_ for _ in ()).throw(RuntimeError("killed")))
+    with pytest.raises(RuntimeError):
+        graph.save_pretrained(tmp_path / "graph")
+    assert_same(KnowledgeGraph.from_pretrained(tmp_path / "graph"), films)
+    assert [path.name for path in tmp_path.iterdir()] == ["graph"]
+
+
+@pytest.mark.parametrize("name", ["graph.safetensors", "nodes.parquet", "graph.json"])
+@pytest.mark.parametrize("keep", [None, 0, 5, 0.1, 0.5, 0.98])
+def test_a_file_that_is_absent_or_cut_short_gives_a_clear_error(films, tmp_path, name, keep):
+    films.save_pretrained(tmp_path / "graph")
+    file = tmp_path / "graph" / name
+    content = file.read_bytes()
+    if keep is None:
+        file.unlink()
+    else:
+        file.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+    with pytest.raises(LKGDataError, match="is damaged|does not exist|not readable json"):
+        KnowledgeGraph.from_pretrained(tmp_path / "graph")
+
+
+@pytest.mark.parametrize("place", [0, 8, 20])
+def test_noise_in_the_header_of_the_arrays_gives_a_clear_error(films, tmp_path, place):
+    films.save_pretrained(tmp_path / "graph")
+    file = tmp_path / "graph" / "graph.safetensors"
+    content = bytearray(file.read_bytes())
+    content[place : place + 6] = b"\xff" * 6
+    file.write_bytes(content)
+    with pytest.raises(LKGDataError, match="is damaged .*Save or download it again"):
+        KnowledgeGraph.from_pretrained(tmp_path / "graph")
+
+
+def test_cut_arrays_name_where_they_end(films, tmp_path):
+    films.save_pretrained(tmp_path / "graph")
+    file = tmp_path / "graph" / "graph.safetensors"
+    content = file.read_bytes()
+    for length, reason in ((20, "ends inside its header"), (len(content) - 1, r"ends inside \w+")):
+        file.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=f"graph.safetensors {reason}"):
+            map_safetensors(file)
+
+
+@pytest.mark.parametrize("name", ["graph.safetensors", "nodes.parquet", "graph.json"])
+def test_files_of_two_graphs_do_not_fit_each_other(films, graph, tmp_path, name):
+    films.save_pretrained(tmp_path / "one")
+    graph.save_pretrained(tmp_path / "other")
+    (tmp_path / "one" / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    with pytest.raises(LKGDataError, match="do not fit each other"):
+        KnowledgeGraph.from_pretrained(tmp_path / "one")
+
+
+def test_a_description_without_a_field_gives_a_clear_error(films, tmp_path):
+    films.save_pretrained(tmp_path / "graph")
+    file = tmp_path / "graph" / "graph.json"
+    description = json.loads(file.read_text())
+    for name in ("relations", "entity_types", "num_edges"):
+        file.write_text(json.dumps({key: value for key, value in description.items() if key != name}))
+        with pytest.raises(LKGDataError, match=f"is damaged .*{name}"):
+            KnowledgeGraph.from_pretrained(tmp_path / "graph")
+
+
+# -- networkx ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_graph_survives_the_way_through_networkx(films, film_dataset, graph):
+    for one, ids in (
+        (films, film_dataset.items.ids),
+        (graph, ["1", "2", "3"]),
+        (films.before(150), film_dataset.items.ids),
+    ):
+        assert_same(KnowledgeGraph.from_networkx(one.to_networkx(), ids), one)
+
+
+def test_networkx_gets_one_edge_a_fact_with_its_attributes(films, graph):
+    exported = films.to_networkx()
+    assert exported.number_of_nodes() == films.num_nodes
+    assert exported.number_of_edges() == 12 + (films.num_edges - 12) // 2
+    assert exported.nodes[4] == {"type": "item", "key": "1", "name": "Heat (1995)"}
+    rated = [data for _, _, data in exported.edges(data=True) if data["relation"] == RATED]
+    assert all(not data["both_ways"] and isinstance(data["timestamp"], int) for data in rated) and len(rated) == 12
+    others = [data for _, _, data in exported.edges(data=True) if data["relation"] != RATED]
+    assert all(data["both_ways"] and "timestamp" not in data for data in others)
+    assert sorted((a, b, data["relation"]) for a, b, data in graph.to_networkx().edges(data=True)) == [
+        (0, 1, "NEXT"),
+        (0, 3, "BY"),
+        (1, 3, "BY"),
+        (1, 4, "BY"),
+    ]
+
+
+def test_a_plain_networkx_graph_is_read_by_item_id_in_both_directions():
+    graph = nx.Graph()
+    graph.add_edge("a", "Mann", relation="BY")
+    graph.add_edge("b", "Mann", relation="BY", timestamp=7)
+    built = KnowledgeGraph.from_networkx(graph, ["b", "a", "none"])
+    assert built.entity_types == ("item", "entity")
+    assert [built.node_keys[node] for node in built.item_nodes[1:3]] == ["b", "a"]
+    assert built.item_nodes[3] == -1
+    assert built.num_edges == 4
+    assert {frozenset((s, t)): stamp for s, _, t, stamp in edges_of(built)} == {
+        frozenset(("a", "Mann")): UNDATED,
+        frozenset(("b", "Mann")): 7,
+    }
+
+
+def test_a_directed_networkx_edge_is_one_way_unless_it_says_both_ways():
+    graph = nx.MultiDiGraph()
+    graph.add_edge("a", "x", relation="R")
+    graph.add_edge("a", "y", relation="S", both_ways=True)
+    assert [edge[:3] for edge in edges_of(KnowledgeGraph.from_networkx(graph, ["a"]))] == [
+        ("a", "R", "x"),
+        ("a", "S", "y"),
+        ("y", "~S", "a"),
+    ]
+
+
+def test_typed_networkx_nodes_keep_type_and_name():
+    graph = nx.DiGraph()
+    graph.add_node("a", type="item", name="Alpha\n")
+    graph.add_node("u", type="user")
+    graph.add_node("p", type="person")
+    graph.add_node("b")
+    graph.add_edge("u", "a", relation=RATED, timestamp=3)
+    built = KnowledgeGraph.from_networkx(graph, ["a", "b"])
+    assert built.entity_types == ("item", "user", "person", "entity")
+    assert built.node_names.tolist() == ["Alpha", "", "p", "b"]
+    assert built.item_nodes.tolist() == [-1, 0, -1]
+
+
+def test_a_networkx_edge_needs_its_relation():
+    graph = nx.DiGraph()
+    graph.add_edge("a", "x", weight=2)
+    with pytest.raises(LKGDataError, match=r"Edge 'a' -> 'x' has attributes \['weight'\] but no 'relation'"):
+        KnowledgeGraph.from_networkx(graph, ["a"])
