@@ -46,8 +46,10 @@ def main() -> None:
     raw = [data.dataset.items.ids[item - 1] for item in data.dataset.item_sequence[data.dataset.history(position)]]
     for item in recommender.recommend(raw, user=data.dataset.user_ids[0], k=5):
         print(item)
-    print(f"everything is in {folder}: report.md, report.png, README.md (model card), and the model. "
-          f"{time.monotonic() - started:.0f} s")
+    print(
+        f"everything is in {folder}: report.md, report.png, README.md (model card), and the model. "
+        f"{time.monotonic() - started:.0f} s"
+    )
 
 
 if __name__ == "__main__":

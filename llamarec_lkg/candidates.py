@@ -1,8 +1,8 @@
 """Lists to rank: what the retriever finds for each target, at evaluation and, honestly, in training.
 
-A retriever has learned its training transitions by heart: for them it puts the true next item far higher than it ever will at
-test time, and a ranker trained on such lists learns to trust it blindly. Training lists are therefore made at positions that
-the retriever making them has not seen (`SequenceDataset.without_last_training`).
+A retriever has learned its training transitions by heart: for them it puts the true next item far higher than it ever
+will at test time, and a ranker trained on such lists learns to trust it blindly. Training lists are therefore made at
+positions that the retriever making them has not seen (`SequenceDataset.without_last_training`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from .schema import PADDING_ITEM, LKGDataError
 def evaluation_examples(
     dataset: SequenceDataset, retriever: Retriever, split: str, *, num_candidates: int = 20, progress: bool = True
 ) -> list[RankingExample]:
-    """The retriever's best `num_candidates` for every target of `split`, in its order; label -1 where it missed the target."""
+    """The retriever's best `num_candidates` for every target of `split`, in its order; label -1 where it missed the
+    target."""
     return list(_retrieve(dataset, retriever, dataset.positions(split), num_candidates, f"retrieve {split}", progress))
 
 
@@ -42,10 +43,10 @@ def training_examples(
     Args:
         dataset: the full data.
         retriever: fitted on `honest`.
-        honest: `dataset.without_last_training(n)`; the positions it leaves out become examples. None takes every training
-            position with at least one item of history, which suits `negatives="uniform"`.
-        negatives: "retrieved" keeps the positions whose target the retriever finds, with what it found beside it: the very
-            distribution of evaluation. "uniform" draws the other candidates from all items, as published.
+        honest: `dataset.without_last_training(n)`; the positions it leaves out become examples. None takes every
+            training position with at least one item of history, which suits `negatives="uniform"`.
+        negatives: "retrieved" keeps the positions whose target the retriever finds, with what it found beside it: the
+            very distribution of evaluation. "uniform" draws the other candidates from all items, as published.
         shuffle: put the candidates into random order, so that a letter's place says nothing about the answer.
 
     Raises:
@@ -65,8 +66,8 @@ def training_examples(
     examples = [_shuffled(example, generator) if shuffle else example for example in examples]
     if not examples:
         raise LKGDataError(
-            f"None of {len(positions)} training positions gives an example: the retriever finds no target among its best "
-            f"{num_candidates}. Train it longer, keep more candidates, or use negatives='uniform'."
+            f"None of {len(positions)} training positions gives an example: the retriever finds no target among its "
+            f"best {num_candidates}. Train it longer, keep more candidates, or use negatives='uniform'."
         )
     return examples
 

@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llamarec-lkg", description="Recommendation ranking with a language model and a graph.")
+    parser = argparse.ArgumentParser(
+        prog="llamarec-lkg", description="Recommendation ranking with a language model and a graph."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     stages = {
         "prepare": (_prepare, "load, filter and split the data, and build the knowledge graph"),
@@ -42,11 +44,15 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=function)
         if name == "train":
             command.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    recommend = commands.add_parser("recommend", help="rank items for one history", description="Rank items for one history.")
+    recommend = commands.add_parser(
+        "recommend", help="rank items for one history", description="Rank items for one history."
+    )
     recommend.add_argument("--model", required=True, help="folder or Hub id of a trained model")
     recommend.add_argument("--history", nargs="*", default=[], metavar="ITEM", help="raw item ids, oldest first")
     recommend.add_argument("--user", help="raw user id; unknown users are the average user")
-    recommend.add_argument("--candidates", nargs="*", metavar="ITEM", help="rank these instead of what the retriever finds")
+    recommend.add_argument(
+        "--candidates", nargs="*", metavar="ITEM", help="rank these instead of what the retriever finds"
+    )
     recommend.add_argument("-k", type=int, default=10, help="how many items to show")
     recommend.add_argument("--json", action="store_true", help="print records for machines")
     recommend.set_defaults(run=_recommend)

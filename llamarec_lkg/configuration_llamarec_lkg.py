@@ -19,12 +19,16 @@ class LlamaRecLKGConfig(PreTrainedConfig):
 
     Args:
         text_config: the backbone's own configuration; any causal language model.
-        backbone_name_or_path (`str`, optional): where the backbone came from: a Hub id, a folder, or a name of `backbones.py`.
-        external_backbone (`bool`): the checkpoint holds only what was trained; the backbone is loaded from its own place.
+        backbone_name_or_path (`str`, optional): where the backbone came from: a Hub id, a folder, or a name of
+            `backbones.py`.
+        external_backbone (`bool`): the checkpoint holds only what was trained; the backbone is loaded from its own
+            place.
         relations (`list[str]`): the graph's R relations, in the order of `evidence` and `path_relation_weights`.
         num_users (`int`): users with an embedding of their own, ids 1 to `num_users`; 0 keeps no embedding.
-        user_embedding_size, preference_hidden_size (`int`), preference_dropout (`float`): sizes of the preference module.
-        user_dropout (`float`): how often training hides the user's id, so that the history alone learns to carry new users.
+        user_embedding_size, preference_hidden_size (`int`), preference_dropout (`float`): sizes of the preference
+            module.
+        user_dropout (`float`): how often training hides the user's id, so that the history alone learns to carry new
+            users.
         use_history_preferences, use_user_embedding (`bool`): the two inputs of the preference module.
         use_language_model (`bool`): off, only retriever and evidence rank, and no backbone is needed.
         use_evidence_fusion (`bool`): gradient route 1, the evidence term.
@@ -32,12 +36,14 @@ class LlamaRecLKGConfig(PreTrainedConfig):
         path_gate (`"attention_bias"` or `"straight_through"`): how; the second works with every attention kernel.
         path_gate_temperature (`float`): of the softmax over the selected paths' scores.
         use_retrieval_scores, use_letter_prior (`bool`): add the first stage's score; subtract the letters' own bias.
-        learn_letter_scale (`bool`), letter_scale, evidence_weight, retrieval_weight (`float`): s, a and b at the start.
+        learn_letter_scale (`bool`), letter_scale, evidence_weight, retrieval_weight (`float`): s, a and b at the
+            start.
         num_paths (`int`): K, how many paths enter the prompt. 0 writes none.
         one_path_per_history_item (`bool`): among the paths of one history item only the best may enter, as published.
-        path_weighting (`"evidence"` or `"tfidf"`): what a path weighs: its own share of the evidence, or the published formula.
-        path_style (`"compact"` or `"published"`), history_length, max_title_tokens, num_candidates, max_length (`int`): prompt
-            settings. `max_length` bounds the assembled prompt in tokens.
+        path_weighting (`"evidence"` or `"tfidf"`): what a path weighs: its own share of the evidence, or the
+            published formula.
+        path_style (`"compact"` or `"published"`), history_length, max_title_tokens, num_candidates, max_length
+            (`int`): prompt settings. `max_length` bounds the assembled prompt in tokens.
         evidence_half_life (`float`): an item of the history counts half as much as one so many places later.
         letter_token_ids (`list[int]`): tokens of the letters, set from the processor.
         prior_input_ids (`list[int]`): the empty prompt on which the letters' own bias is read, set from the processor.
@@ -93,8 +99,8 @@ class LlamaRecLKGConfig(PreTrainedConfig):
             )
         if not 2 <= self.num_candidates <= len(LETTERS):
             raise LKGDataError(
-                f"num_candidates is {self.num_candidates}; one forward pass ranks 2 to {len(LETTERS)} candidates, one letter "
-                "each. Rank longer lists through windows (`rank_windows`)."
+                f"num_candidates is {self.num_candidates}; one forward pass ranks 2 to {len(LETTERS)} candidates, one "
+                "letter each. Rank longer lists through windows (`rank_windows`)."
             )
         # with tied backbones the output rows are the input rows; `save_pretrained` of the composite has to know
         self.tie_word_embeddings = self.tie_word_embeddings or bool(
@@ -112,11 +118,12 @@ class LlamaRecLKGConfig(PreTrainedConfig):
 
     @classmethod
     def paper(cls, relations: list[str], num_users: int, **overrides: Any) -> LlamaRecLKGConfig:
-        """The published recipe (arXiv 2506.07449) with nothing added: prompt alone, preferences from the user's id alone.
+        """The published recipe (arXiv 2506.07449) with nothing added: prompt alone, preferences from the user's id
+        alone.
 
-        No evidence term, no retrieval score and no letter prior. The preferences choose the paths by the published formula. In
-        the released code they then leave the graph of gradients; pass `use_path_gate=True` for the closest honest reading of
-        "trained end to end".
+        No evidence term, no retrieval score and no letter prior. The preferences choose the paths by the published
+        formula. In the released code they then leave the graph of gradients; pass `use_path_gate=True` for the
+        closest honest reading of "trained end to end".
         """
         published: dict[str, Any] = {
             "user_embedding_size": 128,

@@ -25,14 +25,16 @@ SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
 @dataclass(frozen=True)
 class PreprocessingSettings:
-    """How raw tables become sequences. The defaults are the published protocol (LlamaRec, arXiv 2311.02089, section 4.1).
+    """How raw tables become sequences. The defaults are the published protocol (LlamaRec, arXiv 2311.02089, section
+    4.1).
 
     Args:
         min_user_interactions, min_item_interactions (`int`): the k-core filter, repeated until nothing changes.
-        split (`"leave-one-out"` or `"time"`): the last interaction of every user is the test target and the one before it the
-            validation target; or two points in time, the same for all users, part the data.
+        split (`"leave-one-out"` or `"time"`): the last interaction of every user is the test target and the one
+            before it the validation target; or two points in time, the same for all users, part the data.
         validation_fraction, test_fraction (`float`): of all interactions, for the time split.
-        targets (`"first"` or `"all"`): for the time split, whether a user's first interaction in a part is the target or each.
+        targets (`"first"` or `"all"`): for the time split, whether a user's first interaction in a part is the target
+            or each.
         min_rating (`float`, optional): drop interactions rated lower. By default all ratings count as positives.
     """
 
@@ -47,13 +49,13 @@ class PreprocessingSettings:
     def __post_init__(self) -> None:
         if self.split not in ("leave-one-out", "time") or self.targets not in ("first", "all"):
             raise LKGDataError(
-                f"split={self.split!r} and targets={self.targets!r} were given; split is 'leave-one-out' or 'time', targets "
-                "'first' or 'all'."
+                f"split={self.split!r} and targets={self.targets!r} were given; split is 'leave-one-out' or 'time', "
+                "targets 'first' or 'all'."
             )
         if not 0 < self.validation_fraction + self.test_fraction < 1:
             raise LKGDataError(
-                f"validation_fraction + test_fraction is {self.validation_fraction + self.test_fraction}; it must lie between "
-                "0 and 1 so that interactions are left to train on."
+                f"validation_fraction + test_fraction is {self.validation_fraction + self.test_fraction}; it must lie "
+                "between 0 and 1 so that interactions are left to train on."
             )
 
 
@@ -71,8 +73,8 @@ class SequenceDataset:
         offsets (`np.ndarray` of `int64`, shape (U + 1,)).
         item_sequence (`np.ndarray` of `int32`, shape (N,)): dense items.
         ratings (`np.ndarray` of `float32`, shape (N,)), timestamps (`np.ndarray` of `int64`, shape (N,)).
-        labels (`np.ndarray` of `int8`, shape (N,)): TRAIN, VALIDATION, TEST or UNUSED for each position. A VALIDATION or TEST
-            position is a target; its history is everything the user did before it.
+        labels (`np.ndarray` of `int8`, shape (N,)): TRAIN, VALIDATION, TEST or UNUSED for each position. A VALIDATION
+            or TEST position is a target; its history is everything the user did before it.
         dropped_items (`ItemTable`): the catalogue's items that the filter removed.
     """
 
@@ -91,8 +93,8 @@ class SequenceDataset:
     def from_bundle(cls, bundle: DatasetBundle, settings: PreprocessingSettings | None = None) -> SequenceDataset:
         """Filter, order and split.
 
-        Items without a row in the item table are dropped; then users and items with too few interactions, repeatedly; then
-        each user's interactions are ordered by (timestamp, item id).
+        Items without a row in the item table are dropped; then users and items with too few interactions, repeatedly;
+        then each user's interactions are ordered by (timestamp, item id).
 
         Raises:
             LKGDataError: nothing is left, or no user has enough interactions to be split.
@@ -110,9 +112,9 @@ class SequenceDataset:
         frame = k_core(frame, settings.min_user_interactions, settings.min_item_interactions)
         if frame.empty:
             raise LKGDataError(
-                f"No interaction of {len(bundle.interactions)} is left after dropping items without metadata and users with "
-                f"fewer than {settings.min_user_interactions} or items with fewer than {settings.min_item_interactions} "
-                "interactions. Lower those bounds in the preprocessing settings."
+                f"No interaction of {len(bundle.interactions)} is left after dropping items without metadata and "
+                f"users with fewer than {settings.min_user_interactions} or items with fewer than "
+                f"{settings.min_item_interactions} interactions. Lower those bounds in the preprocessing settings."
             )
         user_ids = natural_order(frame[USER_ID])
         item_ids = natural_order(frame[ITEM_ID])
@@ -136,8 +138,8 @@ class SequenceDataset:
         )
         if not (dataset.labels == TEST).any():
             raise LKGDataError(
-                "No user has an interaction in the test part. Leave-one-out needs users with at least three interactions; a "
-                "time split needs users active after the split point."
+                "No user has an interaction in the test part. Leave-one-out needs users with at least three "
+                "interactions; a time split needs users active after the split point."
             )
         return dataset
 
@@ -173,10 +175,11 @@ class SequenceDataset:
         return np.bincount(self.item_sequence[self.labels == TRAIN], minlength=self.num_items + 1)
 
     def without_last_training(self, count: int) -> SequenceDataset:
-        """The same data with each user's last `count` training interactions taken out of training (at least two remain).
+        """The same data with each user's last `count` training interactions taken out of training (at least two
+        remain).
 
-        A retriever fitted on what remains has not seen them, so its scores for them are as honest as at test time: this is
-        where the ranker's training examples come from (see `candidates.py`).
+        A retriever fitted on what remains has not seen them, so its scores for them are as honest as at test time: this
+        is where the ranker's training examples come from (see `candidates.py`).
         """
         labels = self.labels.copy()
         for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True):

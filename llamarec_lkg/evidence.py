@@ -1,8 +1,10 @@
 """Evidence: how strongly a history points at each item along each relation of the graph.
 
-Two items share evidence along relation `r` through the entities that `r` ties both to (the paths item -> entity -> item),
-weighted by inverse document frequency, so that a rare shared director says more than a common genre; where `r` ties items
-directly, the edge itself is the evidence. It is the exact, differentiable counterpart of the path texts in the prompt: summed
+Two items share evidence along relation `r` through the entities that `r` ties both to (the paths item -> entity ->
+item), weighted by inverse document frequency, so that a rare shared director says more than a common genre; where `r`
+ties items directly, the edge itself is the evidence. It is the exact, differentiable counterpart of the path texts in
+the
+prompt: summed
 over all paths of a relation, not only the few that fit.
 """
 
@@ -57,8 +59,8 @@ class EvidenceIndex:
         relations (`tuple[str, ...]`): the graph's R relations.
         history_rows, candidate_rows: what an item says as part of a history and as a candidate. They are the same for
             relations to entities (item -> entity -> item). For direct edges the history's row holds its neighbours.
-        column_relation, column_node (`np.ndarray`, shape (num_columns,)): relation and graph node of each column, which is
-            ordered by them.
+        column_relation, column_node (`np.ndarray`, shape (num_columns,)): relation and graph node of each column,
+            which is ordered by them.
         user_column (`np.ndarray`, shape (num_users + 1,)): the column made of each user's own RATED edges, or -1.
         scale (`np.ndarray` of `float32`, shape (R,)): evidence is divided by it, so that relations compare.
         half_life (`float`): an item of the history counts half as much as one `half_life` places later.
@@ -146,7 +148,8 @@ class EvidenceIndex:
 
         Args:
             history (`np.ndarray`, shape (H,)): dense items, oldest first; may be empty.
-            candidates (`np.ndarray`, shape (C,), optional): dense items, by default 0..num_items (all; padding gets 0).
+            candidates (`np.ndarray`, shape (C,), optional): dense items, by default 0..num_items (all; padding gets
+                0).
             user (`int`): dense user.
 
         Returns:
@@ -160,10 +163,12 @@ class EvidenceIndex:
         return (sums.reshape(len(candidates), -1) / self.scale).astype(np.float32)
 
     def affinity(self, history: np.ndarray, user: int = UNKNOWN_USER) -> np.ndarray:
-        """How tightly the items of a history hang together along each relation, shape (2, R), each row at most 1 in scale.
+        """How tightly the items of a history hang together along each relation, shape (2, R), each row at most 1 in
+        scale.
 
-        Row 0 is the mean evidence that the earlier half gives to the later half, row 1 the same over all pairs with the most
-        recent item. High where the user follows a relation from item to item: the input of the preference module.
+        Row 0 is the mean evidence that the earlier half gives to the later half, row 1 the same over all pairs with
+        the most recent item. High where the user follows a relation from item to item: the input of the preference
+            module.
         """
         history = np.asarray(history, dtype=np.int64)
         statistics = np.zeros((2, self.num_relations), dtype=np.float32)
@@ -176,8 +181,8 @@ class EvidenceIndex:
     def path_weights(self, paths: Paths, history: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """The part of the evidence that runs through each path, shape (P, R).
 
-        Summed over all paths of a candidate that lie on one relation, it is that candidate's evidence. A path that changes
-        its relation on the way, or is longer than two edges, carries none.
+        Summed over all paths of a candidate that lie on one relation, it is that candidate's evidence. A path that
+        changes its relation on the way, or is longer than two edges, carries none.
         """
         weights = np.zeros((len(paths), self.num_relations), dtype=np.float32)
         relation = paths.edge_codes[:, 0] // 2

@@ -1,6 +1,7 @@
 """Training preferences and fusion without the backbone: retriever and evidence alone are a ranker already.
 
-The features of a list do not change during training, so they are computed once; an epoch is then a few small matrix products.
+The features of a list do not change during training, so they are computed once; an epoch is then a few small matrix
+products.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def fit_heads(
     seed: int = 42,
     progress: bool = True,
 ) -> list[dict[str, float]]:
-    """Train the preference module and the fusion weights, the backbone left out; keep the best epoch by validation loss.
+    """Train the preference module and the fusion weights, the backbone left out; keep the best epoch by validation
+    loss.
 
     The state before the first epoch competes, so the result is never worse on validation than no training.
 
@@ -109,7 +111,9 @@ def fit_heads(
 
 
 @torch.no_grad()
-def score_heads(model: LlamaRecLKGForRanking, batch: Mapping[str, torch.Tensor], batch_size: int = 1024) -> torch.Tensor:
+def score_heads(
+    model: LlamaRecLKGForRanking, batch: Mapping[str, torch.Tensor], batch_size: int = 1024
+) -> torch.Tensor:
     """Logits of all rows without the backbone, (N, C)."""
     was_training = model.training
     model.eval()

@@ -49,9 +49,10 @@ class KnowledgeGraph:
         node_keys (`np.ndarray` of `str`, shape (N,)): identifier of each node within its type.
         node_names (`np.ndarray` of `str`, shape (N,)): text of each node; empty where only an identifier is known.
         node_types (`np.ndarray`, shape (N,)): index into `entity_types`.
-        offsets (N + 1,), targets (E,), edge_relations (E,), timestamps (E,): the edges, ordered by source, edge code and
-            target. `UNDATED` marks facts that hold at any time.
-        item_nodes (`np.ndarray`, shape (num_items + 1,)): node of each dense item, -1 where there is none (and for padding).
+        offsets (N + 1,), targets (E,), edge_relations (E,), timestamps (E,): the edges, ordered by source, edge code
+            and target. `UNDATED` marks facts that hold at any time.
+        item_nodes (`np.ndarray`, shape (num_items + 1,)): node of each dense item, -1 where there is none (and for
+            padding).
     """
 
     relations: tuple[str, ...]
@@ -80,12 +81,13 @@ class KnowledgeGraph:
 
         Args:
             dataset: its training interactions become edges.
-            triples: further facts. Linked entities are the items themselves; a relation that is another one read backwards
-                (Freebase stores both directions) is merged with it.
-            include_heldout: add validation and test interactions, as the published graph does. A ranker evaluated with such
-                a graph has seen its answers; only the published counts need it.
-            whole_values: attribute relations whose values of an item are joined into one entity ("Action|Crime"), as the
-                published graph does with genres. For these the dropped items' values become nodes too, as published.
+            triples: further facts. Linked entities are the items themselves; a relation that is another one read
+                backwards (Freebase stores both directions) is merged with it.
+            include_heldout: add validation and test interactions, as the published graph does. A ranker evaluated
+                with such a graph has seen its answers; only the published counts need it.
+            whole_values: attribute relations whose values of an item are joined into one entity ("Action|Crime"), as
+                the published graph does with genres. For these the dropped items' values become nodes too, as
+                published.
         """
         builder = _Builder()
         users = [builder.node(USER, raw, "") for raw in dataset.user_ids]
@@ -120,7 +122,8 @@ class KnowledgeGraph:
     def from_triples(
         cls, triples: Triples, item_ids: Sequence[str], titles: Sequence[str] | None = None
     ) -> KnowledgeGraph:
-        """A graph of facts alone. `item_ids` are the raw ids of dense items 1, 2, ...; items without facts stay without edges."""
+        """A graph of facts alone. `item_ids` are the raw ids of dense items 1, 2, ...; items without facts stay
+        without edges."""
         builder = _Builder()
         titles = titles or item_ids
         items = [builder.node(ITEM, raw, clean_text(title)) for raw, title in zip(item_ids, titles, strict=True)]
@@ -129,10 +132,11 @@ class KnowledgeGraph:
 
     @classmethod
     def from_networkx(cls, graph: nx.Graph, item_ids: Sequence[str]) -> KnowledgeGraph:
-        """A networkx graph whose edges have `relation` and, optionally, `timestamp`, and whose nodes may have `type` and `name`.
+        """A networkx graph whose edges have `relation` and, optionally, `timestamp`, and whose nodes may have `type`
+        and `name`.
 
-        Item nodes are those of type "item" or, where no node has a type, those whose key is in `item_ids`. An undirected graph,
-        or an edge with `both_ways=True`, is read in both directions.
+        Item nodes are those of type "item" or, where no node has a type, those whose key is in `item_ids`. An
+        undirected graph, or an edge with `both_ways=True`, is read in both directions.
 
         Raises:
             LKGDataError: an edge lacks its relation.
@@ -151,8 +155,8 @@ class KnowledgeGraph:
         for source, target, data in graph.edges(data=True):
             if "relation" not in data:
                 raise LKGDataError(
-                    f"Edge {source!r} -> {target!r} has attributes {sorted(data)} but no 'relation'. Every edge needs one: "
-                    "`graph.add_edge(a, b, relation='DIRECTED_BY')`."
+                    f"Edge {source!r} -> {target!r} has attributes {sorted(data)} but no 'relation'. Every edge needs "
+                    "one: `graph.add_edge(a, b, relation='DIRECTED_BY')`."
                 )
             both_ways = bool(data.get("both_ways", not graph.is_directed()))
             stamp = int(data.get("timestamp", UNDATED))
@@ -163,7 +167,8 @@ class KnowledgeGraph:
         return builder.build(item_nodes=[-1, *(builder.index.get((ITEM, raw), -1) for raw in item_ids)])
 
     def to_networkx(self) -> nx.MultiDiGraph:
-        """Nodes `0..N-1` with `type`, `key` and `name`; one edge a fact, with `relation`, `both_ways` and any `timestamp`."""
+        """Nodes `0..N-1` with `type`, `key` and `name`; one edge a fact, with `relation`, `both_ways` and any
+        `timestamp`."""
         graph = nx.MultiDiGraph(relations=list(self.relations))
         for node in range(self.num_nodes):
             kind = self.entity_types[self.node_types[node]]
@@ -238,7 +243,8 @@ class KnowledgeGraph:
         return self._keep(~np.isin(np.asarray(self.edge_relations) // 2, codes))
 
     def shuffle_items(self, seed: int = 0) -> KnowledgeGraph:
-        """The control: every item takes the place of another one. Degrees, relations and entities stay, the truth goes."""
+        """The control: every item takes the place of another one. Degrees, relations and entities stay, the truth
+        goes."""
         present = np.flatnonzero(np.asarray(self.item_nodes) >= 0)
         permuted = np.array(self.item_nodes)
         permuted[present] = permuted[np.random.default_rng(seed).permutation(present)]

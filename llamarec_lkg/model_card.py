@@ -36,7 +36,9 @@ def template_text(name: str) -> str:
         template = folder / name
         if template.is_file():
             return template.read_text(encoding="utf-8")
-    raise LKGDataError(f"The card template {name!r} is not installed. Install the package again from a whole wheel or checkout.")
+    raise LKGDataError(
+        f"The card template {name!r} is not installed. Install the package again from a whole wheel or checkout."
+    )
 
 
 @dataclass
@@ -110,7 +112,11 @@ class ModelCard:
                 )
                 for metric in ("ndcg@10", "mrr@10", "recall@10")
             ]
-        base = self.base_model if self.base_model and "/" in self.base_model and not Path(self.base_model).exists() else None
+        base = (
+            self.base_model
+            if self.base_model and "/" in self.base_model and not Path(self.base_model).exists()
+            else None
+        )
         data = ModelCardData(
             model_name=self.model_id if results else None,
             language=self.language,

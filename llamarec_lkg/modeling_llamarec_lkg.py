@@ -1,7 +1,8 @@
-"""The ranker: a causal language model that reads candidates behind letters, and a preference module that reads the graph.
+"""The ranker: a causal language model that reads candidates behind letters, and a preference module that reads the
+graph.
 
-LlamaRec (arXiv 2311.02089) for the verbalizer, LlamaRec-LKG-RAG (arXiv 2506.07449) for preferences over relations. Here both
-gradient routes from the ranking loss to the preferences are real; see `LlamaRecLKGForRanking.forward`.
+LlamaRec (arXiv 2311.02089) for the verbalizer, LlamaRec-LKG-RAG (arXiv 2506.07449) for preferences over relations.
+Here both gradient routes from the ranking loss to the preferences are real; see `LlamaRecLKGForRanking.forward`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class RankingOutput(ModelOutput):
         logits (`torch.Tensor`, shape (B, C)): ranking scores; -inf where there is no candidate.
         preferences (`torch.Tensor`, shape (B, R)): distribution over relations.
         path_scores (`torch.Tensor`, shape (B, P)): score of every path; -inf where there is none.
-        selected_paths (`torch.Tensor` of `long`, shape (B, K)): paths in the prompt, best first; -1 where there is none.
+        selected_paths (`torch.Tensor` of `long`, shape (B, K)): paths in the prompt, best first; -1 where there is
+            none.
         letter_logits (`torch.Tensor`, shape (B, C), optional): what the backbone said, prior not yet subtracted.
     """
 
@@ -66,7 +68,8 @@ class UserPreferenceModule(nn.Module):
             self.user_out = nn.Linear(config.user_embedding_size, config.num_relations, bias=False)
 
     def forward(self, user_ids: torch.Tensor, history_relations: torch.Tensor) -> torch.Tensor:
-        """(B,) dense users and (B, F) statistics -> (B, R) logits. User 0 and unseen ids get the history's part alone."""
+        """(B,) dense users and (B, F) statistics -> (B, R) logits. User 0 and unseen ids get the history's part
+        alone."""
         logits = self.bias.float().expand(len(user_ids), -1)
         if self.history_in is not None:
             hidden = F.gelu(self.history_in(history_relations.to(self.history_in.weight.dtype)))
@@ -129,7 +132,8 @@ def select_paths(
 
     Args:
         scores (`torch.Tensor`, shape (B, P)): -inf where there is no path.
-        path_sources (`torch.Tensor`, shape (B, P), optional): history item of each path; of each only the best is taken.
+        path_sources (`torch.Tensor`, shape (B, P), optional): history item of each path; of each only the best is
+            taken.
 
     Returns:
         indices (B, K) with -1 where fewer were found, and their scores (B, K); K is at most P.
@@ -157,8 +161,8 @@ def assemble_prompt(
 ) -> AssembledPrompt:
     """prefix + selected paths, best first + suffix, packed to the right without gaps.
 
-    Where the whole would be longer than `max_length`, the lowest-scored paths are left out. (The processor has already cut the
-    history so that prefix and suffix fit.)
+    Where the whole would be longer than `max_length`, the lowest-scored paths are left out. (The processor has
+    already cut the history so that prefix and suffix fit.)
     """
     batch, device = len(prefix_input_ids), prefix_input_ids.device
     chosen = selected_paths.clamp(min=0)[:, :, None].expand(-1, -1, path_input_ids.shape[2])
@@ -265,7 +269,8 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         return hasattr(self.language_model, "peft_config")
 
     def add_adapter(self, adapter_config: Any, adapter_name: str = "default") -> None:
-        """Wrap the backbone with a PEFT adapter (LoRA, QLoRA, ...). The preference module stays as it is: fully trained."""
+        """Wrap the backbone with a PEFT adapter (LoRA, QLoRA, ...). The preference module stays as it is: fully
+        trained."""
         from peft import get_peft_model, prepare_model_for_kbit_training
 
         if self.has_adapter:
@@ -305,12 +310,12 @@ class LlamaRecLKGForRanking(PreTrainedModel):
     ) -> None:
         """Save the whole model or, by default when it has an adapter, only what was trained.
 
-        The small form holds `config.json`, the preference and fusion weights in `model.safetensors`, and the adapter in
-        `adapter/`; the backbone is named, not copied.
+        The small form holds `config.json`, the preference and fusion weights in `model.safetensors`, and the adapter
+        in `adapter/`; the backbone is named, not copied.
 
         Args:
-            include_backbone: False saves the small form of a model without adapter as well (its backbone is then taken to be
-                untrained).
+            include_backbone: False saves the small form of a model without adapter as well (its backbone is then
+                taken to be untrained).
         """
         external = (
             (self.has_adapter or self.language_model is None) if include_backbone is None else not include_backbone
@@ -407,8 +412,8 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         }
         if wrong:
             raise LKGDataError(
-                f"{path} does not fit this model; (found, needed) shapes: {wrong}. The weights belong to another configuration "
-                "(relations, users, or switches): load them with the config.json saved beside them."
+                f"{path} does not fit this model; (found, needed) shapes: {wrong}. The weights belong to another "
+                "configuration (relations, users, or switches): load them with the config.json saved beside them."
             )
         self.load_state_dict(found, strict=False)
 
@@ -437,7 +442,8 @@ class LlamaRecLKGForRanking(PreTrainedModel):
     # -- the computation --------------------------------------------------------------------------------------------
 
     def preferences(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Distribution over relations of each row, shape (B, R), from `user_ids` and `history_relations` of a batch."""
+        """Distribution over relations of each row, shape (B, R), from `user_ids` and `history_relations` of a
+        batch."""
         return self.preference(batch["user_ids"], batch["history_relations"]).softmax(-1)
 
     def forward(
@@ -459,12 +465,15 @@ class LlamaRecLKGForRanking(PreTrainedModel):
     ) -> RankingOutput:
         """Rank the candidates of each row.
 
-        The prompt's parts (all but the first five arguments) are needed only with `config.use_language_model`. The ranking
-        loss reaches the preferences by two routes: through `evidence` in the fusion, exactly; and through the gate on the
+        The prompt's parts (all but the first five arguments) are needed only with `config.use_language_model`. The
+        ranking
+        loss reaches the preferences by two routes: through `evidence` in the fusion, exactly; and through the gate on
+            the
         tokens of the selected paths, whose choice itself is discrete.
 
         Args:
-            evidence (`torch.Tensor`, shape (B, C, R)): how strongly the history points at each candidate along each relation.
+            evidence (`torch.Tensor`, shape (B, C, R)): how strongly the history points at each candidate along each
+                relation.
             retrieval_scores (`torch.Tensor`, shape (B, C)): first-stage scores.
             candidate_mask (`torch.Tensor` of `bool`, shape (B, C)): real candidates.
             user_ids (`torch.Tensor` of `long`, shape (B,)): dense users, 0 unknown.
@@ -474,7 +483,8 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             path_relation_weights (`torch.Tensor`, shape (B, P, R)): weight of each relation in each path.
             path_sources (`torch.Tensor` of `long`, shape (B, P)): history item of each path.
             suffix_input_ids, suffix_attention_mask (`torch.Tensor`, shape (B, Ls)): candidates and response cue.
-            labels (`torch.Tensor` of `long`, shape (B,), optional): index of the target; negative is left out of the loss.
+            labels (`torch.Tensor` of `long`, shape (B,), optional): index of the target; negative is left out of the
+                loss.
 
         Returns:
             [`RankingOutput`]
@@ -506,7 +516,8 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         return RankingOutput(loss, logits, preferences, path_scores, selected, letter_logits)
 
     def _letter_logits(self, prompt: AssembledPrompt, path_scores: torch.Tensor, count: int) -> torch.Tensor:
-        """One pass of the backbone; the logits of the first `count` letters after the last token, (B, count) in float32."""
+        """One pass of the backbone; the logits of the first `count` letters after the last token, (B, count) in
+        float32."""
         inputs: dict[str, torch.Tensor] = {"input_ids": prompt.input_ids}
         if self.config.use_path_gate and path_scores.shape[1]:
             # K * w_p is 1 for every path when all score alike, so an untrained gate changes nothing
@@ -525,8 +536,8 @@ class LlamaRecLKGForRanking(PreTrainedModel):
                 embeds = self.get_input_embeddings()(inputs.pop("input_ids"))
                 inputs["inputs_embeds"] = embeds * (1.0 + gate - gate.detach())[..., None].to(embeds.dtype)
         position_ids = (prompt.attention_mask.cumsum(1) - 1).clamp(min=0)
-        # the last position only: one row of the vocabulary is a thousandth of the pass, and going through the model's own
-        # head keeps what some of them do to it (soft caps, scales)
+        # the last position only: one row of the vocabulary is a thousandth of the pass, and going through the model's
+        # own head keeps what some of them do to it (soft caps, scales)
         output = self.language_model(
             **inputs,
             attention_mask=prompt.attention_mask,
@@ -550,8 +561,9 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         kernel = self.language_model.config._attn_implementation
         if kernel != "sdpa":
             raise LKGDataError(
-                f"path_gate='attention_bias' needs the 'sdpa' attention kernel; the backbone uses {kernel!r}, which would "
-                "ignore the bias. Load the backbone with attn_implementation='sdpa', or set path_gate='straight_through'."
+                f"path_gate='attention_bias' needs the 'sdpa' attention kernel; the backbone uses {kernel!r}, which "
+                "would ignore the bias. Load the backbone with attn_implementation='sdpa', or set "
+                "path_gate='straight_through'."
             )
 
 

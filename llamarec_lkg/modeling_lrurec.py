@@ -27,7 +27,8 @@ class LRURecConfig(PreTrainedConfig):
         num_hidden_layers (`int`): blocks of recurrence and feed-forward.
         hidden_dropout_prob (`float`).
         max_length (`int`): how much history is read; older items are cut off.
-        radius_min, radius_max (`float`): ring of the complex plane in which the eigenvalues start. Nearer 1 is longer memory.
+        radius_min, radius_max (`float`): ring of the complex plane in which the eigenvalues start. Nearer 1 is longer
+            memory.
     """
 
     model_type = "lrurec"
@@ -47,8 +48,8 @@ class RetrievalOutput(ModelOutput):
     """
     Args:
         loss (`torch.Tensor`, shape (), optional): mean cross-entropy over all items and labelled positions.
-        logits (`torch.Tensor`, shape (B, num_items + 1), optional): scores of all items after the last position; the column
-            of the padding item is -inf.
+        logits (`torch.Tensor`, shape (B, num_items + 1), optional): scores of all items after the last position; the
+            column of the padding item is -inf.
     """
 
     loss: torch.Tensor | None = None
@@ -59,8 +60,8 @@ class _LinearRecurrence(torch.autograd.Function):
     """x_t = eigenvalue * x_{t-1} + u_t with x_{-1} = 0, over dimension 1 of a complex (B, L, H) tensor.
 
     Forward and backward are both one scan in two levels: all chunks step together, then each chunk receives what its
-    predecessors carry over. That is sqrt(L) + sqrt(L) small steps of vector work in place of L, without the L log L work of
-    a doubling scan, and nothing but the states is kept for the backward pass.
+    predecessors carry over. That is sqrt(L) + sqrt(L) small steps of vector work in place of L, without the L log L
+    work of a doubling scan, and nothing but the states is kept for the backward pass.
     """
 
     @staticmethod
@@ -107,7 +108,8 @@ class LRURecRecurrence(nn.Module):
         self.output_projection = nn.Linear(2 * width, config.hidden_size)
 
     def reset_eigenvalues(self, radius_min: float, radius_max: float) -> None:
-        """Eigenvalues uniform on the ring, inputs scaled so that the state's variance does not depend on the radius."""
+        """Eigenvalues uniform on the ring, inputs scaled so that the state's variance does not depend on the
+        radius."""
         radius_squared = torch.empty_like(self.decay_log).uniform_(radius_min**2, radius_max**2)
         angle = torch.empty_like(self.angle_log).uniform_(1e-4, 2 * math.pi)
         with torch.no_grad():
@@ -191,7 +193,8 @@ class LRURecForRetrieval(PreTrainedModel):
         """
         Args:
             item_ids (`torch.Tensor` of `long`, shape (B, L)): dense items, oldest first, left-padded with 0.
-            labels (`torch.Tensor` of `long`, shape (B, L), optional): the next item at each position, 0 where there is none.
+            labels (`torch.Tensor` of `long`, shape (B, L), optional): the next item at each position, 0 where there
+                is none.
 
         Returns:
             [`RetrievalOutput`] with the loss when labels are given, else with the scores after the last position.

@@ -51,9 +51,9 @@ def find(
 ) -> Paths:
     """The shortest paths of every (source, target) pair.
 
-    All shortest paths of a pair are kept, up to the cap. Their order is fixed by (source, target, nodes, edges), so two runs
-    agree. A pair that is not connected within `max_hops`, that is one and the same item, or that has no node in the graph,
-    has no path.
+    All shortest paths of a pair are kept, up to the cap. Their order is fixed by (source, target, nodes, edges), so
+    two runs agree. A pair that is not connected within `max_hops`, that is one and the same item, or that has no node
+    in the graph, has no path.
 
     Args:
         graph: leave relations out with `graph.without_relations`; make it time-safe with `graph.before`.
@@ -68,8 +68,8 @@ def find(
     for name, items in (("source", sources), ("target", targets)):
         if len(items) and (items.min() < 0 or items.max() > graph.num_items):
             raise LKGDataError(
-                f"A {name} item is {int(items.max() if items.max() > graph.num_items else items.min())}, but the graph has "
-                f"items 1 to {graph.num_items}. Was the graph built from another data set?"
+                f"A {name} item is {int(items.max() if items.max() > graph.num_items else items.min())}, but the "
+                f"graph has items 1 to {graph.num_items}. Was the graph built from another data set?"
             )
     target_nodes = np.asarray(graph.item_nodes)[targets]
     found: list[tuple[int, int, tuple[int, ...], tuple[int, ...]]] = []
@@ -97,7 +97,8 @@ def find(
 def _levels(
     graph: KnowledgeGraph, source: int, wanted: np.ndarray, max_hops: int
 ) -> list[dict[int, list[tuple[int, int]]]]:
-    """Breadth-first search. Level `h` maps each node first reached after `h + 1` edges to its (predecessor, edge code) pairs.
+    """Breadth-first search. Level `h` maps each node first reached after `h + 1` edges to its (predecessor, edge
+    code) pairs.
 
     The last level looked at is cut down to wanted nodes: it is by far the largest.
     """
@@ -148,7 +149,8 @@ def tfidf(paths: Paths, num_relations: int, *, normalize: bool = True) -> np.nda
     idf = log(N / (df + 1)) + 1 with N paths of that history item.
 
     Args:
-        normalize: the softmax over relations of the published code. A relation that does not occur keeps a share then, too.
+        normalize: the softmax over relations of the published code. A relation that does not occur keeps a share
+            then, too.
     """
     counts = paths.relation_counts(num_relations)
     weights = np.zeros_like(counts)
@@ -165,10 +167,10 @@ def tfidf(paths: Paths, num_relations: int, *, normalize: bool = True) -> np.nda
 def keep_selectable(weights: np.ndarray, count: int, source_index: np.ndarray | None = None) -> np.ndarray:
     """Rows of `weights` (P, R) that can be among the `count` best under *some* preferences, in ascending order.
 
-    Which paths enter the prompt is decided later, inside the model, by `weights @ preferences`; but most paths never can.
-    Among paths that lie on one relation alone the order never changes, so the `count` heaviest of each suffice; of equal rows
-    the first `count`. With `source_index` (P,), where one path of each history item is taken, one of each kind suffices for
-    every history item.
+    Which paths enter the prompt is decided later, inside the model, by `weights @ preferences`; but most paths never
+    can. Among paths that lie on one relation alone the order never changes, so the `count` heaviest of each suffice;
+    of equal rows the first `count`. With `source_index` (P,), where one path of each history item is taken, one of
+    each kind suffices for every history item.
     """
     groups: dict[tuple[int, bytes, bytes], list[int]] = {}
     for row, weight in enumerate(weights):

@@ -48,13 +48,16 @@ class Recommendation:
 class Recommender:
     """Retriever, processor and ranker of one saved folder or Hub repository, ready to answer."""
 
-    def __init__(self, model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, retriever: Retriever | None = None):
+    def __init__(
+        self, model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, retriever: Retriever | None = None
+    ):
         processor.check_model(model.config)
         self.model, self.processor, self.retriever = model.eval(), processor, retriever
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Recommender:
-        """Load what the quickstart, the command line or the trainer saved. `kwargs` go to the ranker's `from_pretrained`."""
+        """Load what the quickstart, the command line or the trainer saved. `kwargs` go to the ranker's
+        `from_pretrained`."""
         name = str(pretrained_model_name_or_path)
         hub = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in kwargs}
         retriever = LRURecForRetrieval.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **hub)
@@ -81,7 +84,8 @@ class Recommender:
 
         Args:
             user: raw id; unknown or None is the average user, for whom the history alone decides.
-            candidates: rank these; by default what the retriever finds, history excluded. A single one comes back as it is.
+            candidates: rank these; by default what the retriever finds, history excluded. A single one comes back as
+                it is.
             num_reasons: how many paths to name for each item.
 
         Raises:
@@ -94,7 +98,11 @@ class Recommender:
             chosen, first_stage = items[0][items[0] > 0], scores[0][items[0] > 0]
         else:
             chosen = self.processor.dense_items(candidates)
-            scores = np.zeros((1, len(self.item_ids) + 1)) if self.retriever is None else self.retriever.score([dense_history])
+            scores = (
+                np.zeros((1, len(self.item_ids) + 1))
+                if self.retriever is None
+                else self.retriever.score([dense_history])
+            )
             first_stage = scores[0][chosen]
         example = RankingExample(
             user=self.processor.user_index(user),
@@ -118,7 +126,9 @@ class Recommender:
         example = self.processor.history_example(self.processor.dense_items(history), user)
         batch = {
             "user_ids": torch.tensor([example.user], device=self.model.device),
-            "history_relations": torch.from_numpy(self.processor.history_features(example))[None].to(self.model.device),
+            "history_relations": torch.from_numpy(self.processor.history_features(example))[None].to(
+                self.model.device
+            ),
         }
         values = self.model.preferences(batch)[0].tolist()
         return dict(sorted(zip(self.processor.relations, values, strict=True), key=lambda pair: -pair[1]))
@@ -167,14 +177,15 @@ def rank_windows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Order any number of candidates with a model that ranks `window` at a time.
 
-    The list starts in the retriever's order; windows slide from its end to its start, overlapping by half, so that a good
-    candidate can rise all the way (RankGPT, arXiv 2304.09542).
+    The list starts in the retriever's order; windows slide from its end to its start, overlapping by half, so that a
+    good candidate can rise all the way (RankGPT, arXiv 2304.09542).
 
     Args:
         score: logits (C,) of an example with at most `window` candidates.
 
     Returns:
-        the order, best first: indices into `example.candidates`, shape (C,); and the logit each candidate had in the last
+        the order, best first: indices into `example.candidates`, shape (C,); and the logit each candidate had in the
+            last
         window it stood in, aligned with `example.candidates`.
     """
     order = np.argsort(-example.retrieval_scores, kind="stable")

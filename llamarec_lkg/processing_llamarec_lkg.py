@@ -13,8 +13,10 @@ The prompt, piece by piece (each line of the sketch is made of pieces that are t
     ### Response:
                                     <- the next token is the answer, a bare letter without a space before it
 
-The letter rule: an answer is the single token that the tokenizer makes of a letter right after the line end of the response
-cue. It is looked up once, by tokenizing cue and letter together, and checked to be one distinct token for every letter.
+The letter rule: an answer is the single token that the tokenizer makes of a letter right after the line end of the
+response
+cue. It is looked up once, by tokenizing cue and letter together, and checked to be one distinct token for every
+letter.
 """
 
 from __future__ import annotations
@@ -50,7 +52,10 @@ from .storage import atomic_file, read_json, write_json
 
 GRAPH_FOLDER = "knowledge_graph"
 PROCESSOR_FILE = "processor_config.json"
-INSTRUCTION = "### Instruction: Given what the user liked, oldest first, choose what the user will like next. Answer with its letter."
+INSTRUCTION = (
+    "### Instruction: Given what the user liked, oldest first, choose what the user will like next. "
+    "Answer with its letter."
+)
 # settings of the configuration that shape the batch; model and processor must agree on them
 SHARED_SETTINGS = (
     "num_paths",
@@ -87,12 +92,14 @@ class RankingExample:
 
     @classmethod
     def from_mapping(cls, row: Mapping[str, Any]) -> RankingExample:
-        """A row of a `datasets.Dataset` with columns `user`, `history`, `ratings`, `candidates`, `retrieval_scores`, `label`."""
+        """A row of a `datasets.Dataset` with columns `user`, `history`, `ratings`, `candidates`, `retrieval_scores`,
+        `label`."""
         missing = [name for name in ("history", "candidates") if name not in row]
         if missing:
             raise LKGDataError(
-                f"A ranking example has {sorted(row)} but lacks {missing}. Make examples with `candidates.evaluation_examples` "
-                "and `candidates.training_examples`, or give these columns in dense item ids."
+                f"A ranking example has {sorted(row)} but lacks {missing}. Make examples with "
+                "`candidates.evaluation_examples` and `candidates.training_examples`, or give these columns in dense "
+                "item ids."
             )
         history = np.asarray(row["history"], dtype=np.int64)
         candidates = np.asarray(row["candidates"], dtype=np.int64)
@@ -107,7 +114,8 @@ class RankingExample:
 
 
 def sanitize(text: str) -> str:
-    """A title or name that cannot pass for a part of the prompt: no line ends, no "(B)", no "### Response:", no " -> "."""
+    """A title or name that cannot pass for a part of the prompt: no line ends, no "(B)", no "### Response:", no " ->
+    "."""
     text = re.sub(r"\(\s*([A-Za-z])\s*\)", r"[\1]", clean_text(text))
     return re.sub(r"-+>", "-", re.sub(r"#{2,}", "#", text))
 
@@ -141,8 +149,8 @@ class LlamaRecLKGProcessor(ProcessorMixin):
     ):
         if not len(item_ids) == len(titles) == knowledge_graph.num_items:
             raise LKGDataError(
-                f"The graph has {knowledge_graph.num_items} items, but {len(item_ids)} item ids and {len(titles)} titles were "
-                "given. Build the graph from the same data set as the titles."
+                f"The graph has {knowledge_graph.num_items} items, but {len(item_ids)} item ids and {len(titles)} "
+                "titles were given. Build the graph from the same data set as the titles."
             )
         unknown = sorted(set(settings) - set(SHARED_SETTINGS))
         if unknown:
@@ -172,7 +180,8 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         titles: Sequence[str],
         user_ids: Sequence[str] = (),
     ) -> LlamaRecLKGProcessor:
-        """A processor with the configuration's prompt settings. Fills in the configuration what only the tokenizer knows."""
+        """A processor with the configuration's prompt settings. Fills in the configuration what only the tokenizer
+        knows."""
         settings = {name: getattr(config, name) for name in SHARED_SETTINGS}
         processor = cls(tokenizer, knowledge_graph, item_ids, titles, user_ids, **settings)
         config.letter_token_ids = list(processor.letter_token_ids)
@@ -196,16 +205,18 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         )
 
     def check_model(self, config: LlamaRecLKGConfig) -> None:
-        """Raise `LKGDataError` unless a model with this configuration was made for this graph, tokenizer and prompt."""
+        """Raise `LKGDataError` unless a model with this configuration was made for this graph, tokenizer and
+        prompt."""
         if list(config.relations) != list(self.relations):
             raise LKGDataError(
-                f"The model was made for the relations {config.relations}, the processor's graph has {list(self.relations)}. "
-                "Load model and processor from the same place, or train a new model for this graph."
+                f"The model was made for the relations {config.relations}, the processor's graph has "
+                f"{list(self.relations)}. Load model and processor from the same place, or train a new model for this "
+                "graph."
             )
         if list(config.letter_token_ids) != list(self.letter_token_ids):
             raise LKGDataError(
-                "The model reads other letter tokens than this processor's tokenizer writes. Load model and processor from the "
-                "same place; a model is tied to its tokenizer."
+                "The model reads other letter tokens than this processor's tokenizer writes. Load model and "
+                "processor from the same place; a model is tied to its tokenizer."
             )
         differing = {n: (getattr(config, n), v) for n, v in self.settings.items() if getattr(config, n) != v}
         if differing:
@@ -220,7 +231,8 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         return self.knowledge_graph.relations
 
     def use_knowledge_graph(self, graph: KnowledgeGraph) -> None:
-        """Put another graph in place, for example a shuffled one as a control. Its items and relations must be the same."""
+        """Put another graph in place, for example a shuffled one as a control. Its items and relations must be the
+        same."""
         if "knowledge_graph" in self.__dict__ and graph.relations != self.relations:
             raise LKGDataError(
                 f"The new graph has the relations {graph.relations}; this processor needs {self.relations}."
@@ -240,7 +252,8 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         return self.knowledge_graph.without_relations([RATED])
 
     def fit(self, examples: Sequence[RankingExample | Mapping[str, Any]]) -> LlamaRecLKGProcessor:
-        """Set the scale of each relation's evidence to its standard deviation over the candidates of training examples."""
+        """Set the scale of each relation's evidence to its standard deviation over the candidates of training
+        examples."""
         index = self.evidence_index.with_scale(np.ones(len(self.relations)))
         rows = [
             index.evidence(example.history, example.candidates, example.user) for example in map(_as_example, examples)
@@ -264,7 +277,8 @@ class LlamaRecLKGProcessor(ProcessorMixin):
     ) -> RankingExample:
         """A list to rank, from raw ids.
 
-        A user that is not known is the average user: the history alone decides. An empty history gives no evidence and no
+        A user that is not known is the average user: the history alone decides. An empty history gives no evidence
+            and no
         paths; retriever and candidates' titles decide.
 
         Raises:
@@ -318,8 +332,9 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         unknown = [raw for raw in raw_ids if str(raw) not in self.dense_item]
         if unknown:
             raise LKGDataError(
-                f"{len(unknown)} item id(s) are not in the catalogue of {len(self.item_ids):,}, the first is {unknown[0]!r}. "
-                f"Known ids look like {list(self.item_ids[:3])}; leave unknown items out of histories and candidates."
+                f"{len(unknown)} item id(s) are not in the catalogue of {len(self.item_ids):,}, the first is "
+                f"{unknown[0]!r}. Known ids look like {list(self.item_ids[:3])}; leave unknown items out of histories "
+                "and candidates."
             )
         return np.array([self.dense_item[str(raw)] for raw in raw_ids], dtype=np.int64)
 
@@ -328,25 +343,26 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         candidates = example.candidates
         if not 2 <= len(candidates) <= self.num_candidates:
             raise LKGDataError(
-                f"{len(candidates)} candidate(s) were given; one forward pass ranks 2 to {self.num_candidates}. A single "
-                "candidate needs no ranking; rank longer lists through windows, or configure num_candidates (at most "
-                f"{len(LETTERS)})."
+                f"{len(candidates)} candidate(s) were given; one forward pass ranks 2 to {self.num_candidates}. A "
+                "single candidate needs no ranking; rank longer lists through windows, or configure num_candidates "
+                f"(at most {len(LETTERS)})."
             )
         if len(np.unique(candidates)) < len(candidates):
             values, counts = np.unique(candidates, return_counts=True)
             raise LKGDataError(
-                f"Candidate {self._raw(values[counts.argmax()])!r} appears {counts.max()} times. Give each candidate once."
+                f"Candidate {self._raw(values[counts.argmax()])!r} appears {counts.max()} times. Give each candidate "
+                "once."
             )
         for name, items in (("history", example.history), ("candidates", candidates)):
             if len(items) and not 1 <= items.min() <= items.max() <= len(self.item_ids):
                 raise LKGDataError(
-                    f"The {name} holds dense item {int(items.min() if items.min() < 1 else items.max())}; this catalogue has "
-                    f"items 1 to {len(self.item_ids)}. Were the examples made from another data set?"
+                    f"The {name} holds dense item {int(items.min() if items.min() < 1 else items.max())}; this "
+                    f"catalogue has items 1 to {len(self.item_ids)}. Were the examples made from another data set?"
                 )
         if len(example.retrieval_scores) != len(candidates) or not np.isfinite(example.retrieval_scores).all():
             raise LKGDataError(
-                f"{len(example.retrieval_scores)} retrieval scores for {len(candidates)} candidates, all of which must be "
-                "numbers. Give one finite score a candidate, or none at all."
+                f"{len(example.retrieval_scores)} retrieval scores for {len(candidates)} candidates, all of which "
+                "must be numbers. Give one finite score a candidate, or none at all."
             )
         if len(example.ratings) != len(example.history):
             raise LKGDataError(
@@ -440,7 +456,8 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         }
 
     def candidate_paths(self, example: RankingExample) -> tuple[paths.Paths, np.ndarray]:
-        """Paths from the shown history to the candidates that some preferences could select, with their (P, R) weights."""
+        """Paths from the shown history to the candidates that some preferences could select, with their (P, R)
+        weights."""
         shown, candidates = self._shown(example), example.candidates
         found = paths.find(self._path_graph, shown, candidates if self.num_paths else [])
         if self.path_weighting == "evidence":
@@ -482,8 +499,8 @@ class LlamaRecLKGProcessor(ProcessorMixin):
                 lines, lengths = lines[1:], lengths[1:]
             if room < 0:
                 raise LKGDataError(
-                    f"max_length is {self.max_length} tokens, but instruction and candidates alone need {-room} more. Raise "
-                    "max_length, shorten titles (max_title_tokens), or rank fewer candidates at a time."
+                    f"max_length is {self.max_length} tokens, but instruction and candidates alone need {-room} more. "
+                    "Raise max_length, shorten titles (max_title_tokens), or rank fewer candidates at a time."
                 )
         return [*head, *(piece for line in lines for piece in line), *tail]
 
@@ -561,9 +578,9 @@ class LlamaRecLKGProcessor(ProcessorMixin):
             ids = self._ids(RESPONSE_CUE + letter)
             if ids[: len(cue)] != cue or len(ids) != len(cue) + 1:
                 raise LKGDataError(
-                    f"This tokenizer writes the response cue followed by {letter!r} as {list(ids)}, not as the cue's tokens "
-                    f"{list(cue)} and one more. The verbalizer needs one token a letter: use another backbone, or fewer "
-                    "candidates."
+                    f"This tokenizer writes the response cue followed by {letter!r} as {list(ids)}, not as the cue's "
+                    f"tokens {list(cue)} and one more. The verbalizer needs one token a letter: use another backbone, "
+                    "or fewer candidates."
                 )
             letters.append(ids[-1])
         if len(set(letters)) < len(letters):
@@ -584,7 +601,8 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         }
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write the tokenizer, `processor_config.json`, `items.parquet`, `users.parquet` and the graph in its folder."""
+        """Write the tokenizer, `processor_config.json`, `items.parquet`, `users.parquet` and the graph in its
+        folder."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)

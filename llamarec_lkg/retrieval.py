@@ -68,7 +68,8 @@ class LRURecRetriever:
 
 
 def pad_left(sequences: Sequence[np.ndarray], max_length: int) -> torch.Tensor:
-    """Sequences -> (B, L) `long`, the latest `max_length` of each, padded on the left with 0. An empty one is all padding."""
+    """Sequences -> (B, L) `long`, the latest `max_length` of each, padded on the left with 0. An empty one is all
+    padding."""
     length = max(1, min(max_length, max((len(sequence) for sequence in sequences), default=1)))
     batch = np.full((len(sequences), length), PADDING_ITEM, dtype=np.int64)
     for row, sequence in enumerate(sequences):
@@ -92,8 +93,8 @@ def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         scores (`np.ndarray`, shape (B, num_items + 1)).
 
     Returns:
-        dense items (B, k), best first, ties by item id; and their scores (B, k). Rows with fewer than `k` finite scores end
-        with the padding item and -inf.
+        dense items (B, k), best first, ties by item id; and their scores (B, k). Rows with fewer than `k` finite
+        scores end with the padding item and -inf.
     """
     k = min(k, scores.shape[1] - 1)
     items = np.argsort(-scores, axis=1, kind="stable")[:, :k]

@@ -48,12 +48,13 @@ class GraphSection:
 class ExamplesSection:
     """
     Args:
-        holdout: how many of each user's last training interactions become the ranker's lists, made by a second retriever
-            that has not seen them. 0 makes lists of all training positions with the one retriever, as published.
+        holdout: how many of each user's last training interactions become the ranker's lists, made by a second
+            retriever that has not seen them. 0 makes lists of all training positions with the one retriever, as
+            published.
         negatives: see `candidates.training_examples`.
         shuffle: random order of candidates in training.
-        max_train, max_validation: lists that the language model is trained and validated on; None takes all. Preferences and
-            fusion warm up on all of them in any case.
+        max_train, max_validation: lists that the language model is trained and validated on; None takes all.
+            Preferences and fusion warm up on all of them in any case.
     """
 
     holdout: int = 20
@@ -64,7 +65,8 @@ class ExamplesSection:
 
 
 def default_backbone() -> ModelConfig:
-    """TRL's description of a model and its adapter, with the published LoRA settings and the backbone of the quickstart."""
+    """TRL's description of a model and its adapter, with the published LoRA settings and the backbone of the
+    quickstart."""
     return ModelConfig(
         model_name_or_path=SMOLLM2_NAME,
         dtype="bfloat16",
@@ -83,8 +85,8 @@ class EvaluationSection:
         split: "test" or "validation".
         batch_size: lists in a forward pass.
         resamples: of the bootstrap.
-        controls: names of `evaluation.CONTROLS` to run with the whole ranker. Without the language model, where they cost
-            nothing, all of them are always run.
+        controls: names of `evaluation.CONTROLS` to run with the whole ranker. Without the language model, where they
+            cost nothing, all of them are always run.
         untrained: whether to score the ranker before training, too.
         seed: of bootstrap and shuffling.
     """
@@ -101,7 +103,8 @@ class EvaluationSection:
 class RunConfig:
     """A run.
 
-    `backbone` is a `trl.ModelConfig`: model, LoRA and quantization. `prompt` and `model` hold fields of `LlamaRecLKGConfig`, `training` those of `LlamaRecLKGTrainingArguments`."""
+    `backbone` is a `trl.ModelConfig`: model, LoRA and quantization. `prompt` and `model` hold fields of
+    `LlamaRecLKGConfig`, `training` those of `LlamaRecLKGTrainingArguments`."""
 
     output_dir: str = "outputs/run"
     data: DataSection = field(default_factory=DataSection)
@@ -154,7 +157,9 @@ class RunConfig:
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator or not key:
-                raise LKGDataError(f"The override {override!r} is not of the form section.key=value, as in training.seed=1.")
+                raise LKGDataError(
+                    f"The override {override!r} is not of the form section.key=value, as in training.seed=1."
+                )
             target = content
             *sections, last = key.split(".")
             for section in sections:
@@ -170,4 +175,6 @@ class RunConfig:
 def _require_known(where: str, given: Mapping[str, Any], known: Any) -> None:
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise LKGDataError(f"Unknown {'key' if len(unknown) == 1 else 'keys'} {unknown} in {where}; known are {sorted(known)}.")
+        raise LKGDataError(
+            f"Unknown {'key' if len(unknown) == 1 else 'keys'} {unknown} in {where}; known are {sorted(known)}."
+        )

@@ -1,6 +1,7 @@
 """The vocabulary every part speaks: column names, the frozen records that cross the borders, and the error they raise.
 
-A leaf: it imports nothing of the package. Containers are built through validating `from_*` constructors only, so that no
+A leaf: it imports nothing of the package. Containers are built through validating `from_*` constructors only, so that
+no
 half-checked table travels further than the file it was read from.
 """
 
@@ -38,8 +39,9 @@ def require_columns(frame: pd.DataFrame, columns: Sequence[str], table: str) -> 
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise LKGDataError(
-            f"The {table} table has columns {list(map(str, frame.columns))} but lacks {missing}. It needs {list(columns)}: "
-            f"rename the matching columns, for example `frame.rename(columns={{'old_name': '{missing[0]}'}})`."
+            f"The {table} table has columns {list(map(str, frame.columns))} but lacks {missing}. It needs "
+            f"{list(columns)}: rename the matching columns, for example `frame.rename(columns={{'old_name': "
+            f"'{missing[0]}'}})`."
         )
 
 
@@ -137,8 +139,8 @@ class ItemTable:
     Args:
         ids (`tuple[str, ...]`): raw item ids, each once.
         titles (`tuple[str, ...]`): one line each (control characters are replaced by spaces).
-        attributes (`dict[str, tuple[tuple[str, ...], ...]]`): relation name -> values of each item, in the order of `ids`.
-            An item may have none or several values.
+        attributes (`dict[str, tuple[tuple[str, ...], ...]]`): relation name -> values of each item, in the order of
+            `ids`. An item may have none or several values.
     """
 
     ids: tuple[str, ...]
@@ -163,8 +165,8 @@ class ItemTable:
         repeated = pd.Index(ids).duplicated()
         if repeated.any():
             raise LKGDataError(
-                f"Item id {ids[repeated][0]!r} appears more than once in the items table ({int(repeated.sum())} repeated "
-                "rows in all). Keep one row an item, for example `frame.drop_duplicates('item_id')`."
+                f"Item id {ids[repeated][0]!r} appears more than once in the items table ({int(repeated.sum())} "
+                "repeated rows in all). Keep one row an item, for example `frame.drop_duplicates('item_id')`."
             )
         if attribute_columns is None:
             attribute_columns = {c: str(c).upper() for c in frame.columns if c not in (ITEM_ID, TITLE)}

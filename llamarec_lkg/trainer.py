@@ -1,4 +1,5 @@
-"""The ranker's trainer: `transformers.Trainer` with ranking batches, ranking metrics, two learning rates and a model card."""
+"""The ranker's trainer: `transformers.Trainer` with ranking batches, ranking metrics, two learning rates and a model
+card."""
 
 from __future__ import annotations
 
@@ -46,11 +47,14 @@ class LlamaRecLKGTrainer(Trainer):
     """Fine-tunes the ranker.
 
     Args:
-        model: a [`LlamaRecLKGForRanking`], the place of a saved one, or the name of a causal language model to build one on.
+        model: a [`LlamaRecLKGForRanking`], the place of a saved one, or the name of a causal language model to build
+            one on.
         args: [`LlamaRecLKGTrainingArguments`].
-        train_dataset, eval_dataset: `datasets.Dataset` with the columns of [`RankingExample`], or lists of examples. Rows of
-            `eval_dataset` with label -1 (target not retrieved) count as misses and are not run through the model.
-        processing_class: the [`LlamaRecLKGProcessor`]. If it has no evidence scale yet, it is fitted on `train_dataset`.
+        train_dataset, eval_dataset: `datasets.Dataset` with the columns of [`RankingExample`], or lists of examples.
+            Rows of `eval_dataset` with label -1 (target not retrieved) count as misses and are not run through the
+            model.
+        processing_class: the [`LlamaRecLKGProcessor`]. If it has no evidence scale yet, it is fitted on
+            `train_dataset`.
         peft_config: for the backbone; preferences and fusion are always trained.
         quantization_config: for a backbone given by name.
         config: for a backbone given by name; by default the processor's `model_config()`.
@@ -76,16 +80,16 @@ class LlamaRecLKGTrainer(Trainer):
         args = args or LlamaRecLKGTrainingArguments(output_dir="trainer_output")
         if not isinstance(processing_class, LlamaRecLKGProcessor):
             raise LKGDataError(
-                f"processing_class is {type(processing_class).__name__}; the trainer needs the LlamaRecLKGProcessor that holds "
-                "graph, titles and tokenizer."
+                f"processing_class is {type(processing_class).__name__}; the trainer needs the LlamaRecLKGProcessor "
+                "that holds graph, titles and tokenizer."
             )
         train_dataset, eval_dataset = _as_dataset(train_dataset), _as_dataset(eval_dataset)
         if train_dataset is not None:
             labels = np.asarray(train_dataset["label"])
             if (labels < 0).any():
                 raise LKGDataError(
-                    f"{int((labels < 0).sum())} of {len(labels)} training rows have no target among their candidates (label -1). "
-                    "Make them with `candidates.training_examples`, or filter them out."
+                    f"{int((labels < 0).sum())} of {len(labels)} training rows have no target among their candidates "
+                    "(label -1). Make them with `candidates.training_examples`, or filter them out."
                 )
             if processing_class.evidence_scale is None:
                 processing_class.fit(train_dataset)
@@ -146,13 +150,16 @@ class LlamaRecLKGTrainer(Trainer):
             if own:
                 group["params"] = [p for p in group["params"] if id(p) not in heads]
                 settings = {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
-                optimizer.add_param_group({**settings, "params": own, "lr": self.args.heads_learning_rate, "name": "heads"})
+                optimizer.add_param_group(
+                    {**settings, "params": own, "lr": self.args.heads_learning_rate, "name": "heads"}
+                )
         return optimizer
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Loss over the re-ranked lists, and metrics over all lists: `eval_ndcg@10`, beside `eval_retriever_ndcg@10`."""
+        """Loss over the re-ranked lists, and metrics over all lists: `eval_ndcg@10`, beside
+        `eval_retriever_ndcg@10`."""
         dataset = self._retrieved_only(self.eval_dataset if eval_dataset is None else eval_dataset)
         return super().evaluate(dataset, *args, **kwargs)
 
@@ -170,7 +177,9 @@ class LlamaRecLKGTrainer(Trainer):
             for row in (dataset[int(index)] for index in retrieved)
         ]
         if not len(retrieved):
-            raise LKGDataError(f"The retriever found the target of none of {len(dataset)} lists: there is nothing to re-rank.")
+            raise LKGDataError(
+                f"The retriever found the target of none of {len(dataset)} lists: there is nothing to re-rank."
+            )
         return dataset if self._missed == 0 else dataset.select(retrieved)
 
     def _ranking_metrics(self, prediction: EvalPrediction) -> dict[str, float]:

@@ -12,22 +12,29 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` and what ranking adds.
 
     Defaults that differ from upstream: `learning_rate` 1e-4, `warmup_steps` 0.1 (a share of the steps), `label_names`
-    ["labels"], `remove_unused_columns` False (the collator needs every column), `metric_for_best_model` "eval_loss": with a
-    few hundred lists to validate on, the likelihood tells models apart that NDCG cannot.
+    ["labels"], `remove_unused_columns` False (the collator needs every column), `metric_for_best_model` "eval_loss":
+    with a few hundred lists to validate on, the likelihood tells models apart that NDCG cannot.
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Of the backbone's adapter, or of the backbone."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Linear warm-up: steps, or a share of them below 1."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: the collator reads them all."})
-    label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Batch keys of labels."})
-    metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "What picks the best checkpoint."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the collator reads them all."}
+    )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "Batch keys of labels."}
+    )
+    metric_for_best_model: str | None = field(
+        default="eval_loss", metadata={"help": "What picks the best checkpoint."}
+    )
     heads_learning_rate: float = field(
         default=5e-3, metadata={"help": "Of the preference module and the fusion weights, which start from nothing."}
     )
     heads_warm_up_epochs: int = field(
         default=20,
         metadata={
-            "help": "Epochs over the training lists in which preferences and fusion learn alone, without the backbone, "
+            "help": "Epochs over the training lists in which preferences and fusion learn alone, without the "
+            "backbone, "
             "before the real training. Seconds, not minutes. 0 leaves it out."
         },
     )

@@ -96,7 +96,13 @@ class Workflow:
                 graph.targets, graph.edge_relations, graph.node_names,
             )  # fmt: skip
             self._data = PreparedData(bundle, dataset, graph, key)
-            logger.info("%s: %d users, %d items. Graph: %s.", bundle.name, dataset.num_users, dataset.num_items, graph.describe())
+            logger.info(
+                "%s: %d users, %d items. Graph: %s.",
+                bundle.name,
+                dataset.num_users,
+                dataset.num_items,
+                graph.describe(),
+            )
             if self.state.is_main_process:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with atomic_file(self.folder / "config.yaml") as temporary:
@@ -108,7 +114,8 @@ class Workflow:
         return self._retriever(RETRIEVER_FOLDER, lambda dataset: dataset)
 
     def train_honest_retriever(self) -> tuple[LRURecRetriever, SequenceDataset]:
-        """The one that makes training lists: it has not seen each user's last `examples.holdout` training interactions."""
+        """The one that makes training lists: it has not seen each user's last `examples.holdout` training
+        interactions."""
         dataset = self.prepare().dataset.without_last_training(self.config.examples.holdout)
         return self._retriever(HONEST_RETRIEVER_FOLDER, lambda _: dataset), dataset
 
@@ -146,7 +153,7 @@ class Workflow:
             train_dataset=train,
             eval_dataset=validation,
             processing_class=processor,
-            peft_config=get_peft_config(self.config.backbone) if self.config.backbone.use_peft else None,
+            peft_config=get_peft_config(self.config.backbone),
             callbacks=[EarlyStoppingCallback(PATIENCE)] if args.load_best_model_at_end else None,
         )
         if args.heads_warm_up_epochs and not resume:
@@ -227,7 +234,9 @@ class Workflow:
         torch.manual_seed(self._training_arguments().seed)
         if not config.use_language_model:
             return self._placed(LlamaRecLKGForRanking(config))
-        model = LlamaRecLKGForRanking.from_backbone(self.config.backbone.model_name_or_path, config, **self._backbone_arguments())
+        model = LlamaRecLKGForRanking.from_backbone(
+            self.config.backbone.model_name_or_path, config, **self._backbone_arguments()
+        )
         return self._placed(model)
 
     def _backbone_arguments(self) -> dict[str, Any]:
@@ -241,7 +250,11 @@ class Workflow:
 
     def _training_arguments(self) -> LlamaRecLKGTrainingArguments:
         return LlamaRecLKGTrainingArguments(
-            **{"output_dir": str(self.folder / "checkpoints"), "disable_tqdm": not self.progress, **self.config.training}
+            **{
+                "output_dir": str(self.folder / "checkpoints"),
+                "disable_tqdm": not self.progress,
+                **self.config.training,
+            }
         )
 
     def _placed(self, model: LlamaRecLKGForRanking) -> LlamaRecLKGForRanking:
