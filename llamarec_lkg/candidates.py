@@ -57,6 +57,8 @@ def training_examples(
     else:
         positions = dataset.positions("train")
         positions = positions[~np.isin(positions, dataset.offsets[:-1])]
+    if negatives not in ("retrieved", "uniform"):
+        raise LKGDataError(f"negatives is {negatives!r}; it is 'retrieved' or 'uniform'.")
     generator = np.random.default_rng(seed)
     if negatives == "uniform":
         examples = _uniform(dataset, retriever, positions, num_candidates, generator, progress)

@@ -184,7 +184,7 @@ class SequenceDataset:
         labels = self.labels.copy()
         for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True):
             training = start + np.flatnonzero(labels[start:stop] == TRAIN)
-            labels[training[2:][-count:]] = UNUSED
+            labels[training[max(2, len(training) - count) :]] = UNUSED
         return SequenceDataset(**{**{f: getattr(self, f) for f in self.__dataclass_fields__}, "labels": labels})
 
     def save(self, folder: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +80,7 @@ def extract(archive: Path, members: dict[str, str], folder: Path) -> None:
             for member, name in members.items():
                 with zipped.open(member) as source, atomic_file(folder / name) as target, open(target, "wb") as sink:
                     shutil.copyfileobj(source, sink, length=1 << 20)
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise LKGDataError(f"{archive} cannot be unpacked ({error}). Delete it and run the command again.") from error
 
 
@@ -105,7 +107,7 @@ def fetch_url(url: str, name: str, *, timeout: float = 30.0) -> Path:
             sink.flush()
             if announced and temporary.stat().st_size != announced:
                 raise OSError(f"got {temporary.stat().st_size} of {announced} bytes")
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise LKGDataError(
             f"Could not download {url} ({error}). Check the network, or download it by hand and pass the unpacked "
             "folder instead of the name."

@@ -38,7 +38,6 @@ def retriever_ranks(dataset: SequenceDataset, retriever: Retriever, split: str, 
     return np.concatenate(ranks)
 
 
-@torch.inference_mode()
 def ranker_scores(
     model: LlamaRecLKGForRanking,
     processor: LlamaRecLKGProcessor,
@@ -54,7 +53,6 @@ def ranker_scores(
     are NaN.
     Under `accelerate launch` every process scores its share, and each gets the whole.
     """
-    model.eval()
     with_prompt = model.config.use_language_model
     rows = [row for row, example in enumerate(examples) if example.label >= 0]
     scores = np.full((len(examples), processor.num_candidates), np.nan, dtype=np.float32)
@@ -64,8 +62,7 @@ def ranker_scores(
     with tqdm(total=len(own), desc=description, unit="list", disable=not (progress and state.is_main_process)) as bar:
         for start in range(0, len(own), batch_size):
             part = own[start : start + batch_size]
-            batch = processor([examples[row] for row in part], with_prompt=with_prompt).to(model.device)
-            logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+            logits = model.score(processor([examples[row] for row in part], with_prompt=with_prompt))
             for row, values in zip(part, logits.float().cpu().numpy(), strict=True):
                 values = values[: len(examples[row].candidates)]
                 found.append((row, np.pad(values, (0, scores.shape[1] - len(values)), constant_values=-np.inf)))

@@ -77,7 +77,7 @@ class EvidenceIndex:
 
     @classmethod
     def from_graph(cls, graph: KnowledgeGraph, *, half_life: float = 10.0) -> EvidenceIndex:
-        """Index every relation of `graph`; `scale` is 1 until `fit_scale` sets it."""
+        """Index every relation of `graph`; `scale` is 1 until `with_scale` sets it."""
         item_of_node = graph.item_of_node()
         sources, targets = graph.edge_sources(), np.asarray(graph.targets, dtype=np.int64)
         relations = np.asarray(graph.edge_relations, dtype=np.int64) // 2
@@ -198,7 +198,10 @@ class EvidenceIndex:
         recency = self.history_weights(len(history))[paths.source_index[rows]]
         told = self.history_rows.lookup(history[paths.source_index[rows]], columns)
         heard = self.candidate_rows.lookup(candidates[paths.target_index[rows]], columns)
-        weights[rows, relation[rows]] = recency * told * heard / self.scale[relation[rows]]
+        # a fact stated in both directions makes several paths of one piece of evidence: they share it
+        places = np.stack([paths.source_index[rows], paths.target_index[rows], columns])
+        _, same, counts = np.unique(places, axis=1, return_inverse=True, return_counts=True)
+        weights[rows, relation[rows]] = recency * told * heard / self.scale[relation[rows]] / counts[same.ravel()]
         return weights
 
     def with_scale(self, scale: Sequence[float]) -> EvidenceIndex:

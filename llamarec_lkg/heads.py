@@ -110,19 +110,15 @@ def fit_heads(
     return log
 
 
-@torch.no_grad()
 def score_heads(
     model: LlamaRecLKGForRanking, batch: Mapping[str, torch.Tensor], batch_size: int = 1024
 ) -> torch.Tensor:
     """Logits of all rows without the backbone, (N, C)."""
-    was_training = model.training
-    model.eval()
     with without_language_model(model):
         pieces = [
-            model(**{name: value[start : start + batch_size].to(model.device) for name, value in batch.items()}).logits
+            model.score({name: value[start : start + batch_size] for name, value in batch.items()})
             for start in range(0, len(batch["labels"]), batch_size)
         ]
-    model.train(was_training)
     return torch.cat(pieces).cpu()
 
 

@@ -246,8 +246,9 @@ class KnowledgeGraph:
         """The control: every item takes the place of another one. Degrees, relations and entities stay, the truth
         goes."""
         present = np.flatnonzero(np.asarray(self.item_nodes) >= 0)
+        order = np.random.default_rng(seed).permutation(present)
         permuted = np.array(self.item_nodes)
-        permuted[present] = permuted[np.random.default_rng(seed).permutation(present)]
+        permuted[order] = permuted[np.roll(order, 1)]  # one cycle through all items: none stays where it was
         return replace(self, item_nodes=permuted)
 
     def _keep(self, edges: np.ndarray) -> KnowledgeGraph:

@@ -7,6 +7,7 @@ Here both gradient routes from the ranking loss to the preferences are real; see
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -441,6 +442,19 @@ class LlamaRecLKGForRanking(PreTrainedModel):
 
     # -- the computation --------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
+    def score(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits of a batch in eval mode, (B, C); a half-precision backbone's adapter computes in half precision, too."""
+        backbone = self.get_input_embeddings()
+        dtype = torch.float32 if backbone is None else backbone.weight.dtype
+        inputs = {name: value.to(self.device) for name, value in batch.items() if name != "labels"}
+        training = self.training
+        self.eval()
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            logits = self(**inputs).logits
+        self.train(training)
+        return logits
+
     def preferences(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Distribution over relations of each row, shape (B, R), from `user_ids` and `history_relations` of a
         batch."""
@@ -466,10 +480,8 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         """Rank the candidates of each row.
 
         The prompt's parts (all but the first five arguments) are needed only with `config.use_language_model`. The
-        ranking
-        loss reaches the preferences by two routes: through `evidence` in the fusion, exactly; and through the gate on
-            the
-        tokens of the selected paths, whose choice itself is discrete.
+        ranking loss reaches the preferences by two routes: through `evidence` in the fusion, exactly; and through the
+        gate on the tokens of the selected paths, whose choice itself is discrete.
 
         Args:
             evidence (`torch.Tensor`, shape (B, C, R)): how strongly the history points at each candidate along each
@@ -489,10 +501,13 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         Returns:
             [`RankingOutput`]
         """
-        preferences = self.preference(user_ids, history_relations).softmax(-1)
+        exact = torch.autocast(user_ids.device.type, enabled=False)  # preferences and fusion stay in float32
+        with exact:
+            preferences = self.preference(user_ids, history_relations).softmax(-1)
         letter_logits = path_scores = selected = relative = None
         if self.config.use_language_model:
-            path_scores = torch.einsum("bpr,br->bp", path_relation_weights.float(), preferences)
+            with exact:
+                path_scores = torch.einsum("bpr,br->bp", path_relation_weights.float(), preferences)
             path_scores = path_scores.masked_fill(~path_attention_mask.bool().any(-1), -torch.inf)
             sources = path_sources if self.config.one_path_per_history_item else None
             selected, scores = select_paths(path_scores, self.config.num_paths, sources)
@@ -509,7 +524,8 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             letter_logits = relative = self._letter_logits(prompt, scores, candidate_mask.shape[1])
             if self.config.use_letter_prior:
                 relative = letter_logits - self._letter_prior(candidate_mask.shape[1])
-        logits = self.fusion(relative, preferences, evidence, retrieval_scores, candidate_mask)
+        with exact:
+            logits = self.fusion(relative, preferences, evidence, retrieval_scores, candidate_mask)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits, labels.masked_fill(labels < 0, -100), ignore_index=-100)

@@ -133,11 +133,9 @@ class Recommender:
         values = self.model.preferences(batch)[0].tolist()
         return dict(sorted(zip(self.processor.relations, values, strict=True), key=lambda pair: -pair[1]))
 
-    @torch.inference_mode()
     def _score(self, example: RankingExample) -> np.ndarray:
-        batch = self.processor([example], with_prompt=self.model.config.use_language_model).to(self.model.device)
-        batch.pop("labels")
-        return self.model(**batch).logits[0].float().cpu().numpy()
+        batch = self.processor([example], with_prompt=self.model.config.use_language_model)
+        return self.model.score(batch)[0].float().cpu().numpy()
 
     def _describe(
         self,
@@ -151,7 +149,7 @@ class Recommender:
         item = int(example.candidates[row])
         relations, paths = {}, []
         if preferences is not None and self.model.config.use_evidence_fusion:
-            weight = float(self.model.fusion.evidence_weight)
+            weight = self.model.fusion.evidence_weight.item()
             evidence = self.processor.evidence_index.evidence(example.history, [item], example.user)[0]
             parts = {
                 name: weight * preferences[name] * float(value)

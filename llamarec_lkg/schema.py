@@ -113,8 +113,9 @@ class Interactions:
         for column in (RATING, TIMESTAMP):
             values = frame[column]
             if pd.api.types.is_datetime64_any_dtype(values):
-                values = values.astype("datetime64[s]").astype(np.int64)
-            numbers[column] = pd.to_numeric(values, errors="coerce")
+                seconds = pd.to_datetime(values, utc=True).dt.as_unit("s").astype(np.int64).astype(np.float64)
+                values = seconds.where(values.notna())
+            numbers[column] = pd.to_numeric(values, errors="coerce").replace([np.inf, -np.inf], np.nan)
         _require_present(frame.assign(**numbers), [USER_ID, ITEM_ID, RATING, TIMESTAMP], "interactions")
         return cls(
             users=as_id_strings(frame[USER_ID]),

@@ -191,7 +191,7 @@ def movielens_latest(folder: Path) -> DatasetBundle:
     )
     relations = [GENRE, YEAR]
     if (folder / "movies_metadata.csv").exists():
-        metadata = read_table(folder / "movies_metadata.csv", index_col=0)
+        metadata = read_table(folder / "movies_metadata.csv")
         require_columns(metadata, ["movieId", "directors", "actors"], "movies_metadata.csv")
         people = metadata.rename(columns={"movieId": ITEM_ID, "directors": DIRECTOR, "actors": ACTOR})
         items = items.merge(people[[ITEM_ID, DIRECTOR, ACTOR]], on=ITEM_ID, how="left")
@@ -220,6 +220,7 @@ def recbole_atomic(folder: Path, name: str) -> DatasetBundle:
     triples = None
     if (folder / f"{name}.kg").exists():
         link = _read_atomic(folder / f"{name}.link")
+        require_columns(link, [ITEM_ID, "entity_id"], f"{name}.link")
         facts = _read_atomic(folder / f"{name}.kg").rename(
             columns={"head_id": HEAD, "relation_id": RELATION, "tail_id": TAIL}
         )
@@ -287,7 +288,7 @@ def ml_latest_small() -> DatasetBundle:
 def verify_movielens(folder: Path) -> None:
     """Raise `LKGDataError` unless the folder holds the 2018-09 release of ml-latest-small."""
     for name, expected in ML_LATEST_SMALL_SHA256.items():
-        found = hash_file(folder / name, text=True)
+        found = hash_file(folder / name, text=True) if (folder / name).exists() else "absent"
         if found != expected:
             raise LKGDataError(
                 f"{folder / name} has SHA-256 {found[:12]}…, the 2018-09 release has {expected[:12]}…. Delete the "

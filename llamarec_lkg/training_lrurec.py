@@ -58,12 +58,14 @@ def train_lrurec(
         the model in eval mode, and one record `{"step", "loss", "recall@10", ...}` a validation.
 
     Raises:
-        LKGDataError: no user has two training interactions, or a setting is unknown.
+        LKGDataError: no user has two training interactions, there is no validation target, or a setting is unknown.
     """
     args = args or LRURecTrainingArguments()
     sequences = training_windows(dataset, args.max_length)
     if not sequences:
         raise LKGDataError("No user has two training interactions, so there is no next item to learn from.")
+    if not len(dataset.positions("validation")):
+        raise LKGDataError("There is no validation target to choose the best model by. Leave a part for validation.")
     torch.manual_seed(args.seed)
     generator = np.random.default_rng(args.seed)
     config = LRURecConfig(
@@ -79,7 +81,7 @@ def train_lrurec(
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(args))
     retriever = LRURecRetriever(model)
-    best, best_recall, log, losses = None, -1.0, [], []
+    best, best_recall, best_step, log, losses = None, -1.0, 0, [], []
     batches = _batches(sequences, args.batch_size, generator)
     with tqdm(total=args.max_steps, desc="train retriever", unit="step", disable=not progress) as bar:
         for step in range(1, args.max_steps + 1):
@@ -124,7 +126,7 @@ def _schedule(args: LRURecTrainingArguments):
         warm_up = max(1, args.max_steps // 10)
         return lambda step: min(
             (step + 1) / warm_up,
-            0.5 * (1 + math.cos(math.pi * min(1, max(0, step - warm_up) / (args.max_steps - warm_up)))),
+            0.5 * (1 + math.cos(math.pi * min(1, max(0, step - warm_up) / max(1, args.max_steps - warm_up)))),
         )
     raise LKGDataError(f"lr_scheduler_type is {args.lr_scheduler_type!r}; it is 'constant' or 'one_cycle'.")
 

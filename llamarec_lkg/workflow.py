@@ -249,13 +249,12 @@ class Workflow:
         return {name: value for name, value in arguments.items() if value is not None}
 
     def _training_arguments(self) -> LlamaRecLKGTrainingArguments:
-        return LlamaRecLKGTrainingArguments(
-            **{
-                "output_dir": str(self.folder / "checkpoints"),
-                "disable_tqdm": not self.progress,
-                **self.config.training,
-            }
-        )
+        defaults = {
+            "output_dir": str(self.folder / "checkpoints"),
+            "disable_tqdm": not self.progress,
+            "use_cpu": self.state.device.type == "cpu",
+        }
+        return LlamaRecLKGTrainingArguments(**{**defaults, **self.config.training})
 
     def _placed(self, model: LlamaRecLKGForRanking) -> LlamaRecLKGForRanking:
         """On this process's device; a quantized backbone is there already and must not be moved."""

@@ -153,16 +153,12 @@ def test_a_time_split_has_no_target_before_a_training_interaction(make_dataset, 
 
 
 def test_the_targets_of_a_time_split_are_the_first_or_all_of_each_user(make_dataset):
-    rows = [(1, item, 10 * item) for item in range(1, 11)] + [(2, 3, 95), (2, 4, 96), (2, 5, 97)]
-    both = {targets: make_dataset(rows, split="time", validation_fraction=0.3, test_fraction=0.3, targets=targets)
-            for targets in ("first", "all")}  # fmt: skip
-    stamps, all_labels, first_labels = both["all"].timestamps, both["all"].labels, both["first"].labels
-    cuts = np.quantile(stamps, [0.4, 0.7], method="higher")
-    expected = np.where(stamps >= cuts[1], TEST, np.where(stamps >= cuts[0], VALIDATION, TRAIN))
-    expected[10] = UNUSED  # the first interaction of user 2 is late and has no history
-    assert all_labels.tolist() == expected.tolist()
-    assert all_labels.tolist() == [TRAIN] * 5 + [VALIDATION] * 4 + [TEST, UNUSED, TEST, TEST]
-    assert first_labels.tolist() == [TRAIN] * 5 + [VALIDATION] + [UNUSED] * 3 + [TEST, UNUSED, TEST, UNUSED]
+    # the cuts are at 60 and 90; what user 2 did first, at 85, is late and has no history
+    rows = [(1, item, 10 * item) for item in range(1, 11)] + [(2, 3, 85), (2, 4, 96), (2, 5, 97)]
+    settings = {"split": "time", "validation_fraction": 0.3, "test_fraction": 0.3}
+    every, first = (make_dataset(rows, targets=targets, **settings).labels.tolist() for targets in ("all", "first"))
+    assert every == [TRAIN] * 5 + [VALIDATION] * 3 + [TEST, TEST] + [UNUSED, TEST, TEST]
+    assert first == [TRAIN] * 5 + [VALIDATION, UNUSED, UNUSED] + [TEST, UNUSED] + [UNUSED, TEST, UNUSED]
 
 
 def test_a_history_is_what_the_user_did_before(make_dataset):

@@ -56,7 +56,8 @@ def test_only_the_shortest_paths_are_kept(graph):
 
 def test_paths_are_no_longer_than_asked_for(graph):
     def lengths(hops):
-        return {target: found.lengths.tolist() for target in range(2, 7) if len(found := paths.find(graph, [1], [target], max_hops=hops))}  # fmt: skip
+        found = {target: paths.find(graph, [1], [target], max_hops=hops) for target in range(2, 7)}
+        return {target: some.lengths.tolist() for target, some in found.items() if len(some)}
 
     assert lengths(1) == {}
     assert lengths(2) == {2: [2, 2], 3: [2]}
@@ -182,9 +183,11 @@ def test_paths_equal_those_of_a_brute_force_search():
             for target in items:
                 rows = np.flatnonzero((found.source_index == source - 1) & (found.target_index == target - 1))
                 mine = [
-                    (tuple(found.nodes[row, : found.lengths[row] + 1].tolist()), tuple(found.edge_codes[row, : found.lengths[row]].tolist()))
-                    for row in rows
-                ]  # fmt: skip
+                    (tuple(nodes[: length + 1]), tuple(codes[:length]))
+                    for nodes, codes, length in zip(
+                        found.nodes[rows].tolist(), found.edge_codes[rows].tolist(), found.lengths[rows], strict=True
+                    )
+                ]
                 assert mine == ([] if source == target else brute_force(graph, source, target, hops))
 
 

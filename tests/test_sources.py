@@ -28,7 +28,8 @@ def movielens(tmp_path):
     folder.mkdir()
     (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,10,4.0,100\n1,9,3.5,50\n2,10,1.0,70\n")
     (folder / "movies.csv").write_text(
-        'movieId,title,genres\n10,Heat (1995),Action|Crime\n9,"Insider, The (1999) ",Drama\n8,Untitled,(no genres listed)\n'
+        'movieId,title,genres\n10,Heat (1995),Action|Crime\n9,"Insider, The (1999) ",Drama\n'
+        "8,Untitled,(no genres listed)\n"
     )
     return folder
 

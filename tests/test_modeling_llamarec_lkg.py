@@ -1,0 +1,335 @@
+"""The ranker: letters, both gradient routes, assembly, saving in every form."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig
+from tiny import backbone, examples, model, processor
+from transformers import AutoModel
+
+from llamarec_lkg.configuration_llamarec_lkg import LlamaRecLKGConfig
+from llamarec_lkg.modeling_llamarec_lkg import LlamaRecLKGForRanking, assemble_prompt, select_paths
+from llamarec_lkg.schema import LKGDataError
+
+
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+
+
+@pytest.fixture
+def proc(film_dataset):
+    return processor(film_dataset).fit(examples(film_dataset))
+
+
+@pytest.fixture
+def batch(proc, film_dataset):
+    return dict(proc(examples(film_dataset)))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_letter_logits_are_those_of_the_plain_backbone_on_the_text_prompt(proc, film_dataset, kind):
+    ranker = model(proc, kind, use_path_gate=False)
+    lists = examples(film_dataset, count=3)
+    with torch.no_grad():
+        output = ranker(**proc(lists))
+        for row, example in enumerate(lists):
+            texts = proc.render(example, output.selected_paths[row].tolist())
+            ids = [token for text in texts for token in proc.tokenizer(text, add_special_tokens=False)["input_ids"]]
+            logits = ranker.language_model(torch.tensor([ids])).logits[0, -1, proc.letter_token_ids]
+            torch.testing.assert_close(output.letter_logits[row], logits, rtol=1e-4, atol=1e-4)
+
+
+def test_scores_are_the_documented_sum(proc, batch):
+    ranker = model(proc, letter_scale=0.7, evidence_weight=1.3, retrieval_weight=0.4)
+    with torch.no_grad():
+        output = ranker(**batch)
+        prior = ranker.language_model(torch.tensor([proc.empty_prompt_ids()])).logits[:, -1, proc.letter_token_ids]
+    retrieval = batch["retrieval_scores"] - batch["retrieval_scores"].mean(1, keepdim=True)
+    evidence = (batch["evidence"] * output.preferences[:, None, :]).sum(-1)
+    expected = 0.7 * (output.letter_logits - prior) + 1.3 * evidence + 0.4 * retrieval
+    torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-4)
+    loss = torch.nn.functional.cross_entropy(expected, batch["labels"])
+    torch.testing.assert_close(output.loss, loss, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_rows_and_candidates_does_not_change_a_row(proc, film_dataset):
+    ranker = model(proc)
+    lists = examples(film_dataset, count=4)
+    short = replace(lists[1], history=lists[1].history[-1:], ratings=lists[1].ratings[-1:])
+    small = replace(short, candidates=short.candidates[:3], retrieval_scores=short.retrieval_scores[:3], label=-1)
+    with torch.no_grad():
+        alone = ranker(**proc([small])).logits
+        together = ranker(**proc([lists[0], small, lists[2]])).logits
+    torch.testing.assert_close(together[1, :3], alone[0], rtol=1e-4, atol=1e-4)
+    assert (together[1, 3:] < -1e30).all()
+
+
+@pytest.mark.parametrize("count", [2, 52])
+def test_lists_from_2_to_52_candidates_are_ranked(make_dataset, count):
+    rows = [(user, (user * 7 + step) % 60 + 1, step) for user in range(1, 31) for step in range(6)]
+    dataset = make_dataset(rows)
+    proc = processor(dataset, num_candidates=52, max_length=2000)
+    lists = examples(dataset, count=2, num_candidates=count)
+    output = model(proc)(**proc(lists))
+    assert output.logits.shape == (2, count)
+    assert torch.isfinite(output.logits).all()
+
+
+def test_untrained_preferences_are_uniform(proc, batch):
+    output = model(proc)(**batch)
+    torch.testing.assert_close(output.preferences, torch.full_like(output.preferences, 1 / len(proc.relations)))
+
+
+def route(name, **config):
+    evidence, gate = name in ("evidence", "both"), name != "evidence"
+    kind = "straight_through" if name == "straight_through" else "attention_bias"
+    return {"use_evidence_fusion": evidence, "use_path_gate": gate, "path_gate": kind, "letter_scale": 1.0, **config}
+
+
+def varied(ranker):
+    """Random small weights where training starts from zero, so that nothing is at a symmetric point."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in ranker.preference.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        ranker.preference.user_embedding.weight[0].zero_()
+    return ranker
+
+
+@pytest.mark.parametrize("name", ["evidence", "attention_bias", "both"])
+def test_preference_gradients_equal_finite_differences(proc, batch, name):
+    ranker = varied(model(proc, **route(name))).double().eval()
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+    bias = ranker.preference.bias
+    ranker(**batch).loss.backward()
+    gradient = bias.grad.clone()
+    assert gradient.abs().max() > 1e-7
+    step = 1e-3  # logits are float32 inside: larger steps than double precision would need
+    with torch.no_grad():
+        for index in range(len(bias)):
+            losses = []
+            for sign in (1, -1):
+                bias[index] += sign * step
+                losses.append(ranker(**batch).loss.double())
+                bias[index] -= sign * step
+            numeric = (losses[0] - losses[1]) / (2 * step)
+            assert abs(float(numeric - gradient[index])) < 2e-3 * max(1.0, float(gradient.abs().max())), index
+
+
+def test_straight_through_gate_is_one_in_the_forward_pass_and_carries_gradient(proc, batch):
+    gated, plain = (varied(model(proc, **route("straight_through", use_path_gate=on))) for on in (True, False))
+    first, second = gated(**batch), plain(**batch)
+    torch.testing.assert_close(first.logits, second.logits)
+    first.loss.backward()
+    assert gated.preference.bias.grad.abs().max() > 0
+
+
+def test_with_both_routes_off_no_gradient_reaches_the_preferences(proc, batch):
+    ranker = varied(model(proc, use_evidence_fusion=False, use_path_gate=False))
+    ranker(**batch).loss.backward()
+    assert ranker.preference.bias.grad is None or not ranker.preference.bias.grad.any()
+
+
+def test_the_gate_makes_the_backbone_read_preferred_paths_more_strongly(proc, batch):
+    with torch.no_grad():
+        even, keen = (varied(model(proc, path_gate_temperature=t))(**batch).letter_logits for t in (1e6, 0.01))
+        none = varied(model(proc, use_path_gate=False))(**batch).letter_logits
+    torch.testing.assert_close(even, none, rtol=1e-3, atol=1e-3)
+    assert (keen - none).abs().max() > 1e-4
+
+
+def test_a_kernel_that_would_ignore_the_bias_is_refused(proc, batch):
+    plain = backbone()
+    plain.set_attn_implementation("eager")
+    ranker = LlamaRecLKGForRanking.from_backbone(plain, proc.model_config())
+    with pytest.raises(LKGDataError, match="needs the 'sdpa' attention kernel; the backbone uses 'eager'"):
+        ranker(**batch)
+    LlamaRecLKGForRanking.from_backbone(plain, proc.model_config(path_gate="straight_through"))(**batch)
+
+
+def test_unknown_and_unseen_users_get_the_historys_part_alone(proc, batch):
+    ranker = varied(model(proc))
+    users = batch["user_ids"]
+    with torch.no_grad():
+        known = ranker.preferences(batch)
+        unknown = ranker.preferences({**batch, "user_ids": torch.zeros_like(users)})
+        unseen = ranker.preferences({**batch, "user_ids": torch.full_like(users, 10_000)})
+    torch.testing.assert_close(unknown, unseen)
+    assert not torch.allclose(known, unknown)
+    torch.testing.assert_close(known.sum(-1), torch.ones(len(known)))
+
+
+def test_user_dropout_hides_ids_in_training_only(proc, batch):
+    ranker = varied(model(proc, user_dropout=1.0, preference_dropout=0.0))
+    hidden = {**batch, "user_ids": torch.zeros_like(batch["user_ids"])}
+    ranker.train()
+    torch.testing.assert_close(ranker.preferences(batch), ranker.preferences(hidden))
+    ranker.eval()
+    assert not torch.allclose(ranker.preferences(batch), ranker.preferences(hidden))
+
+
+def test_select_paths_orders_by_score_breaks_ties_by_index_and_takes_one_a_history_item():
+    inf = -torch.inf
+    scores = torch.tensor([[0.1, 0.5, 0.5, 0.3], [inf, 0.2, inf, inf]])
+    indices, best = select_paths(scores, 3)
+    assert indices.tolist() == [[1, 2, 3], [1, -1, -1]]
+    assert best[0].tolist() == pytest.approx([0.5, 0.5, 0.3])
+    indices, _ = select_paths(scores, 3, torch.tensor([[0, 7, 7, 7], [1, 1, 1, 1]]))
+    assert indices.tolist() == [[1, 0, -1], [1, -1, -1]]
+
+
+def test_assembled_prompt_has_these_exact_tensors():
+    prompt = assemble_prompt(
+        prefix_input_ids=torch.tensor([[0, 1], [2, 3]]),
+        prefix_attention_mask=torch.tensor([[0, 1], [1, 1]]),
+        path_input_ids=torch.tensor([[[4, 5], [6, 0]], [[7, 0], [0, 0]]]),
+        path_attention_mask=torch.tensor([[[1, 1], [1, 0]], [[1, 0], [0, 0]]]),
+        suffix_input_ids=torch.tensor([[8, 9], [9, 0]]),
+        suffix_attention_mask=torch.tensor([[1, 1], [1, 0]]),
+        selected_paths=torch.tensor([[1, 0], [0, -1]]),
+        max_length=100,
+    )
+    assert prompt.input_ids.tolist() == [[1, 6, 4, 5, 8, 9], [0, 0, 2, 3, 7, 9]]
+    assert prompt.attention_mask.tolist() == [[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]]
+    assert prompt.path_rank.tolist() == [[-1, 0, 1, 1, -1, -1], [-1, -1, -1, -1, 0, -1]]
+
+
+def test_a_model_without_backbone_ranks_by_retriever_and_evidence(proc, film_dataset):
+    ranker = LlamaRecLKGForRanking(proc.model_config(use_language_model=False))
+    output = ranker(**proc(examples(film_dataset), with_prompt=False))
+    assert output.letter_logits is None and torch.isfinite(output.logits).all()
+
+
+def test_from_backbone_keeps_the_backbones_weights(proc):
+    plain = backbone()
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    ranker = LlamaRecLKGForRanking.from_backbone(plain, proc.model_config())
+    assert all(torch.equal(before[name], value) for name, value in ranker.language_model.state_dict().items())
+
+
+def saved_backbone(tmp_path, **sizes):
+    folder = tmp_path / "backbone"
+    backbone(**sizes).save_pretrained(folder)
+    return str(folder)
+
+
+def perturbed(ranker):
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in ranker.named_parameters():
+            if "lora" in name or not name.startswith("language_model."):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return ranker.eval()
+
+
+@pytest.mark.parametrize("form", ["full", "tied", "adapter", "heads", "no backbone", "merged"])
+def test_every_saved_form_comes_back_bit_for_bit_through_automodel(proc, batch, tmp_path, form):
+    if form in ("full", "tied"):
+        plain = backbone(tie_word_embeddings=form == "tied")
+        ranker = LlamaRecLKGForRanking.from_backbone(plain, proc.model_config())
+    elif form == "no backbone":
+        ranker = LlamaRecLKGForRanking(proc.model_config(use_language_model=False))
+    else:
+        ranker = LlamaRecLKGForRanking.from_backbone(saved_backbone(tmp_path), proc.model_config())
+    if form in ("adapter", "merged"):
+        ranker.add_adapter(LoraConfig(**LORA))
+    ranker = perturbed(ranker)
+    expected = ranker(**batch).logits
+    if form == "merged":
+        ranker.merge_adapter()
+        torch.testing.assert_close(ranker(**batch).logits, expected, rtol=1e-4, atol=1e-4)
+        expected = ranker(**batch).logits
+    folder = tmp_path / "saved"
+    ranker.save_pretrained(folder, **({"include_backbone": False} if form == "heads" else {}))
+    loaded = AutoModel.from_pretrained(folder)
+    assert type(loaded) is LlamaRecLKGForRanking and not loaded.training
+    assert torch.equal(loaded(**batch).logits, expected)
+    assert (folder / "adapter" / "adapter_config.json").exists() == (form == "adapter")
+    names = [path.suffix for path in folder.rglob("*")]
+    assert ".bin" not in names and ".pt" not in names, "no pickle"
+    if form in ("adapter", "heads"):
+        assert sum(path.stat().st_size for path in folder.rglob("*")) < 100_000
+
+
+def test_a_missing_preference_weight_is_an_error_not_a_silent_start_from_zero(proc, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    ranker = LlamaRecLKGForRanking.from_backbone(saved_backbone(tmp_path), proc.model_config())
+    ranker.save_pretrained(tmp_path / "saved", include_backbone=False)
+    path = tmp_path / "saved" / "model.safetensors"
+    weights = load_file(path)
+    weights.pop("preference.bias")
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(LKGDataError, match="preference.bias"):
+        AutoModel.from_pretrained(tmp_path / "saved")
+
+
+def test_a_checkpoint_that_names_no_backbone_says_what_to_do(proc, tmp_path):
+    ranker = model(proc)
+    ranker.config.backbone_name_or_path = None
+    ranker.save_pretrained(tmp_path, include_backbone=False)
+    with pytest.raises(LKGDataError, match="does not name one"):
+        LlamaRecLKGForRanking.from_pretrained(tmp_path)
+
+
+def test_an_adapter_cannot_be_saved_whole_by_accident(proc, tmp_path):
+    ranker = model(proc)
+    ranker.add_adapter(LoraConfig(**LORA))
+    with pytest.raises(LKGDataError, match="merge_adapter"):
+        ranker.save_pretrained(tmp_path, include_backbone=True)
+
+
+def test_ordinary_peft_around_the_whole_model_keeps_preferences_and_fusion(proc, batch):
+    from peft import get_peft_model
+
+    ranker = model(proc)
+    wrapped = get_peft_model(
+        ranker, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["preference", "fusion"])
+    )
+    wrapped(**batch).loss.backward()
+    moved = [name for name, p in wrapped.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert any("preference" in name for name in moved) and any("fusion" in name for name in moved)
+
+
+def test_backbone_in_4bit_leaves_preferences_in_float32(proc, batch, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+    )
+    ranker = LlamaRecLKGForRanking.from_backbone(
+        saved_backbone(tmp_path, hidden_size=128, intermediate_size=128),  # bitsandbytes packs blocks of 64
+        proc.model_config(),
+        quantization_config=quantization,
+    )
+    assert any("Linear4bit" in type(module).__name__ for module in ranker.language_model.modules())
+    assert all(p.dtype == torch.float32 for p in ranker.preference.parameters())
+    ranker.add_adapter(LoraConfig(**LORA))
+    ranker.train()(**batch).loss.backward()
+    assert ranker.fusion.evidence_weight.grad is not None
+    ranker.save_pretrained(tmp_path / "saved")
+    loaded = LlamaRecLKGForRanking.from_pretrained(tmp_path / "saved", quantization_config=quantization)
+    torch.testing.assert_close(loaded(**batch).logits, ranker.eval()(**batch).logits)
+
+
+def test_gradient_checkpointing_changes_nothing(proc, batch):
+    plain, checkpointed = varied(model(proc)), varied(model(proc))
+    checkpointed.gradient_checkpointing_enable()
+    for ranker in (plain, checkpointed):
+        ranker.train()
+        torch.manual_seed(0)
+        ranker(**batch).loss.backward()
+    weight = "language_model.model.layers.0.self_attn.q_proj.weight"
+    grads = [dict(ranker.named_parameters())[weight].grad for ranker in (plain, checkpointed)]
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)
+
+
+def test_config_round_trip_keeps_every_field(proc, tmp_path):
+    config = proc.model_config(letter_scale=0.3, use_path_gate=False, user_dropout=0.25)
+    config.save_pretrained(tmp_path)
+    loaded = LlamaRecLKGConfig.from_pretrained(tmp_path)
+    skip = ("transformers_version", "architectures", "dtype")
+    assert {k: v for k, v in loaded.to_dict().items() if k not in skip} == {
+        k: v for k, v in config.to_dict().items() if k not in skip
+    }

@@ -1,0 +1,216 @@
+"""The whole run on a folder of tables: stages, reuse, the command line, two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from tiny import backbone, tokenizer
+
+from llamarec_lkg import LKGDataError, Recommender
+from llamarec_lkg.cli import main
+from llamarec_lkg.run_config import RunConfig
+from llamarec_lkg.workflow import Workflow
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_world(folder):
+    """40 users walk through 30 items; directors and genres tie neighbours together."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for user in range(1, 41):
+        start = int(generator.integers(0, 30))
+        for step in range(9):
+            rows.append((user, (start + step * int(generator.integers(1, 3))) % 30 + 1, step, 4.0))
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "rating"])
+    frame = frame.drop_duplicates(["user_id", "item_id"])
+    items = pd.DataFrame({"item_id": range(1, 31), "title": [f"Film {n}" for n in range(1, 31)]})
+    items["directed_by"] = [f"Director {n // 3}" for n in range(30)]
+    items["genre"] = [f"Genre {n % 4}|Genre {n % 3}" for n in range(30)]
+    triples = pd.DataFrame({"head": range(1, 30), "relation": "FOLLOWED_BY", "tail": range(2, 31)})
+    folder.mkdir()
+    frame.to_parquet(folder / "interactions.parquet")
+    items.to_csv(folder / "items.csv", index=False)
+    triples.to_csv(folder / "triples.csv", index=False)
+
+
+def settings(folder, **training):
+    return {
+        "output_dir": str(folder / "run"),
+        "data": {"dataset": str(folder / "world")},
+        "preprocessing": {"min_user_interactions": 3, "min_item_interactions": 1},
+        "retriever": {
+            "hidden_size": 16,
+            "max_steps": 40,
+            "eval_steps": 20,
+            "learning_rate": 0.01,
+            "lr_scheduler_type": "one_cycle",
+        },
+        "examples": {"holdout": 3, "max_train": 12, "max_validation": 8},
+        "prompt": {"num_candidates": 8, "history_length": 3, "num_paths": 2, "max_title_tokens": 8},
+        "backbone": {"model_name_or_path": str(folder / "backbone"), "dtype": "float32", "lora_r": 2},
+        "training": {
+            "per_device_train_batch_size": 4,
+            "num_train_epochs": 1,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "eval_strategy": "epoch",
+            "save_strategy": "epoch",
+            "load_best_model_at_end": True,
+            **training,
+        },
+        "evaluation": {"batch_size": 8, "resamples": 100, "controls": ["shuffled-kg"]},
+    }
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run, its folder and its configuration file; the cache lasts as long as the module."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_world(folder / "world")
+    backbone().save_pretrained(folder / "backbone")
+    tokenizer().save_pretrained(folder / "backbone")
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings(folder)))
+    old = os.environ.get("LLAMAREC_LKG_CACHE")
+    os.environ["LLAMAREC_LKG_CACHE"] = str(folder / "cache")
+    try:
+        status = main(["evaluate", "--config", str(folder / "config.yaml")])
+    finally:
+        os.environ.pop("LLAMAREC_LKG_CACHE") if old is None else os.environ.update(LLAMAREC_LKG_CACHE=old)
+    assert status == 0
+    return folder
+
+
+def test_one_command_leaves_model_report_and_card(run):
+    out = run / "run"
+    for name in (
+        "config.yaml", "config.json", "model.safetensors", "adapter/adapter_model.safetensors", "processor_config.json",
+        "knowledge_graph/graph.safetensors", "retriever/model.safetensors", "report.json", "report.md", "report.png",
+        "README.md", "training_log.json",
+    ):  # fmt: skip
+        assert (out / name).exists(), name
+    report = json.loads((out / "report.json").read_text())
+    names = [row["name"] for row in report["rows"]]
+    assert names[:4] == ["popularity", "retriever", "ranker-untrained", "ranker"]
+    assert {"ranker-shuffled-kg", "no-lm", "no-lm-no-kg", "no-lm-shuffled-kg", "ceiling"} <= set(names)
+    ceiling = next(row for row in report["rows"] if row["name"] == "ceiling")["metrics"]["recall@1"]
+    assert ceiling == pytest.approx(report["protocol"]["retrieved"] / report["protocol"]["targets"])
+    assert not [p for p in out.glob("*") if p.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_the_card_holds_the_table_and_passes_the_hubs_parser(run):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(run / "run" / "README.md")
+    assert card.data.library_name == "llamarec_lkg" and card.data.pipeline_tag == "text-ranking"
+    assert {result.metric_type for result in card.data.eval_results} == {"ndcg@10", "mrr@10", "recall@10"}
+    assert "| ranker |" in card.content and "FOLLOWED_BY" in card.content
+
+
+def test_a_second_run_reuses_every_stage(run, monkeypatch, capsys):
+    def refuse(*args, **kwargs):
+        raise AssertionError("this stage was done already")
+
+    monkeypatch.setattr("llamarec_lkg.workflow.train_lrurec", refuse)
+    monkeypatch.setattr("llamarec_lkg.workflow.LlamaRecLKGTrainer", refuse)
+    monkeypatch.setattr("llamarec_lkg.workflow.ranker_scores", refuse)
+    assert main(["evaluate", "--config", str(run / "config.yaml")]) == 0
+    assert "| ranker |" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="done already"):
+        main(["train-retriever", "--config", str(run / "config.yaml"), "retriever.seed=7"])
+
+
+def test_recommend_prints_titles_and_json(run, capsys):
+    out = str(run / "run")
+    assert main(["recommend", "--model", out, "--history", "1", "2", "-k", "3"]) == 0
+    assert capsys.readouterr().out.count("Film") >= 3
+    assert main(["recommend", "--model", out, "--history", "1", "2", "--user", "3", "-k", "2", "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [record["rank"] for record in records] == [1, 2] and records[0]["title"].startswith("Film")
+
+
+def test_expected_failures_are_one_clear_line(run, capsys):
+    assert main(["recommend", "--model", str(run / "run"), "--history", "404"]) == 1
+    assert "'404'" in capsys.readouterr().err
+    assert main(["recommend", "--model", str(run / "world"), "--history", "1"]) == 1
+    assert "holds no trained model" in capsys.readouterr().err
+    assert main(["prepare", "data.dataset=no-such-data"]) == 1
+    assert "No data set 'no-such-data'" in capsys.readouterr().err
+    assert main(["prepare", "--config", str(run / "absent.yaml")]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_prepare_and_train_retriever_say_what_they_made(run, tmp_path, capsys):
+    overrides = [f"output_dir={tmp_path}", "retriever.max_steps=5"]
+    assert main(["prepare", "--config", str(run / "config.yaml"), *overrides]) == 0
+    assert main(["train-retriever", "--config", str(run / "config.yaml"), *overrides]) == 0
+    text = capsys.readouterr().out
+    assert "40 users, 30 items" in text and "FOLLOWED_BY" in text and "recall@10" in text
+    assert (tmp_path / "knowledge_graph" / "graph.json").exists()
+
+
+def test_published_negatives_and_a_run_without_language_model(run, tmp_path):
+    mapping = settings(run)
+    mapping["output_dir"] = str(tmp_path / "published")
+    mapping["examples"] = {"holdout": 0, "negatives": "uniform", "max_train": 8, "max_validation": 4}
+    mapping["model"] = {"use_language_model": False}
+    mapping["evaluation"] = {"untrained": False, "resamples": 50}
+    mapping["training"]["heads_warm_up_epochs"] = 2
+    report = Workflow(RunConfig.from_mapping(mapping), progress=False).run()
+    assert report.row("ranker")["metrics"] == report.row("no-lm")["metrics"]
+    assert Recommender.from_pretrained(tmp_path / "published").recommend(["1"], k=2)
+
+
+def test_configuration_names_what_it_does_not_know():
+    with pytest.raises(LKGDataError, match="Unknown key \\['retreiver'\\] in the file"):
+        RunConfig.from_mapping({"retreiver": {}})
+    with pytest.raises(LKGDataError, match="\\['learning_rat'\\] in training"):
+        RunConfig.from_mapping({"training": {"learning_rat": 1}})
+    with pytest.raises(LKGDataError, match="\\['num_paths'\\] in model"):
+        RunConfig.from_mapping({"model": {"num_paths": 1}})
+    with pytest.raises(LKGDataError, match="not of the form section.key=value"):
+        RunConfig.from_yaml(None, ["training"])
+    config = RunConfig.from_yaml(None, ["training.seed=7", "prompt.num_paths=2", "graph.exclude_relations=[RATED]"])
+    assert config.training == {"seed": 7} and config.graph.exclude_relations == ["RATED"]
+    assert RunConfig.from_mapping(config.to_mapping()).to_mapping() == config.to_mapping()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_example_configurations_are_valid(path):
+    RunConfig.from_yaml(path)
+
+
+def test_two_processes_give_the_metrics_of_one(run, tmp_path):
+    """Two gloo processes evaluate and train; no user is counted twice."""
+    environment = {**os.environ, "LLAMAREC_LKG_CACHE": str(run / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = str(ROOT / "examples" / "train_ranker.py")
+    reports = []
+    for name, command in (("one", [sys.executable]), ("two", launch)):
+        # trained by one process, evaluated by one and by two
+        overrides = [f"output_dir={run / 'run'}", f"evaluation.resamples={100 + len(reports) + 1}"]
+        done = subprocess.run(
+            [*command, script, "--config", str(run / "config.yaml"), *overrides],
+            env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert f"{len(reports) + 1} process(es)" in done.stdout, name
+        reports.append(json.loads((run / "run" / "report.json").read_text()))
+    assert reports[0]["protocol"]["targets"] == reports[1]["protocol"]["targets"]
+    for first, second in zip(reports[0]["rows"], reports[1]["rows"], strict=True):
+        if "other-user" not in first["name"]:  # depends on who shares a batch
+            assert first["metrics"] == pytest.approx(second["metrics"], abs=1e-6), first["name"]
+    # and training in two
+    done = subprocess.run(
+        [*launch, script, "--config", str(run / "config.yaml"), f"output_dir={tmp_path}", "training.num_train_epochs=1"],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "report.json").exists() and (tmp_path / "adapter" / "adapter_model.safetensors").exists()

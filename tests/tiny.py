@@ -1,0 +1,77 @@
+"""A whole ranker in miniature: a byte tokenizer, backbones of a few thousand weights, and a small film world."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
+
+from llamarec_lkg.knowledge_graph import KnowledgeGraph
+from llamarec_lkg.modeling_llamarec_lkg import LlamaRecLKGForRanking
+from llamarec_lkg.processing_llamarec_lkg import LlamaRecLKGProcessor, RankingExample
+
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+}
+SETTINGS = {"num_candidates": 5, "history_length": 4, "num_paths": 3, "max_title_tokens": 20, "max_length": 1024}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<pad>": 0, **{symbol: index + 1 for index, symbol in enumerate(alphabet)}}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>")
+
+
+def backbone(kind: str = "llama", **sizes):
+    torch.manual_seed(0)
+    config_class = {"llama": LlamaConfig, "qwen3": Qwen3Config}[kind]
+    extra = {"head_dim": 8} if kind == "qwen3" else {}
+    return AutoModelForCausalLM.from_config(config_class(**{**SIZES, **extra, **sizes}, pad_token_id=0)).eval()
+
+
+def processor(dataset, **settings) -> LlamaRecLKGProcessor:
+    graph = KnowledgeGraph.from_dataset(dataset)
+    return LlamaRecLKGProcessor(
+        tokenizer(), graph, dataset.items.ids, dataset.items.titles, dataset.user_ids, **{**SETTINGS, **settings}
+    )
+
+
+def model(proc: LlamaRecLKGProcessor, kind: str = "llama", **config) -> LlamaRecLKGForRanking:
+    torch.manual_seed(0)
+    return LlamaRecLKGForRanking.from_backbone(backbone(kind), proc.model_config(**config))
+
+
+def examples(dataset, count: int = 6, num_candidates: int = 5, seed: int = 0) -> list[RankingExample]:
+    """Lists at the users' last positions, the target at a random place."""
+    generator = np.random.default_rng(seed)
+    lists = []
+    for number in range(count):
+        user = number % dataset.num_users + 1
+        position = int(dataset.offsets[user]) - 1
+        piece = dataset.history(position)
+        target = int(dataset.item_sequence[position])
+        others = [item for item in range(1, dataset.num_items + 1) if item != target]
+        chosen = generator.permutation(np.append(generator.choice(others, num_candidates - 1, replace=False), target))
+        lists.append(
+            RankingExample(
+                user=user,
+                history=dataset.item_sequence[piece].astype(np.int64),
+                ratings=dataset.ratings[piece],
+                candidates=chosen.astype(np.int64),
+                retrieval_scores=generator.normal(size=num_candidates).astype(np.float32),
+                label=int(np.flatnonzero(chosen == target)[0]),
+            )
+        )
+    return lists
