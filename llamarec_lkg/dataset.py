@@ -178,7 +178,8 @@ class SequenceDataset:
         """The same data with each user's last `count` training interactions taken out of training (at least two
         remain).
 
-        A retriever fitted on what remains has not seen them, so its scores for them are as honest as at test time: this
+        A retriever fitted on what remains has not seen them, so its scores for them are as honest as at test time:
+            this
         is where the ranker's training examples come from (see `candidates.py`).
         """
         labels = self.labels.copy()

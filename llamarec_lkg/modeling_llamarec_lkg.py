@@ -444,7 +444,8 @@ class LlamaRecLKGForRanking(PreTrainedModel):
 
     @torch.inference_mode()
     def score(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Logits of a batch in eval mode, (B, C); a half-precision backbone's adapter computes in half precision, too."""
+        """Logits of a batch in eval mode, (B, C); a half-precision backbone's adapter computes in half precision,
+        too."""
         backbone = self.get_input_embeddings()
         dtype = torch.float32 if backbone is None else backbone.weight.dtype
         inputs = {name: value.to(self.device) for name, value in batch.items() if name != "labels"}

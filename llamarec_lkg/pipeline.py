@@ -194,7 +194,7 @@ def rank_windows(
     step = max(1, window // 2)
     start = len(order) - window
     while True:
-        rows = order[start : start + window]
+        rows = order[start : start + window].copy()
         part = replace(
             example,
             candidates=example.candidates[rows],

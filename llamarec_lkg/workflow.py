@@ -147,13 +147,14 @@ class Workflow:
         train, validation = self._training_lists(retriever)
         processor = self.build_processor().fit(train)
         args = self._training_arguments()
+        model = self.build_model(processor)
         trainer = LlamaRecLKGTrainer(
-            model=self.build_model(processor),
+            model=model,
             args=args,
             train_dataset=train,
             eval_dataset=validation,
             processing_class=processor,
-            peft_config=get_peft_config(self.config.backbone),
+            peft_config=get_peft_config(self.config.backbone) if model.config.use_language_model else None,
             callbacks=[EarlyStoppingCallback(PATIENCE)] if args.load_best_model_at_end else None,
         )
         if args.heads_warm_up_epochs and not resume:

@@ -296,7 +296,10 @@ def test_backbone_in_4bit_leaves_preferences_in_float32(proc, batch, tmp_path):
     from transformers import BitsAndBytesConfig
 
     quantization = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
     )
     ranker = LlamaRecLKGForRanking.from_backbone(
         saved_backbone(tmp_path, hidden_size=128, intermediate_size=128),  # bitsandbytes packs blocks of 64
@@ -310,7 +313,8 @@ def test_backbone_in_4bit_leaves_preferences_in_float32(proc, batch, tmp_path):
     assert ranker.fusion.evidence_weight.grad is not None
     ranker.save_pretrained(tmp_path / "saved")
     loaded = LlamaRecLKGForRanking.from_pretrained(tmp_path / "saved", quantization_config=quantization)
-    torch.testing.assert_close(loaded(**batch).logits, ranker.eval()(**batch).logits)
+    # bitsandbytes packs a weight anew, with rounding, when it is first used for inference on a CPU
+    torch.testing.assert_close(loaded(**batch).logits, ranker.eval()(**batch).logits, rtol=1e-2, atol=1e-3)
 
 
 def test_gradient_checkpointing_changes_nothing(proc, batch):

@@ -42,7 +42,9 @@ def test_relation_parts_add_up_to_the_evidence_term(saved):
     recommender = Recommender.from_pretrained(saved)
     item = recommender.recommend(["3", "1"], candidates=["2", "4"], k=2)[0]
     history = recommender.processor.dense_items(["3", "1"])
-    evidence = recommender.processor.evidence_index.evidence(history, recommender.processor.dense_items([item.item_id]))
+    evidence = recommender.processor.evidence_index.evidence(
+        history, recommender.processor.dense_items([item.item_id])
+    )
     preferences = recommender.preferences(["3", "1"])
     assert sum(preferences.values()) == pytest.approx(1.0, abs=1e-5)
     order = [preferences[name] for name in recommender.processor.relations]

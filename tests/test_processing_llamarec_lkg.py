@@ -32,7 +32,9 @@ def test_assembled_ids_equal_the_text_prompt_tokenized_piece_by_piece(film_datas
     proc = processor(film_dataset, path_style=style)
     lists = examples(film_dataset)
     batch = proc(lists)
-    scores = batch["path_relation_weights"].sum(-1).masked_fill(~batch["path_attention_mask"].bool().any(-1), -torch.inf)
+    scores = (
+        batch["path_relation_weights"].sum(-1).masked_fill(~batch["path_attention_mask"].bool().any(-1), -torch.inf)
+    )
     selected, _ = select_paths(scores, proc.num_paths)
     prompt = assembled(batch, selected, proc.max_length)
     for row, example in enumerate(lists):
@@ -64,7 +66,9 @@ def test_a_tokenizer_with_a_bos_token_gets_it_once_at_the_start(film_dataset):
 
 def test_batch_tensors_have_the_documented_shapes_and_values(proc, film_dataset):
     lists = examples(film_dataset, count=3)
-    lists[1] = replace(lists[1], candidates=lists[1].candidates[:2], retrieval_scores=lists[1].retrieval_scores[:2], label=-1)
+    lists[1] = replace(
+        lists[1], candidates=lists[1].candidates[:2], retrieval_scores=lists[1].retrieval_scores[:2], label=-1
+    )
     batch = proc(lists)
     relations = len(proc.relations)
     assert batch["evidence"].shape == (3, 5, relations)
@@ -132,7 +136,7 @@ def test_a_hostile_title_leaves_the_prompts_structure_alone(film_dataset):
 def test_oldest_history_is_cut_first_and_candidates_never(film_dataset):
     proc = processor(film_dataset)
     example = examples(film_dataset, count=1)[0]
-    suffix = len(proc(([example]))["suffix_input_ids"][0])
+    suffix = len(proc([example])["suffix_input_ids"][0])
     whole = int(proc([example])["prefix_attention_mask"].sum())
     tight = processor(film_dataset, max_length=suffix + whole - 1)
     pieces = tight.prefix_pieces(example, room=whole - 1)
@@ -245,7 +249,9 @@ def test_paper_configuration_adds_nothing_and_makes_a_processor(film_dataset):
     torch.testing.assert_close(weights.sum(-1), torch.ones(len(weights)))
 
 
-def test_save_and_load_give_the_same_batch_without_the_package_knowing_more_than_the_folder(proc, film_dataset, tmp_path):
+def test_save_and_load_give_the_same_batch_without_the_package_knowing_more_than_the_folder(
+    proc, film_dataset, tmp_path
+):
     lists = examples(film_dataset)
     proc.fit(lists)
     proc.save_pretrained(tmp_path)

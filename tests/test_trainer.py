@@ -1,4 +1,5 @@
-"""The trainer: every weight moves, accumulation is exact, metrics count misses, checkpoints resume, nothing is pickled away."""
+"""The trainer: every weight moves, accumulation is exact, metrics count misses, checkpoints resume, nothing is
+pickled away."""
 
 from dataclasses import replace
 
@@ -171,9 +172,7 @@ def test_wrong_inputs_are_refused(proc, lists, tmp_path):
     with pytest.raises(LKGDataError, match="processing_class is NoneType"):
         LlamaRecLKGTrainer(model(proc), arguments(tmp_path), lists)
     with pytest.raises(LKGDataError, match="1 of 8 training rows have no target"):
-        LlamaRecLKGTrainer(
-            model(proc), arguments(tmp_path), [replace(lists[0], label=-1), *lists[1:]], None, proc
-        )
+        LlamaRecLKGTrainer(model(proc), arguments(tmp_path), [replace(lists[0], label=-1), *lists[1:]], None, proc)
     other = model(proc)
     other.config.relations = ["SOMETHING_ELSE"]
     with pytest.raises(LKGDataError, match="was made for the relations"):
