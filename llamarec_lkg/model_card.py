@@ -63,6 +63,7 @@ class ModelCard:
     graph: str = ""
     prompt: dict[str, Any] = field(default_factory=dict)
     data_citation: str = ""
+    data_license: str = ""
     report: Report | None = None
 
     @classmethod

@@ -117,7 +117,9 @@ class LlamaRecLKGTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         if not resume_from_checkpoint and self.args.heads_warm_up_epochs > 0:
             self.warm_up_heads()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self.create_model_card()
+        return result
 
     def warm_up_heads(self) -> list[dict[str, float]]:
         """Fit preferences and fusion on the training lists, the backbone left out; see `heads.fit_heads`."""
@@ -217,7 +219,7 @@ class LlamaRecLKGTrainer(Trainer):
         self.accelerator.unwrap_model(self.model).load_trained_weights(self.state.best_model_checkpoint)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the model card; called by `push_to_hub` and at the end of the examples."""
+        """Write the model card into `args.output_dir`: at the end of training, and before a push."""
         if not self.is_world_process_zero():
             return
         from .model_card import ModelCard

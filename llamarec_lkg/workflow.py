@@ -165,8 +165,8 @@ class Workflow:
         trainer.eval_dataset = _sample(trainer.eval_dataset, section.max_validation, args.seed, labelled=True)
         if trainer.model.config.use_language_model:
             trainer.train(resume_from_checkpoint=resume or None)
+        trainer.save_model(str(self.folder))  # by all: sharded weights are gathered, one process writes
         if self.state.is_main_process:
-            trainer.save_model(str(self.folder))
             write_json(self.folder / "training_log.json", trainer.state.log_history)
             self._write_card(trainer)
             write_json(self.folder / STAGE_FILE, {"key": key})
@@ -321,7 +321,11 @@ class Workflow:
         data, facts = self.prepare(), self.folder / "card.json"
         if trainer is not None:
             card = ModelCard.from_trainer(
-                trainer, model_id=self.folder.name, dataset_name=data.bundle.name, data_citation=data.bundle.citation
+                trainer,
+                model_id=str(self.config.output_dir),
+                dataset_name=data.bundle.name,
+                data_citation=data.bundle.citation,
+                data_license=data.bundle.license,
             )
             write_json(facts, {k: v for k, v in as_plain(card).items() if k != "report"})
         card = replace(ModelCard(**read_json(facts)), report=report)

@@ -114,7 +114,7 @@ def test_the_last_step_is_validated_too(cycle_dataset):
 
 
 def test_the_constant_rate_stays_and_one_cycle_rises_and_falls():
-    constant = _schedule(arguments(max_steps=100))
+    constant = _schedule(arguments(max_steps=100, lr_scheduler_type="constant"))
     assert {constant(step) for step in range(101)} == {1.0}
     cycle = _schedule(arguments(max_steps=100, lr_scheduler_type="one_cycle"))
     rates = [cycle(step) for step in range(101)]

@@ -1,0 +1,66 @@
+"""A short run on real films, always: from the published tables to a report, with a backbone of a few thousand
+weights."""
+
+import pytest
+from tiny import backbone, tokenizer
+
+from llamarec_lkg import Recommender
+from llamarec_lkg.run_config import RunConfig
+from llamarec_lkg.workflow import Workflow
+
+
+@pytest.fixture(scope="module")
+def films(movielens_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    backbone().save_pretrained(folder / "backbone")
+    tokenizer().save_pretrained(folder / "backbone")
+    config = RunConfig.from_mapping(
+        {
+            "output_dir": str(folder / "run"),
+            "data": {"dataset": str(movielens_folder)},
+            "retriever": {"max_steps": 100, "eval_steps": 50, "learning_rate": 0.004, "max_length": 50, "seed": 1},
+            "examples": {"holdout": 5, "max_train": 16, "max_validation": 8},
+            "prompt": {"history_length": 4, "num_paths": 2, "max_title_tokens": 12, "max_length": 1500},
+            "backbone": {"model_name_or_path": str(folder / "backbone"), "dtype": "float32"},
+            "training": {
+                "per_device_train_batch_size": 8,
+                "num_train_epochs": 1,
+                "heads_warm_up_epochs": 5,
+                "disable_tqdm": True,
+                "save_strategy": "no",
+            },
+            "evaluation": {"resamples": 200, "untrained": False},
+        }
+    )
+    workflow = Workflow(config, progress=False)
+    return workflow, workflow.run()
+
+
+def test_the_report_covers_all_users_and_the_retriever_beats_popularity(films):
+    _, report = films
+    assert report.protocol["targets"] == 610 and report.protocol["items"] == 3650
+    assert 0 < report.protocol["retrieved"] < 610
+    ndcg = {row["name"]: row["metrics"]["ndcg@10"] for row in report.rows}
+    assert ndcg["retriever"] > ndcg["popularity"] > 0
+    assert ndcg["ceiling"] == pytest.approx(report.protocol["retrieved"] / 610)
+    assert ndcg["ceiling"] >= ndcg["ranker"]
+    assert ndcg["no-lm-no-kg"] == pytest.approx(ndcg["retriever"]), (
+        "without a graph nothing moves the first stage's order"
+    )
+    assert ndcg["no-lm-shuffled-kg"] != ndcg["no-lm"]
+
+
+def test_the_graph_holds_no_interaction_after_training(films):
+    workflow, _ = films
+    data = workflow.prepare()
+    rated = data.graph.relations.index("RATED")
+    assert (data.graph.edge_relations == 2 * rated).sum() == (data.dataset.labels == 0).sum() == 89054
+
+
+def test_a_film_lover_gets_films_with_reasons(films):
+    workflow, _ = films
+    recommender = Recommender.from_pretrained(workflow.folder)
+    items = recommender.recommend(["1", "3114", "2355", "4886"], user="1", k=5)
+    assert len(items) == 5
+    assert any("->" in path for item in items for path in item.paths)
+    assert all(item.title for item in items)
