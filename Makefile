@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= examples/configs/quickstart.yaml
-# set = value pairs for the run, for example ARGS="data.dataset=path/to/folder backbone.name=owner/model"
+# set = value pairs for the run, for example ARGS="data.dataset=path/to/folder backbone.model_name_or_path=owner/model"
 ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from llamarec_lkg import load_dataset_bundle, prepare_dataset
-from llamarec_lkg.retrieval import LRURecRetriever, PopularityRetriever
+from llamarec_lkg.modeling_lrurec import LRURecRetriever
+from llamarec_lkg.retrieval import PopularityRetriever
 from llamarec_lkg.storage import write_json
 from llamarec_lkg.training_lrurec import LRURecTrainingArguments, evaluate_retriever, train_lrurec
 

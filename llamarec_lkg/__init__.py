@@ -9,8 +9,8 @@ from .knowledge_graph import KnowledgeGraph
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking, RankingOutput
 from .modeling_lrurec import LRURecConfig, LRURecForRetrieval
 from .pipeline import Recommendation, Recommender
-from .processing_llamarec_lkg import LlamaRecLKGProcessor, RankingExample
-from .schema import DatasetBundle, Interactions, ItemTable, LKGDataError, Triples
+from .processing_llamarec_lkg import LlamaRecLKGProcessor
+from .schema import DatasetBundle, Interactions, ItemTable, LKGDataError, RankingExample, Triples
 from .sources import load_dataset_bundle
 from .trainer import LlamaRecLKGTrainer
 from .training_args import LlamaRecLKGTrainingArguments

@@ -14,9 +14,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .dataset import TRAIN, UNUSED, SequenceDataset
-from .processing_llamarec_lkg import RankingExample
 from .retrieval import Retriever, exclude_history, top_k
-from .schema import PADDING_ITEM, LKGDataError
+from .schema import PADDING_ITEM, LKGDataError, RankingExample
 
 
 def evaluation_examples(

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     try:
         args.run(args)
-    except LKGDataError as error:
+    except (LKGDataError, OSError) as error:  # OSError: what the Hub's client raises for a name it cannot find
         print(f"llamarec-lkg {args.command}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -70,7 +70,7 @@ def _workflow(args: argparse.Namespace):
 def _prepare(args: argparse.Namespace) -> None:
     workflow = _workflow(args)
     data = workflow.prepare()
-    data.graph.save_pretrained(workflow.folder / "knowledge_graph")
+    data.graph.save_pretrained(workflow.folder / "prepared-graph")
     print(f"{data.bundle.name}: {data.dataset.num_users:,} users, {data.dataset.num_items:,} items")
     print(f"graph: {data.graph.describe()}")
 

@@ -14,6 +14,13 @@ from .schema import LKGDataError
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
+CHOICES = {
+    "path_gate": ("attention_bias", "straight_through"),
+    "path_weighting": ("evidence", "tfidf"),
+    "path_style": ("compact", "published"),
+}
+
+
 class LlamaRecLKGConfig(PreTrainedConfig):
     """Everything about the ranker but its weights.
 
@@ -23,6 +30,8 @@ class LlamaRecLKGConfig(PreTrainedConfig):
             `backbones.py`.
         external_backbone (`bool`): the checkpoint holds only what was trained; the backbone is loaded from its own
             place.
+        backbone_revision (`str`, optional): branch, tag or commit of a backbone on the Hub.
+        has_adapter (`bool`): the checkpoint holds an adapter, in `adapter/`.
         relations (`list[str]`): the graph's R relations, in the order of `evidence` and `path_relation_weights`.
         num_users (`int`): users with an embedding of their own, ids 1 to `num_users`; 0 keeps no embedding.
         user_embedding_size, preference_hidden_size (`int`), preference_dropout (`float`): sizes of the preference
@@ -55,7 +64,9 @@ class LlamaRecLKGConfig(PreTrainedConfig):
 
     text_config: dict | PreTrainedConfig | None = None
     backbone_name_or_path: str | None = None
+    backbone_revision: str | None = None
     external_backbone: bool = False
+    has_adapter: bool = False
     relations: list[str] | None = None
     num_users: int = 0
     user_embedding_size: int = 32
@@ -97,6 +108,9 @@ class LlamaRecLKGConfig(PreTrainedConfig):
             raise LKGDataError(
                 f"relations holds a name twice: {self.relations}. Each relation of the graph is named once."
             )
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise LKGDataError(f"{name} is {getattr(self, name)!r}; it is one of {choices}.")
         if not 2 <= self.num_candidates <= len(LETTERS):
             raise LKGDataError(
                 f"num_candidates is {self.num_candidates}; one forward pass ranks 2 to {len(LETTERS)} candidates, one "
@@ -123,7 +137,8 @@ class LlamaRecLKGConfig(PreTrainedConfig):
 
         No evidence term, no retrieval score and no letter prior. The preferences choose the paths by the published
         formula. In the released code they then leave the graph of gradients; pass `use_path_gate=True` for the
-        closest honest reading of "trained end to end".
+        closest honest reading of "trained end to end". Leave RATED out of the graph's relations (its edges lie on no
+        path); paths are at most two edges long here, which is what items that share an entity have.
         """
         published: dict[str, Any] = {
             "user_embedding_size": 128,

@@ -12,13 +12,14 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from .schema import ITEM_ID, USER_ID, DatasetBundle, ItemTable, LKGDataError, natural_order
-from .storage import as_plain, atomic_folder, cache_dir, fingerprint, read_json, write_json
+from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DatasetBundle, ItemTable, LKGDataError, natural_order
+from .storage import as_plain, atomic_files, cache_dir, fingerprint, read_json, write_json
 
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+ARRAYS_FILE = "sequences.safetensors"
 TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
@@ -108,7 +109,7 @@ class SequenceDataset:
             )
         frame = frame[known]
         if settings.min_rating is not None:
-            frame = frame[frame["rating"] >= settings.min_rating]
+            frame = frame[frame[RATING] >= settings.min_rating]
         frame = k_core(frame, settings.min_user_interactions, settings.min_item_interactions)
         if frame.empty:
             raise LKGDataError(
@@ -120,9 +121,9 @@ class SequenceDataset:
         item_ids = natural_order(frame[ITEM_ID])
         users = pd.Index(user_ids).get_indexer(frame[USER_ID]) + 1
         items = pd.Index(item_ids).get_indexer(frame[ITEM_ID]) + 1
-        order = np.lexsort((items, frame["timestamp"], users))
+        order = np.lexsort((items, frame[TIMESTAMP], users))
         offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids) + 1)[1:])])
-        timestamps = frame["timestamp"].to_numpy()[order]
+        timestamps = frame[TIMESTAMP].to_numpy()[order]
         split = _leave_one_out if settings.split == "leave-one-out" else _time_split
         dataset = cls(
             name=bundle.name,
@@ -130,7 +131,7 @@ class SequenceDataset:
             items=_select_items(bundle.items, item_ids),
             offsets=offsets,
             item_sequence=items[order].astype(np.int32),
-            ratings=frame["rating"].to_numpy()[order],
+            ratings=frame[RATING].to_numpy()[order],
             timestamps=timestamps,
             labels=split(offsets, timestamps, settings),
             dropped_items=_select_items(bundle.items, [raw for raw in bundle.items.ids if raw not in set(item_ids)]),
@@ -189,10 +190,9 @@ class SequenceDataset:
         return SequenceDataset(**{**{f: getattr(self, f) for f in self.__dataclass_fields__}, "labels": labels})
 
     def save(self, folder: str | Path) -> None:
-        """Write to `folder`, whole or not at all."""
-        with atomic_folder(folder) as temporary:
-            arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
-            save_file(arrays, temporary / "sequences.safetensors")
+        """Write its files into `folder`, beside what else is there."""
+        with atomic_files(folder) as temporary:
+            save_file({name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}, temporary / ARRAYS_FILE)
             self.items.to_frame().to_parquet(temporary / "items.parquet")
             self.dropped_items.to_frame().to_parquet(temporary / "dropped_items.parquet")
             pd.DataFrame({USER_ID: list(self.user_ids)}).to_parquet(temporary / "users.parquet")
@@ -215,7 +215,7 @@ class SequenceDataset:
                 items=_read_items(folder / "items.parquet"),
                 dropped_items=_read_items(folder / "dropped_items.parquet"),
                 settings=PreprocessingSettings(**description["settings"]),
-                **load_file(folder / "sequences.safetensors"),
+                **load_file(folder / ARRAYS_FILE),
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise LKGDataError(
@@ -287,4 +287,4 @@ def _select_items(table: ItemTable, raw_ids: list[str]) -> ItemTable:
 
 def _read_items(path: Path) -> ItemTable:
     frame = pd.read_parquet(path)
-    return ItemTable.from_frame(frame, {c: c for c in frame.columns[2:]}) if len(frame) else ItemTable((), (), {})
+    return ItemTable.from_frame(frame, {column: column for column in frame.columns[2:]})

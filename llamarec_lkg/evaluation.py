@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,28 +13,15 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from .dataset import SequenceDataset
-from .metrics import DEFAULT_KS, MISS, bootstrap_interval, metrics_per_user, target_ranks
+from .metrics import DEFAULT_KS, MISS, bootstrap_interval, metrics_per_user, require_finite, target_ranks
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
-from .processing_llamarec_lkg import LlamaRecLKGProcessor, RankingExample
-from .retrieval import Retriever, exclude_history
-from .schema import LKGDataError
+from .processing_llamarec_lkg import LlamaRecLKGProcessor
+from .schema import LKGDataError, RankingExample
 from .storage import atomic_file, write_json
 
 
 REFERENCE = "retriever"
 SHOWN_METRICS = ("mrr@10", "ndcg@5", "ndcg@10", "recall@1", "recall@5", "recall@10")
-
-
-def retriever_ranks(dataset: SequenceDataset, retriever: Retriever, split: str, *, block: int = 512) -> np.ndarray:
-    """Rank of every target of `split` among all items, history excluded, shape (N,)."""
-    positions, ranks = dataset.positions(split), []
-    for start in range(0, len(positions), block):
-        part = positions[start : start + block]
-        histories = [dataset.item_sequence[dataset.history(position)] for position in part]
-        scores = exclude_history(retriever.score(histories), histories)
-        ranks.append(target_ranks(scores, dataset.item_sequence[part]))
-    return np.concatenate(ranks)
 
 
 def ranker_scores(
@@ -46,12 +32,14 @@ def ranker_scores(
     batch_size: int = 16,
     description: str = "rank",
     progress: bool = True,
+    preferences_of: Sequence[RankingExample] | None = None,
 ) -> np.ndarray:
     """Scores of the candidates of all examples, shape (N, num_candidates), -inf where there is no candidate.
 
     Lists without their target among the candidates are misses whatever the order: they are not run, and their scores
     are NaN.
-    Under `accelerate launch` every process scores its share, and each gets the whole.
+    `preferences_of` names, for each example, the one whose user and history its preferences are taken from. Under
+    `accelerate launch` every process scores its share, and each gets the whole.
     """
     with_prompt = model.config.use_language_model
     rows = [row for row, example in enumerate(examples) if example.label >= 0]
@@ -62,9 +50,15 @@ def ranker_scores(
     with tqdm(total=len(own), desc=description, unit="list", disable=not (progress and state.is_main_process)) as bar:
         for start in range(0, len(own), batch_size):
             part = own[start : start + batch_size]
-            logits = model.score(processor([examples[row] for row in part], with_prompt=with_prompt))
+            batch = processor([examples[row] for row in part], with_prompt=with_prompt)
+            if preferences_of is not None:
+                others = [preferences_of[row] for row in part]
+                batch["user_ids"] = torch.tensor([other.user for other in others])
+                batch["history_relations"] = torch.from_numpy(np.stack([*map(processor.history_features, others)]))
+            logits = model.score(batch)
             for row, values in zip(part, logits.float().cpu().numpy(), strict=True):
                 values = values[: len(examples[row].candidates)]
+                require_finite(values)
                 found.append((row, np.pad(values, (0, scores.shape[1] - len(values)), constant_values=-np.inf)))
             bar.update(len(part))
     for row, values in gather_object(found) if state.num_processes > 1 else found:
@@ -81,34 +75,55 @@ def reranked(scores: np.ndarray, examples: Sequence[RankingExample]) -> np.ndarr
 CONTROLS = ("no-kg", "shuffled-kg", "uniform-preferences", "other-user-preferences")
 
 
-@contextmanager
-def control(name: str, model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, seed: int = 0) -> Iterator[None]:
-    """Inside, one thing is taken away from the ranker; what it scores then is a control.
+def control_scores(
+    name: str,
+    model: LlamaRecLKGForRanking,
+    processor: LlamaRecLKGProcessor,
+    examples: Sequence[RankingExample],
+    *,
+    seed: int = 0,
+    **options: Any,
+) -> np.ndarray:
+    """`ranker_scores` with one thing taken away from a trained ranker.
 
     Args:
         name: "no-kg" (a graph without edges), "shuffled-kg" (every item in the place of another; degrees stay),
-            "uniform-preferences", or "other-user-preferences" (those of the next user in the batch).
+            "uniform-preferences", or "other-user-preferences" (those of another user, drawn by `seed`).
+        options: for `ranker_scores`.
 
     Raises:
         LKGDataError: the name is not known.
     """
-    graph, hook = processor.knowledge_graph, None
-    if name == "no-kg":
-        processor.use_knowledge_graph(graph.without_relations(graph.relations))
-    elif name == "shuffled-kg":
-        processor.use_knowledge_graph(graph.shuffle_items(seed))
-    elif name == "uniform-preferences":
-        hook = model.preference.register_forward_hook(lambda module, inputs, logits: torch.zeros_like(logits))
-    elif name == "other-user-preferences":
-        hook = model.preference.register_forward_hook(lambda module, inputs, logits: logits.roll(1, 0))
-    else:
+    graph = processor.knowledge_graph
+    if name not in CONTROLS:
         raise LKGDataError(f"There is no control {name!r}; the controls are {CONTROLS}.")
+    if name == "other-user-preferences":
+        return ranker_scores(model, processor, examples, preferences_of=other_users(examples, seed), **options)
+    if name == "uniform-preferences":
+        hook = model.preference.register_forward_hook(lambda module, inputs, logits: torch.zeros_like(logits))
+        try:
+            return ranker_scores(model, processor, examples, **options)
+        finally:
+            hook.remove()
+    changed = graph.shuffle_items(seed) if name == "shuffled-kg" else graph.without_relations(graph.relations)
+    processor.use_knowledge_graph(changed)
     try:
-        yield
+        return ranker_scores(model, processor, examples, **options)
     finally:
         processor.use_knowledge_graph(graph)
-        if hook is not None:
-            hook.remove()
+
+
+def other_users(examples: Sequence[RankingExample], seed: int = 0) -> list[RankingExample]:
+    """For each example one of another user (its own where there is only one user), by a seeded cyclic shift of
+    users."""
+    generator = np.random.default_rng(seed)
+    users = np.array([example.user for example in examples])
+    order = np.argsort(users + generator.random(len(users)) * 0.5, kind="stable")  # same users stand together
+    largest = int(np.unique(users, return_counts=True)[1].max(initial=0))
+    shift = int(generator.integers(largest, max(largest + 1, len(users) - largest + 1)))
+    partner = np.empty(len(users), dtype=np.int64)
+    partner[order] = np.roll(order, shift)
+    return [examples[row] for row in partner]
 
 
 @dataclass(frozen=True)

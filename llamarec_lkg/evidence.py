@@ -61,7 +61,8 @@ class EvidenceIndex:
             relations to entities (item -> entity -> item). For direct edges the history's row holds its neighbours.
         column_relation, column_node (`np.ndarray`, shape (num_columns,)): relation and graph node of each column,
             which is ordered by them.
-        user_column (`np.ndarray`, shape (num_users + 1,)): the column made of each user's own RATED edges, or -1.
+        column_user (`np.ndarray`, shape (num_columns,)): dense user whose own edges a column is made of, 0 for
+            entities.
         scale (`np.ndarray` of `float32`, shape (R,)): evidence is divided by it, so that relations compare.
         half_life (`float`): an item of the history counts half as much as one `half_life` places later.
     """
@@ -71,13 +72,19 @@ class EvidenceIndex:
     candidate_rows: _Rows
     column_relation: np.ndarray
     column_node: np.ndarray
-    user_column: np.ndarray
+    column_user: np.ndarray
     scale: np.ndarray
     half_life: float
 
     @classmethod
-    def from_graph(cls, graph: KnowledgeGraph, *, half_life: float = 10.0) -> EvidenceIndex:
-        """Index every relation of `graph`; `scale` is 1 until `with_scale` sets it."""
+    def from_graph(
+        cls, graph: KnowledgeGraph, user_ids: Sequence[str] = (), *, half_life: float = 10.0
+    ) -> EvidenceIndex:
+        """Index every relation of `graph`; `scale` is 1 until `with_scale` sets it.
+
+        Args:
+            user_ids: raw ids of dense users 1, 2, ...; by default the keys of the graph's user nodes in their order.
+        """
         item_of_node = graph.item_of_node()
         sources, targets = graph.edge_sources(), np.asarray(graph.targets, dtype=np.int64)
         relations = np.asarray(graph.edge_relations, dtype=np.int64) // 2
@@ -110,7 +117,7 @@ class EvidenceIndex:
             ),
             column_relation=column_relation,
             column_node=keys % graph.num_nodes,
-            user_column=_user_columns(graph, keys % graph.num_nodes),
+            column_user=_users_of_nodes(graph, user_ids)[keys % graph.num_nodes],
             scale=np.ones(len(graph.relations), dtype=np.float32),
             half_life=half_life,
         )
@@ -129,17 +136,30 @@ class EvidenceIndex:
         return weights / max(weights.sum(), 1e-12)
 
     def profile(self, history: np.ndarray, user: int = UNKNOWN_USER) -> np.ndarray:
-        """What a history says about every column, shape (num_columns,). The user's own column is left out, because in
-        training it holds the very interaction that is to be predicted."""
+        """What a history says about every column, shape (num_columns,).
+
+        The user's own columns are left out: in training they hold the very interaction that is to be predicted.
+        """
         history = np.asarray(history, dtype=np.int64)
-        which, columns, weights = self.history_rows.take(history)
-        profile = np.bincount(
-            columns, weights * self.history_weights(len(history))[which], minlength=len(self.column_relation)
-        )
-        own = self.user_column[user] if user < len(self.user_column) else -1
-        if own >= 0:
-            profile[own] = 0.0
-        return profile
+        which, columns, weights = self._without(user, *self.history_rows.take(history))
+        recency = self.history_weights(len(history))
+        return np.bincount(columns, weights * recency[which], minlength=len(self.column_relation))
+
+    def _without(
+        self, user: int, which: np.ndarray, columns: np.ndarray, weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows as they would be without the user's own edges: those weigh nothing, the rest has length 1 again.
+
+        So an item that the user has in the training graph looks like one that is not there: a target does not stand
+            out.
+        """
+        own = self.column_user[columns] == user
+        if user == UNKNOWN_USER or not own.any():
+            return which, columns, weights
+        cells = which * self.num_relations + self.column_relation[columns]
+        rest = 1.0 - np.bincount(cells[own], weights[own] ** 2, minlength=int(cells.max()) + 1)
+        length = np.sqrt(np.where(rest > 1e-6, rest, np.inf))  # nothing is left of a row that was the user's alone
+        return which, columns, np.where(own, 0.0, weights / length[cells])
 
     def evidence(
         self, history: np.ndarray, candidates: np.ndarray | None = None, user: int = UNKNOWN_USER
@@ -157,7 +177,7 @@ class EvidenceIndex:
         """
         candidates = np.arange(self.num_items + 1) if candidates is None else np.asarray(candidates, dtype=np.int64)
         profile = self.profile(history, user)
-        which, columns, weights = self.candidate_rows.take(candidates)
+        which, columns, weights = self._without(user, *self.candidate_rows.take(candidates))
         cells = which * self.num_relations + self.column_relation[columns]
         sums = np.bincount(cells, weights * profile[columns], minlength=len(candidates) * self.num_relations)
         return (sums.reshape(len(candidates), -1) / self.scale).astype(np.float32)
@@ -209,11 +229,12 @@ class EvidenceIndex:
         return replace(self, scale=np.asarray(scale, dtype=np.float32))
 
 
-def _user_columns(graph: KnowledgeGraph, column_nodes: np.ndarray) -> np.ndarray:
-    """Column whose entity is user 1, 2, ... (dense users follow the order of the graph's user nodes)."""
-    if USER not in graph.entity_types:
-        return np.full(1, -1)
-    users = np.flatnonzero(np.asarray(graph.node_types) == graph.entity_types.index(USER))
-    column_of_node = np.full(graph.num_nodes, -1)
-    column_of_node[column_nodes] = np.arange(len(column_nodes))
-    return np.concatenate([[-1], column_of_node[users]])
+def _users_of_nodes(graph: KnowledgeGraph, user_ids: Sequence[str]) -> np.ndarray:
+    """Dense user of every node, 0 where the node is none, shape (N,)."""
+    users = np.zeros(graph.num_nodes, dtype=np.int64)
+    if USER in graph.entity_types:
+        nodes = np.flatnonzero(np.asarray(graph.node_types) == graph.entity_types.index(USER))
+        keys = [str(key) for key in graph.node_keys[nodes]]
+        dense = {str(raw): row + 1 for row, raw in enumerate(user_ids or keys)}
+        users[nodes] = [dense.get(key, UNKNOWN_USER) for key in keys]
+    return users

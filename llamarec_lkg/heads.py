@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
-from .processing_llamarec_lkg import LlamaRecLKGProcessor, RankingExample
+from .processing_llamarec_lkg import LlamaRecLKGProcessor
+from .schema import RankingExample
 
 
 logger = logging.getLogger(__name__)
@@ -75,8 +76,9 @@ def fit_heads(
         one record an epoch: `{"epoch", "loss", "eval_loss"}`.
     """
     parameters = [p for part in (model.preference, model.fusion) for p in part.parameters() if p.requires_grad]
-    if not parameters:
-        return []
+    config = model.config
+    if not parameters or not (config.use_evidence_fusion or config.use_retrieval_scores):
+        return []  # without the backbone, the scores would not depend on anything that learns
     device = model.fusion.retrieval_weight.device
     train, validation = _labelled(train, device), _labelled(validation or train, device)
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from .dataset import TRAIN, SequenceDataset
 from .schema import RATED, LKGDataError, Triples, clean_text
-from .storage import atomic_folder, read_json, write_json
+from .storage import atomic_files, read_json, write_json
 
 
 FORMAT_VERSION = 1
@@ -265,22 +265,20 @@ class KnowledgeGraph:
     # -- keeping it -------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `graph.safetensors`, `nodes.parquet` and `graph.json` into `folder`, whole or not at all."""
-        with atomic_folder(folder) as temporary:
+        """Write `graph.safetensors`, `nodes.parquet` and `graph.json` into `folder`, beside what else is there."""
+        description = {
+            "format_version": FORMAT_VERSION,
+            "relations": list(self.relations),
+            "entity_types": list(self.entity_types),
+            "num_nodes": self.num_nodes,
+            "num_edges": self.num_edges,
+        }
+        with atomic_files(folder) as temporary:
             arrays = {name: np.ascontiguousarray(getattr(self, name), dtype) for name, dtype in _ARRAYS.items()}
             save_file(arrays, temporary / "graph.safetensors")
             nodes = pd.DataFrame({"key": self.node_keys.astype(str), "name": self.node_names.astype(str)})
             nodes.to_parquet(temporary / "nodes.parquet")
-            write_json(
-                temporary / "graph.json",
-                {
-                    "format_version": FORMAT_VERSION,
-                    "relations": list(self.relations),
-                    "entity_types": list(self.entity_types),
-                    "num_nodes": self.num_nodes,
-                    "num_edges": self.num_edges,
-                },
-            )
+            write_json(temporary / "graph.json", description)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> KnowledgeGraph:
@@ -291,6 +289,11 @@ class KnowledgeGraph:
         """
         folder = Path(folder)
         description = read_json(folder / "graph.json")
+        if description.get("format_version") != FORMAT_VERSION:
+            raise LKGDataError(
+                f"{folder} holds a graph in format {description.get('format_version')}; this version reads "
+                f"{FORMAT_VERSION}. Build the graph again, or install the version that wrote it."
+            )
         try:
             nodes = pd.read_parquet(folder / "nodes.parquet")
             arrays = map_safetensors(folder / "graph.safetensors")

@@ -42,6 +42,20 @@ def target_ranks(scores: np.ndarray, labels: np.ndarray, mask: np.ndarray | None
     return np.where((labels >= 0) & mask[rows, safe], ranks, MISS)
 
 
+def require_finite(scores: np.ndarray) -> None:
+    """Raise `ValueError` where a score is not a number: such a ranking would only repeat the order it was given.
+
+    Args:
+        scores (`np.ndarray`, any shape): of real candidates.
+    """
+    broken = ~np.isfinite(scores)
+    if broken.any():
+        raise ValueError(
+            f"{int(broken.sum())} of {broken.size} scores are not finite numbers. The model has diverged or overflows "
+            "its number format: lower the learning rate, or use bfloat16 or float32."
+        )
+
+
 def metrics_per_user(ranks: np.ndarray, ks: Sequence[int] = DEFAULT_KS) -> dict[str, np.ndarray]:
     """`{"mrr@1": ..., "ndcg@1": ..., "recall@1": ..., ...}`, each an array of shape (N,)."""
     ranks = np.asarray(ranks, dtype=np.float64)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .trainer import LlamaRecLKGTrainer
 
 
-CITATION = """@article{azizi2025llamarec,
+CITATION = """@article{llamarec_lkg_rag_2025,
   title   = {LlamaRec-LKG-RAG: A Single-Pass, Learnable Knowledge Graph-RAG Framework for LLM-Based Ranking},
   journal = {arXiv preprint arXiv:2506.07449},
   year    = {2025}

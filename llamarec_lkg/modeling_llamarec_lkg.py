@@ -7,6 +7,7 @@ Here both gradient routes from the ranking loss to the preferences are real; see
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class RankingOutput(ModelOutput):
     """
     Args:
         loss (`torch.Tensor`, shape (), optional): listwise cross-entropy over the candidates.
-        logits (`torch.Tensor`, shape (B, C)): ranking scores; -inf where there is no candidate.
+        logits (`torch.Tensor`, shape (B, C)): ranking scores; the lowest float32 where there is no candidate.
         preferences (`torch.Tensor`, shape (B, R)): distribution over relations.
         path_scores (`torch.Tensor`, shape (B, P)): score of every path; -inf where there is none.
         selected_paths (`torch.Tensor` of `long`, shape (B, K)): paths in the prompt, best first; -1 where there is
@@ -202,7 +203,8 @@ class LlamaRecLKGForRanking(PreTrainedModel):
     main_input_name = "prefix_input_ids"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # our loss is a mean over lists; the Trainer must not rescale it when it accumulates
-    _keep_in_fp32_modules = ["preference", "fusion"]
+    _keep_in_fp32_modules = ["preference", "fusion"]  # for float16 and quantized weights
+    _keep_in_fp32_modules_strict = ["preference", "fusion"]  # for bfloat16
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -211,14 +213,16 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         super().__init__(config)
         self.preference = UserPreferenceModule(config)
         self.fusion = ScoreFusion(config)
-        self.language_model = None
+        # the preferences learn by two routes; with both closed nothing reaches them
+        gated = config.use_language_model and config.use_path_gate
+        self.preference.requires_grad_(config.use_evidence_fusion or gated)
         if config.use_language_model and language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
-            self.language_model = language_model
-            self.post_init()
-        else:  # a loaded backbone keeps its weights: only our own modules are initialised
-            self.post_init()
-            self.language_model = language_model
+        elif language_model is not None:
+            for module in language_model.modules():
+                module._is_hf_initialized = True  # a loaded backbone keeps its weights
+        self.language_model = language_model
+        self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -256,7 +260,12 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         """
         if not isinstance(backbone, PreTrainedModel):
             config.backbone_name_or_path = str(backbone)
+            kwargs.setdefault("revision", config.backbone_revision)
+            config.backbone_revision = kwargs["revision"]
+            kwargs = {name: value for name, value in kwargs.items() if value is not None}
             backbone = AutoModelForCausalLM.from_pretrained(resolve_backbone(str(backbone)), **kwargs)
+            # what is saved names the backbone as the user did, not the folder of this machine it was found in
+            backbone.name_or_path = backbone.config._name_or_path = config.backbone_name_or_path
         elif config.backbone_name_or_path is None:
             config.backbone_name_or_path = backbone.config.name_or_path or None
         config.text_config = backbone.config
@@ -324,6 +333,9 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         if self.has_adapter and not external:
             raise LKGDataError("A model with an adapter is saved whole after `model.merge_adapter()`.")
         self.config.external_backbone = external and self.language_model is not None
+        self.config.has_adapter = self.has_adapter
+        if kwargs.get("is_main_process", True) and not self.has_adapter:
+            shutil.rmtree(Path(save_directory) / ADAPTER_FOLDER, ignore_errors=True)  # of an earlier model
         if not external:
             super().save_pretrained(save_directory, **kwargs)
             return
@@ -345,6 +357,7 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             self.language_model.save_pretrained(
                 folder / ADAPTER_FOLDER, state_dict=gathered or None, save_embedding_layers=False
             )
+            (folder / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)  # the card of the whole stands above it
 
     @classmethod
     def from_pretrained(
@@ -368,8 +381,8 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             config = LlamaRecLKGConfig.from_pretrained(pretrained_model_name_or_path, **hub)
         is_trainable = kwargs.pop("is_trainable", False)
         if not config.external_backbone and config.use_language_model:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
-        kwargs = {k: v for k, v in kwargs.items() if k not in hub and k not in ("trust_remote_code", "_from_auto")}
+            return cls._from_whole(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("revision", "subfolder", "_from_auto")}
         if config.use_language_model:
             if config.backbone_name_or_path is None:
                 raise LKGDataError(
@@ -381,20 +394,40 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             model = cls(config)
         weights = cached_file(str(pretrained_model_name_or_path), SAFE_WEIGHTS_NAME, **hub)
         model.load_own_weights(weights)
-        adapter = cached_file(
-            str(pretrained_model_name_or_path),
-            f"{ADAPTER_FOLDER}/adapter_config.json",
-            _raise_exceptions_for_missing_entries=False,
-            **hub,
-        )
-        if adapter is not None:
+        if config.has_adapter:
             from peft import PeftModel
 
-            cached_file(str(pretrained_model_name_or_path), f"{ADAPTER_FOLDER}/adapter_model.safetensors", **hub)
+            files = [
+                cached_file(
+                    str(pretrained_model_name_or_path),
+                    f"{ADAPTER_FOLDER}/{name}",
+                    _raise_exceptions_for_missing_entries=False,
+                    **hub,
+                )
+                for name in ("adapter_config.json", "adapter_model.safetensors")
+            ]
+            if None in files:
+                raise LKGDataError(
+                    f"{pretrained_model_name_or_path} was saved with an adapter, but its folder {ADAPTER_FOLDER!r} is "
+                    "not whole. Copy or download all of it."
+                )
             model.language_model = PeftModel.from_pretrained(
-                model.language_model, str(Path(adapter).parent), is_trainable=is_trainable
+                model.language_model, str(Path(files[0]).parent), is_trainable=is_trainable
             )
         return model.eval()
+
+    @classmethod
+    def _from_whole(cls, name: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """A checkpoint with its backbone; a weight of our own that is missing in it is an error, not a new start."""
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        missing = sorted(key for key in info["missing_keys"] if not key.startswith("language_model."))
+        if missing:
+            raise LKGDataError(
+                f"{name} lacks the weights {missing}. It is damaged, or no checkpoint of this class: make a ranker "
+                "from a plain backbone with `LlamaRecLKGForRanking.from_backbone`."
+            )
+        return (model, info) if wants_info else model
 
     def load_own_weights(self, path: str | Path) -> None:
         """Load preference and fusion weights from a safetensors file; every one of them must be there.
@@ -524,12 +557,13 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             )
             letter_logits = relative = self._letter_logits(prompt, scores, candidate_mask.shape[1])
             if self.config.use_letter_prior:
-                relative = letter_logits - self._letter_prior(candidate_mask.shape[1])
+                relative = letter_logits - self._letter_prior(candidate_mask.shape[1], evidence.device)
         with exact:
             logits = self.fusion(relative, preferences, evidence, retrieval_scores, candidate_mask)
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits, labels.masked_fill(labels < 0, -100), ignore_index=-100)
+            known = labels >= 0
+            loss = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0.0
         return RankingOutput(loss, logits, preferences, path_scores, selected, letter_logits)
 
     def _letter_logits(self, prompt: AssembledPrompt, path_scores: torch.Tensor, count: int) -> torch.Tensor:
@@ -538,8 +572,13 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         inputs: dict[str, torch.Tensor] = {"input_ids": prompt.input_ids}
         if self.config.use_path_gate and path_scores.shape[1]:
             # K * w_p is 1 for every path when all score alike, so an untrained gate changes nothing
-            present = ~path_scores.isneginf()
-            share = (path_scores / self.config.path_gate_temperature).masked_fill(~present, -1e4).log_softmax(-1)
+            places = torch.arange(path_scores.shape[1], device=path_scores.device)
+            present = (prompt.path_rank[:, None, :] == places[None, :, None]).any(-1)  # not left out for length
+            share = (
+                (path_scores.clamp(min=-1e4) / self.config.path_gate_temperature)
+                .masked_fill(~present, -1e4)
+                .log_softmax(-1)
+            )
             log_gate = share + present.sum(1, keepdim=True).clamp(min=1).float().log()
             token_gate = log_gate.gather(1, prompt.path_rank.clamp(min=0)).masked_fill(prompt.path_rank < 0, 0.0)
             if self.config.path_gate == "attention_bias":
@@ -565,9 +604,9 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         return output.logits[:, -1, self.config.letter_token_ids[:count]].float()
 
     @torch.no_grad()
-    def _letter_prior(self, count: int) -> torch.Tensor:
+    def _letter_prior(self, count: int, device: torch.device) -> torch.Tensor:
         """The letters' logits on the empty prompt, (1, count), by the weights of this moment."""
-        ids = torch.tensor([self.config.prior_input_ids], device=self.device)
+        ids = torch.tensor([self.config.prior_input_ids], device=device)
         training = self.language_model.training
         self.language_model.eval()
         output = self.language_model(ids, logits_to_keep=1, use_cache=False)

@@ -7,14 +7,17 @@ Resurrecting Recurrent Neural Networks for Long Sequences (Orvieto et al., ICML 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .retrieval import pad_left
 from .schema import PADDING_ITEM
 
 
@@ -211,6 +214,28 @@ class LRURecForRetrieval(PreTrainedModel):
 
     def _score(self, hidden: torch.Tensor) -> torch.Tensor:
         return F.linear(hidden, self.item_embedding.weight, self.item_bias.to(hidden.dtype))
+
+
+class LRURecRetriever:
+    """LRURec behind the `Retriever` border: padding, batching and device are its business."""
+
+    def __init__(self, model: LRURecForRetrieval, batch_size: int = 128):
+        self.model = model
+        self.batch_size = batch_size
+        self.num_items = model.config.num_items
+
+    @torch.inference_mode()
+    def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        training = self.model.training
+        self.model.eval()
+        scores = np.empty((len(histories), self.num_items + 1), dtype=np.float32)
+        order = np.argsort([len(history) for history in histories], kind="stable")  # short with short: less padding
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            batch = pad_left([histories[row] for row in rows], self.model.config.max_length).to(self.model.device)
+            scores[rows] = self.model(batch).logits.float().cpu().numpy()
+        self.model.train(training)
+        return scores
 
 
 AutoConfig.register(LRURecConfig.model_type, LRURecConfig, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 import torch
 
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
-from .modeling_lrurec import LRURecForRetrieval
-from .processing_llamarec_lkg import LlamaRecLKGProcessor, RankingExample
-from .retrieval import LRURecRetriever, Retriever, exclude_history, top_k
+from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
+from .processing_llamarec_lkg import LlamaRecLKGProcessor
+from .retrieval import Retriever, exclude_history, top_k
+from .schema import LKGDataError, RankingExample
 
 
 RETRIEVER_FOLDER = "retriever"
@@ -26,7 +28,7 @@ class Recommendation:
     Args:
         rank (`int`): 1 is best.
         item_id, title (`str`).
-        score (`float`): the ranker's logit; compare within one list only.
+        score (`float`): the ranker's logit; comparable within one pass, so not across windows of a long list.
         retrieval_score (`float`): the first stage's.
         relations (`dict[str, float]`): part of the score that came through each relation of the graph, largest first.
         paths (`list[str]`): the paths from the history that spoke for it most.
@@ -92,12 +94,17 @@ class Recommender:
             LKGDataError: an item is not known, or candidates repeat.
         """
         dense_history = self.processor.dense_items(history)
+        if candidates is None and self.retriever is None:
+            raise LKGDataError("There is no retriever to find candidates; give `candidates`, or a retriever.")
         if candidates is None:
             scores = exclude_history(self.retriever.score([dense_history]), [dense_history])
             items, scores = top_k(scores, max(k, self.processor.num_candidates))
             chosen, first_stage = items[0][items[0] > 0], scores[0][items[0] > 0]
         else:
             chosen = self.processor.dense_items(candidates)
+            raw_id, times = Counter(map(str, candidates)).most_common(1)[0] if candidates else ("", 0)
+            if times > 1:
+                raise LKGDataError(f"Candidate {raw_id!r} appears {times} times. Give each candidate once.")
             scores = (
                 np.zeros((1, len(self.item_ids) + 1))
                 if self.retriever is None

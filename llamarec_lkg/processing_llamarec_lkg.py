@@ -23,8 +23,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,7 @@ from .schema import (
     UNKNOWN_USER,
     USER_ID,
     LKGDataError,
+    RankingExample,
     clean_text,
 )
 from .storage import atomic_file, read_json, write_json
@@ -68,49 +68,6 @@ SHARED_SETTINGS = (
     "max_length",
     "evidence_half_life",
 )
-
-
-@dataclass(frozen=True)
-class RankingExample:
-    """One list to rank, in dense ids.
-
-    Args:
-        user (`int`): dense user, 0 unknown.
-        history (`np.ndarray`, shape (H,)): dense items, oldest first.
-        ratings (`np.ndarray`, shape (H,)): of the history; shown in the published prompt style.
-        candidates (`np.ndarray`, shape (C,)): dense items; the first is letter A.
-        retrieval_scores (`np.ndarray`, shape (C,)).
-        label (`int`): index of the target among the candidates, -1 where it is not one or is not known.
-    """
-
-    user: int
-    history: np.ndarray
-    ratings: np.ndarray
-    candidates: np.ndarray
-    retrieval_scores: np.ndarray
-    label: int = -1
-
-    @classmethod
-    def from_mapping(cls, row: Mapping[str, Any]) -> RankingExample:
-        """A row of a `datasets.Dataset` with columns `user`, `history`, `ratings`, `candidates`, `retrieval_scores`,
-        `label`."""
-        missing = [name for name in ("history", "candidates") if name not in row]
-        if missing:
-            raise LKGDataError(
-                f"A ranking example has {sorted(row)} but lacks {missing}. Make examples with "
-                "`candidates.evaluation_examples` and `candidates.training_examples`, or give these columns in dense "
-                "item ids."
-            )
-        history = np.asarray(row["history"], dtype=np.int64)
-        candidates = np.asarray(row["candidates"], dtype=np.int64)
-        return cls(
-            user=int(row.get("user", UNKNOWN_USER)),
-            history=history,
-            ratings=np.asarray(row.get("ratings", np.ones(len(history))), dtype=np.float32),
-            candidates=candidates,
-            retrieval_scores=np.asarray(row.get("retrieval_scores", np.zeros(len(candidates))), dtype=np.float32),
-            label=int(row.get("label", -1)),
-        )
 
 
 def sanitize(text: str) -> str:
@@ -155,8 +112,8 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         unknown = sorted(set(settings) - set(SHARED_SETTINGS))
         if unknown:
             raise LKGDataError(f"Unknown settings {unknown}; the processor knows {sorted(SHARED_SETTINGS)}.")
-        defaults = LlamaRecLKGConfig()
-        self.settings = {name: settings.get(name, getattr(defaults, name)) for name in SHARED_SETTINGS}
+        checked = LlamaRecLKGConfig(**settings)
+        self.settings = {name: getattr(checked, name) for name in SHARED_SETTINGS}
         for name, value in self.settings.items():
             setattr(self, name, value)
         self.item_ids = tuple(item_ids)
@@ -167,7 +124,7 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         self.evidence_scale = None if evidence_scale is None else [float(value) for value in evidence_scale]
         self.use_knowledge_graph(knowledge_graph)
         super().__init__(tokenizer)
-        self._ids = lru_cache(maxsize=200_000)(self._tokenize)
+        self._token_cache: dict[str | int, tuple[int, ...]] = {}
         self.letter_token_ids = self._find_letters()
 
     @classmethod
@@ -243,7 +200,7 @@ class LlamaRecLKGProcessor(ProcessorMixin):
 
     @cached_property
     def evidence_index(self) -> EvidenceIndex:
-        index = EvidenceIndex.from_graph(self.knowledge_graph, half_life=self.evidence_half_life)
+        index = EvidenceIndex.from_graph(self.knowledge_graph, self.user_ids, half_life=self.evidence_half_life)
         return index if self.evidence_scale is None else index.with_scale(self.evidence_scale)
 
     @cached_property
@@ -363,6 +320,11 @@ class LlamaRecLKGProcessor(ProcessorMixin):
             raise LKGDataError(
                 f"{len(example.retrieval_scores)} retrieval scores for {len(candidates)} candidates, all of which "
                 "must be numbers. Give one finite score a candidate, or none at all."
+            )
+        if not -1 <= example.label < len(candidates) or example.user < 0:
+            raise LKGDataError(
+                f"The example has label {example.label} and user {example.user}; a label is the index of one of its "
+                f"{len(candidates)} candidates or -1, a user is 0 or a dense id."
             )
         if len(example.ratings) != len(example.history):
             raise LKGDataError(
@@ -518,7 +480,7 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         if self.path_style == "published":
             length = int(found.lengths[row])
             names = [sanitize(str(self.knowledge_graph.node_names[node])) for node in found.nodes[row, 1:length]]
-            relations = [self.relations[code // 2] for code in found.edge_codes[row, :length]]
+            relations = [sanitize(self.relations[code // 2]) for code in found.edge_codes[row, :length]]
             steps = [step for pair in zip(relations, [*names, ""], strict=True) for step in pair if step]
             target = int(example.candidates[found.target_index[row]])
             return [source, f" -> {' -> '.join(steps)} -> ({letter})", target, " \n "]
@@ -529,7 +491,7 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         length = int(found.lengths[row])
         text, previous = "", None
         for hop in range(length):
-            relation = self.relations[found.edge_codes[row, hop] // 2]
+            relation = sanitize(self.relations[found.edge_codes[row, hop] // 2])
             text += "" if relation == previous else f" -> {relation}"
             if hop + 1 < length:
                 name = sanitize(str(self.knowledge_graph.node_names[found.nodes[row, hop + 1]]))
@@ -561,10 +523,16 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         start = self._bos() if pieces and isinstance(pieces[0], str) and pieces[0].startswith(INSTRUCTION) else []
         return start + [token for piece in pieces for token in self._ids(piece)]
 
-    def _tokenize(self, piece: str | int) -> tuple[int, ...]:
-        text = piece if isinstance(piece, str) else f" {sanitize(self.titles[piece - 1])}"
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return tuple(ids if isinstance(piece, str) else ids[: self.max_title_tokens])
+    def _ids(self, piece: str | int) -> tuple[int, ...]:
+        """Tokens of a piece, each made once. Text that looks like a special token is text."""
+        ids = self._token_cache.get(piece)
+        if ids is None:
+            text = piece if isinstance(piece, str) else f" {sanitize(self.titles[piece - 1])}"
+            ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            ids = tuple(ids if isinstance(piece, str) else ids[: self.max_title_tokens])
+            if len(self._token_cache) < TOKEN_CACHE_SIZE:
+                self._token_cache[piece] = ids
+        return ids
 
     def _bos(self) -> list[int]:
         """The beginning-of-sequence token where this tokenizer sets one by itself."""
@@ -648,6 +616,7 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         )
 
 
+TOKEN_CACHE_SIZE = 200_000
 GRAPH_FILES = ("graph.json", "graph.safetensors", "nodes.parquet")
 RESPONSE_CUE = "### Response:\n"
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .dataset import SequenceDataset
-from .modeling_lrurec import LRURecForRetrieval
+from .metrics import target_ranks
 from .schema import PADDING_ITEM
 
 
@@ -43,28 +43,6 @@ class PopularityRetriever:
 
     def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         return np.tile(self.log_counts, (len(histories), 1))
-
-
-class LRURecRetriever:
-    """LRURec behind the `Retriever` border: padding, batching and device are its business."""
-
-    def __init__(self, model: LRURecForRetrieval, batch_size: int = 128):
-        self.model = model
-        self.batch_size = batch_size
-        self.num_items = model.config.num_items
-
-    @torch.inference_mode()
-    def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
-        training = self.model.training
-        self.model.eval()
-        scores = np.empty((len(histories), self.num_items + 1), dtype=np.float32)
-        order = np.argsort([len(history) for history in histories], kind="stable")  # short with short: less padding
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            batch = pad_left([histories[row] for row in rows], self.model.config.max_length).to(self.model.device)
-            scores[rows] = self.model(batch).logits.float().cpu().numpy()
-        self.model.train(training)
-        return scores
 
 
 def pad_left(sequences: Sequence[np.ndarray], max_length: int) -> torch.Tensor:
@@ -100,3 +78,14 @@ def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     best = np.take_along_axis(scores, items, axis=1)
     return np.where(np.isfinite(best), items, PADDING_ITEM), best
+
+
+def retriever_ranks(dataset: SequenceDataset, retriever: Retriever, split: str, *, block: int = 512) -> np.ndarray:
+    """Rank of every target of `split` among all items, history excluded, shape (N,)."""
+    positions, ranks = dataset.positions(split), []
+    for start in range(0, len(positions), block):
+        part = positions[start : start + block]
+        histories = [dataset.item_sequence[dataset.history(position)] for position in part]
+        scores = exclude_history(retriever.score(histories), histories)
+        ranks.append(target_ranks(scores, dataset.item_sequence[part]))
+    return np.concatenate(ranks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from trl import ModelConfig
 from .backbones import SMOLLM2_NAME
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .dataset import PreprocessingSettings
+from .evaluation import CONTROLS
 from .processing_llamarec_lkg import SHARED_SETTINGS
 from .schema import LKGDataError
 from .training_args import LlamaRecLKGTrainingArguments
@@ -98,6 +100,30 @@ class EvaluationSection:
     untrained: bool = True
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.controls) - set(CONTROLS))
+        if unknown or self.split not in ("validation", "test"):
+            raise LKGDataError(
+                f"evaluation has split {self.split!r} and controls {self.controls}; split is 'validation' or 'test', "
+                f"controls are among {CONTROLS}."
+            )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as text; people who train models mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise LKGDataError(f"{text[:80]!r} is not YAML: {error}.") from error
+
 
 @dataclass
 class RunConfig:
@@ -124,6 +150,8 @@ class RunConfig:
         Raises:
             LKGDataError: a section or a key in one is not known.
         """
+        if not isinstance(content, Mapping):
+            raise LKGDataError(f"A configuration is a mapping of sections; this is a {type(content).__name__}.")
         known = {f.name: f for f in dataclasses.fields(cls)}
         _require_known("the file", content, known)
         values: dict[str, Any] = {}
@@ -151,8 +179,8 @@ class RunConfig:
         content: dict[str, Any] = {}
         if path is not None:
             try:
-                content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-            except (OSError, yaml.YAMLError) as error:
+                content = _parse(Path(path).read_text(encoding="utf-8")) or {}
+            except OSError as error:
                 raise LKGDataError(f"The configuration {path} cannot be read: {error}.") from error
         for override in overrides:
             key, separator, value = override.partition("=")
@@ -165,7 +193,7 @@ class RunConfig:
             for section in sections:
                 target[section] = dict(target.get(section) or {})
                 target = target[section]
-            target[last] = yaml.safe_load(value)
+            target[last] = _parse(value)
         return cls.from_mapping(content)
 
     def to_mapping(self) -> dict[str, Any]:

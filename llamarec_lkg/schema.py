@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -244,3 +245,46 @@ class DatasetBundle:
     triples: Triples | None = None
     citation: str = ""
     license: str = ""
+
+
+@dataclass(frozen=True)
+class RankingExample:
+    """One list to rank, in dense ids.
+
+    Args:
+        user (`int`): dense user, 0 unknown.
+        history (`np.ndarray`, shape (H,)): dense items, oldest first.
+        ratings (`np.ndarray`, shape (H,)): of the history; shown in the published prompt style.
+        candidates (`np.ndarray`, shape (C,)): dense items; the first is letter A.
+        retrieval_scores (`np.ndarray`, shape (C,)).
+        label (`int`): index of the target among the candidates, -1 where it is not one or is not known.
+    """
+
+    user: int
+    history: np.ndarray
+    ratings: np.ndarray
+    candidates: np.ndarray
+    retrieval_scores: np.ndarray
+    label: int = -1
+
+    @classmethod
+    def from_mapping(cls, row: Mapping[str, Any]) -> RankingExample:
+        """A row of a `datasets.Dataset` with columns `user`, `history`, `ratings`, `candidates`, `retrieval_scores`,
+        `label`."""
+        missing = [name for name in ("history", "candidates") if name not in row]
+        if missing:
+            raise LKGDataError(
+                f"A ranking example has {sorted(row)} but lacks {missing}. Make examples with "
+                "`candidates.evaluation_examples` and `candidates.training_examples`, or give these columns in dense "
+                "item ids."
+            )
+        history = np.asarray(row["history"], dtype=np.int64)
+        candidates = np.asarray(row["candidates"], dtype=np.int64)
+        return cls(
+            user=int(row.get("user", UNKNOWN_USER)),
+            history=history,
+            ratings=np.asarray(row.get("ratings", np.ones(len(history))), dtype=np.float32),
+            candidates=candidates,
+            retrieval_scores=np.asarray(row.get("retrieval_scores", np.zeros(len(candidates))), dtype=np.float32),
+            label=int(row.get("label", -1)),
+        )

@@ -29,8 +29,8 @@ def cache_dir() -> Path:
 def atomic_folder(target: str | Path) -> Iterator[Path]:
     """A new folder to write into; it takes its name `target` only when the block ends without an error.
 
-    An existing `target` is replaced at that moment, so a reader sees the old folder or the new one, never a part of
-    one.
+    An existing `target` is moved aside just before, so a reader sees the old folder, none, or the new one, never a
+    part of one.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +47,23 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
             os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_files(folder: str | Path) -> Iterator[Path]:
+    """A new folder to write into; when the block ends without an error its files move into `folder`, json files last.
+
+    Other files of `folder` stay as they are. An interrupted block leaves `folder` as it was.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        with atomic_folder(folder) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory(prefix=".writing.", dir=folder) as temporary:
+        yield Path(temporary)
+        for path in sorted(Path(temporary).iterdir(), key=lambda path: (path.suffix == ".json", path.name)):
+            os.replace(path, folder / path.name)
 
 
 @contextlib.contextmanager
@@ -103,7 +120,7 @@ def _feed(digest: Any, part: Any) -> None:
             _feed(digest, value)
     elif isinstance(part, dict):
         digest.update(f"{{{len(part)}".encode())
-        for key in part:
+        for key in sorted(part):
             _feed(digest, key)
             _feed(digest, part[key])
     elif isinstance(part, Path):

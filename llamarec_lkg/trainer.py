@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, BatchFeature, EvalPrediction, Trainer
+from transformers import AutoConfig, BatchFeature, EarlyStoppingCallback, EvalPrediction, Trainer
 
 from .backbones import resolve_backbone
 from .candidates import to_dataset
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .heads import fit_heads, heads_batch
-from .metrics import mean_metrics, target_ranks
+from .metrics import mean_metrics, require_finite, target_ranks
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
-from .processing_llamarec_lkg import LlamaRecLKGProcessor, RankingExample
-from .schema import LKGDataError
+from .processing_llamarec_lkg import LlamaRecLKGProcessor
+from .schema import LKGDataError, RankingExample
 from .storage import atomic_file
 from .training_args import LlamaRecLKGTrainingArguments
 
@@ -94,13 +94,22 @@ class LlamaRecLKGTrainer(Trainer):
             if processing_class.evidence_scale is None:
                 processing_class.fit(train_dataset)
         if isinstance(model, str):
-            model = _load(model, processing_class, config, args, quantization_config)
+            model = _load(model, processing_class, config, args, quantization_config, peft_config)
         processing_class.check_model(model.config)
+        if peft_config is not None and model.has_adapter:
+            raise LKGDataError("The model has an adapter already; leave peft_config out to go on training it.")
         if peft_config is not None:
             model.add_adapter(peft_config)
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()
         self._missed = 0
+        self._retriever_ranks: list[int] = []
+        self._heads_are_warm = False
+        if args.load_best_model_at_end and args.early_stopping_patience and eval_dataset is not None:
+            kwargs["callbacks"] = [
+                *(kwargs.get("callbacks") or []),
+                EarlyStoppingCallback(args.early_stopping_patience),
+            ]
         super().__init__(
             model=model,
             args=args,
@@ -115,7 +124,7 @@ class LlamaRecLKGTrainer(Trainer):
     # -- training ---------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        if not resume_from_checkpoint and self.args.heads_warm_up_epochs > 0:
+        if not resume_from_checkpoint and self.args.heads_warm_up_epochs > 0 and not self._heads_are_warm:
             self.warm_up_heads()
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.create_model_card()
@@ -123,11 +132,12 @@ class LlamaRecLKGTrainer(Trainer):
 
     def warm_up_heads(self) -> list[dict[str, float]]:
         """Fit preferences and fusion on the training lists, the backbone left out; see `heads.fit_heads`."""
+        self._heads_are_warm = True
         progress = self.is_world_process_zero() and not self.args.disable_tqdm
         self.model.to(self.args.device)
         train = heads_batch(self.processing_class, self.train_dataset, progress=progress)
         validation = None
-        if self.eval_dataset is not None:
+        if self.eval_dataset is not None and (np.asarray(self.eval_dataset["label"]) >= 0).any():
             validation = heads_batch(self.processing_class, self.eval_dataset, progress=progress)
         return fit_heads(
             self.model,
@@ -162,12 +172,18 @@ class LlamaRecLKGTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss over the re-ranked lists, and metrics over all lists: `eval_ndcg@10`, beside
         `eval_retriever_ndcg@10`."""
-        dataset = self._retrieved_only(self.eval_dataset if eval_dataset is None else eval_dataset)
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if eval_dataset is None or isinstance(eval_dataset, dict) or not len(eval_dataset):
+            raise LKGDataError(
+                f"evaluate() was given {type(eval_dataset).__name__}; it needs one data set of lists that is not "
+                "empty."
+            )
+        dataset = self._retrieved_only(eval_dataset)
         return super().evaluate(dataset, *args, **kwargs)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Logits of every row, also of those whose target was not retrieved."""
-        self._missed = 0
+        self._missed, self._retriever_ranks = 0, []
         return super().predict(_as_dataset(test_dataset), *args, **kwargs)
 
     def _retrieved_only(self, dataset: Any) -> Any:
@@ -185,6 +201,7 @@ class LlamaRecLKGTrainer(Trainer):
         return dataset if self._missed == 0 else dataset.select(retrieved)
 
     def _ranking_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        require_finite(prediction.predictions)
         ranks = target_ranks(prediction.predictions, prediction.label_ids)
         share = len(ranks) / (len(ranks) + self._missed)
         metrics = {name: value * share for name, value in mean_metrics(ranks).items()}
@@ -242,10 +259,12 @@ def _load(
     config: LlamaRecLKGConfig | None,
     args: LlamaRecLKGTrainingArguments,
     quantization_config: Any,
+    peft_config: Any,
 ) -> LlamaRecLKGForRanking:
     kwargs = {} if quantization_config is None else {"quantization_config": quantization_config}
-    if args.bf16 or args.fp16:
-        kwargs["dtype"] = torch.bfloat16 if args.bf16 else torch.float32
+    # frozen weights may be half as wide; weights that are trained need float32 for their small steps
+    frozen = peft_config is not None or quantization_config is not None
+    kwargs["dtype"] = torch.bfloat16 if args.bf16 and frozen else torch.float32
     path = resolve_backbone(name)
     if isinstance(AutoConfig.from_pretrained(path), LlamaRecLKGConfig):
         return LlamaRecLKGForRanking.from_pretrained(path, is_trainable=True, **kwargs)

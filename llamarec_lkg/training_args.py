@@ -38,6 +38,12 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
             "before the real training. Seconds, not minutes. 0 leaves it out."
         },
     )
+    early_stopping_patience: int = field(
+        default=3,
+        metadata={
+            "help": "With load_best_model_at_end: evaluations without a better one before stopping; 0 never stops."
+        },
+    )
     heads_warm_up_batch_size: int = field(default=256, metadata={"help": "Lists in a batch of that warm-up."})
 
     def __post_init__(self):

@@ -10,9 +10,9 @@ import torch
 from tqdm.auto import tqdm
 
 from .dataset import SequenceDataset
-from .metrics import mean_metrics, target_ranks
-from .modeling_lrurec import LRURecConfig, LRURecForRetrieval
-from .retrieval import LRURecRetriever, Retriever, exclude_history, pad_left
+from .metrics import mean_metrics
+from .modeling_lrurec import LRURecConfig, LRURecForRetrieval, LRURecRetriever
+from .retrieval import Retriever, pad_left, retriever_ranks
 from .schema import LKGDataError
 
 
@@ -44,10 +44,7 @@ class LRURecTrainingArguments:
 
 def evaluate_retriever(retriever: Retriever, dataset: SequenceDataset, split: str) -> dict[str, float]:
     """Metrics at 1, 5, 10 and 20 over all items, history excluded, for every target of `split`."""
-    positions = dataset.positions(split)
-    histories = [dataset.item_sequence[dataset.history(position)] for position in positions]
-    scores = exclude_history(retriever.score(histories), histories)
-    return mean_metrics(target_ranks(scores, dataset.item_sequence[positions]), ks=(1, 5, 10, 20))
+    return mean_metrics(retriever_ranks(dataset, retriever, split), ks=(1, 5, 10, 20))
 
 
 def train_lrurec(

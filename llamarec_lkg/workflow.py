@@ -13,23 +13,24 @@ import numpy as np
 import torch
 import yaml
 from accelerate import PartialState
-from transformers import AutoTokenizer, EarlyStoppingCallback
+from transformers import AutoTokenizer
+from transformers.trainer_utils import get_last_checkpoint
 from trl import get_peft_config, get_quantization_config
 
 from .backbones import resolve_backbone
 from .candidates import evaluation_examples, training_examples
 from .dataset import SequenceDataset, prepare_dataset
-from .evaluation import CONTROLS, Report, control, ranker_scores, reranked, retriever_ranks
+from .evaluation import CONTROLS, Report, control_scores, ranker_scores, reranked
 from .heads import without_language_model
 from .knowledge_graph import KnowledgeGraph
 from .model_card import ModelCard
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
-from .modeling_lrurec import LRURecForRetrieval
+from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from .pipeline import RETRIEVER_FOLDER
-from .processing_llamarec_lkg import LlamaRecLKGProcessor, RankingExample
-from .retrieval import LRURecRetriever, PopularityRetriever
+from .processing_llamarec_lkg import LlamaRecLKGProcessor
+from .retrieval import PopularityRetriever, retriever_ranks
 from .run_config import RunConfig
-from .schema import DatasetBundle, LKGDataError
+from .schema import DatasetBundle, LKGDataError, RankingExample
 from .sources import load_dataset_bundle
 from .storage import as_plain, atomic_file, atomic_folder, fingerprint, read_json, write_json
 from .trainer import LlamaRecLKGTrainer
@@ -41,16 +42,18 @@ logger = logging.getLogger(__name__)
 
 HONEST_RETRIEVER_FOLDER = "retriever-honest"
 STAGE_FILE = "stage.json"
-PATIENCE = 3
+# training arguments that change what is shown, not what is learned
+COSMETIC_ARGUMENTS = ("disable_tqdm", "logging_steps", "report_to", "per_device_eval_batch_size")
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What every later stage reads. `key` names content and settings."""
+    """What every later stage reads. `data_key` and `key` name the content, without and with the graph."""
 
     bundle: DatasetBundle
     dataset: SequenceDataset
     graph: KnowledgeGraph
+    data_key: str
     key: str
 
 
@@ -91,11 +94,9 @@ class Workflow:
                 include_heldout=section.include_heldout,
                 whole_values=section.whole_values,
             ).without_relations(section.exclude_relations)
-            key = fingerprint(
-                dataset.user_ids, dataset.items.ids, dataset.item_sequence, dataset.timestamps, dataset.labels,
-                graph.targets, graph.edge_relations, graph.node_names,
-            )  # fmt: skip
-            self._data = PreparedData(bundle, dataset, graph, key)
+            data_key = fingerprint(dataset)
+            key = fingerprint(data_key, graph)
+            self._data = PreparedData(bundle, dataset, graph, data_key, key)
             logger.info(
                 "%s: %d users, %d items. Graph: %s.",
                 bundle.name,
@@ -121,21 +122,22 @@ class Workflow:
 
     def _retriever(self, name: str, select: Callable[[SequenceDataset], SequenceDataset]) -> LRURecRetriever:
         folder, dataset = self.folder / name, select(self.prepare().dataset)
-        key = fingerprint(self.prepare().key, as_plain(self.config.retriever), dataset.labels)
+        key = fingerprint(self.prepare().data_key, as_plain(self.config.retriever), dataset.labels)
         if self.state.is_main_process and not _is_done(folder, key):
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = str(self.state.device)
             model, log = train_lrurec(dataset, self.config.retriever, device=device, progress=self.progress)
             with atomic_folder(folder) as temporary:
                 model.save_pretrained(temporary)
                 write_json(temporary / "log.json", log)
                 write_json(temporary / STAGE_FILE, {"key": key})
         self.state.wait_for_everyone()
-        return LRURecRetriever(LRURecForRetrieval.from_pretrained(folder))
+        return LRURecRetriever(LRURecForRetrieval.from_pretrained(folder).to(self.state.device))
 
     def _ranker_key(self) -> str:
         sections = self.config.to_mapping()
         for unrelated in ("output_dir", "evaluation", "data"):
             sections.pop(unrelated)
+        sections["training"] = {k: v for k, v in sections["training"].items() if k not in COSMETIC_ARGUMENTS}
         return fingerprint(self.prepare().key, sections)
 
     def train(self, *, resume: bool = False) -> Path:
@@ -155,16 +157,21 @@ class Workflow:
             eval_dataset=validation,
             processing_class=processor,
             peft_config=get_peft_config(self.config.backbone) if model.config.use_language_model else None,
-            callbacks=[EarlyStoppingCallback(PATIENCE)] if args.load_best_model_at_end else None,
         )
+        checkpoint = get_last_checkpoint(args.output_dir) if resume and Path(args.output_dir).is_dir() else None
+        if resume and checkpoint is None:
+            raise LKGDataError(f"There is no checkpoint of this very run in {args.output_dir} to resume from.")
         if args.heads_warm_up_epochs and not resume:
-            trainer.warm_up_heads()
-        trainer.args.heads_warm_up_epochs = 0
+            trainer.warm_up_heads()  # on all lists, before the sample for the language model is drawn
         section = self.config.examples
         trainer.train_dataset = _sample(trainer.train_dataset, section.max_train, args.seed)
         trainer.eval_dataset = _sample(trainer.eval_dataset, section.max_validation, args.seed, labelled=True)
         if trainer.model.config.use_language_model:
-            trainer.train(resume_from_checkpoint=resume or None)
+            trainer.train(resume_from_checkpoint=checkpoint)
+        if self.state.is_main_process:  # while the new model is written, nothing must pass for a finished one
+            for name in (STAGE_FILE, "report.json", "report.md", "report.png"):
+                (self.folder / name).unlink(missing_ok=True)
+        self.state.wait_for_everyone()
         trainer.save_model(str(self.folder))  # by all: sharded weights are gathered, one process writes
         if self.state.is_main_process:
             write_json(self.folder / "training_log.json", trainer.state.log_history)
@@ -193,17 +200,17 @@ class Workflow:
             untrained = self.build_model(processor)
             ranks["ranker-untrained"] = self._rank(untrained, processor, examples, "rank, untrained")
             del untrained
-        model = LlamaRecLKGForRanking.from_pretrained(self.folder, **self._backbone_arguments())
+        arguments = {name: value for name, value in self._backbone_arguments().items() if name != "revision"}
+        model = LlamaRecLKGForRanking.from_pretrained(self.folder, **arguments)
         model = self._placed(model)
         ranks["ranker"] = self._rank(model, processor, examples, "rank")
         for name in section.controls:
-            with control(name, model, processor, section.seed):
-                ranks[f"ranker-{name}"] = self._rank(model, processor, examples, f"rank, {name}")
+            ranks[f"ranker-{name}"] = self._rank(model, processor, examples, f"rank, {name}", control=name)
         with without_language_model(model):
             ranks["no-lm"] = self._rank(model, processor, examples, "rank, no language model")
             for name in CONTROLS:
-                with control(name, model, processor, section.seed):
-                    ranks[f"no-lm-{name}"] = self._rank(model, processor, examples, f"rank, no language model, {name}")
+                text = f"rank, no language model, {name}"
+                ranks[f"no-lm-{name}"] = self._rank(model, processor, examples, text, control=name)
         report = Report.from_ranks(
             ranks,
             np.array([example.label >= 0 for example in examples]),
@@ -242,16 +249,18 @@ class Workflow:
 
     def _backbone_arguments(self) -> dict[str, Any]:
         section = self.config.backbone
+        revision = section.model_revision if section.model_revision != "main" else None
         arguments = {
-            "dtype": getattr(torch, section.dtype or "float32"),
+            "dtype": "auto" if section.dtype == "auto" else getattr(torch, section.dtype or "float32"),
             "attn_implementation": section.attn_implementation,
+            "revision": revision,
             "quantization_config": get_quantization_config(section),
         }
         return {name: value for name, value in arguments.items() if value is not None}
 
     def _training_arguments(self) -> LlamaRecLKGTrainingArguments:
         defaults = {
-            "output_dir": str(self.folder / "checkpoints"),
+            "output_dir": str(self.folder / "checkpoints" / self._ranker_key()),
             "disable_tqdm": not self.progress,
             "use_cpu": self.state.device.type == "cpu",
         }
@@ -289,16 +298,19 @@ class Workflow:
         return int(self.config.prompt.get("num_candidates", 20))
 
     def _rank(
-        self, model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, examples: list[RankingExample], text: str
+        self,
+        model: LlamaRecLKGForRanking,
+        processor: LlamaRecLKGProcessor,
+        examples: list[RankingExample],
+        text: str,
+        control: str | None = None,
     ) -> np.ndarray:
-        scores = ranker_scores(
-            model,
-            processor,
-            examples,
-            batch_size=self.config.evaluation.batch_size,
-            description=text,
-            progress=self.progress,
-        )
+        section = self.config.evaluation
+        options = {"batch_size": section.batch_size, "description": text, "progress": self.progress}
+        if control is None:
+            scores = ranker_scores(model, processor, examples, **options)
+        else:
+            scores = control_scores(control, model, processor, examples, seed=section.seed, **options)
         return reranked(scores, examples)
 
     def _protocol(self, split: str, processor: LlamaRecLKGProcessor, key: str) -> dict[str, Any]:
@@ -311,6 +323,7 @@ class Workflow:
             "settings": json.dumps(as_plain(data.dataset.settings)),
             "graph": data.graph.describe(),
             "graph_holds_heldout_interactions": self.config.graph.include_heldout,
+            "graph_time": "training interactions of all users, whatever their date; facts are undated",
             "candidates": processor.num_candidates,
             "backbone": self.config.backbone.model_name_or_path,
             "training_seed": self._training_arguments().seed,

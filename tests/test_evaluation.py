@@ -8,9 +8,17 @@ import pytest
 import torch
 from tiny import examples, model, processor
 
-from llamarec_lkg.evaluation import CONTROLS, Report, control, ranker_scores, reranked, retriever_ranks, verdict
+from llamarec_lkg.evaluation import (
+    CONTROLS,
+    Report,
+    control_scores,
+    other_users,
+    ranker_scores,
+    reranked,
+    verdict,
+)
 from llamarec_lkg.metrics import MISS
-from llamarec_lkg.retrieval import PopularityRetriever
+from llamarec_lkg.retrieval import PopularityRetriever, retriever_ranks
 from llamarec_lkg.schema import LKGDataError
 
 
@@ -108,19 +116,38 @@ def test_each_control_takes_its_thing_away_and_gives_it_back(proc, film_dataset,
     with torch.no_grad():
         ranker.preference.user_out.weight.normal_()
     before = ranker_scores(ranker, proc, lists, progress=False)
-    with control(name, ranker, proc):
-        inside = ranker_scores(ranker, proc, lists, progress=False)
-        batch = proc(lists)
-        with torch.no_grad():
-            preferences = ranker.preferences(batch)
-        if name == "no-kg":
-            assert not batch["evidence"].any() and not batch["path_attention_mask"].any()
-        if name == "uniform-preferences":
-            torch.testing.assert_close(preferences, torch.full_like(preferences, 1 / len(proc.relations)))
+    seen = []
+    hook = ranker.register_forward_hook(
+        lambda module, args, kwargs, output: seen.append((kwargs, output)), with_kwargs=True
+    )
+    inside = control_scores(name, ranker, proc, lists, progress=False)
+    hook.remove()
     assert not np.allclose(before, inside)
+    batch, output = seen[0]
+    if name == "no-kg":
+        assert not batch["evidence"].any() and not batch["path_attention_mask"].any()
+    if name == "uniform-preferences":
+        torch.testing.assert_close(output.preferences, torch.full_like(output.preferences, 1 / len(proc.relations)))
+    if name == "other-user-preferences":
+        assert (batch["user_ids"] != torch.tensor([example.user for example in lists])).all()
     np.testing.assert_array_equal(ranker_scores(ranker, proc, lists, progress=False), before)
 
 
+def test_other_users_are_others_whatever_the_batches(film_dataset):
+    lists = examples(film_dataset, count=12)
+    others = other_users(lists, seed=1)
+    assert all(example.user != other.user for example, other in zip(lists, others, strict=True))
+    assert sorted(id(other) for other in others) == sorted(id(example) for example in lists)
+
+
+def test_scores_that_are_not_numbers_are_an_error_not_the_retrievers_order(proc, film_dataset):
+    ranker = model(proc)
+    with torch.no_grad():
+        ranker.fusion.letter_scale.fill_(torch.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        ranker_scores(ranker, proc, examples(film_dataset), progress=False)
+
+
 def test_an_unknown_control_is_refused(proc):
-    with pytest.raises(LKGDataError, match="no control 'nothing'"), control("nothing", model(proc), proc):
-        pass
+    with pytest.raises(LKGDataError, match="no control 'nothing'"):
+        control_scores("nothing", model(proc), proc, [])

@@ -98,14 +98,15 @@ def test_a_users_own_ratings_are_left_out(make_dataset):
         index.evidence(np.array([1]), np.array([2]))[0, 0],
         index.evidence(np.array([1]), np.array([2]), user=1)[0, 0],
     )
-    assert both == pytest.approx(1.0) and one == pytest.approx(0.5)
-    assert index.evidence(np.array([1]), np.array([2]), user=2)[0, 0] == pytest.approx(0.5)
+    # without user 1 both rows hold user 2 alone and have length 1 again
+    assert both == pytest.approx(1.0) and one == pytest.approx(1.0)
+    assert index.evidence(np.array([1]), np.array([2]), user=2)[0, 0] == pytest.approx(1.0)
     assert index.evidence(np.array([1]), np.array([2]), user=3)[0, 0] == pytest.approx(1.0)
     assert index.evidence(np.array([3]), np.array([3]), user=3)[0, 0] == 0.0
     assert index.evidence(np.array([1]), np.array([2]), user=99)[0, 0] == pytest.approx(1.0), (
         "an unknown user has no column"
     )
-    own = index.user_column[1]
+    own = int(np.flatnonzero(index.column_user == 1)[0])
     assert index.profile(np.array([1]))[own] > 0 and index.profile(np.array([1]), user=1)[own] == 0
     assert graph.node_types[index.column_node[own]] == graph.entity_types.index("user")
 
@@ -114,7 +115,7 @@ def test_a_user_without_training_interactions_has_no_column(make_dataset):
     rows = [(1, item, item) for item in range(1, 6)] + [(2, item, 50 + item) for item in range(1, 4)]
     data = make_dataset(rows, split="time", validation_fraction=0.2, test_fraction=0.2)
     index = EvidenceIndex.from_graph(KnowledgeGraph.from_dataset(data))
-    assert index.user_column[0] == -1 and index.user_column[1] >= 0 and index.user_column[2] == -1
+    assert set(index.column_user.tolist()) == {1}
 
 
 def test_removing_the_users_own_edges_from_the_graph_changes_nothing_else(film_dataset):
@@ -122,7 +123,22 @@ def test_removing_the_users_own_edges_from_the_graph_changes_nothing_else(film_d
     history = np.array([1, 2])
     attributes = [index.relations.index(name) for name in ("DIRECTED_BY", "GENRE_IS")]
     assert np.array_equal(index.evidence(history)[:, attributes], index.evidence(history, user=1)[:, attributes])
-    assert (index.evidence(history, user=1) <= index.evidence(history)).all()
+
+
+def test_a_target_in_the_training_graph_looks_like_one_that_is_not(make_dataset):
+    """What is to be predicted must not show: with and without the edge user 1 -> item 3, user 1 sees the same
+    evidence."""
+    others = [(2, 1, 1), (2, 3, 2), (2, 5, 3), (2, 6, 4), (3, 2, 1), (3, 3, 2), (3, 6, 3), (3, 5, 4)]
+    known = make_dataset([(1, 1, 1), (1, 2, 2), (1, 3, 3), (1, 5, 4), (1, 6, 5), *others])
+    unknown = KnowledgeGraph.from_dataset(known)
+    keep = ~((unknown.edge_sources() == 0) & (unknown.targets == unknown.item_nodes[3]))
+    assert keep.sum() == unknown.num_edges - 1
+    history, target = np.array([1, 2]), np.array([3])
+    evidence = [
+        EvidenceIndex.from_graph(graph).evidence(history, target, user=1) for graph in (unknown, unknown._keep(keep))
+    ]
+    assert evidence[0] > 0
+    np.testing.assert_allclose(evidence[0], evidence[1], rtol=1e-6)
 
 
 def test_affinity_is_evidence_inside_the_history(index):

@@ -264,6 +264,60 @@ def test_a_missing_preference_weight_is_an_error_not_a_silent_start_from_zero(pr
         AutoModel.from_pretrained(tmp_path / "saved")
 
 
+def test_a_whole_checkpoint_without_preferences_is_an_error_too(proc, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model(proc).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if name != "preference.bias"}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LKGDataError, match="lacks the weights \\['preference.bias'\\]"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_promised_adapter_that_is_absent_is_an_error_and_a_stale_one_is_not_read(proc, batch, tmp_path):
+    import shutil
+
+    ranker = LlamaRecLKGForRanking.from_backbone(saved_backbone(tmp_path), proc.model_config())
+    plain = ranker(**batch).logits
+    ranker.add_adapter(LoraConfig(**LORA))
+    perturbed(ranker).save_pretrained(tmp_path / "saved")
+    shutil.copytree(tmp_path / "saved", tmp_path / "partial", ignore=shutil.ignore_patterns("adapter"))
+    with pytest.raises(LKGDataError, match="was saved with an adapter"):
+        AutoModel.from_pretrained(tmp_path / "partial")
+    heads = LlamaRecLKGForRanking.from_backbone(str(tmp_path / "backbone"), proc.model_config())
+    heads.save_pretrained(tmp_path / "saved", include_backbone=False)
+    assert torch.equal(AutoModel.from_pretrained(tmp_path / "saved")(**batch).logits, plain)
+
+
+def test_what_is_saved_names_the_backbone_and_no_folder_of_a_cache(proc, tmp_path, monkeypatch):
+    folder = saved_backbone(tmp_path)
+    monkeypatch.setattr("llamarec_lkg.modeling_llamarec_lkg.resolve_backbone", lambda name: folder)
+    ranker = LlamaRecLKGForRanking.from_backbone("a-known-name", proc.model_config())
+    ranker.add_adapter(LoraConfig(**LORA))
+    ranker.save_pretrained(tmp_path / "saved")
+    texts = [path.read_text() for path in (tmp_path / "saved").rglob("*.json")]
+    assert not any(folder in text for text in texts)
+    assert any('"base_model_name_or_path": "a-known-name"' in text for text in texts)
+
+
+def test_preferences_stay_float32_in_a_half_precision_checkpoint(proc, tmp_path):
+    model(proc).save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert {p.dtype for part in (loaded.preference, loaded.fusion) for p in part.parameters()} == {torch.float32}
+
+
+def test_rows_without_a_target_are_left_out_of_the_loss(proc, batch):
+    ranker = model(proc)
+    labels = batch["labels"].clone()
+    labels[1:] = -1
+    alone = ranker(**{**batch, "labels": labels}).loss
+    logits = ranker(**batch).logits
+    torch.testing.assert_close(alone, torch.nn.functional.cross_entropy(logits[:1], batch["labels"][:1]))
+    assert ranker(**{**batch, "labels": torch.full_like(labels, -1)}).loss == 0
+
+
 def test_a_checkpoint_that_names_no_backbone_says_what_to_do(proc, tmp_path):
     ranker = model(proc)
     ranker.config.backbone_name_or_path = None

@@ -6,10 +6,9 @@ import torch
 from tiny import backbone, examples, processor
 
 from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking, Recommender
-from llamarec_lkg.modeling_lrurec import LRURecConfig, LRURecForRetrieval
+from llamarec_lkg.modeling_lrurec import LRURecConfig, LRURecForRetrieval, LRURecRetriever
 from llamarec_lkg.pipeline import rank_windows
-from llamarec_lkg.processing_llamarec_lkg import RankingExample
-from llamarec_lkg.retrieval import LRURecRetriever
+from llamarec_lkg.schema import RankingExample
 
 
 @pytest.fixture

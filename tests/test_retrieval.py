@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from llamarec_lkg.modeling_lrurec import LRURecConfig, LRURecForRetrieval
-from llamarec_lkg.retrieval import LRURecRetriever, PopularityRetriever, exclude_history, pad_left, top_k
+from llamarec_lkg.modeling_lrurec import LRURecConfig, LRURecForRetrieval, LRURecRetriever
+from llamarec_lkg.retrieval import PopularityRetriever, exclude_history, pad_left, top_k
 
 
 def test_histories_are_padded_on_the_left_and_cut_to_the_latest():

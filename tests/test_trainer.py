@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
-from tiny import backbone, examples, model, processor
+from tiny import backbone, examples, model, processor, tokenizer
 
-from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking, LlamaRecLKGTrainer, LlamaRecLKGTrainingArguments
+from llamarec_lkg import (
+    KnowledgeGraph,
+    LKGDataError,
+    LlamaRecLKGConfig,
+    LlamaRecLKGForRanking,
+    LlamaRecLKGProcessor,
+    LlamaRecLKGTrainer,
+    LlamaRecLKGTrainingArguments,
+)
 from llamarec_lkg.candidates import to_dataset
 from llamarec_lkg.heads import fit_heads, heads_batch, score_heads
 from llamarec_lkg.metrics import mean_metrics, target_ranks
@@ -205,20 +213,57 @@ def test_heads_keep_their_start_when_training_only_hurts(proc, lists):
     ranker = model(proc)
     before = {n: v.clone() for n, v in ranker.own_state_dict().items()}
     train = heads_batch(proc, lists, progress=False)
-    contrary = {**train, "labels": (train["labels"] + 1) % 5}
     validation = {**train, "labels": train["retrieval_scores"].argmax(1)}
-    train = {**contrary, "labels": train["retrieval_scores"].argmin(1)}
+    train = {**train, "labels": train["retrieval_scores"].argmin(1)}
     fit_heads(ranker, train, validation, epochs=5, learning_rate=0.1, progress=False)
     assert all(torch.equal(value, ranker.own_state_dict()[name]) for name, value in before.items())
 
 
-def test_warm_up_runs_before_training_and_only_there(proc, lists, tmp_path):
+def test_warm_up_runs_before_training_and_only_there(proc, lists, tmp_path, monkeypatch):
     ranker = model(proc)
     trainer = LlamaRecLKGTrainer(
         ranker, arguments(tmp_path, heads_warm_up_epochs=3, max_steps=1, learning_rate=0.0, heads_learning_rate=1e-2),
         lists, lists, proc,
     )  # fmt: skip
-    records = trainer.warm_up_heads()
-    assert 1 <= len(records) <= 3 and {"epoch", "loss", "eval_loss"} <= set(records[0])
+    calls = []
+    monkeypatch.setattr("llamarec_lkg.trainer.fit_heads", lambda *args, **kwargs: calls.append(kwargs["epochs"]))
     trainer.train()
-    assert trainer.state.global_step == 1
+    assert calls == [3] and trainer.state.global_step == 1
+    trainer.train()
+    assert calls == [3], "once is enough"
+    assert trainer.args.heads_warm_up_epochs == 3, "what is saved says what was done"
+
+
+def test_paper_configuration_trains_and_its_preferences_stay(film_dataset, lists, tmp_path):
+    graph = KnowledgeGraph.from_dataset(film_dataset)
+    items = film_dataset.items
+    config = LlamaRecLKGConfig.paper(list(graph.relations), film_dataset.num_users, num_candidates=5)
+    proc = LlamaRecLKGProcessor.from_config(config, tokenizer(), graph, items.ids, items.titles, film_dataset.user_ids)
+    ranker = LlamaRecLKGForRanking.from_backbone(backbone(), config)
+    before = {n: p.clone() for n, p in ranker.preference.named_parameters()}
+    args = arguments(tmp_path, heads_warm_up_epochs=2, max_steps=2)
+    LlamaRecLKGTrainer(ranker, args, lists, lists, proc, peft_config=LORA).train()
+    assert all(torch.equal(value, dict(ranker.preference.named_parameters())[name]) for name, value in before.items())
+
+
+def test_predict_gives_logits_for_every_row_and_no_other_sets_metrics(proc, lists, tmp_path):
+    trainer = LlamaRecLKGTrainer(model(proc), arguments(tmp_path), None, lists, proc)
+    fresh = trainer.predict(lists)
+    assert fresh.predictions.shape == (8, 5) and "test_retriever_ndcg@10" not in fresh.metrics
+    trainer.evaluate()
+    assert "test_retriever_ndcg@10" not in trainer.predict(lists[::-1]).metrics
+
+
+def test_a_tied_backbone_trained_whole_resumes(proc, lists, tmp_path):
+    def run():
+        ranker = LlamaRecLKGForRanking.from_backbone(backbone(tie_word_embeddings=True), proc.model_config())
+        args = arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+        return LlamaRecLKGTrainer(ranker, args, lists, None, proc)
+
+    whole = run()
+    whole.train()
+    resumed = run()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    weight = "language_model.model.layers.0.self_attn.q_proj.weight"
+    first, second = (dict(trainer.model.named_parameters())[weight] for trainer in (whole, resumed))
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from llamarec_lkg import training_lrurec as module
-from llamarec_lkg.retrieval import LRURecRetriever
+from llamarec_lkg.modeling_lrurec import LRURecRetriever
 from llamarec_lkg.schema import LKGDataError
 from llamarec_lkg.training_lrurec import (
     LRURecTrainingArguments,

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from llamarec_lkg.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.modeling_llamarec_lkg import LlamaRecLKGForRanking
-from llamarec_lkg.processing_llamarec_lkg import LlamaRecLKGProcessor, RankingExample
+from llamarec_lkg.processing_llamarec_lkg import LlamaRecLKGProcessor
+from llamarec_lkg.schema import RankingExample
 
 
 SIZES = {
