@@ -136,9 +136,9 @@ class LlamaRecLKGConfig(PreTrainedConfig):
         alone.
 
         No evidence term, no retrieval score and no letter prior. The preferences choose the paths by the published
-        formula. In the released code they then leave the graph of gradients; pass `use_path_gate=True` for the
-        closest honest reading of "trained end to end". Leave RATED out of the graph's relations (its edges lie on no
-        path); paths are at most two edges long here, which is what items that share an entity have.
+        formula. In the released code they then leave the graph of gradients; pass `use_path_gate=True` for the closest
+        honest reading of "trained end to end". Leave RATED out of the graph's relations (its edges lie on no path);
+        paths are at most two edges long here, which is what items that share an entity have.
         """
         published: dict[str, Any] = {
             "user_embedding_size": 128,

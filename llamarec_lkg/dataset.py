@@ -180,8 +180,7 @@ class SequenceDataset:
         remain).
 
         A retriever fitted on what remains has not seen them, so its scores for them are as honest as at test time:
-            this
-        is where the ranker's training examples come from (see `candidates.py`).
+        this is where the ranker's training examples come from (see `candidates.py`).
         """
         labels = self.labels.copy()
         for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True):

@@ -37,9 +37,8 @@ def ranker_scores(
     """Scores of the candidates of all examples, shape (N, num_candidates), -inf where there is no candidate.
 
     Lists without their target among the candidates are misses whatever the order: they are not run, and their scores
-    are NaN.
-    `preferences_of` names, for each example, the one whose user and history its preferences are taken from. Under
-    `accelerate launch` every process scores its share, and each gets the whole.
+    are NaN. `preferences_of` names, for each example, the one whose user and history its preferences are taken from.
+    Under `accelerate launch` every process scores its share, and each gets the whole.
     """
     with_prompt = model.config.use_language_model
     rows = [row for row, example in enumerate(examples) if example.label >= 0]

@@ -3,9 +3,7 @@
 Two items share evidence along relation `r` through the entities that `r` ties both to (the paths item -> entity ->
 item), weighted by inverse document frequency, so that a rare shared director says more than a common genre; where `r`
 ties items directly, the edge itself is the evidence. It is the exact, differentiable counterpart of the path texts in
-the
-prompt: summed
-over all paths of a relation, not only the few that fit.
+the prompt: summed over all paths of a relation, not only the few that fit.
 """
 
 from __future__ import annotations
@@ -151,7 +149,7 @@ class EvidenceIndex:
         """Rows as they would be without the user's own edges: those weigh nothing, the rest has length 1 again.
 
         So an item that the user has in the training graph looks like one that is not there: a target does not stand
-            out.
+        out.
         """
         own = self.column_user[columns] == user
         if user == UNKNOWN_USER or not own.any():
@@ -188,7 +186,7 @@ class EvidenceIndex:
 
         Row 0 is the mean evidence that the earlier half gives to the later half, row 1 the same over all pairs with
         the most recent item. High where the user follows a relation from item to item: the input of the preference
-            module.
+        module.
         """
         history = np.asarray(history, dtype=np.int64)
         statistics = np.zeros((2, self.num_relations), dtype=np.float32)

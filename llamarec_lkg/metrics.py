@@ -1,8 +1,7 @@
 """Ranking metrics for one relevant item per list, and bootstrap intervals. A leaf: numpy alone.
 
 With a single relevant item at rank `r` (1 is best): Recall@k = [r <= k], MRR@k = [r <= k] / r, NDCG@k = [r <= k] /
-log2(r + 1).
-A target that is not in the list has rank `MISS` and scores 0 everywhere.
+log2(r + 1). A target that is not in the list has rank `MISS` and scores 0 everywhere.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ DEFAULT_KS = (1, 5, 10)
 def target_ranks(scores: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """Rank of the labelled candidate in each list.
 
-    Ties are broken by position, as a stable sort by descending score would, and a candidate that is not a number
-    ranks last: a model that scores everything alike gets no free hit.
+    Ties are broken by position, as a stable sort by descending score would, and a candidate that is not a number ranks
+    last: a model that scores everything alike gets no free hit.
 
     Args:
         scores (`np.ndarray`, shape (N, C)): higher is better.

@@ -163,8 +163,8 @@ def assemble_prompt(
 ) -> AssembledPrompt:
     """prefix + selected paths, best first + suffix, packed to the right without gaps.
 
-    Where the whole would be longer than `max_length`, the lowest-scored paths are left out. (The processor has
-    already cut the history so that prefix and suffix fit.)
+    Where the whole would be longer than `max_length`, the lowest-scored paths are left out. (The processor has already
+    cut the history so that prefix and suffix fit.)
     """
     batch, device = len(prefix_input_ids), prefix_input_ids.device
     chosen = selected_paths.clamp(min=0)[:, :, None].expand(-1, -1, path_input_ids.shape[2])

@@ -97,8 +97,8 @@ def find(
 def _levels(
     graph: KnowledgeGraph, source: int, wanted: np.ndarray, max_hops: int
 ) -> list[dict[int, list[tuple[int, int]]]]:
-    """Breadth-first search. Level `h` maps each node first reached after `h + 1` edges to its (predecessor, edge
-    code) pairs.
+    """Breadth-first search. Level `h` maps each node first reached after `h + 1` edges to its (predecessor, edge code)
+    pairs.
 
     The last level looked at is cut down to wanted nodes: it is by far the largest.
     """

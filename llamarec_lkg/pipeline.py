@@ -190,8 +190,7 @@ def rank_windows(
 
     Returns:
         the order, best first: indices into `example.candidates`, shape (C,); and the logit each candidate had in the
-            last
-        window it stood in, aligned with `example.candidates`.
+        last window it stood in, aligned with `example.candidates`.
     """
     order = np.argsort(-example.retrieval_scores, kind="stable")
     logits = np.zeros(len(order), dtype=np.float32)

@@ -14,9 +14,8 @@ The prompt, piece by piece (each line of the sketch is made of pieces that are t
                                     <- the next token is the answer, a bare letter without a space before it
 
 The letter rule: an answer is the single token that the tokenizer makes of a letter right after the line end of the
-response
-cue. It is looked up once, by tokenizing cue and letter together, and checked to be one distinct token for every
-letter.
+response cue. It is looked up once, by tokenizing cue and letter together, and checked to be one distinct token for
+every letter.
 """
 
 from __future__ import annotations
@@ -234,9 +233,8 @@ class LlamaRecLKGProcessor(ProcessorMixin):
     ) -> RankingExample:
         """A list to rank, from raw ids.
 
-        A user that is not known is the average user: the history alone decides. An empty history gives no evidence
-            and no
-        paths; retriever and candidates' titles decide.
+        A user that is not known is the average user: the history alone decides. An empty history gives no evidence and
+        no paths; retriever and candidates' titles decide.
 
         Raises:
             LKGDataError: an item is not known, a candidate appears twice, there are fewer than two, or lengths differ.

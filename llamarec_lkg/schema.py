@@ -1,8 +1,7 @@
 """The vocabulary every part speaks: column names, the frozen records that cross the borders, and the error they raise.
 
 A leaf: it imports nothing of the package. Containers are built through validating `from_*` constructors only, so that
-no
-half-checked table travels further than the file it was read from.
+no half-checked table travels further than the file it was read from.
 """
 
 from __future__ import annotations

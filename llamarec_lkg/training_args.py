@@ -33,9 +33,8 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
     heads_warm_up_epochs: int = field(
         default=20,
         metadata={
-            "help": "Epochs over the training lists in which preferences and fusion learn alone, without the "
-            "backbone, "
-            "before the real training. Seconds, not minutes. 0 leaves it out."
+            "help": "Epochs over the training lists in which preferences and fusion learn alone, before the backbone "
+            "takes part. Seconds, not minutes. 0 leaves it out."
         },
     )
     early_stopping_patience: int = field(

@@ -20,9 +20,8 @@ from .schema import LKGDataError
 class LRURecTrainingArguments:
     """Settings of the first stage.
 
-    The defaults are the reference settings for MovieLens (arXiv 2310.02367) but for the schedule: a rate that warms
-    up and
-    falls reaches in 4,000 steps what a constant one needs a long wait of patience for.
+    The defaults are the reference settings for MovieLens (arXiv 2310.02367) but for the schedule: a rate that warms up
+    and falls reaches in 4,000 steps what a constant one needs a long wait of patience for.
     """
 
     hidden_size: int = field(default=64, metadata={"help": "Width of item embeddings."})
