@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,13 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         for name in ("evidence_index", "_path_graph"):
             self.__dict__.pop(name, None)
 
+    def with_knowledge_graph(self, graph: KnowledgeGraph) -> LlamaRecLKGProcessor:
+        """A processor that shares everything with this one but reads another graph with the same items and
+        relations."""
+        other = copy(self)
+        other.use_knowledge_graph(graph)
+        return other
+
     @cached_property
     def evidence_index(self) -> EvidenceIndex:
         index = EvidenceIndex.from_graph(self.knowledge_graph, self.user_ids, half_life=self.evidence_half_life)
@@ -215,9 +223,13 @@ class LlamaRecLKGProcessor(ProcessorMixin):
             index.evidence(example.history, example.candidates, example.user) for example in map(_as_example, examples)
         ]
         spread = np.concatenate(rows).std(axis=0) if rows else np.zeros(len(self.relations))
-        self.evidence_scale = np.where(spread > 1e-6, spread, 1.0).astype(float).tolist()
-        self.__dict__.pop("evidence_index", None)
+        self.set_evidence_scale(np.where(spread > 1e-6, spread, 1.0))
         return self
+
+    def set_evidence_scale(self, scale: Sequence[float]) -> None:
+        """What each relation's evidence is divided by, R positive numbers."""
+        self.evidence_scale = [float(value) for value in scale]
+        self.__dict__.pop("evidence_index", None)
 
     # -- examples from raw ids --------------------------------------------------------------------------------------
 

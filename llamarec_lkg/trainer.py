@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .backbones import resolve_backbone
 from .candidates import to_dataset
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .heads import fit_heads, heads_batch
+from .knowledge_graph import KnowledgeGraph
 from .metrics import mean_metrics, require_finite, target_ranks
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
@@ -55,6 +56,11 @@ class LlamaRecLKGTrainer(Trainer):
             model.
         processing_class: the [`LlamaRecLKGProcessor`]. If it has no evidence scale yet, it is fitted on
             `train_dataset`.
+        train_knowledge_graph: the graph that training lists are read with, by default the processor's. Give the one
+            that
+            knows no more than the retriever that made the lists: a graph that holds their targets' interactions
+                promises
+            more than it can keep at test time.
         peft_config: for the backbone; preferences and fusion are always trained.
         quantization_config: for a backbone given by name.
         config: for a backbone given by name; by default the processor's `model_config()`.
@@ -73,6 +79,7 @@ class LlamaRecLKGTrainer(Trainer):
         processing_class: LlamaRecLKGProcessor | None = None,
         peft_config: Any = None,
         quantization_config: Any = None,
+        train_knowledge_graph: KnowledgeGraph | None = None,
         config: LlamaRecLKGConfig | None = None,
         data_collator: Any = None,
         **kwargs: Any,
@@ -91,8 +98,13 @@ class LlamaRecLKGTrainer(Trainer):
                     f"{int((labels < 0).sum())} of {len(labels)} training rows have no target among their candidates "
                     "(label -1). Make them with `candidates.training_examples`, or filter them out."
                 )
-            if processing_class.evidence_scale is None:
-                processing_class.fit(train_dataset)
+        train_processor = processing_class
+        if train_knowledge_graph is not None:
+            train_processor = processing_class.with_knowledge_graph(train_knowledge_graph)
+        if train_dataset is not None and processing_class.evidence_scale is None:
+            scale = train_processor.fit(train_dataset).evidence_scale
+            for processor in (processing_class, train_processor):
+                processor.set_evidence_scale(scale)
         if isinstance(model, str):
             model = _load(model, processing_class, config, args, quantization_config, peft_config)
         processing_class.check_model(model.config)
@@ -102,6 +114,7 @@ class LlamaRecLKGTrainer(Trainer):
             model.add_adapter(peft_config)
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()
+        self.train_processor = train_processor
         self._missed = 0
         self._retriever_ranks: list[int] = []
         self._heads_are_warm = False
@@ -135,7 +148,7 @@ class LlamaRecLKGTrainer(Trainer):
         self._heads_are_warm = True
         progress = self.is_world_process_zero() and not self.args.disable_tqdm
         self.model.to(self.args.device)
-        train = heads_batch(self.processing_class, self.train_dataset, progress=progress)
+        train = heads_batch(self.train_processor, self.train_dataset, progress=progress)
         validation = None
         if self.eval_dataset is not None and (np.asarray(self.eval_dataset["label"]) >= 0).any():
             validation = heads_batch(self.processing_class, self.eval_dataset, progress=progress)
@@ -149,6 +162,16 @@ class LlamaRecLKGTrainer(Trainer):
             seed=self.args.seed,
             progress=progress,
         )
+
+    def get_train_dataloader(self) -> Any:
+        """As upstream, with the lists read through `train_knowledge_graph`."""
+        collator = self.data_collator
+        if isinstance(collator, RankingCollator):
+            self.data_collator = replace(collator, processor=self.train_processor)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As upstream, but preferences and fusion form a group with a learning rate of their own."""

@@ -87,13 +87,7 @@ class Workflow:
             with self.state.main_process_first():
                 bundle = load_dataset_bundle(self.config.data.dataset, revision=self.config.data.revision)
                 dataset = prepare_dataset(bundle, self.config.preprocessing)
-            section = self.config.graph
-            graph = KnowledgeGraph.from_dataset(
-                dataset,
-                bundle.triples if section.use_triples else None,
-                include_heldout=section.include_heldout,
-                whole_values=section.whole_values,
-            ).without_relations(section.exclude_relations)
+            graph = self._graph(bundle, dataset)
             data_key = fingerprint(dataset)
             key = fingerprint(data_key, graph)
             self._data = PreparedData(bundle, dataset, graph, data_key, key)
@@ -109,6 +103,15 @@ class Workflow:
                 with atomic_file(self.folder / "config.yaml") as temporary:
                     temporary.write_text(yaml.safe_dump(self.config.to_mapping(), sort_keys=False), encoding="utf-8")
         return self._data
+
+    def _graph(self, bundle: DatasetBundle, dataset: SequenceDataset) -> KnowledgeGraph:
+        section = self.config.graph
+        return KnowledgeGraph.from_dataset(
+            dataset,
+            bundle.triples if section.use_triples else None,
+            include_heldout=section.include_heldout,
+            whole_values=section.whole_values,
+        ).without_relations(section.exclude_relations)
 
     def train_retriever(self) -> LRURecRetriever:
         """The first stage, fitted on all training interactions."""
@@ -146,8 +149,8 @@ class Workflow:
         if _is_done(self.folder, key):
             return self.folder
         retriever = self.train_retriever()
-        train, validation = self._training_lists(retriever)
-        processor = self.build_processor().fit(train)
+        train, validation, train_graph = self._training_lists(retriever)
+        processor = self.build_processor()
         args = self._training_arguments()
         model = self.build_model(processor)
         trainer = LlamaRecLKGTrainer(
@@ -156,6 +159,7 @@ class Workflow:
             train_dataset=train,
             eval_dataset=validation,
             processing_class=processor,
+            train_knowledge_graph=train_graph,
             peft_config=get_peft_config(self.config.backbone) if model.config.use_language_model else None,
         )
         checkpoint = get_last_checkpoint(args.output_dir) if resume and Path(args.output_dir).is_dir() else None
@@ -270,10 +274,15 @@ class Workflow:
         """On this process's device; a quantized backbone is there already and must not be moved."""
         return model if getattr(model.language_model, "is_quantized", False) else model.to(self.state.device)
 
-    def _training_lists(self, retriever: LRURecRetriever) -> tuple[list[RankingExample], list[RankingExample]]:
-        section, dataset, honest = self.config.examples, self.prepare().dataset, None
+    def _training_lists(
+        self, retriever: LRURecRetriever
+    ) -> tuple[list[RankingExample], list[RankingExample], KnowledgeGraph | None]:
+        """Training and validation lists, and the graph to read the training lists with: it knows what their retriever
+        knows."""
+        section, dataset, honest, train_graph = self.config.examples, self.prepare().dataset, None, None
         if section.holdout:
             retriever_for_training, honest = self.train_honest_retriever()
+            train_graph = self._graph(self.prepare().bundle, honest)
         else:
             retriever_for_training = retriever
         train = training_examples(
@@ -286,7 +295,7 @@ class Workflow:
             seed=self.config.retriever.seed,
             progress=self.progress,
         )
-        return train, self._lists(retriever, "validation")
+        return train, self._lists(retriever, "validation"), train_graph
 
     def _lists(self, retriever: LRURecRetriever, split: str) -> list[RankingExample]:
         dataset = self.prepare().dataset

@@ -176,6 +176,19 @@ def test_processor_without_scale_is_fitted_on_the_training_lists(proc, lists, tm
     assert len(proc.evidence_scale) == len(proc.relations)
 
 
+def test_training_lists_are_read_with_their_own_graph_and_evaluation_with_the_processors(
+    film_dataset, proc, lists, tmp_path
+):
+    honest = KnowledgeGraph.from_dataset(film_dataset.without_last_training(1))
+    trainer = LlamaRecLKGTrainer(model(proc), arguments(tmp_path), lists, lists, proc, train_knowledge_graph=honest)
+    assert proc.evidence_scale == trainer.train_processor.evidence_scale
+    rated = proc.relations.index("RATED")
+    train = torch.cat([batch["evidence"] for batch in trainer.get_train_dataloader()])
+    evaluation = torch.cat([batch["evidence"] for batch in trainer.get_eval_dataloader()])
+    assert train[..., rated].sum() < evaluation[..., rated].sum()
+    assert proc.knowledge_graph is not honest and trainer.data_collator.processor is proc
+
+
 def test_wrong_inputs_are_refused(proc, lists, tmp_path):
     with pytest.raises(LKGDataError, match="processing_class is NoneType"):
         LlamaRecLKGTrainer(model(proc), arguments(tmp_path), lists)
