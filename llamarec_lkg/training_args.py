@@ -28,7 +28,10 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
         default="eval_loss", metadata={"help": "What picks the best checkpoint."}
     )
     heads_learning_rate: float = field(
-        default=5e-3, metadata={"help": "Of the preference module and the fusion weights, which start from nothing."}
+        default=2e-3, metadata={"help": "Of the preference module and the fusion weights, which start from nothing."}
+    )
+    heads_weight_decay: float = field(
+        default=0.3, metadata={"help": "Of the same in their warm-up: strong, because lists are few and alike."}
     )
     heads_warm_up_epochs: int = field(
         default=20,
