@@ -247,10 +247,18 @@ def test_two_processes_give_the_metrics_of_one(run, tmp_path):
     assert reports[0]["protocol"]["targets"] == reports[1]["protocol"]["targets"]
     for first, second in zip(reports[0]["rows"], reports[1]["rows"], strict=True):
         assert first["metrics"] == pytest.approx(second["metrics"], abs=1e-6), first["name"]
-    # and training in two
-    done = subprocess.run(
-        [*launch, script, "--config", str(run / "config.yaml"), f"output_dir={tmp_path}"],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "report.json").exists() and (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    # training in two: what the trainer itself measures before its first step is what one process measures
+    logs = []
+    for name, command in (("one", [sys.executable]), ("two", launch)):
+        overrides = [f"output_dir={tmp_path / name}", "training.eval_on_start=true", "evaluation.untrained=false"]
+        done = subprocess.run(
+            [*command, script, "--config", str(run / "config.yaml"), *overrides],
+            env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert (tmp_path / name / "adapter" / "adapter_model.safetensors").exists()
+        log = json.loads((tmp_path / name / "training_log.json").read_text())
+        logs.append(next(record for record in log if "eval_loss" in record))
+    metrics = [name for name in logs[0] if "@" in name or name == "eval_loss"]
+    assert len(metrics) > 10
+    assert {m: logs[0][m] for m in metrics} == pytest.approx({m: logs[1][m] for m in metrics}, abs=1e-5)
