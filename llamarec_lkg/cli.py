@@ -105,6 +105,8 @@ def _recommend(args: argparse.Namespace) -> None:
 
     if Path(args.model).exists() and not (Path(args.model) / "config.json").exists():
         raise LKGDataError(f"{args.model} holds no trained model (no config.json). Run `llamarec-lkg train` first.")
+    if not Path(args.model).exists():
+        print(f"There is no folder {args.model!r} here; looking for it on the Hub.", file=sys.stderr)
     recommender = Recommender.from_pretrained(args.model)
     items = recommender.recommend(args.history, user=args.user, candidates=args.candidates, k=args.k)
     if args.json:

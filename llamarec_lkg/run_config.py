@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -166,7 +167,9 @@ class RunConfig:
         model_fields = {f.name for f in dataclasses.fields(LlamaRecLKGConfig)}
         _require_known("prompt", config.prompt, SHARED_SETTINGS)
         _require_known("model", config.model, model_fields - set(SHARED_SETTINGS))
-        _require_known("training", config.training, {f.name for f in dataclasses.fields(LlamaRecLKGTrainingArguments)})
+        training_fields = dataclasses.fields(LlamaRecLKGTrainingArguments)
+        _require_known("training", config.training, {f.name for f in training_fields})
+        _require_numbers("training", config.training, training_fields)
         return config
 
     @classmethod
@@ -200,8 +203,21 @@ class RunConfig:
         return dataclasses.asdict(self)
 
 
+def _require_numbers(section: str, given: Mapping[str, Any], fields: Sequence[dataclasses.Field]) -> None:
+    """Raise `LKGDataError` where a field whose default is a number was given something else."""
+    for field_ in fields:
+        value, default = given.get(field_.name), field_.default
+        if value is None or isinstance(default, bool) or not isinstance(default, int | float):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise LKGDataError(f"{section}.{field_.name} must be a number, got {value!r}.")
+
+
 def _require_known(where: str, given: Mapping[str, Any], known: Any) -> None:
     unknown = sorted(set(given) - set(known))
+    close = [match for key in unknown for match in difflib.get_close_matches(key, known, n=1)]
+    if close:
+        raise LKGDataError(f"Unknown {unknown} in {where}; did you mean {close}?")
     if unknown:
         raise LKGDataError(
             f"Unknown {'key' if len(unknown) == 1 else 'keys'} {unknown} in {where}; known are {sorted(known)}."

@@ -40,8 +40,8 @@ def require_columns(frame: pd.DataFrame, columns: Sequence[str], table: str) -> 
     if missing:
         raise LKGDataError(
             f"The {table} table has columns {list(map(str, frame.columns))} but lacks {missing}. It needs "
-            f"{list(columns)}: rename the matching columns, for example `frame.rename(columns={{'old_name': "
-            f"'{missing[0]}'}})`."
+            f"{list(columns)}: rename the matching column in the file's header, or with `frame.rename(columns="
+            f"{{'old_name': '{missing[0]}'}})`."
         )
 
 
@@ -112,10 +112,20 @@ class Interactions:
         numbers = {}
         for column in (RATING, TIMESTAMP):
             values = frame[column]
+            if column == TIMESTAMP and pd.to_numeric(values, errors="coerce").isna().all():
+                values = pd.to_datetime(values, errors="coerce", utc=True)  # dates as text, as csv files hold them
             if pd.api.types.is_datetime64_any_dtype(values):
                 seconds = pd.to_datetime(values, utc=True).dt.as_unit("s").astype(np.int64).astype(np.float64)
                 values = seconds.where(values.notna())
             numbers[column] = pd.to_numeric(values, errors="coerce").replace([np.inf, -np.inf], np.nan)
+        for column, values in numbers.items():
+            wrong = (values.isna() & frame[column].notna()).to_numpy()
+            if wrong.any() and not pd.api.types.is_numeric_dtype(frame[column]):
+                raise LKGDataError(
+                    f"Column '{column}' of the interactions table holds {int(wrong.sum())} value(s) that are not "
+                    f"numbers, the first is {frame[column].iloc[int(wrong.argmax())]!r} in row {int(wrong.argmax())}. "
+                    "Timestamps are numbers, such as seconds since 1970, or a column of dates; ratings are numbers."
+                )
         _require_present(frame.assign(**numbers), [USER_ID, ITEM_ID, RATING, TIMESTAMP], "interactions")
         return cls(
             users=as_id_strings(frame[USER_ID]),

@@ -79,7 +79,6 @@ def test_an_empty_interactions_table_is_refused():
     "column, values",
     [
         (RATING, [3.0, np.nan, 1.0]),
-        (RATING, ["3", "good", "1"]),
         (TIMESTAMP, [1.0, np.nan, 2.0]),
         (USER_ID, ["a", None, "b"]),
         (ITEM_ID, ["a", None, "b"]),
@@ -90,6 +89,22 @@ def test_a_missing_value_is_refused_with_its_column_and_row(column, values):
         LKGDataError, match=rf"Column '{column}' of the interactions table has 1 missing .* in row 1\."
     ):
         Interactions.from_frame(interactions_frame(**{column: values}))
+
+
+@pytest.mark.parametrize(
+    "column, values, first",
+    [(RATING, ["3", "good", "1"], "'good' in row 1"), (TIMESTAMP, ["5", "6", "2020-01-01"], "'2020-01-01' in row 2")],
+)
+def test_text_where_a_number_belongs_is_named(column, values, first):
+    with pytest.raises(
+        LKGDataError, match=f"Column '{column}' .* 1 value\\(s\\) that are not numbers, the first is {first}"
+    ):
+        Interactions.from_frame(interactions_frame(**{column: values}))
+
+
+def test_dates_as_text_become_seconds():
+    dates = ["1970-01-01 00:00:10", "1970-01-01 00:00:20", "1970-01-02 00:00:00"]
+    assert Interactions.from_frame(interactions_frame(timestamp=dates)).timestamps.tolist() == [10, 20, 86400]
 
 
 def test_dates_become_seconds():

@@ -203,7 +203,7 @@ def test_published_negatives_and_a_run_without_language_model(run, tmp_path):
 
 
 def test_configuration_names_what_it_does_not_know():
-    with pytest.raises(LKGDataError, match="Unknown key \\['retreiver'\\] in the file"):
+    with pytest.raises(LKGDataError, match="Unknown \\['retreiver'\\] in the file; did you mean \\['retriever'\\]"):
         RunConfig.from_mapping({"retreiver": {}})
     with pytest.raises(LKGDataError, match="\\['learning_rat'\\] in training"):
         RunConfig.from_mapping({"training": {"learning_rat": 1}})
@@ -211,6 +211,10 @@ def test_configuration_names_what_it_does_not_know():
         RunConfig.from_mapping({"model": {"num_paths": 1}})
     with pytest.raises(LKGDataError, match="not of the form section.key=value"):
         RunConfig.from_yaml(None, ["training"])
+    with pytest.raises(LKGDataError, match="training.learning_rate must be a number, got 'fast'"):
+        RunConfig.from_yaml(None, ["training.learning_rate=fast"])
+    with pytest.raises(LKGDataError, match="Unknown key \\['zzz'\\]"):
+        RunConfig.from_mapping({"zzz": 1})
     with pytest.raises(LKGDataError, match="controls \\['nothing'\\]"):
         RunConfig.from_yaml(None, ["evaluation.controls=[nothing]"])
     with pytest.raises(LKGDataError, match="is not YAML"):
