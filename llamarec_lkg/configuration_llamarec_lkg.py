@@ -34,10 +34,14 @@ class LlamaRecLKGConfig(PreTrainedConfig):
         has_adapter (`bool`): the checkpoint holds an adapter, in `adapter/`.
         relations (`list[str]`): the graph's R relations, in the order of `evidence` and `path_relation_weights`.
         num_users (`int`): users with an embedding of their own, ids 1 to `num_users`; 0 keeps no embedding.
-        user_embedding_size, preference_hidden_size (`int`), preference_dropout (`float`): sizes of the preference
-            module.
+        user_embedding_size (`int`): 0 gives each known user one logit a relation, which weight decay keeps small
+            where there is little to learn from; otherwise the published form, an embedding of that size with layer
+            norm and a linear map.
+        preference_hidden_size (`int`), preference_dropout (`float`): of the preference module.
         user_dropout (`float`): how often training hides the user's id, so that the history alone learns to carry new
             users.
+        user_shrinkage (`float`): weight of the squared logits that ids add, in the training loss: a known user departs
+            from what the history says only as far as the lists insist.
         use_history_preferences, use_user_embedding (`bool`): the two inputs of the preference module.
         use_language_model (`bool`): off, only retriever and evidence rank, and no backbone is needed.
         use_evidence_fusion (`bool`): gradient route 1, the evidence term.
@@ -69,10 +73,11 @@ class LlamaRecLKGConfig(PreTrainedConfig):
     has_adapter: bool = False
     relations: list[str] | None = None
     num_users: int = 0
-    user_embedding_size: int = 32
+    user_embedding_size: int = 0
     preference_hidden_size: int = 32
     preference_dropout: float = 0.1
     user_dropout: float = 0.5
+    user_shrinkage: float = 1.0
     use_history_preferences: bool = True
     use_user_embedding: bool = True
     use_language_model: bool = True
@@ -125,11 +130,6 @@ class LlamaRecLKGConfig(PreTrainedConfig):
     def num_relations(self) -> int:
         return len(self.relations)
 
-    @property
-    def num_history_features(self) -> int:
-        """Width F of `history_relations`: two statistics a relation, and the history's length."""
-        return 2 * self.num_relations + 1
-
     @classmethod
     def paper(cls, relations: list[str], num_users: int, **overrides: Any) -> LlamaRecLKGConfig:
         """The published recipe (arXiv 2506.07449) with nothing added: prompt alone, preferences from the user's id
@@ -144,6 +144,7 @@ class LlamaRecLKGConfig(PreTrainedConfig):
             "user_embedding_size": 128,
             "preference_dropout": 0.2,
             "user_dropout": 0.0,
+            "user_shrinkage": 0.0,
             "use_history_preferences": False,
             "use_evidence_fusion": False,
             "use_path_gate": False,

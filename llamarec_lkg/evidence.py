@@ -10,12 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from .knowledge_graph import USER, KnowledgeGraph
 from .paths import Paths
 from .schema import UNKNOWN_USER
+
+
+# What a history says about each relation; the first four are logarithms of 1 + evidence.
+STATISTICS = (
+    "recent",  # mean evidence that earlier items gave to the ones that followed, recent steps counting more
+    "mean",  # the same, all steps alike
+    "last",  # of the last step
+    "expected",  # evidence that the history gives to an average item of the catalogue
+    "tied",  # share of steps from an item to one it is tied to
+    "lift",  # log of mean over expected: how far above chance the user keeps to the relation
+    "length",  # of the history, the same for all relations
+)
+STATISTICS_WINDOW = 128
+RECENT_STEPS = 10.0  # half-life of "recent"
 
 
 @dataclass(frozen=True)
@@ -180,21 +195,65 @@ class EvidenceIndex:
         sums = np.bincount(cells, weights * profile[columns], minlength=len(candidates) * self.num_relations)
         return (sums.reshape(len(candidates), -1) / self.scale).astype(np.float32)
 
-    def affinity(self, history: np.ndarray, user: int = UNKNOWN_USER) -> np.ndarray:
-        """How tightly the items of a history hang together along each relation, shape (2, R), each row at most 1 in
-        scale.
+    def history_statistics(self, history: np.ndarray, user: int = UNKNOWN_USER) -> np.ndarray:
+        """How a history moves from item to item along each relation: what the preference module reads.
 
-        Row 0 is the mean evidence that the earlier half gives to the later half, row 1 the same over all pairs with
-        the most recent item. High where the user follows a relation from item to item: the input of the preference
-        module.
+        Args:
+            history (`np.ndarray`, shape (H,)): dense items, oldest first; of a long one the latest
+                `STATISTICS_WINDOW`.
+            user (`int`): dense user, whose own edges say nothing.
+
+        Returns:
+            `np.ndarray` of `float32`, shape (R, len(STATISTICS)); zeros but for the length where there are fewer than
+            two items.
         """
         history = np.asarray(history, dtype=np.int64)
-        statistics = np.zeros((2, self.num_relations), dtype=np.float32)
+        values = np.zeros((len(STATISTICS), self.num_relations))
+        values[-1] = np.log1p(len(history)) / 5.0
+        history = history[-STATISTICS_WINDOW:]
         if len(history) >= 2:
-            middle = len(history) // 2
-            statistics[0] = self.evidence(history[:middle], history[middle:], user).mean(axis=0)
-            statistics[1] = self.evidence(history[:-1], history[-1:], user)[0]
-        return statistics
+            strength, tied = self._steps(history, user)
+            recency = 0.5 ** (np.arange(len(strength))[::-1] / RECENT_STEPS)
+            mean, recent = strength.mean(axis=0), recency @ strength / recency.sum()
+            common = self.profile(history, user) * self._mean_candidate
+            expected = np.bincount(self.column_relation, common, minlength=self.num_relations) / self.scale
+            lift = np.log((mean + 0.05) / (expected + 0.05))
+            values[:-1] = [*np.log1p([recent, mean, strength[-1], expected]), tied.mean(axis=0), lift]
+        return values.T.astype(np.float32)
+
+    def _steps(self, history: np.ndarray, user: int) -> tuple[np.ndarray, np.ndarray]:
+        """For every item after the first, the evidence that those before it gave, and whether the one right before it
+        gave any; both (H - 1, R)."""
+        said, said_columns, said_weights = self._without(user, *self.history_rows.take(history))
+        heard, heard_columns, heard_weights = self._without(user, *self.candidate_rows.take(history))
+        columns, compact = np.unique(np.concatenate([said_columns, heard_columns]), return_inverse=True)
+        said_columns, heard_columns = compact[: len(said)], compact[len(said) :]
+        relation, places = self.column_relation[columns], np.arange(len(history) + 1)
+        said_at, heard_at = np.searchsorted(said, places), np.searchsorted(heard, places)
+        strength, tied = np.zeros((2, len(history), self.num_relations))
+        profile, previous = np.zeros((2, len(columns)))
+        decay, total = 0.5 ** (1.0 / self.half_life), 0.0
+        for place in range(len(history)):
+            part = slice(*heard_at[place : place + 2])
+            at, weights = heard_columns[part], heard_weights[part]
+            if place:
+                told = [
+                    np.bincount(relation[at], weights * by[at], minlength=len(tied[0])) for by in (profile, previous)
+                ]
+                strength[place], tied[place] = told[0] / total, told[1] > 0
+            part = slice(*said_at[place : place + 2])
+            profile *= decay
+            profile[said_columns[part]] += said_weights[part]
+            total = total * decay + 1.0
+            previous[:] = 0.0
+            previous[said_columns[part]] = said_weights[part]
+        return strength[1:] / self.scale, tied[1:]
+
+    @cached_property
+    def _mean_candidate(self) -> np.ndarray:
+        """Mean of all items' candidate rows, shape (num_columns,)."""
+        rows = self.candidate_rows
+        return np.bincount(rows.columns, rows.weights, minlength=len(self.column_relation)) / max(self.num_items, 1)
 
     def path_weights(self, paths: Paths, history: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """The part of the evidence that runs through each path, shape (P, R).

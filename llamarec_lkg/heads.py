@@ -82,6 +82,7 @@ def fit_heads(
     device = model.fusion.retrieval_weight.device
     train, validation = _labelled(train, device), _labelled(validation or train, device)
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     generator = torch.Generator().manual_seed(seed)
     log: list[dict[str, float]] = []
     was_training = model.training
@@ -99,6 +100,7 @@ def fit_heads(
                 loss.backward()
                 optimizer.step()
                 total += float(loss.detach()) * len(rows)
+            schedule.step()
             log.append({"epoch": epoch, "loss": total / len(train["labels"]), "eval_loss": _loss(model, validation)})
             bar.set_postfix({"loss": f"{log[-1]['loss']:.4f}", "eval_loss": f"{log[-1]['eval_loss']:.4f}"})
             if log[-1]["eval_loss"] < best_loss:

@@ -22,6 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, cached_file
 
 from .backbones import resolve_backbone
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
+from .evidence import STATISTICS
 from .schema import UNKNOWN_USER, LKGDataError
 from .storage import atomic_file
 
@@ -51,39 +52,56 @@ class RankingOutput(ModelOutput):
 
 
 class UserPreferenceModule(nn.Module):
-    """Relation logits of a user, from the history's relation statistics and an id embedding that known users add."""
+    """Relation logits of a user, from the history's relation statistics and an id embedding that known users add.
+
+    One small network reads each relation's statistics, and how they differ from the mean over relations; a vector of
+    its own tells it which relation it is. What "the user keeps to it" looks like is much the same for all relations,
+    so few users teach many of them.
+    """
 
     def __init__(self, config: LlamaRecLKGConfig):
         super().__init__()
         self.user_dropout = config.user_dropout
         self.dropout = nn.Dropout(config.preference_dropout)
-        self.history_in = self.history_out = self.user_embedding = self.user_norm = self.user_out = None
         self.bias = nn.Parameter(torch.zeros(config.num_relations))
+        self.history_in = self.history_out = self.history_skip = self.relation_embedding = None
+        self.user_embedding = self.user_norm = self.user_out = None
         if config.use_history_preferences:
-            self.history_in = nn.Linear(config.num_history_features, config.preference_hidden_size)
-            self.history_out = nn.Linear(config.preference_hidden_size, config.num_relations, bias=False)
+            hidden = config.preference_hidden_size
+            self.history_in = nn.Linear(2 * len(STATISTICS), hidden)
+            self.relation_embedding = nn.Parameter(torch.zeros(config.num_relations, hidden))
+            self.history_out = nn.Linear(hidden, 1, bias=False)
+            self.history_skip = nn.Linear(2 * len(STATISTICS), 1, bias=False)
         if config.use_user_embedding and config.num_users:
-            self.user_embedding = nn.Embedding(
-                config.num_users + 1, config.user_embedding_size, padding_idx=UNKNOWN_USER
-            )
-            self.user_norm = nn.LayerNorm(config.user_embedding_size)
-            self.user_out = nn.Linear(config.user_embedding_size, config.num_relations, bias=False)
+            size = config.user_embedding_size or config.num_relations
+            self.user_embedding = nn.Embedding(config.num_users + 1, size, padding_idx=UNKNOWN_USER)
+            if config.user_embedding_size:
+                self.user_norm = nn.LayerNorm(size)
+                self.user_out = nn.Linear(size, config.num_relations, bias=False)
 
     def forward(self, user_ids: torch.Tensor, history_relations: torch.Tensor) -> torch.Tensor:
-        """(B,) dense users and (B, F) statistics -> (B, R) logits. User 0 and unseen ids get the history's part
+        """(B,) dense users and (B, R, S) statistics -> (B, R) logits. User 0 and unseen ids get the history's part
         alone."""
         logits = self.bias.float().expand(len(user_ids), -1)
         if self.history_in is not None:
-            hidden = F.gelu(self.history_in(history_relations.to(self.history_in.weight.dtype)))
-            logits = logits + self.history_out(self.dropout(hidden)).float()
-        if self.user_embedding is not None:
-            user_ids = user_ids.masked_fill(user_ids >= self.user_embedding.num_embeddings, UNKNOWN_USER)
-            if self.training and self.user_dropout > 0:
-                hide = torch.rand(user_ids.shape, device=user_ids.device) < self.user_dropout
-                user_ids = user_ids.masked_fill(hide, UNKNOWN_USER)
-            personal = self.user_out(self.dropout(self.user_norm(self.user_embedding(user_ids)))).float()
-            logits = logits + personal * (user_ids != UNKNOWN_USER)[:, None]
-        return logits
+            statistics = history_relations.to(self.history_in.weight.dtype)
+            statistics = torch.cat([statistics, statistics - statistics.mean(1, keepdim=True)], dim=-1)
+            hidden = self.dropout(F.gelu(self.history_in(statistics) + self.relation_embedding))
+            logits = logits + (self.history_out(hidden) + self.history_skip(statistics))[..., 0].float()
+        if self.training and self.user_dropout > 0:
+            hide = torch.rand(user_ids.shape, device=user_ids.device) < self.user_dropout
+            user_ids = user_ids.masked_fill(hide, UNKNOWN_USER)
+        return logits + self.personal(user_ids)
+
+    def personal(self, user_ids: torch.Tensor) -> torch.Tensor:
+        """What known users' ids add to the logits, (B, R); zero for all others."""
+        if self.user_embedding is None:
+            return self.bias.new_zeros(len(user_ids), len(self.bias), dtype=torch.float32)
+        user_ids = user_ids.masked_fill(user_ids >= self.user_embedding.num_embeddings, UNKNOWN_USER)
+        personal = self.user_embedding(user_ids)
+        if self.user_out is not None:
+            personal = self.user_out(self.dropout(self.user_norm(personal)))
+        return personal.float() * (user_ids != UNKNOWN_USER)[:, None]
 
 
 class ScoreFusion(nn.Module):
@@ -229,18 +247,19 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         if isinstance(module, UserPreferenceModule):
             # outputs start at zero, so training starts at uniform preferences and every input can pull them away
             module.bias.zero_()
-            for output in (module.history_out, module.user_out):
-                if output is not None:
-                    nn.init.zeros_(output.weight)
-            if module.user_embedding is not None:
-                nn.init.normal_(module.user_embedding.weight, std=0.1)
-                module.user_embedding.weight[UNKNOWN_USER].zero_()
             if module.history_in is not None:
                 nn.init.xavier_uniform_(module.history_in.weight)
                 nn.init.zeros_(module.history_in.bias)
-            if module.user_norm is not None:
+                for weight in (module.relation_embedding, module.history_out.weight, module.history_skip.weight):
+                    nn.init.zeros_(weight)
+            if module.user_out is not None:
+                nn.init.normal_(module.user_embedding.weight, std=0.1)
+                module.user_embedding.weight[UNKNOWN_USER].zero_()
+                nn.init.zeros_(module.user_out.weight)
                 nn.init.ones_(module.user_norm.weight)
                 nn.init.zeros_(module.user_norm.bias)
+            elif module.user_embedding is not None:
+                nn.init.zeros_(module.user_embedding.weight)
         elif isinstance(module, ScoreFusion):
             for name in ("letter_scale", "evidence_weight", "retrieval_weight"):
                 getattr(module, name).fill_(getattr(self.config, name))
@@ -523,7 +542,7 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             retrieval_scores (`torch.Tensor`, shape (B, C)): first-stage scores.
             candidate_mask (`torch.Tensor` of `bool`, shape (B, C)): real candidates.
             user_ids (`torch.Tensor` of `long`, shape (B,)): dense users, 0 unknown.
-            history_relations (`torch.Tensor`, shape (B, F)): relation statistics of the history.
+            history_relations (`torch.Tensor`, shape (B, R, S)): relation statistics of the history.
             prefix_input_ids, prefix_attention_mask (`torch.Tensor`, shape (B, Lp)): instruction and history.
             path_input_ids, path_attention_mask (`torch.Tensor`, shape (B, P, Lr)): every path as text.
             path_relation_weights (`torch.Tensor`, shape (B, P, R)): weight of each relation in each path.
@@ -564,6 +583,8 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         if labels is not None:
             known = labels >= 0
             loss = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0.0
+            if self.training and self.config.user_shrinkage:
+                loss = loss + self.config.user_shrinkage * self.preference.personal(user_ids).square().sum(1).mean()
         return RankingOutput(loss, logits, preferences, path_scores, selected, letter_logits)
 
     def _letter_logits(self, prompt: AssembledPrompt, path_scores: torch.Tensor, count: int) -> torch.Tensor:

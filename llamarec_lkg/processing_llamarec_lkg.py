@@ -387,9 +387,8 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         return BatchFeature(batch)
 
     def history_features(self, example: RankingExample) -> np.ndarray:
-        """`history_relations` of one example, shape (2 R + 1,): affinity by relation, and the history's length."""
-        affinity = self.evidence_index.affinity(example.history, example.user)
-        return np.append(np.log1p(affinity).ravel(), np.log1p(len(example.history)) / 5.0).astype(np.float32)
+        """`history_relations` of one example, shape (R, S); see `evidence.STATISTICS`."""
+        return self.evidence_index.history_statistics(example.history, example.user)
 
     def _prompt_parts(self, examples: Sequence[RankingExample]) -> dict[str, torch.Tensor]:
         prefixes, suffixes, path_ids, path_weights, path_sources = [], [], [], [], []

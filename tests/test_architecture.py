@@ -17,7 +17,7 @@ LAYERS = [
     ["sources", "backbones"],
     ["dataset"],
     ["knowledge_graph"],
-    ["paths"],
+    ["paths", "synthetic"],
     ["evidence"],
     ["retrieval"],
     ["modeling_lrurec"],

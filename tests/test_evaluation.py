@@ -114,7 +114,7 @@ def test_each_control_takes_its_thing_away_and_gives_it_back(proc, film_dataset,
     ranker, lists = model(proc), examples(film_dataset)
     torch.manual_seed(0)
     with torch.no_grad():
-        ranker.preference.user_out.weight.normal_()
+        ranker.preference.user_embedding.weight.normal_()
     before = ranker_scores(ranker, proc, lists, progress=False)
     seen = []
     hook = ranker.register_forward_hook(

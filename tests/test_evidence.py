@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from llamarec_lkg import paths
-from llamarec_lkg.evidence import EvidenceIndex
+from llamarec_lkg.evidence import RECENT_STEPS, STATISTICS, STATISTICS_WINDOW, EvidenceIndex
 from llamarec_lkg.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.schema import HEAD, RATED, RELATION, TAIL, Triples
 
@@ -141,23 +141,51 @@ def test_a_target_in_the_training_graph_looks_like_one_that_is_not(make_dataset)
     np.testing.assert_allclose(evidence[0], evidence[1], rtol=1e-6)
 
 
-def test_affinity_is_evidence_inside_the_history(index):
-    history = np.array([1, 2, 3])
-    affinity = index.affinity(history)
-    assert affinity.shape == (2, 2) and affinity.dtype == np.float32
-    assert affinity[0] == pytest.approx(index.evidence(np.array([1]), np.array([2, 3])).mean(axis=0))
-    assert affinity[1] == pytest.approx(index.evidence(np.array([1, 2]), np.array([3]))[0])
-    assert affinity[0] == pytest.approx([(1 + Y / LENGTH) / 2, 0.5])
+def test_history_statistics_by_hand(index):
+    """Steps 1 -> 2 and 2 -> 3. Along BY item 1 says 1 of item 2; items 1 and 2 both say Y / LENGTH of item 3. Along IN
+    item 1 says 1 of item 3, half as loud as item 2, which says nothing."""
+    statistics = index.history_statistics(np.array([1, 2, 3]))
+    assert statistics.shape == (2, len(STATISTICS)) and statistics.dtype == np.float32
+    by, along = (dict(zip(STATISTICS, row, strict=True)) for row in statistics)
+    share = Y / LENGTH
+    strength = {"by": np.array([1, share]), "in": np.array([0, 1 / 3])}
+    decay = 0.5 ** (1 / RECENT_STEPS)
+    for values, (first, last), tied in ((by, strength["by"], 1.0), (along, strength["in"], 0.0)):
+        assert values["mean"] == pytest.approx(math.log1p((first + last) / 2))
+        assert values["recent"] == pytest.approx(math.log1p((decay * first + last) / (decay + 1)))
+        assert values["last"] == pytest.approx(math.log1p(last))
+        assert values["tied"] == pytest.approx(tied)
+        assert values["length"] == pytest.approx(math.log1p(3) / 5)
+    expected = index.evidence(np.array([1, 2, 3]), np.array([1, 2, 3])).mean(axis=0)
+    assert [by["expected"], along["expected"]] == pytest.approx(np.log1p(expected))
+    assert by["lift"] == pytest.approx(math.log(((1 + share) / 2 + 0.05) / (expected[0] + 0.05)), rel=1e-5)
+
+
+def test_steps_are_the_evidence_of_what_came_before(random_graph):
+    index = EvidenceIndex.from_graph(random_graph, half_life=3.0).with_scale([1.0, 2.0, 4.0])
+    history = np.array([5, 2, 9, 13, 1, 7])
+    strength, tied = index._steps(history, 0)
+    for place in range(1, len(history)):
+        before, item = history[:place], history[place : place + 1]
+        np.testing.assert_allclose(strength[place - 1], index.evidence(before, item)[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(tied[place - 1], index.evidence(before[-1:], item)[0] > 0)
+
+
+def test_statistics_of_short_and_long_histories(index):
     for short in ([], [1]):
-        assert not index.affinity(np.array(short, dtype=int)).any()
+        assert not index.history_statistics(np.array(short, dtype=int))[:, :-1].any()
+    long = np.array([1, 2, 3] * STATISTICS_WINDOW)
+    full, window = index.history_statistics(long), index.history_statistics(long[-STATISTICS_WINDOW:])
+    for column, name in enumerate(STATISTICS):
+        same = np.allclose(full[:, column], window[:, column])
+        assert same != (name == "length"), name
 
 
-def test_affinity_leaves_the_users_own_ratings_out(film_dataset):
+def test_statistics_leave_the_users_own_ratings_out(film_dataset):
     index = EvidenceIndex.from_graph(KnowledgeGraph.from_dataset(film_dataset))
-    rated = index.relations.index(RATED)
-    assert (
-        index.affinity(np.array([1, 2, 3]), user=1)[:, rated] < index.affinity(np.array([1, 2, 3]))[:, rated]
-    ).all()
+    rated, history = index.relations.index(RATED), np.array([1, 2, 3])
+    own, others = index.history_statistics(history, user=1)[rated], index.history_statistics(history)[rated]
+    assert (own[:2] < others[:2]).all()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import torch
 from tiny import SETTINGS, examples, processor, tokenizer
 from transformers import AutoProcessor
 
+from llamarec_lkg.evidence import STATISTICS
 from llamarec_lkg.configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
 from llamarec_lkg.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.modeling_llamarec_lkg import assemble_prompt, select_paths
@@ -74,7 +75,7 @@ def test_batch_tensors_have_the_documented_shapes_and_values(proc, film_dataset)
     assert batch["evidence"].shape == (3, 5, relations)
     assert batch["candidate_mask"].tolist()[1] == [True, True, False, False, False]
     assert batch["labels"].tolist() == [lists[0].label, -1, lists[2].label]
-    assert batch["history_relations"].shape == (3, 2 * relations + 1)
+    assert batch["history_relations"].shape == (3, relations, len(STATISTICS))
     assert batch["path_relation_weights"].shape == (*batch["path_input_ids"].shape[:2], relations)
     assert torch.equal(batch["evidence"][1, 2:], torch.zeros(3, relations))
     np.testing.assert_allclose(batch["retrieval_scores"][0].numpy(), lists[0].retrieval_scores)
