@@ -151,8 +151,8 @@ class HubServer(Hub):
                 "POST *.git/info/lfs/objects/batch", "PUT *" (a large file on its way up), "GET */lfs/*" (down).
             how: One of
                 "timeout": no answer for `seconds`, then the connection is closed;
-                "cut": the connection is closed after half of the request's body; a request without a body gets its
-                headers and half of the content;
+                "cut": the connection is closed after half of the request's body; a request without a body gets the
+                headers and half of the content, or, where there is no content to halve, nothing;
                 "reset": as "cut", but the connection is torn down (RST) where "cut" ends it (FIN);
                 "lost": the request is carried out and the connection closed before the answer;
                 a status such as "401", "429", "500", "503": that answer, and nothing is carried out.
@@ -240,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         call = Call(self.command, parts.path, parse_qs(parts.query, keep_blank_values=True), headers, body)
         with hub._lock:
             reply = self.server.answer(call)
-        if failure is not None and failure.how == "lost":
+        if failure is not None and (failure.how == "lost" or self.command == "HEAD" or not reply.body):
             return self._break(failure)
         self._send(request, reply, failure=failure)
 
