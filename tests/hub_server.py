@@ -141,7 +141,7 @@ class HubServer(Hub):
         how: str,
         times: int | None = 1,
         after: int = 0,
-        seconds: float = 3.0,
+        seconds: float = 6.0,
         retry_after: int = 0,
     ) -> Failure:
         """Let requests go wrong.
@@ -158,8 +158,8 @@ class HubServer(Hub):
                 a status such as "401", "429", "500", "503": that answer, and nothing is carried out.
             times: How many requests; `None` for all from now on.
             after: How many fitting requests pass first.
-            seconds: How long "timeout" holds the answer. Longer than the client's timeout for what downloads; most
-                other requests of the client have no timeout and wait for it to end.
+            seconds: How long "timeout" holds the answer, or until the client has gone. It goes after its own timeout
+                (`client_timeout`) where it has one: when it downloads. Its other requests wait to the end.
             retry_after: The `Retry-After` of a 429, in seconds.
 
         Returns:
