@@ -4,7 +4,7 @@ triples."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from .raw_amazon import amazon_2014, amazon_2023
 from .raw_files import read_table
 from .raw_formats import (
     ID_TYPES,
+    Catalogue,
     RawDataset,
     folder_of,
     movielens_1m,
@@ -97,12 +98,25 @@ def _recognise(path: Path, names: list[str]) -> str | None:
 
 def with_triples(bundle: DatasetBundle, source: nx.Graph | pd.DataFrame | str | Path) -> DatasetBundle:
     """The bundle with further facts beside those it has; `source` is what `as_triples` takes."""
-    added, known = as_triples(source, bundle.items), bundle.triples
-    if known is not None:
-        columns = ("heads", "relations", "tails")
-        joined = (np.concatenate([getattr(known, name), getattr(added, name)]) for name in columns)
-        added = Triples(*joined, item_of_entity={**added.item_of_entity, **known.item_of_entity})
-    return replace(bundle, triples=added)
+    return replace(bundle, triples=_joined(bundle.triples, as_triples(source, bundle.items)))
+
+
+def with_facts(raw: RawDataset, source: nx.Graph | pd.DataFrame | str | Path) -> RawDataset:
+    """`with_triples` for a data set that has not been read yet."""
+
+    def catalogue(wanted: Container[str] | None) -> Catalogue:
+        items, triples = raw.catalogue(wanted)
+        return items, _joined(triples, as_triples(source, items))
+
+    return replace(raw, catalogue=catalogue)
+
+
+def _joined(known: Triples | None, added: Triples) -> Triples:
+    if known is None:
+        return added
+    columns = ("heads", "relations", "tails")
+    arrays = (np.concatenate([getattr(known, name), getattr(added, name)]) for name in columns)
+    return Triples(*arrays, item_of_entity={**added.item_of_entity, **known.item_of_entity})
 
 
 def as_triples(source: nx.Graph | pd.DataFrame | str | Path, items: ItemTable) -> Triples:

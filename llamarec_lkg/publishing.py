@@ -6,7 +6,7 @@ import hashlib
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from httpx import HTTPError
 from huggingface_hub import CommitInfo, DatasetCardData, HfApi
 from huggingface_hub import DatasetCard as HubDatasetCard
+from huggingface_hub.errors import HTTPError  # of whichever client it uses
 
 from .model_card import template_text
 from .raw_formats import ENTITY_ID, RawDataset
@@ -27,7 +27,6 @@ from .schema import (
     RATED,
     RELATION,
     TAIL,
-    TIMESTAMP,
     TITLE,
     USER_ID,
     DatasetBundle,
@@ -46,8 +45,8 @@ CARD = "README.md"
 LICENSE_ID = re.compile(r"[a-z0-9.-]+")
 
 RAW_IDS = (
-    "User ids are those of the source. Together with times and items they can show who somebody is and what they like: "
-    "treat these tables as personal data."
+    "User ids are those of the source. Together with times and items they can show who somebody is and what they "
+    "like: treat these tables as personal data."
 )
 NUMBERED_IDS = (
     "User ids were replaced by the numbers from 1 on, in an order that has nothing to do with the source's ids, and "
@@ -96,6 +95,7 @@ class DatasetCard:
 
     def to_hub_card(self) -> HubDatasetCard:
         """The rendered card with its metadata, as `huggingface_hub` knows it."""
+        source = {"citation": self.citation, "license": self.source_license}
         license_id = "other" if self.source_license else "unknown"
         data = DatasetCardData(
             pretty_name=self.pretty_name,
@@ -113,8 +113,7 @@ class DatasetCard:
                 {
                     "config_name": table.name,
                     "splits": [{"name": "train", "num_bytes": table.bytes, "num_examples": table.rows}],
-                    "citation": self.citation,
-                    "license": self.source_license,
+                    **{key: text for key, text in source.items() if text},
                 }
                 for table in self.tables
             ],

@@ -12,7 +12,7 @@ import pandas as pd
 from huggingface_hub.repocard import RepoCard
 from yaml import YAMLError
 
-from .raw_files import csv_batches, parquet_batches, read_lines, read_table
+from .raw_files import BATCH_ROWS, csv_batches, parquet_batches, read_lines, read_table
 from .schema import (
     HEAD,
     ITEM_ID,
@@ -74,9 +74,13 @@ class RawDataset:
 
     @classmethod
     def from_bundle(cls, bundle: DatasetBundle) -> RawDataset:
+        def batches() -> Iterator[pd.DataFrame]:
+            frame = bundle.interactions.to_frame()
+            return (frame.iloc[start : start + BATCH_ROWS] for start in range(0, len(frame), BATCH_ROWS))
+
         return cls(
             bundle.name,
-            lambda: iter([bundle.interactions.to_frame()]),
+            batches,
             lambda wanted: (only(bundle.items, wanted), bundle.triples),
             bundle.citation,
             bundle.license,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from huggingface_hub.errors import HTTPError  # of whichever client it uses
 
 from .converters import convert
 from .downloads import ML_100K_WHEEL, extract, fetch_url, fetch_wheel
@@ -118,7 +119,12 @@ def _load_hub(repo_id: str, revision: str | None) -> DatasetBundle:
         wanted = [name for name in ("interactions", "items", "triples", "links") if name in configs]
         loaded = {name: load_dataset(repo_id, name, split="train", revision=revision) for name in wanted}
         frames = {name: dataset.to_pandas() for name, dataset in loaded.items()}
-    except (OSError, ValueError) as error:  # what `datasets` raises for no network, no such id, no such config
+    except (
+        OSError,
+        ValueError,
+        HTTPError,
+    ) as error:
+        # what `datasets` raises for no network, no such id, no such config
         raise LKGDataError(
             f"The Hub data set {repo_id!r} could not be read ({error}). Check the id and the network, or pass a local "
             "folder."

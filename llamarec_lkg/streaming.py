@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from huggingface_hub.errors import HTTPError  # of whichever client it uses
 from tqdm.auto import tqdm
 
 from .converters import open_raw
@@ -143,7 +144,7 @@ def _hub_batches(repo_id: str, revision: str | None) -> Iterator[pd.DataFrame]:
         rows = load_dataset(repo_id, "interactions", split="train", revision=revision, streaming=True)
         for table in rows.with_format("arrow").iter(BATCH_ROWS):
             yield table.to_pandas()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise LKGDataError(
             f"The interactions of the Hub data set {repo_id!r} could not be read ({error}). Check the id and the "
             "network, or pass a local folder."
