@@ -328,7 +328,7 @@ def _columns(rows: list[tuple[str, ...]]) -> list[pd.Series]:
 
 
 def _films(ids: pd.Series, titles: pd.Series, genres: pd.Series) -> pd.DataFrame:
-    """The items table of a MovieLens release; the year is the last parenthesis of the title, but for a "(V)" that marks
-    films made for video."""
+    """The items table of a MovieLens release. The year is the last parenthesis of the title, but for a "(V)" that
+    marks films made for video."""
     years = titles.str.extract(r"\((\d{4})\)\s*(?:\(V\)\s*)?$")[0]
     return pd.DataFrame({ITEM_ID: ids, TITLE: titles, GENRE: genres.mask(genres.isin(NO_GENRE)), YEAR: years})

@@ -113,6 +113,7 @@ def bundle_from_frames(
 
 def _load_hub(repo_id: str, revision: str | None) -> DatasetBundle:
     from datasets import get_dataset_config_names, load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
         configs = get_dataset_config_names(repo_id, revision=revision)

@@ -139,12 +139,13 @@ def hash_ids(batch: pa.RecordBatch, column: str) -> np.ndarray:
 
 def _hub_batches(repo_id: str, revision: str | None) -> Iterator[pd.DataFrame]:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
         rows = load_dataset(repo_id, "interactions", split="train", revision=revision, streaming=True)
         for table in rows.with_format("arrow").iter(BATCH_ROWS):
             yield table.to_pandas()
-    except (OSError, ValueError, HTTPError) as error:
+    except (OSError, ValueError, HTTPError, DatasetsError) as error:
         raise LKGDataError(
             f"The interactions of the Hub data set {repo_id!r} could not be read ({error}). Check the id and the "
             "network, or pass a local folder."

@@ -319,6 +319,8 @@ def hub(monkeypatch, interactions, items, triples):
         info = types.SimpleNamespace(citation="Someone. 2020. Some data.", license="mit")
         return types.SimpleNamespace(to_pandas=lambda: tables[name].copy(), info=info)
 
+    import datasets.exceptions  # noqa: F401 (stays importable beside the stand-in)
+
     module = types.ModuleType("datasets")
     module.tables, module.calls = tables, calls
     module.load_dataset = load_dataset
