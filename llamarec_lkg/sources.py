@@ -120,12 +120,8 @@ def _load_hub(repo_id: str, revision: str | None) -> DatasetBundle:
         wanted = [name for name in ("interactions", "items", "triples", "links") if name in configs]
         loaded = {name: load_dataset(repo_id, name, split="train", revision=revision) for name in wanted}
         frames = {name: dataset.to_pandas() for name, dataset in loaded.items()}
-    except (
-        OSError,
-        ValueError,
-        HTTPError,
-    ) as error:
-        # what `datasets` raises for no network, no such id, no such config
+    except (OSError, ValueError, HTTPError, DatasetsError) as error:
+        # what `datasets` raises for no network, no such id, no such config, or other rows than the card says
         raise LKGDataError(
             f"The Hub data set {repo_id!r} could not be read ({error}). Check the id and the network, or pass a local "
             "folder."
