@@ -4,14 +4,17 @@ Importing the package registers its configurations, models and processor with th
 """
 
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
+from .converters import convert, with_triples
 from .dataset import PreprocessingSettings, SequenceDataset, prepare_dataset
 from .knowledge_graph import KnowledgeGraph
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking, RankingOutput
 from .modeling_lrurec import LRURecConfig, LRURecForRetrieval
 from .pipeline import Recommendation, Recommender
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
+from .publishing import anonymize_users, push_dataset, write_dataset
 from .schema import DatasetBundle, Interactions, ItemTable, LKGDataError, RankingExample, Triples
 from .sources import load_dataset_bundle
+from .streaming import stream_interactions
 from .trainer import LlamaRecLKGTrainer
 from .training_args import LlamaRecLKGTrainingArguments
 
@@ -38,6 +41,12 @@ __all__ = [
     "Recommender",
     "SequenceDataset",
     "Triples",
+    "anonymize_users",
+    "convert",
     "load_dataset_bundle",
     "prepare_dataset",
+    "push_dataset",
+    "stream_interactions",
+    "with_triples",
+    "write_dataset",
 ]

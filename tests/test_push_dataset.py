@@ -1,0 +1,351 @@
+"""What is published, what is not, and that it loads to the same. The Hub is a folder: only the upload is replaced."""
+
+import fnmatch
+import re
+import shutil
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from huggingface_hub import DatasetCard, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+from llamarec_lkg import SequenceDataset, anonymize_users, load_dataset_bundle, push_dataset, write_dataset
+from llamarec_lkg.dataset import PreprocessingSettings
+from llamarec_lkg.publishing import size_category
+from llamarec_lkg.schema import DatasetBundle, Interactions, ItemTable, LKGDataError, Triples
+from llamarec_lkg.sources import _load_hub
+from llamarec_lkg.streaming import _hub_batches
+
+
+pytestmark = pytest.mark.hub
+
+USERS = ["user-7", "user-7", "ada@example.org", "user-7", "ada@example.org", "12"]
+
+
+@pytest.fixture
+def bundle():
+    """Three users, three items with none, one or two values, and facts whose entities are not named like items."""
+    interactions = pd.DataFrame(
+        {
+            "user_id": USERS,
+            "item_id": ["007", "b", "007", "c", "b", "c"],
+            "rating": [5.0, 3.5, 1.0, 2.0, 4.0, 0.5],
+            "timestamp": [10, 20, 30, 2**40, 50, 60],
+        }
+    )
+    items = pd.DataFrame(
+        {
+            "item_id": ["007", "b", "c"],
+            "title": ["Bond: the “first”", "B", ""],
+            "DIRECTED_BY": [["Young|Old", "Other"], [], ["Young|Old"]],
+            "TITLE": [["of honour"], [], []],
+            "EMPTY": [[], [], []],
+        }
+    )
+    triples = pd.DataFrame({"head": ["m.1", "m.9"], "relation": ["SEQUEL", "IN"], "tail": ["m.2", "007"]})
+    return DatasetBundle(
+        name="films",
+        interactions=Interactions.from_frame(interactions),
+        items=ItemTable.from_frame(items),
+        triples=Triples.from_frame(triples, {"m.1": "007", "m.2": "b"}),
+        citation='A. Author: "Films", 2020.\nSecond line.',
+        license="For research only: ask {{ the }} owner",
+    )
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder for each repository, and what was asked of the Hub. `hub.error` is raised by the next upload."""
+    state = types.SimpleNamespace(root=tmp_path / "hub", calls=[], error=None)
+
+    def create_repo(self, repo_id, **options):
+        state.calls.append(("create_repo", repo_id, options))
+
+    def create_branch(self, repo_id, **options):
+        state.calls.append(("create_branch", repo_id, options))
+
+    def upload_folder(self, *, repo_id, folder_path, delete_patterns, **options):
+        state.calls.append(("upload_folder", repo_id, options))
+        if state.error is not None:
+            raise state.error
+        target = state.root / repo_id
+        target.mkdir(parents=True, exist_ok=True)
+        for path in [*target.iterdir()]:
+            if any(fnmatch.fnmatch(path.name, pattern) for pattern in delete_patterns):
+                path.unlink()
+        shutil.copytree(folder_path, target, dirs_exist_ok=True)
+        return types.SimpleNamespace(commit_url=f"/{repo_id}/commit/1")
+
+    for method in (create_repo, create_branch, upload_folder):
+        monkeypatch.setattr(HfApi, method.__name__, method)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+    state.root.mkdir()
+    monkeypatch.chdir(state.root)  # where "you/name" is found
+    return state
+
+
+def plain(bundle):
+    parts = [vars(bundle.interactions), vars(bundle.items), vars(bundle.triples) if bundle.triples else None]
+    return [
+        part and {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in part.items()} for part in parts
+    ] + [bundle.citation, bundle.license]
+
+
+def published(hub, repo_id="you/name"):
+    return sorted(path.name for path in (hub.root / repo_id).iterdir())
+
+
+def contents(folder):
+    """Everything in a repository, as text that ids can be searched in."""
+    tables = (pd.read_parquet(path).to_csv() for path in sorted(folder.glob("*.parquet")))
+    return (folder / "README.md").read_text(encoding="utf-8") + "".join(tables)
+
+
+# -- the round trip ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("load", [load_dataset_bundle, lambda name: _load_hub(name, None)], ids=["folder", "datasets"])
+def test_what_is_pushed_loads_to_the_same(hub, bundle, load):
+    push_dataset(bundle, "you/name", anonymize=False)
+    assert published(hub) == [
+        "README.md",
+        *(f"{name}.parquet" for name in ("interactions", "items", "links", "triples")),
+    ]
+    assert plain(load("you/name")) == plain(bundle)
+
+
+def test_the_hubs_form_is_streamed(hub, bundle):
+    push_dataset(bundle, "you/name", anonymize=False)
+    frame = pd.concat(_hub_batches("you/name", None))
+    assert frame["user_id"].tolist() == USERS and frame["timestamp"].tolist() == [10, 20, 30, 2**40, 50, 60]
+
+
+def test_a_bundle_of_two_tables_needs_no_more(hub, make_bundle):
+    bundle = make_bundle([("u", "1", 1), ("u", "2", 2)])
+    push_dataset(bundle, "you/name", anonymize=False)
+    assert published(hub) == ["README.md", "interactions.parquet", "items.parquet"]
+    assert plain(_load_hub("you/name", None)) == plain(bundle)
+
+
+def test_a_table_that_lacks_rows_is_noticed(hub, bundle):
+    push_dataset(bundle, "you/name")
+    path = hub.root / "you/name/interactions.parquet"
+    pd.read_parquet(path).iloc[:3].to_parquet(path)
+    with pytest.raises(LKGDataError, match="'you/name' could not be read"):
+        _load_hub("you/name", None)
+
+
+def test_ml_latest_small_makes_the_round_trip(hub, movielens_folder):
+    bundle = load_dataset_bundle(movielens_folder)
+    push_dataset(bundle, "you/name", anonymize=False)
+    assert plain(_load_hub("you/name", None)) == plain(bundle)
+
+
+# -- what was asked of the Hub ----------------------------------------------------------------------------------------
+
+
+def test_one_commit_makes_it_all(hub, bundle):
+    done = push_dataset(bundle, "you/name", private=True, commit_message="first")
+    assert done.commit_url == "/you/name/commit/1"
+    assert hub.calls == [
+        ("create_repo", "you/name", {"repo_type": "dataset", "private": True, "exist_ok": True}),
+        (
+            "upload_folder",
+            "you/name",
+            {"repo_type": "dataset", "revision": None, "create_pr": False, "commit_message": "first"},
+        ),
+    ]
+
+
+def test_a_revision_is_made_and_a_pull_request_is_not(hub, bundle):
+    push_dataset(bundle, "you/name", revision="v2", create_pr=True)
+    push_dataset(bundle, "you/name", revision="refs/pr/3")
+    assert [call[0] for call in hub.calls] == ["create_repo", "create_branch", "upload_folder"] + [
+        "create_repo",
+        "upload_folder",
+    ]
+    assert hub.calls[1][2] == {"branch": "v2", "repo_type": "dataset", "exist_ok": True}
+    uploads = [options for name, _, options in hub.calls if name == "upload_folder"]
+    assert [(o["revision"], o["create_pr"]) for o in uploads] == [("v2", True), ("refs/pr/3", False)]
+
+
+def test_a_table_of_an_older_version_does_not_stay(hub, bundle):
+    push_dataset(bundle, "you/name", anonymize=False)
+    (hub.root / "you/name/LICENSE").write_text("mine")
+    push_dataset(bundle, "you/name", include_interactions=False)
+    assert published(hub) == ["LICENSE", "README.md", "items.parquet", "links.parquet", "triples.parquet"]
+
+
+@pytest.mark.parametrize(
+    "error", [HTTPError("cut connection"), OSError("no token"), ValueError("bad id"), TimeoutError("slow")]
+)
+def test_a_failed_upload_says_that_nothing_is_visible(hub, bundle, error, monkeypatch):
+    hub.error = error
+    with pytest.raises(
+        LKGDataError, match=rf"could not be pushed to 'you/name' \({error}\). Nothing of it is visible"
+    ):
+        push_dataset(bundle, "you/name")
+    assert not (hub.root / "you").exists()
+    assert issubclass(HfHubHTTPError, HTTPError), "what the client raises for an answer of the Hub is covered too"
+
+
+@pytest.mark.parametrize("name", ["name", "a/b/c", "you/na me", ""])
+def test_an_id_has_an_owner_and_a_name(hub, bundle, name):
+    with pytest.raises(LKGDataError, match="has the form 'owner/name'"):
+        push_dataset(bundle, name)
+    assert hub.calls == []
+
+
+# -- private data -----------------------------------------------------------------------------------------------------
+
+
+def test_user_ids_stay_at_home_unless_asked_for(hub, bundle):
+    push_dataset(bundle, "you/name")
+    text = contents(hub.root / "you/name")
+    assert not any(user in text for user in ("user-7", "ada@example.org"))
+    assert "User ids were replaced by the numbers from 1 on" in text
+    loaded = load_dataset_bundle("you/name")
+    assert sorted(set(loaded.interactions.users)) == ["1", "2", "3"]
+    push_dataset(bundle, "you/name", anonymize=False)
+    text = contents(hub.root / "you/name")
+    assert "ada@example.org" in text and "User ids are those of the source" in text
+
+
+def test_interactions_can_stay_at_home(hub, bundle):
+    push_dataset(bundle, "you/name", include_interactions=False)
+    text = contents(hub.root / "you/name")
+    assert "ada@example.org" not in text and "There is no data about people in this repository" in text
+    assert "interactions.parquet" not in text and "load_dataset_bundle(" not in text
+    with pytest.raises(
+        LKGDataError, match=r"has the configs \['items', 'triples', 'links'\]; it needs 'interactions'"
+    ):
+        _load_hub("you/name", None)
+
+
+def test_facts_about_users_are_refused(hub, bundle):
+    triples = Triples.from_frame(pd.DataFrame({"head": ["u"], "relation": ["RATED"], "tail": ["b"]}), {"b": "b"})
+    with pytest.raises(LKGDataError, match="triples hold 1 RATED facts, which name users"):
+        push_dataset(DatasetBundle("x", bundle.interactions, bundle.items, triples), "you/name")
+    assert hub.calls == []
+
+
+def test_numbers_are_the_same_each_time_and_follow_no_order_of_the_ids(make_bundle):
+    rows = [(user, f"i{(user * step) % 7}", step, user / 100) for user in range(1, 101) for step in range(1, 6)]
+    bundle = make_bundle(rows)
+    numbered = anonymize_users(bundle)
+    assert plain(anonymize_users(bundle)) == plain(numbered)
+    table = numbered.interactions
+    assert table.users.tolist() == [str(user) for user in range(1, 101) for _ in range(5)]
+    order = (table.ratings * 100).round().astype(int)[::5]  # the rating tells who it was
+    assert sorted(order) == list(range(1, 101))
+    assert abs(np.corrcoef(order, np.arange(100))[0, 1]) < 0.3 and (order == np.arange(1, 101)).sum() < 10
+    for number, user in enumerate(order):
+        one = slice(5 * number, 5 * number + 5)
+        assert table.items[one].tolist() == [f"i{(user * step) % 7}" for step in range(1, 6)]
+        assert table.timestamps[one].tolist() == [1, 2, 3, 4, 5]
+    # other data, other numbers: a list of the ids is not enough to find them again
+    other = anonymize_users(make_bundle([*rows, (1, "i0", 9, 0.01)]))
+    assert (other.interactions.ratings[::5][:100] != table.ratings[::5]).any()
+
+
+def test_numbered_users_are_split_as_before(make_bundle):
+    rows = [(user, f"i{(user * step) % 7}", step) for user in range(1, 21) for step in range(1, 6)]
+    settings = PreprocessingSettings(min_user_interactions=1, min_item_interactions=1)
+    first, second = (
+        SequenceDataset.from_bundle(bundle, settings)
+        for bundle in (make_bundle(rows), anonymize_users(make_bundle(rows)))
+    )
+    assert first.items == second.items
+    targets = [sorted(d.item_sequence[d.positions("test")].tolist()) for d in (first, second)]
+    assert targets[0] == targets[1]
+
+
+# -- the card ---------------------------------------------------------------------------------------------------------
+
+
+def card_of(hub, repo_id="you/name"):
+    return DatasetCard((hub.root / repo_id / "README.md").read_text(encoding="utf-8"))
+
+
+def test_the_card_holds_what_the_hub_asks_for(hub, bundle):
+    push_dataset(bundle, "you/name", license="cc-by-4.0", language="en", tags=["films"])
+    card = card_of(hub)
+    data = card.data.to_dict()
+    assert data["license"] == "cc-by-4.0" and data["language"] == "en" and data["pretty_name"] == "films"
+    assert data["size_categories"] == ["n<1K"] and data["task_categories"] == ["text-ranking"]
+    assert {"recommendation", "knowledge-graph", "films"} <= set(data["tags"])
+    names = ["interactions", "items", "triples", "links"]
+    assert data["configs"] == [
+        {"config_name": name, "data_files": [{"split": "train", "path": f"{name}.parquet"}]} for name in names
+    ]
+    assert [info["splits"][0]["num_examples"] for info in data["dataset_info"]] == [6, 3, 2, 2]
+    assert "{{" not in card.text and "{%" not in card.text
+    assert '"Films", 2020.\nSecond line.' in card.text and "- SEQUEL: 1" in card.text and "3 users" in card.text
+    assert "| `items` | 3 |" in card.text
+
+
+def test_a_licence_of_its_own_is_quoted_and_kept(hub, bundle):
+    push_dataset(bundle, "you/name", citation="Cite me")
+    card = card_of(hub)
+    assert card.data.license == "other" and "For research only: ask {{ the }} owner" in card.text
+    assert load_dataset_bundle("you/name").license == bundle.license
+    assert load_dataset_bundle("you/name").citation == "Cite me"
+    push_dataset(DatasetBundle("x", bundle.interactions, bundle.items), "you/other")
+    assert card_of(hub, "you/other").data.license == "unknown"
+    assert "licence of the source was not stated" in card_of(hub, "you/other").text
+
+
+@pytest.mark.parametrize("interactions", [True, False])
+def test_every_snippet_of_the_card_runs(hub, bundle, capsys, interactions):
+    push_dataset(bundle, "you/name", include_interactions=interactions)
+    snippets = re.findall(r"```python\n(.*?)```", card_of(hub).text, re.DOTALL)
+    assert len(snippets) == 1 + interactions
+    for snippet in snippets:
+        exec(snippet, {})
+    printed = capsys.readouterr().out
+    assert ("6 3" in printed) is interactions and "Bond" in printed
+
+
+def test_the_three_lines_are_three(hub, bundle):
+    push_dataset(bundle, "you/name")
+    first = re.search(r"```python\n(.*?)```", card_of(hub).text, re.DOTALL).group(1)
+    assert len([line for line in first.splitlines() if line]) == 3
+
+
+@pytest.mark.parametrize(
+    "rows, name",
+    [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (100_836, "100K<n<1M"), (10**9, "1B<n<10B"), (10**12, "n>1T")],
+)
+def test_sizes_are_called_as_the_hub_calls_them(rows, name):
+    assert size_category(rows) == name
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_names_that_reading_would_change_are_refused(bundle, tmp_path):
+    items = ItemTable(("1",), ("T",), {"genre": (("x",),)})
+    with pytest.raises(LKGDataError, match=r"attributes \['genre'\]; .* in capitals"):
+        write_dataset(DatasetBundle("x", bundle.interactions, items), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [], "nothing half-written"
+
+
+def test_a_folder_of_tables_may_have_a_card_of_its_own_making(bundle, tmp_path):
+    write_dataset(bundle, tmp_path / "out")
+    card = tmp_path / "out" / "README.md"
+    for text in ("# No metadata\n", "---\ndataset_info:\n  features: []\n---\n"):
+        card.write_text(text)
+        loaded = load_dataset_bundle(tmp_path / "out")
+        assert (loaded.citation, loaded.license) == ("", "") and len(loaded.items) == 3
+    card.write_text("---\n a: [\n---\n")
+    with pytest.raises(LKGDataError, match="metadata of .*README.md cannot be read"):
+        load_dataset_bundle(tmp_path / "out")
+
+
+def test_the_cards_metadata_is_plain_yaml(bundle, tmp_path):
+    write_dataset(bundle, tmp_path / "out", tags=["a: b", "- c"])
+    head = (tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("---\n")[1]
+    assert yaml.safe_load(head)["tags"][-2:] == ["a: b", "- c"]
