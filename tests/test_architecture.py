@@ -32,6 +32,7 @@ LAYERS = [
     ["model_card"],
     ["trainer"],  # after the card, which it writes when training ends
     ["pipeline"],
+    ["hf_pipeline"],
     ["run_config"],
     ["workflow"],
     ["cli"],
