@@ -1,4 +1,4 @@
-"""The command line: `llamarec-lkg prepare | train-retriever | train | evaluate | recommend`."""
+"""The command line: `llamarec-lkg prepare | train-retriever | train | evaluate | recommend | export-metrics`."""
 
 from __future__ import annotations
 
@@ -56,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     recommend.add_argument("-k", type=int, default=10, help="how many items to show")
     recommend.add_argument("--json", action="store_true", help="print records for machines")
     recommend.set_defaults(run=_recommend)
+    text = "write MRR, NDCG and Recall as folders for Spaces, which evaluate.load reads"
+    metrics = commands.add_parser("export-metrics", help=text, description=text)
+    metrics.add_argument("folder", help="where mrr, ndcg and recall go")
+    metrics.add_argument("--owner", default="your-name", help="account that the examples in their cards name")
+    metrics.set_defaults(run=_export_metrics)
     for command in commands.choices.values():
         command.add_argument("--verbose", action="store_true", help="say what is being done")
     return parser
@@ -113,6 +118,13 @@ def _recommend(args: argparse.Namespace) -> None:
         print(json.dumps([dataclasses.asdict(item) for item in items], ensure_ascii=False, indent=2))
     else:
         print("\n".join(map(str, items)))
+
+
+def _export_metrics(args: argparse.Namespace) -> None:
+    from .hub_metrics import export_metric_spaces
+
+    for path in export_metric_spaces(args.folder, args.owner):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ LAYERS = [
     ["training_args"],
     ["evaluation"],
     ["model_card"],
+    ["hub_metrics"],
     ["trainer"],  # after the card, which it writes when training ends
     ["pipeline"],
     ["hf_pipeline"],
