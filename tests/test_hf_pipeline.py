@@ -11,6 +11,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from datasets import Dataset as HubDataset
+from peft import LoraConfig
 from tiny import backbone, examples, processor
 from torch.utils.data import Dataset
 from transformers import pipeline
@@ -188,6 +189,33 @@ def test_bad_requests_are_named(recommend):
         recommend({"history": ["1"]}, top_k=0)
     with pytest.raises(LKGDataError, match="num_reasons is 1.5"):
         recommend({"history": ["1"]}, num_reasons=1.5)
+
+
+def test_a_hub_id_brings_its_retriever_from_the_same_place(saved, tmp_path, recommend):
+    """From a cache as the Hub's client leaves it, at a revision, without the network."""
+    repository, commit = tmp_path / "models--you--films", "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(saved, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v1").write_text(commit)
+    place = {"model_kwargs": {"cache_dir": str(tmp_path)}, "revision": "v1", "local_files_only": True}
+    found = pipeline("recommendation", model="you/films", device="cpu", **place)
+    assert isinstance(found.recommender.retriever.model, LRURecForRetrieval)
+    assert_same(found(REQUESTS[0]), recommend(REQUESTS[0]))
+
+
+def test_a_whole_checkpoint_and_an_adapter_answer_too(saved, tmp_path, recommend):
+    whole = LlamaRecLKGForRanking.from_pretrained(saved)
+    whole.save_pretrained(tmp_path / "whole", include_backbone=True)
+    adapted = LlamaRecLKGForRanking.from_pretrained(saved)
+    adapted.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapted")
+    for name, model in (("whole", whole), ("adapted", adapted)):
+        recommend.processor.save_pretrained(tmp_path / name)
+        shutil.copytree(saved / "retriever", tmp_path / name / "retriever")
+        wanted = Recommender(model, recommend.processor, recommend.recommender.retriever).recommend(**REQUESTS[1], k=5)
+        found = pipeline("recommendation", model=str(tmp_path / name), device="cpu")(REQUESTS[1], top_k=5)
+        assert_same(found, [asdict(item) for item in wanted])
+        assert (found[0]["score"] != pytest.approx(recommend(REQUESTS[1])[0]["score"])) == (name == "adapted")
 
 
 def test_without_a_retriever_it_ranks_what_it_is_given_and_says_so(saved, tmp_path, caplog, recommend, film_dataset):
