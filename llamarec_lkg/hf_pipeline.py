@@ -177,6 +177,8 @@ class RecommendationPipeline(Pipeline):
 
         `num_workers` is not used, since checking a request takes microseconds.
         """
+        if batch_size < 1:
+            raise LKGDataError(f"batch_size is {batch_size!r}; it is a whole number, 1 or more.")
 
         def checked() -> Iterator[Request]:
             for number, request in enumerate(_each(inputs)):

@@ -187,6 +187,8 @@ def test_bad_requests_are_named(recommend):
         recommend({"history": ["1"], "candidates": 3})
     with pytest.raises(LKGDataError, match="top_k is 0; it is a whole number, 1 or more"):
         recommend({"history": ["1"]}, top_k=0)
+    with pytest.raises(LKGDataError, match="batch_size is 0"):
+        recommend(REQUESTS, batch_size=0)
     with pytest.raises(LKGDataError, match="num_reasons is 1.5"):
         recommend({"history": ["1"]}, num_reasons=1.5)
 
