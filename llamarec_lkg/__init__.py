@@ -1,11 +1,13 @@
 """Recommendation ranking with a language model and a knowledge graph, at home in the Hugging Face ecosystem.
 
-Importing the package registers its configurations, models and processor with the Auto classes.
+Importing the package registers its configurations, models and processor with the Auto classes, and the task
+"recommendation" with `transformers.pipeline`.
 """
 
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .converters import convert, with_triples
 from .dataset import PreprocessingSettings, SequenceDataset, prepare_dataset
+from .hf_pipeline import RecommendationPipeline
 from .knowledge_graph import KnowledgeGraph
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking, RankingOutput
 from .modeling_lrurec import LRURecConfig, LRURecForRetrieval
@@ -38,6 +40,7 @@ __all__ = [
     "RankingExample",
     "RankingOutput",
     "Recommendation",
+    "RecommendationPipeline",
     "Recommender",
     "SequenceDataset",
     "Triples",

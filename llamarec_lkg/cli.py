@@ -1,4 +1,4 @@
-"""The command line: `llamarec-lkg convert | prepare | train-retriever | train | evaluate | recommend`."""
+"""The command line: `llamarec-lkg prepare | train-retriever | train | evaluate | recommend | ...`."""
 
 from __future__ import annotations
 
@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         text = f"drop {kind}s with fewer (with either bound, also items nobody touched)"
         convert.add_argument(f"--min-{kind}-interactions", type=int, default=1, metavar="N", help=text)
     convert.set_defaults(run=_convert)
+    text = "write MRR, NDCG and Recall as folders for Spaces, which evaluate.load reads"
+    metrics = commands.add_parser("export-metrics", help=text, description=text)
+    metrics.add_argument("folder", help="where mrr, ndcg and recall go")
+    metrics.add_argument("--owner", default="your-name", help="account that the examples in their cards name")
+    metrics.set_defaults(run=_export_metrics)
     for command in commands.choices.values():
         command.add_argument("--verbose", action="store_true", help="say what is being done")
     return parser
@@ -149,6 +154,13 @@ def _recommend(args: argparse.Namespace) -> None:
         print(json.dumps([dataclasses.asdict(item) for item in items], ensure_ascii=False, indent=2))
     else:
         print("\n".join(map(str, items)))
+
+
+def _export_metrics(args: argparse.Namespace) -> None:
+    from .hub_metrics import export_metric_spaces
+
+    for path in export_metric_spaces(args.folder, args.owner):
+        print(path)
 
 
 if __name__ == "__main__":

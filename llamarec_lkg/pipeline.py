@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,23 @@ class Recommendation:
     def __str__(self) -> str:
         reasons = "".join(f"\n      {path}" for path in self.paths)
         return f"{self.rank:>3}. {self.title}  [{self.item_id}]  {self.score:+.3f}{reasons}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One checked question to a [`Recommender`]; `Recommender.request` makes it.
+
+    Args:
+        history (`tuple[str, ...]`): raw item ids, oldest first.
+        user (`str`, optional): raw id.
+        dense_history (`np.ndarray`, shape (H,)): the history in dense items.
+        candidates (`np.ndarray`, shape (C,), optional): dense items to rank; None asks the retriever for them.
+    """
+
+    history: tuple[str, ...]
+    user: str | None
+    dense_history: np.ndarray
+    candidates: np.ndarray | None
 
 
 class Recommender:
@@ -93,35 +110,80 @@ class Recommender:
         Raises:
             LKGDataError: an item is not known, or candidates repeat.
         """
+        request = self.request(history, user=user, candidates=candidates)
+        (example,) = self.retrieve([request], k)
+        ((order, logits),) = self.rank([example])
+        return self.describe(request, example, order, logits, k=k, num_reasons=num_reasons)
+
+    def request(
+        self, history: Sequence[str], *, user: str | None = None, candidates: Sequence[str] | None = None
+    ) -> Request:
+        """Check raw ids; the arguments and errors of `recommend`."""
         dense_history = self.processor.dense_items(history)
         if candidates is None and self.retriever is None:
             raise LKGDataError("There is no retriever to find candidates; give `candidates`, or a retriever.")
-        if candidates is None:
-            scores = exclude_history(self.retriever.score([dense_history]), [dense_history])
-            items, scores = top_k(scores, max(k, self.processor.num_candidates))
-            chosen, first_stage = items[0][items[0] > 0], scores[0][items[0] > 0]
-        else:
+        chosen = None
+        if candidates is not None:
             chosen = self.processor.dense_items(candidates)
-            raw_id, times = Counter(map(str, candidates)).most_common(1)[0] if candidates else ("", 0)
+            raw_id, times = Counter(map(str, candidates)).most_common(1)[0] if len(candidates) else ("", 0)
             if times > 1:
                 raise LKGDataError(f"Candidate {raw_id!r} appears {times} times. Give each candidate once.")
-            scores = (
-                np.zeros((1, len(self.item_ids) + 1))
-                if self.retriever is None
-                else self.retriever.score([dense_history])
+        return Request(tuple(history), user, dense_history, chosen)
+
+    def retrieve(self, requests: Sequence[Request], k: int = 10) -> list[RankingExample]:
+        """The lists to rank, one a request: its candidates, or what the retriever finds, history excluded."""
+        histories = [request.dense_history for request in requests]
+        if self.retriever is None:
+            scores = np.zeros((len(requests), len(self.item_ids) + 1), dtype=np.float32)
+        else:
+            scores = self.retriever.score(histories)
+        examples = []
+        for row, request in enumerate(requests):
+            if request.candidates is None:
+                allowed = exclude_history(scores[row : row + 1], [request.dense_history])
+                items, values = top_k(allowed, max(k, self.processor.num_candidates))
+                chosen, first_stage = items[0][items[0] > 0], values[0][items[0] > 0]
+            else:
+                chosen, first_stage = request.candidates, scores[row][request.candidates]
+            examples.append(
+                RankingExample(
+                    user=self.processor.user_index(request.user),
+                    history=request.dense_history,
+                    ratings=np.ones(len(request.dense_history), dtype=np.float32),
+                    candidates=chosen,
+                    retrieval_scores=first_stage.astype(np.float32),
+                )
             )
-            first_stage = scores[0][chosen]
-        example = RankingExample(
-            user=self.processor.user_index(user),
-            history=dense_history,
-            ratings=np.ones(len(dense_history), dtype=np.float32),
-            candidates=chosen,
-            retrieval_scores=first_stage.astype(np.float32),
-        )
-        if len(chosen) < 2:
-            return [self._describe(1, example, 0, float(first_stage[0]), None, 0)] if len(chosen) else []
-        order, logits = rank_windows(self._score, example, self.processor.num_candidates)
-        preferences = self.preferences(history, user=user)
+        return examples
+
+    def rank(self, examples: Sequence[RankingExample]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Order and logits of every list, as [`rank_windows`] gives them, all lists in the same forward passes.
+
+        A list of one is not scored: its logit is its first-stage score.
+        """
+        results = [(np.arange(len(example.candidates)), example.retrieval_scores) for example in examples]
+        lists = [row for row, example in enumerate(examples) if len(example.candidates) > 1]
+        ranked = rank_many(self._score, [examples[row] for row in lists], self.processor.num_candidates)
+        for row, result in zip(lists, ranked, strict=True):
+            results[row] = result
+        return results
+
+    def describe(
+        self,
+        request: Request,
+        example: RankingExample,
+        order: np.ndarray,
+        logits: np.ndarray,
+        *,
+        k: int = 10,
+        num_reasons: int = 3,
+    ) -> list[Recommendation]:
+        """The best `k` of a ranked list in words."""
+        preferences = None
+        if len(order) < 2:
+            num_reasons = 0  # a list of one was not ranked: there is nothing to give reasons for
+        else:
+            preferences = self.preferences(request.history, user=request.user)
         return [
             self._describe(rank, example, int(row), float(logits[row]), preferences, num_reasons)
             for rank, row in enumerate(order[:k], start=1)
@@ -140,9 +202,9 @@ class Recommender:
         values = self.model.preferences(batch)[0].tolist()
         return dict(sorted(zip(self.processor.relations, values, strict=True), key=lambda pair: -pair[1]))
 
-    def _score(self, example: RankingExample) -> np.ndarray:
-        batch = self.processor([example], with_prompt=self.model.config.use_language_model)
-        return self.model.score(batch)[0].float().cpu().numpy()
+    def _score(self, examples: Sequence[RankingExample]) -> np.ndarray:
+        batch = self.processor(examples, with_prompt=self.model.config.use_language_model)
+        return self.model.score(batch).float().cpu().numpy()
 
     def _describe(
         self,
@@ -192,10 +254,39 @@ def rank_windows(
         the order, best first: indices into `example.candidates`, shape (C,); and the logit each candidate had in the
         last window it stood in, aligned with `example.candidates`.
     """
+    return rank_many(lambda examples: [score(examples[0])], [example], window)[0]
+
+
+def rank_many(
+    score: Callable[[Sequence[RankingExample]], Sequence[np.ndarray]], examples: Sequence[RankingExample], window: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """[`rank_windows`] of several lists at once: `score` gets one window of every list that is not done yet.
+
+    Args:
+        score: logits of a batch of examples, a row each; what lies beyond an example's candidates is not read.
+    """
+    walks = [_windows(example, window) for example in examples]
+    asked = {row: next(walk) for row, walk in enumerate(walks)}
+    results = {}
+    while asked:
+        rows, answers = list(asked), score(list(asked.values()))
+        asked = {}
+        for row, values in zip(rows, answers, strict=True):
+            try:
+                asked[row] = walks[row].send(values)
+            except StopIteration as done:
+                results[row] = done.value
+    return [results[row] for row in range(len(walks))]
+
+
+def _windows(
+    example: RankingExample, window: int
+) -> Generator[RankingExample, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """The walk of [`rank_windows`]: yields the lists to score, is sent their logits, returns order and logits."""
     order = np.argsort(-example.retrieval_scores, kind="stable")
     logits = np.zeros(len(order), dtype=np.float32)
     if len(order) <= window:
-        logits = score(example)[: len(order)]
+        logits = (yield example)[: len(order)]
         return np.argsort(-logits, kind="stable"), logits
     step = max(1, window // 2)
     start = len(order) - window
@@ -207,7 +298,7 @@ def rank_windows(
             retrieval_scores=example.retrieval_scores[rows],
             label=-1,
         )
-        values = score(part)[: len(rows)]
+        values = (yield part)[: len(rows)]
         best = np.argsort(-values, kind="stable")
         order[start : start + window] = rows[best]
         logits[rows] = values

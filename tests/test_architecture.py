@@ -35,8 +35,10 @@ LAYERS = [
     ["evaluation"],
     ["model_card"],
     ["publishing"],
+    ["hub_metrics"],
     ["trainer"],  # after the card, which it writes when training ends
     ["pipeline"],
+    ["hf_pipeline"],
     ["run_config"],
     ["workflow"],
     ["cli"],

@@ -9,8 +9,8 @@ import torch
 from tiny import SETTINGS, examples, processor, tokenizer
 from transformers import AutoProcessor
 
-from llamarec_lkg.evidence import STATISTICS
 from llamarec_lkg.configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
+from llamarec_lkg.evidence import STATISTICS
 from llamarec_lkg.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.modeling_llamarec_lkg import assemble_prompt, select_paths
 from llamarec_lkg.processing_llamarec_lkg import INSTRUCTION, RESPONSE_CUE, LlamaRecLKGProcessor, sanitize
