@@ -208,17 +208,31 @@ class Report:
 
 
 def _rows(ranks: Mapping[str, np.ndarray], ks: Sequence[int], resamples: int, seed: int) -> list[dict[str, Any]]:
-    reference = metrics_per_user(ranks[REFERENCE], ks)
+    measures = {name: metrics_per_user(values, ks) for name, values in ranks.items()}
+    return comparison_rows(measures, resamples=resamples, seed=seed)
+
+
+def comparison_rows(
+    measures: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    reference: str = REFERENCE,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Means, bootstrap intervals and paired differences to the row `reference`.
+
+    Args:
+        measures: name of a row -> metric -> values of every target, in the same order in all rows, shape (N,).
+    """
     rows = []
-    for name, values in ranks.items():
-        metrics = metrics_per_user(values, ks)
-        difference = {metric: metrics[metric] - reference[metric] for metric in metrics}
+    for name, metrics in measures.items():
+        difference = {metric: values - measures[reference][metric] for metric, values in metrics.items()}
         rows.append(
             {
                 "name": name,
-                "metrics": {metric: float(per_user.mean()) for metric, per_user in metrics.items()},
+                "metrics": {metric: float(values.mean()) for metric, values in metrics.items()},
                 "ci95": bootstrap_interval(metrics, resamples=resamples, seed=seed),
-                "difference_to_retriever": {metric: float(d.mean()) for metric, d in difference.items()},
+                f"difference_to_{reference}": {metric: float(d.mean()) for metric, d in difference.items()},
                 "difference_ci95": bootstrap_interval(difference, resamples=resamples, seed=seed),
             }
         )

@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
-from .schema import RankingExample
+from .retrieval import Retriever, exclude_history
+from .schema import UNKNOWN_USER, RankingExample
 
 
 logger = logging.getLogger(__name__)
@@ -124,6 +126,48 @@ def score_heads(
             for start in range(0, len(batch["labels"]), batch_size)
         ]
     return torch.cat(pieces).cpu()
+
+
+@torch.inference_mode()
+def catalogue_scores(
+    model: LlamaRecLKGForRanking,
+    processor: LlamaRecLKGProcessor,
+    retriever: Retriever,
+    histories: Sequence[np.ndarray],
+    users: Sequence[int] | None = None,
+    *,
+    progress: bool = False,
+) -> np.ndarray:
+    """Logits of the whole catalogue without the backbone: retriever and personal evidence, with the model's weights.
+
+    Args:
+        histories: dense items, oldest first.
+        users: dense users, by default all unknown.
+
+    Returns:
+        `np.ndarray` of `float32`, shape (B, num_items + 1); -inf for the padding item and for items of the history.
+    """
+    users = [UNKNOWN_USER] * len(histories) if users is None else users
+    scores = exclude_history(retriever.score(histories), histories)
+    rows = []
+    bar = tqdm(total=len(histories), desc="score catalogue", unit="list", disable=not progress)
+    was_training = model.training
+    model.eval()
+    with bar, without_language_model(model):
+        for history, user, row in zip(histories, users, scores, strict=True):
+            known = np.isfinite(row)
+            batch = {
+                "evidence": processor.evidence_index.evidence(history, None, int(user)),
+                "retrieval_scores": np.where(known, row, 0.0).astype(np.float32),
+                "candidate_mask": known,
+                "user_ids": np.int64(user),
+                "history_relations": processor.evidence_index.history_statistics(history, int(user)),
+            }
+            batch = {name: torch.as_tensor(value)[None].to(model.device) for name, value in batch.items()}
+            rows.append(np.where(known, model(**batch).logits[0].cpu().numpy(), -np.inf))
+            bar.update()
+    model.train(was_training)
+    return np.stack(rows).astype(np.float32)
 
 
 def _labelled(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

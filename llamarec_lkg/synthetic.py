@@ -260,21 +260,21 @@ def _offer(
 ) -> np.ndarray:
     """Items to choose from, (U, C): at place r one that is tied to the last item along relation r alone, then untied
     ones."""
-    number = ties[:, last].sum(0)
+    tied = ties[:, last]
+    number, lottery = tied.sum(0), generator.random(free.shape, dtype=np.float32)
     chosen = []
-    untied = settings.num_candidates - settings.num_relations
     for relation in [*range(settings.num_relations), None]:
-        fits = (number == 0 if relation is None else ties[relation, last] & (number == 1)) & free
-        count = untied if relation is None else 1
+        fits = (number == 0 if relation is None else tied[relation] & (number == 1)) & free
+        count = settings.num_candidates - settings.num_relations if relation is None else 1
         if fits.sum(1).min() < count:
             raise LKGDataError(
                 f"For one of the users only {int(fits.sum(1).min())} of {settings.num_items} items fit where the "
                 f"offer needs {count}. Take more items (num_items), other numbers of values_per_relation, or shorter "
                 "histories."
             )
-        order = np.where(fits, generator.random(fits.shape), 2.0)
-        chosen.append(np.argpartition(order, count - 1, axis=1)[:, :count] if count else order[:, :0].astype(int))
-    return np.concatenate(chosen, axis=1)
+        order = np.where(fits, lottery, 2.0)
+        chosen.append(np.argpartition(order, count - 1, axis=1)[:, :count] if count > 1 else order.argmin(1)[:, None])
+    return np.concatenate(chosen, axis=1)[:, : settings.num_candidates]
 
 
 def _relation_weights(

@@ -149,7 +149,7 @@ class Workflow:
         if _is_done(self.folder, key):
             return self.folder
         retriever = self.train_retriever()
-        train, validation, train_graph = self._training_lists(retriever)
+        train, validation, train_graph = self.training_lists(retriever)
         processor = self.build_processor()
         args = self._training_arguments()
         model = self.build_model(processor)
@@ -195,7 +195,7 @@ class Workflow:
         retriever, dataset = self.train_retriever(), self.prepare().dataset
         self.train()
         processor = LlamaRecLKGProcessor.from_pretrained(self.folder)
-        examples = self._lists(retriever, section.split)
+        examples = self.lists(retriever, section.split)
         ranks = {
             "popularity": retriever_ranks(dataset, PopularityRetriever.from_dataset(dataset), section.split),
             "retriever": retriever_ranks(dataset, retriever, section.split),
@@ -274,7 +274,7 @@ class Workflow:
         """On this process's device; a quantized backbone is there already and must not be moved."""
         return model if getattr(model.language_model, "is_quantized", False) else model.to(self.state.device)
 
-    def _training_lists(
+    def training_lists(
         self, retriever: LRURecRetriever
     ) -> tuple[list[RankingExample], list[RankingExample], KnowledgeGraph | None]:
         """Training and validation lists, and the graph to read the training lists with: it knows what their retriever
@@ -295,9 +295,10 @@ class Workflow:
             seed=self.config.retriever.seed,
             progress=self.progress,
         )
-        return train, self._lists(retriever, "validation"), train_graph
+        return train, self.lists(retriever, "validation"), train_graph
 
-    def _lists(self, retriever: LRURecRetriever, split: str) -> list[RankingExample]:
+    def lists(self, retriever: LRURecRetriever, split: str) -> list[RankingExample]:
+        """What `retriever` finds for every target of a split."""
         dataset = self.prepare().dataset
         return evaluation_examples(
             dataset, retriever, split, num_candidates=self._num_candidates(), progress=self.progress
