@@ -103,7 +103,7 @@ def build(variant: str, world: PlantedWorld) -> tuple[LlamaRecLKGForRanking, Lla
 
 
 def top1(preferences: np.ndarray, truth: np.ndarray) -> float:
-    """How often the largest preference is the planted one; where several are equally large, each is as good a guess."""
+    """How often the largest preference is the planted one; of several equally large ones each is as good a guess."""
     largest = preferences == preferences.max(1, keepdims=True)
     return float((largest[np.arange(len(truth)), truth.argmax(1)] / largest.sum(1)).mean())
 

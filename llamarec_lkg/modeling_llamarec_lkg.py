@@ -124,16 +124,30 @@ class ScoreFusion(nn.Module):
         retrieval_scores: torch.Tensor,
         candidate_mask: torch.Tensor,
     ) -> torch.Tensor:
-        logits = torch.zeros_like(retrieval_scores, dtype=torch.float32)
+        parts = self.parts(letter_logits, preferences, evidence, retrieval_scores, candidate_mask)
+        logits = sum(part.sum(-1) if name == "evidence" else part for name, part in parts.items())
+        return logits.masked_fill(~candidate_mask, torch.finfo(torch.float32).min)
+
+    def parts(
+        self,
+        letter_logits: torch.Tensor | None,
+        preferences: torch.Tensor,
+        evidence: torch.Tensor,
+        retrieval_scores: torch.Tensor,
+        candidate_mask: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """The terms of the sum: "language model" and "retriever" (B, C), "evidence" by relation (B, C, R)."""
+        none = torch.zeros_like(retrieval_scores, dtype=torch.float32)
+        parts = {"language model": none, "retriever": none}
         if letter_logits is not None:
-            logits = logits + self.letter_scale * letter_logits
-        if self.config.use_evidence_fusion:
-            logits = logits + self.evidence_weight * torch.einsum("br,bcr->bc", preferences, evidence.float())
+            parts["language model"] = self.letter_scale * letter_logits
         if self.config.use_retrieval_scores:
             scores = retrieval_scores.float().masked_fill(~candidate_mask, 0.0)
             mean = scores.sum(1, keepdim=True) / candidate_mask.sum(1, keepdim=True).clamp(min=1)
-            logits = logits + self.retrieval_weight * (scores - mean)
-        return logits.masked_fill(~candidate_mask, torch.finfo(torch.float32).min)
+            parts["retriever"] = self.retrieval_weight * (scores - mean)
+        if self.config.use_evidence_fusion:
+            parts["evidence"] = self.evidence_weight * preferences[:, None, :] * evidence.float()
+        return parts
 
 
 @dataclass
@@ -498,15 +512,29 @@ class LlamaRecLKGForRanking(PreTrainedModel):
     def score(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits of a batch in eval mode, (B, C); a half-precision backbone's adapter computes in half precision,
         too."""
+        return self._evaluate(batch)[0].logits
+
+    @torch.inference_mode()
+    def score_parts(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The logits of `score` taken apart: "language model" and "retriever" (B, C), and "evidence" (B, C, R), a part
+        for each relation. Summed over parts and relations they are the logits of real candidates."""
+        output, inputs = self._evaluate(batch)
+        letters = output.letter_logits
+        if letters is not None and self.config.use_letter_prior:
+            letters = letters - self._letter_prior(letters.shape[1], letters.device)
+        names = ("evidence", "retrieval_scores", "candidate_mask")
+        return self.fusion.parts(letters, output.preferences, *(inputs[name] for name in names))
+
+    def _evaluate(self, batch: Mapping[str, torch.Tensor]) -> tuple[RankingOutput, dict[str, torch.Tensor]]:
         backbone = self.get_input_embeddings()
         dtype = torch.float32 if backbone is None else backbone.weight.dtype
         inputs = {name: value.to(self.device) for name, value in batch.items() if name != "labels"}
         training = self.training
         self.eval()
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits = self(**inputs).logits
+            output = self(**inputs)
         self.train(training)
-        return logits
+        return output, inputs
 
     def preferences(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Distribution over relations of each row, shape (B, R), from `user_ids` and `history_relations` of a

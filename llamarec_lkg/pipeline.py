@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .explanations import LANGUAGE_MODEL, PATH, RETRIEVER, Reason, reasons_for, sentence
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
@@ -32,6 +33,7 @@ class Recommendation:
         retrieval_score (`float`): the first stage's.
         relations (`dict[str, float]`): part of the score that came through each relation of the graph, largest first.
         paths (`list[str]`): the paths from the history that spoke for it most.
+        reasons (`list[Reason]`): the whole score taken apart, largest share first; their shares sum to `score`.
     """
 
     rank: int
@@ -41,10 +43,15 @@ class Recommendation:
     retrieval_score: float
     relations: dict[str, float] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
+    reasons: list[Reason] = field(default_factory=list)
 
     def __str__(self) -> str:
         reasons = "".join(f"\n      {path}" for path in self.paths)
         return f"{self.rank:>3}. {self.title}  [{self.item_id}]  {self.score:+.3f}{reasons}"
+
+    def sentence(self, count: int = 3) -> str:
+        """Why it stands where it stands, in one sentence with the `count` reasons that weigh most."""
+        return sentence(self, count)
 
 
 @dataclass(frozen=True)
@@ -112,8 +119,8 @@ class Recommender:
         """
         request = self.request(history, user=user, candidates=candidates)
         (example,) = self.retrieve([request], k)
-        ((order, logits),) = self.rank([example])
-        return self.describe(request, example, order, logits, k=k, num_reasons=num_reasons)
+        ((order, parts),) = self.rank([example])
+        return self.describe(request, example, order, parts, k=k, num_reasons=num_reasons)
 
     def request(
         self, history: Sequence[str], *, user: str | None = None, candidates: Sequence[str] | None = None
@@ -157,11 +164,16 @@ class Recommender:
         return examples
 
     def rank(self, examples: Sequence[RankingExample]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Order and logits of every list, as [`rank_windows`] gives them, all lists in the same forward passes.
+        """Order and score parts of every list, as [`rank_windows`] gives them, all lists in the same forward passes.
 
-        A list of one is not scored: its logit is its first-stage score.
+        The parts of a candidate, (C, 2 + R), are those of the language model, the retriever and each relation. A list
+        of one is not scored: its first-stage score is all it has.
         """
-        results = [(np.arange(len(example.candidates)), example.retrieval_scores) for example in examples]
+        results = []
+        for example in examples:
+            parts = np.zeros((len(example.candidates), 2 + len(self.processor.relations)), dtype=np.float32)
+            parts[:, 1] = example.retrieval_scores
+            results.append((np.arange(len(example.candidates)), parts))
         lists = [row for row, example in enumerate(examples) if len(example.candidates) > 1]
         ranked = rank_many(self._score, [examples[row] for row in lists], self.processor.num_candidates)
         for row, result in zip(lists, ranked, strict=True):
@@ -173,19 +185,19 @@ class Recommender:
         request: Request,
         example: RankingExample,
         order: np.ndarray,
-        logits: np.ndarray,
+        parts: np.ndarray,
         *,
         k: int = 10,
         num_reasons: int = 3,
     ) -> list[Recommendation]:
-        """The best `k` of a ranked list in words."""
+        """The best `k` of a ranked list, with reasons."""
         preferences = None
         if len(order) < 2:
             num_reasons = 0  # a list of one was not ranked: there is nothing to give reasons for
         else:
             preferences = self.preferences(request.history, user=request.user)
         return [
-            self._describe(rank, example, int(row), float(logits[row]), preferences, num_reasons)
+            self._describe(rank, example, int(row), parts[row].astype(float), preferences, num_reasons)
             for rank, row in enumerate(order[:k], start=1)
         ]
 
@@ -203,39 +215,42 @@ class Recommender:
         return dict(sorted(zip(self.processor.relations, values, strict=True), key=lambda pair: -pair[1]))
 
     def _score(self, examples: Sequence[RankingExample]) -> np.ndarray:
-        batch = self.processor(examples, with_prompt=self.model.config.use_language_model)
-        return self.model.score(batch).float().cpu().numpy()
+        """Score parts of every candidate, (B, C, 2 + R)."""
+        parts = self.model.score_parts(self.processor(examples, with_prompt=self.model.config.use_language_model))
+        whole = [parts["language model"][..., None], parts["retriever"][..., None]]
+        if "evidence" in parts:
+            whole.append(parts["evidence"])
+        else:
+            whole.append(whole[0].new_zeros(*whole[0].shape[:2], len(self.processor.relations)))
+        return torch.cat(whole, dim=-1).float().cpu().numpy()
 
     def _describe(
         self,
         rank: int,
         example: RankingExample,
         row: int,
-        score: float,
+        parts: np.ndarray,
         preferences: dict[str, float] | None,
         num_reasons: int,
     ) -> Recommendation:
         item = int(example.candidates[row])
-        relations, paths = {}, []
-        if preferences is not None and self.model.config.use_evidence_fusion:
+        relations: dict[str, float] = {}
+        reasons: list[Reason] = []
+        if preferences is not None:
+            named = dict(zip((LANGUAGE_MODEL, RETRIEVER, *self.processor.relations), parts.tolist(), strict=True))
+            spoke = {name: named[name] for name in self.processor.relations if named[name]}
+            relations = dict(sorted(spoke.items(), key=lambda pair: -pair[1]))
             weight = self.model.fusion.evidence_weight.item()
-            evidence = self.processor.evidence_index.evidence(example.history, [item], example.user)[0]
-            parts = {
-                name: weight * preferences[name] * float(value)
-                for name, value in zip(self.processor.relations, evidence, strict=True)
-            }
-            relations = dict(sorted(((n, v) for n, v in parts.items() if v), key=lambda pair: -pair[1]))
-        if preferences is not None and num_reasons:
-            alone = replace(example, candidates=np.array([item]))
-            paths = self.processor.explain(alone, preferences, count=num_reasons)
+            reasons = reasons_for(self.processor, example, row, named, preferences, weight, num_reasons)
         return Recommendation(
             rank=rank,
             item_id=self.item_ids[item - 1],
             title=self.processor.titles[item - 1],
-            score=score,
+            score=float(parts.sum()),
             retrieval_score=float(example.retrieval_scores[row]),
             relations=relations,
-            paths=paths,
+            paths=[reason.text for reason in reasons if reason.kind == PATH],
+            reasons=reasons,
         )
 
 
@@ -248,11 +263,11 @@ def rank_windows(
     good candidate can rise all the way (RankGPT, arXiv 2304.09542).
 
     Args:
-        score: logits (C,) of an example with at most `window` candidates.
+        score: logits (C,) of an example with at most `window` candidates, or the parts (C, P) whose sums they are.
 
     Returns:
-        the order, best first: indices into `example.candidates`, shape (C,); and the logit each candidate had in the
-        last window it stood in, aligned with `example.candidates`.
+        the order, best first: indices into `example.candidates`, shape (C,); and the logit, or its parts, that each
+        candidate had in the last window it stood in, aligned with `example.candidates`.
     """
     return rank_many(lambda examples: [score(examples[0])], [example], window)[0]
 
@@ -284,10 +299,10 @@ def _windows(
 ) -> Generator[RankingExample, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """The walk of [`rank_windows`]: yields the lists to score, is sent their logits, returns order and logits."""
     order = np.argsort(-example.retrieval_scores, kind="stable")
-    logits = np.zeros(len(order), dtype=np.float32)
+    logits = None
     if len(order) <= window:
         logits = (yield example)[: len(order)]
-        return np.argsort(-logits, kind="stable"), logits
+        return _best_first(logits), logits
     step = max(1, window // 2)
     start = len(order) - window
     while True:
@@ -299,9 +314,15 @@ def _windows(
             label=-1,
         )
         values = (yield part)[: len(rows)]
-        best = np.argsort(-values, kind="stable")
-        order[start : start + window] = rows[best]
+        if logits is None:
+            logits = np.zeros((len(order), *values.shape[1:]), dtype=np.float32)
+        order[start : start + window] = rows[_best_first(values)]
         logits[rows] = values
         if start == 0:
             return order, logits
         start = max(0, start - step)
+
+
+def _best_first(logits: np.ndarray) -> np.ndarray:
+    """Order of logits (C,), or of the sums of their parts (C, P)."""
+    return np.argsort(-(logits if logits.ndim == 1 else logits.sum(-1)), kind="stable")

@@ -36,7 +36,7 @@ from transformers.utils import cached_file
 from . import paths
 from .configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
 from .evidence import EvidenceIndex
-from .knowledge_graph import KnowledgeGraph
+from .knowledge_graph import USER, KnowledgeGraph
 from .schema import (
     ITEM_ID,
     RATED,
@@ -277,18 +277,45 @@ class LlamaRecLKGProcessor(ProcessorMixin):
             retrieval_scores=np.zeros(0, dtype=np.float32),
         )
 
-    def explain(self, example: RankingExample, preferences: Mapping[str, float], count: int = 3) -> list[str]:
-        """The paths that speak most for the first candidate, best first, as text."""
-        found = paths.find(self._path_graph, example.history, example.candidates[:1])
-        weights = self.evidence_index.path_weights(found, example.history, example.candidates)
-        scores = weights @ np.array([preferences[name] for name in self.relations], dtype=np.float32)
-        best = [row for row in np.argsort(-scores, kind="stable")[:count] if scores[row] > 0]
-        return [self.path_text(example.history, example.candidates, found, int(row)) for row in best]
+    def evidence_paths(self, example: RankingExample, row: int) -> list[tuple[str, list[str], float]]:
+        """The paths that the evidence of candidate `row` runs through, without those through users.
 
-    def path_text(self, history: np.ndarray, candidates: np.ndarray, found: paths.Paths, row: int) -> str:
-        """One path in words, titles at both ends: "Heat (1995) -> DIRECTED_BY Michael Mann -> Insider, The (1999)"."""
-        source, target = int(history[found.source_index[row]]), int(candidates[found.target_index[row]])
-        return f"{self.titles[source - 1]}{self._steps(found, row)} -> {self.titles[target - 1]}"
+        Returns:
+            for each path its relation, the names along it (item of the history, entity if there is one, candidate),
+            and its part of the candidate's evidence along that relation.
+        """
+        candidate = example.candidates[[row]]
+        found = paths.find(self._path_graph, example.history, candidate, max_paths_per_pair=MAX_NAMED_PATHS)
+        weights = self.evidence_index.path_weights(found, example.history, candidate)
+        records = []
+        for place, relation in zip(*np.nonzero(weights), strict=True):
+            ends = int(example.history[found.source_index[place]]), int(candidate[0])
+            inner = found.nodes[place, 1 : int(found.lengths[place])]
+            names = [clean_text(self.knowledge_graph.node_names[node]) for node in inner]
+            nodes = [self.titles[ends[0] - 1], *names, self.titles[ends[1] - 1]]
+            records.append((self.relations[relation], nodes, float(weights[place, relation])))
+        return records
+
+    def known_history(self, user: str) -> np.ndarray:
+        """Dense items that the graph says a user has rated, oldest first; empty where it does not say.
+
+        Raises:
+            LKGDataError: the user is not known.
+        """
+        if str(user) not in self.dense_user:
+            raise LKGDataError(
+                f"User {user!r} is not one of the {len(self.user_ids):,} known users. Known ids look like "
+                f"{list(self.user_ids[:3])}; for anybody else give the history."
+            )
+        graph = self.knowledge_graph
+        if RATED not in graph.relations or USER not in graph.entity_types:
+            return np.zeros(0, dtype=np.int64)
+        is_user = np.asarray(graph.node_types) == graph.entity_types.index(USER)
+        nodes = np.flatnonzero(is_user & (np.asarray(graph.node_keys).astype(str) == str(user)))
+        edges = np.flatnonzero(np.isin(graph.edge_sources(), nodes))
+        edges = edges[np.asarray(graph.edge_relations)[edges] == 2 * graph.relations.index(RATED)]
+        items = graph.item_of_node()[np.asarray(graph.targets)[edges]]
+        return items[np.lexsort((items, np.asarray(graph.timestamps)[edges]))].astype(np.int64)
 
     def user_index(self, user: str | None) -> int:
         """Dense id of a raw user id; 0, the average user, where it is None or not known."""
@@ -626,6 +653,7 @@ class LlamaRecLKGProcessor(ProcessorMixin):
 
 
 TOKEN_CACHE_SIZE = 200_000
+MAX_NAMED_PATHS = 64  # between two items, in explanations
 GRAPH_FILES = ("graph.json", "graph.safetensors", "nodes.parquet")
 RESPONSE_CUE = "### Response:\n"
 

@@ -37,6 +37,7 @@ LAYERS = [
     ["publishing"],
     ["hub_metrics"],
     ["trainer"],  # after the card, which it writes when training ends
+    ["explanations"],
     ["pipeline"],
     ["hf_pipeline"],
     ["run_config"],

@@ -1,0 +1,203 @@
+"""Why an item stands where it stands: the parts of its score, as records, as a sentence and as a drawing.
+
+A score is a sum (see `ScoreFusion`): what the language model reads, what the retriever says, and for each relation
+the user's preference times the evidence, which is itself a sum over the paths from the history to the item. Nothing is
+estimated after the fact, and nothing is left out: the shares of all reasons add up to the score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .processing_llamarec_lkg import LlamaRecLKGProcessor
+from .schema import RATED, RankingExample
+from .storage import atomic_file
+
+
+if TYPE_CHECKING:
+    from .pipeline import Recommendation
+
+LANGUAGE_MODEL, RETRIEVER, PATH, OTHER_PATHS = "language model", "retriever", "path", "other paths"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One part of an item's score.
+
+    Args:
+        kind (`str`): "path", "other paths" (all that are not named, of one relation), "retriever" or "language model".
+        share (`float`): what it adds to the score; the shares of all reasons of an item sum to it.
+        relation (`str`, optional): of a path.
+        preference (`float`, optional): the user's weight of that relation, of 1 over all relations.
+        nodes (`list[str]`): names along a path: item of the history, entity (if there is one), the item.
+    """
+
+    kind: str
+    share: float
+    relation: str | None = None
+    preference: float | None = None
+    nodes: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """In words, without the share."""
+        if self.kind == PATH:
+            through = " ".join(name for name in (self.relation, *self.nodes[1:-1]) if name)
+            return f"{self.nodes[0]} -> {through} -> {self.nodes[-1]}"
+        if self.kind == OTHER_PATHS:
+            return (
+                "people who rated the same items" if self.relation == RATED else f"other paths along {self.relation}"
+            )
+        return "the order of the history (retriever)" if self.kind == RETRIEVER else "what the language model reads"
+
+    def __str__(self) -> str:
+        weight = "" if self.preference is None else f"  (preference {self.preference:.0%})"
+        return f"{self.share:+.3f}  {self.text}{weight}"
+
+
+def reasons_for(
+    processor: LlamaRecLKGProcessor,
+    example: RankingExample,
+    row: int,
+    parts: Mapping[str, float],
+    preferences: Mapping[str, float],
+    evidence_weight: float,
+    count: int,
+) -> list[Reason]:
+    """Take the score of one candidate apart, largest share first.
+
+    Args:
+        row: index of the candidate.
+        parts: its score by part: "retriever", "language model" and the names of relations.
+        preferences: of the user, by relation.
+        evidence_weight: of the fusion; times preference and a path's evidence it is the path's share.
+        count: how many paths to name; the rest is summed up by relation.
+    """
+    paths = []
+    for relation, nodes, weight in processor.evidence_paths(example, row):
+        share = evidence_weight * preferences[relation] * weight
+        if share and parts.get(relation):
+            paths.append(Reason(PATH, share, relation, preferences[relation], nodes))
+    paths = sorted(paths, key=lambda reason: -abs(reason.share))[:count]
+    named = dict.fromkeys(parts, 0.0)
+    for reason in paths:
+        named[reason.relation] += reason.share
+    rest = [
+        Reason(OTHER_PATHS, share - named[name], name, preferences[name])
+        if name in preferences
+        else Reason(name, share)
+        for name, share in parts.items()
+    ]
+    found = [*paths, *(reason for reason in rest if abs(reason.share) > 1e-6)]
+    return sorted(found, key=lambda reason: -reason.share)
+
+
+def sentence(item: Recommendation, count: int = 3) -> str:
+    """One sentence: the score, the `count` reasons that weigh most, and what the others add."""
+    reasons = sorted(item.reasons, key=lambda reason: -abs(reason.share))
+    if not reasons:
+        return f"{item.title} is here with a score of {item.score:+.2f}; it was not compared with others."
+    parts = [f"{reason.share:+.2f} for {_spoken(reason)}" for reason in reasons[:count]]
+    rest = sum(reason.share for reason in reasons[count:])
+    if reasons[count:]:
+        parts.append(f"{rest:+.2f} for {len(reasons) - count} smaller reason{'s' if len(reasons) > count + 1 else ''}")
+    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return f"{item.title} scores {item.score:+.2f}: {listed}."
+
+
+def _spoken(reason: Reason) -> str:
+    if reason.kind != PATH:
+        return reason.text
+    entity = " ".join(name for name in reason.nodes[1:-1] if name)
+    shared = f"{reason.relation} {entity}".strip()
+    return f"{shared}, as in {reason.nodes[0]} (you weigh {reason.relation} {reason.preference:.0%})"
+
+
+def draw_reasons(items: Sequence[Recommendation], path: str | Path) -> None:
+    """Write a PNG: the history on the left, the items on the right, the named paths between them, as wide as their
+    share, and the rest of each score beside its item."""
+    from matplotlib.lines import Line2D
+
+    reasons = [(item, reason) for item in items for reason in item.reasons if reason.kind == PATH]
+
+    def shared(reason: Reason) -> tuple[str | None, str]:
+        return reason.relation, reason.nodes[1] if len(reason.nodes) > 2 else ""
+
+    columns: list[dict[Any, None]] = [
+        dict.fromkeys(reason.nodes[0] for _, reason in reasons),
+        dict.fromkeys(shared(reason) for _, reason in reasons),
+        dict.fromkeys(item.title for item in items),
+    ]
+    heights = [{name: 1 - (place + 0.5) / len(column) for place, name in enumerate(column)} for column in columns]
+    relations = list(dict.fromkeys(reason.relation for _, reason in reasons))
+    colors = dict(zip(relations, _palette(len(relations)), strict=True))
+    figure, axes = _figure(12, 1.5 + 0.55 * max(3, *map(len, columns)))
+    largest = max((abs(reason.share) for _, reason in reasons), default=1.0)
+    for item, reason in reasons:
+        ends = [(0.0, heights[0][reason.nodes[0]]), (0.5, heights[1][shared(reason)]), (1.0, heights[2][item.title])]
+        style = {"color": colors[reason.relation], "linewidth": 0.8 + 5 * abs(reason.share) / largest, "alpha": 0.65}
+        axes.plot(*zip(*ends, strict=True), solid_capstyle="round", zorder=1, **style)
+    boxes = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": "#888888"}
+    for name, height in heights[0].items():
+        axes.text(0.0, height, _short(name), ha="right", va="center", bbox=boxes, fontsize=9)
+    for (relation, entity), height in heights[1].items():
+        label = _short(f"{relation} {entity}".strip())
+        frame = {**boxes, "edgecolor": colors[relation]}
+        axes.text(0.5, height, label, ha="center", va="center", bbox=frame, fontsize=8)
+    for item in items:
+        others = [reason for reason in item.reasons if reason.kind != PATH]
+        rest = [f"{r.share:+.2f} {_short(r.text if r.relation else r.kind, 34)}" for r in others]
+        label = f"{_short(item.title)}  {item.score:+.2f}\n" + "\n".join(rest)
+        axes.text(1.0, heights[2][item.title], label.strip(), ha="left", va="center", bbox=boxes, fontsize=8)
+    weights = {reason.relation: reason.preference for _, reason in reasons}
+    lines = [
+        Line2D([], [], color=colors[name], linewidth=4, label=f"{name} {weights[name]:.0%}") for name in relations
+    ]
+    if lines:
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.02), "ncols": 4, "frameon": False}
+        axes.legend(handles=lines, title="preference", **place)
+    for x, text in ((0.0, "history"), (0.5, "shared"), (1.0, "ranked items, share of the score")):
+        axes.text(x, 1.06, text, ha="center", fontsize=10, color="#555555")
+    axes.set(xlim=(-0.45, 1.55), ylim=(-0.05, 1.12))
+    axes.axis("off")
+    _save(figure, path)
+
+
+def draw_preferences(preferences: Mapping[str, float], path: str | Path, title: str = "") -> None:
+    """Write a PNG: a bar for each relation, and a line where all would be equal."""
+    names = list(preferences)[::-1]
+    figure, axes = _figure(8, 1.2 + 0.32 * len(names))
+    axes.barh(range(len(names)), [preferences[name] for name in names], color="#1f6feb")
+    axes.axvline(1 / len(names), color="#888888", linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("preference (dashed: all relations alike)")
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    with atomic_file(Path(path)) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+
+
+def _palette(count: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    return [colormaps["tab10" if count <= 10 else "tab20"](place % 20) for place in range(count)]
+
+
+def _short(text: str, length: int = 30) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
