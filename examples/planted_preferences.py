@@ -117,7 +117,8 @@ def run(variant: str, world: PlantedWorld, steps: int, folder: Path, progress: b
         max_steps=steps,
         per_device_train_batch_size=64,
         learning_rate=3e-3,
-        heads_learning_rate=1e-2,
+        heads_learning_rate=1e-4 if variant == "both" else 1e-2,  # what is warm takes smaller steps
+        heads_warm_up_learning_rate=1e-2,
         heads_weight_decay=0.01,
         weight_decay=0.01,
         heads_warm_up_epochs=20,

@@ -55,7 +55,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     recommend.add_argument("-k", type=int, default=10, help="how many items to show")
     recommend.add_argument("--json", action="store_true", help="print records for machines")
+    recommend.add_argument("--sentences", action="store_true", help="say in a sentence why each item is there")
+    recommend.add_argument("--draw", metavar="PNG", help="draw the paths from the history to the items")
     recommend.set_defaults(run=_recommend)
+    text = "show which relations of the graph a user follows"
+    preferences = commands.add_parser("preferences", help=text, description=f"Print and draw: {text}.")
+    preferences.add_argument("--model", required=True, help="folder or Hub id of a trained model")
+    preferences.add_argument("--user", help="raw user id; without --history, the graph's ratings are the history")
+    preferences.add_argument("--history", nargs="*", metavar="ITEM", help="raw item ids, oldest first")
+    preferences.add_argument("--output", default="preferences.png", metavar="PNG", help="where to draw it")
+    preferences.add_argument("--json", action="store_true", help="print a record for machines")
+    preferences.set_defaults(run=_preferences)
     convert = commands.add_parser(
         "convert",
         help="turn a raw data set into the library's tables",
@@ -142,18 +152,59 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _recommend(args: argparse.Namespace) -> None:
+    from .explanations import draw_reasons
     from .pipeline import Recommender
 
-    if Path(args.model).exists() and not (Path(args.model) / "config.json").exists():
-        raise LKGDataError(f"{args.model} holds no trained model (no config.json). Run `llamarec-lkg train` first.")
-    if not Path(args.model).exists():
-        print(f"There is no folder {args.model!r} here; looking for it on the Hub.", file=sys.stderr)
+    _require_model(args.model)
     recommender = Recommender.from_pretrained(args.model)
     items = recommender.recommend(args.history, user=args.user, candidates=args.candidates, k=args.k)
     if args.json:
         print(json.dumps([dataclasses.asdict(item) for item in items], ensure_ascii=False, indent=2))
     else:
-        print("\n".join(map(str, items)))
+        print("\n".join(f"{item.rank:>3}. {item.sentence()}" if args.sentences else str(item) for item in items))
+    if args.draw:
+        draw_reasons(items, args.draw)
+        print(f"drawn in {args.draw}", file=sys.stderr)
+
+
+def _preferences(args: argparse.Namespace) -> None:
+    from .explanations import draw_preferences
+    from .modeling_llamarec_lkg import LlamaRecLKGForRanking
+    from .pipeline import Recommender
+    from .processing_llamarec_lkg import LlamaRecLKGProcessor
+
+    _require_model(args.model)
+    processor = LlamaRecLKGProcessor.from_pretrained(args.model)
+    history = args.history
+    if history is None and args.user is not None:
+        history = [processor.item_ids[item - 1] for item in processor.known_history(args.user)]
+    if not history:
+        raise LKGDataError(
+            "There is no history to read preferences from. Give --history with raw item ids, or --user with a user "
+            "whose ratings are in the model's graph."
+        )
+    recommender = Recommender(LlamaRecLKGForRanking.from_pretrained(args.model), processor)
+    found = recommender.preferences(history, user=args.user)
+    alone = recommender.preferences(history)
+    who = "these items" if args.user is None else f"user {args.user}"
+    draw_preferences(found, args.output, f"{who}, history of {len(history)}")
+    if args.json:
+        record = {"user": args.user, "history": list(history), "preferences": found, "history_alone": alone}
+        print(json.dumps(record, ensure_ascii=False, indent=2))
+        return
+    width = max(map(len, found))
+    print(f"Relations that {who} follow{'' if args.user is None else 's'}, from a history of {len(history)} items:")
+    print(f"{'':<{width}}  preference  from the history alone")
+    for name, value in found.items():
+        print(f"{name:<{width}}  {value:>10.1%}  {alone[name]:>22.1%}  {'#' * round(40 * value)}")
+    print(f"All alike would be {1 / len(found):.1%}. Drawn in {args.output}.")
+
+
+def _require_model(name: str) -> None:
+    if Path(name).exists() and not (Path(name) / "config.json").exists():
+        raise LKGDataError(f"{name} holds no trained model (no config.json). Run `llamarec-lkg train` first.")
+    if not Path(name).exists():
+        print(f"There is no folder {name!r} here; looking for it on the Hub.", file=sys.stderr)
 
 
 def _export_metrics(args: argparse.Namespace) -> None:

@@ -150,6 +150,11 @@ class ScoreFusion(nn.Module):
         return parts
 
 
+def straight_through(gate: torch.Tensor) -> torch.Tensor:
+    """1 in the forward pass; in the backward pass the gradient of `gate`."""
+    return 1.0 + gate - gate.detach()
+
+
 @dataclass
 class AssembledPrompt:
     """One left-padded sequence a row, and which path (0..K-1 by rank, -1 none) each token belongs to; all (B, L)."""
@@ -611,7 +616,7 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         if labels is not None:
             known = labels >= 0
             loss = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0.0
-            if self.training and self.config.user_shrinkage:
+            if self.preference.training and self.config.user_shrinkage:  # in the heads' warm-up, too
                 loss = loss + self.config.user_shrinkage * self.preference.personal(user_ids).square().sum(1).mean()
         return RankingOutput(loss, logits, preferences, path_scores, selected, letter_logits)
 
@@ -639,7 +644,7 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             else:
                 gate = token_gate.exp()
                 embeds = self.get_input_embeddings()(inputs.pop("input_ids"))
-                inputs["inputs_embeds"] = embeds * (1.0 + gate - gate.detach())[..., None].to(embeds.dtype)
+                inputs["inputs_embeds"] = embeds * straight_through(gate)[..., None].to(embeds.dtype)
         position_ids = (prompt.attention_mask.cumsum(1) - 1).clamp(min=0)
         # the last position only: one row of the vocabulary is a thousandth of the pass, and going through the model's
         # own head keeps what some of them do to it (soft caps, scales)

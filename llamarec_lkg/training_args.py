@@ -40,6 +40,12 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
             "takes part. Seconds, not minutes. 0 leaves it out."
         },
     )
+    heads_warm_up_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of that warm-up; by default heads_learning_rate. What is warm may take smaller steps afterwards."
+        },
+    )
     early_stopping_patience: int = field(
         default=3,
         metadata={

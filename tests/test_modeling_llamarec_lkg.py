@@ -9,7 +9,7 @@ from tiny import backbone, examples, model, processor
 from transformers import AutoModel
 
 from llamarec_lkg.configuration_llamarec_lkg import LlamaRecLKGConfig
-from llamarec_lkg.modeling_llamarec_lkg import LlamaRecLKGForRanking, assemble_prompt, select_paths
+from llamarec_lkg.modeling_llamarec_lkg import LlamaRecLKGForRanking, assemble_prompt, select_paths, straight_through
 from llamarec_lkg.schema import LKGDataError
 
 
@@ -92,28 +92,81 @@ def varied(ranker):
     with torch.no_grad():
         for parameter in ranker.preference.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-        ranker.preference.user_embedding.weight[0].zero_()
+        if ranker.preference.user_embedding is not None:
+            ranker.preference.user_embedding.weight[0].zero_()
     return ranker
 
 
-@pytest.mark.parametrize("name", ["evidence", "attention_bias", "both"])
-def test_preference_gradients_equal_finite_differences(proc, batch, name):
+@pytest.mark.parametrize("name", ["evidence", "attention_bias", "straight_through", "both"])
+def test_preference_gradients_equal_finite_differences(proc, batch, name, monkeypatch):
+    """Every weight of the preference module, along a random direction of each, by each route alone and by both."""
     ranker = varied(model(proc, **route(name))).double().eval()
     batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
-    bias = ranker.preference.bias
+    if name == "straight_through":  # what it promises is the gradient of gates that start at 1, so let them be that
+        start = []
+        monkeypatch.setattr(
+            "llamarec_lkg.modeling_llamarec_lkg.straight_through",
+            lambda gate: start.append(gate.detach()) or 1.0 + gate - start[0],
+        )
     ranker(**batch).loss.backward()
-    gradient = bias.grad.clone()
-    assert gradient.abs().max() > 1e-7
+    largest = max(float(p.grad.norm()) for p in ranker.preference.parameters())
     step = 1e-3  # logits are float32 inside: larger steps than double precision would need
+    for number, (weight, parameter) in enumerate(ranker.preference.named_parameters()):
+        direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)).double()
+        direction /= direction.norm()
+        slope, losses = float((parameter.grad * direction).sum()), []
+        assert parameter.grad.norm() > 1e-6, f"no gradient reaches {weight}"
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.add_(sign * step * direction)
+                losses.append(float(ranker(**batch).loss.double()))
+                parameter.sub_(sign * step * direction)
+        assert abs((losses[0] - losses[1]) / (2 * step) - slope) < 2e-3 * max(1.0, largest), weight
+
+
+def test_the_straight_through_gradient_is_that_of_its_gate():
+    gate = torch.tensor([0.2, 3.0], requires_grad=True)
+    assert straight_through(gate).tolist() == [1.0, 1.0]
+    straight_through(gate).mul(torch.tensor([5.0, -2.0])).sum().backward()
+    assert gate.grad.tolist() == [5.0, -2.0]
+
+
+def test_ids_are_shrunk_towards_what_the_history_says(proc, batch):
+    """In training the loss holds the mean squared logits that ids add; unknown users add none."""
+    plain, shrunk = (varied(model(proc, user_shrinkage=weight, user_dropout=0.0)) for weight in (0.0, 0.5))
+    personal = shrunk.preference.user_embedding.weight[batch["user_ids"]]
+    for ranker in (plain, shrunk):
+        ranker.train()
+        ranker.preference.dropout.p = 0.0
+    difference = shrunk(**batch).loss - plain(**batch).loss
+    torch.testing.assert_close(difference, 0.5 * personal.square().sum(1).mean(), rtol=1e-4, atol=1e-5)
+    nobody = {**batch, "user_ids": torch.zeros_like(batch["user_ids"])}
+    torch.testing.assert_close(shrunk(**nobody).loss, plain(**nobody).loss)
+    torch.testing.assert_close(shrunk.eval()(**batch).loss, plain.eval()(**batch).loss)
+
+
+def test_relations_are_read_by_one_network_and_told_apart_by_their_vector(proc, batch):
+    ranker = varied(model(proc, use_user_embedding=False)).eval()
+    statistics = batch["history_relations"]
+    users, order = batch["user_ids"], torch.tensor([2, 0, 1])
     with torch.no_grad():
-        for index in range(len(bias)):
-            losses = []
-            for sign in (1, -1):
-                bias[index] += sign * step
-                losses.append(ranker(**batch).loss.double())
-                bias[index] -= sign * step
-            numeric = (losses[0] - losses[1]) / (2 * step)
-            assert abs(float(numeric - gradient[index])) < 2e-3 * max(1.0, float(gradient.abs().max())), index
+        ranker.preference.bias.zero_()
+        told_apart = ranker.preference(users, statistics)
+        assert not torch.allclose(ranker.preference(users, statistics[:, order]), told_apart[:, order])
+        ranker.preference.relation_embedding.zero_()
+        alike = ranker.preference(users, statistics)
+        torch.testing.assert_close(ranker.preference(users, statistics[:, order]), alike[:, order])
+
+
+def test_score_parts_sum_to_the_scores(proc, batch):
+    for config in ({}, {"use_evidence_fusion": False}, {"use_letter_prior": False}, {"use_retrieval_scores": False}):
+        ranker = varied(model(proc, letter_scale=0.7, evidence_weight=1.3, **config))
+        parts = ranker.score_parts(batch)
+        assert ("evidence" in parts) == config.get("use_evidence_fusion", True)
+        total = parts["language model"] + parts["retriever"]
+        total = total + (parts["evidence"].sum(-1) if "evidence" in parts else 0.0)
+        torch.testing.assert_close(total, ranker.score(batch), rtol=1e-5, atol=1e-5)
+        assert parts["language model"].abs().max() > 0
 
 
 def test_straight_through_gate_is_one_in_the_forward_pass_and_carries_gradient(proc, batch):

@@ -221,6 +221,17 @@ def test_heads_learn_which_relation_matters_without_the_backbone(proc, film_data
     assert ranker.config.use_language_model
 
 
+def test_the_warm_up_shrinks_ids_whatever_mode_the_model_is_in(proc, film_dataset):
+    lists = examples(film_dataset, count=40, seed=3)
+    batch = heads_batch(proc.fit(lists), lists, progress=False)
+    sizes = []
+    for shrinkage, training in ((10.0, True), (10.0, False), (0.0, False)):
+        ranker = model(proc, user_shrinkage=shrinkage, use_history_preferences=False).train(training)
+        fit_heads(ranker, batch, epochs=20, batch_size=20, learning_rate=0.05, weight_decay=0.0, progress=False)
+        sizes.append(float(ranker.preference.user_embedding.weight.norm()))
+    assert sizes[0] == pytest.approx(sizes[1]) and sizes[2] > 2 * sizes[0] > 0
+
+
 def test_heads_keep_their_start_when_training_only_hurts(proc, lists):
     proc.fit(lists)
     ranker = model(proc)

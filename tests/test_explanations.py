@@ -1,0 +1,143 @@
+"""Reasons: their shares add up to the score, name what spoke, and come as records, sentences and pictures."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from tiny import backbone, examples, processor
+
+from llamarec_lkg import LlamaRecLKGForRanking, Recommender
+from llamarec_lkg.explanations import OTHER_PATHS, PATH, Reason, draw_preferences, draw_reasons
+from llamarec_lkg.pipeline import Recommendation
+from llamarec_lkg.schema import RATED, LKGDataError
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def recommender(film_dataset):
+    proc = processor(film_dataset).fit(examples(film_dataset))
+    config = proc.model_config(evidence_weight=1.7, letter_scale=0.8, retrieval_weight=0.6)
+    torch.manual_seed(0)
+    ranker = LlamaRecLKGForRanking.from_backbone(backbone(), config)
+    torch.nn.init.normal_(ranker.preference.user_embedding.weight)
+    return Recommender(ranker, proc)
+
+
+CANDIDATES = ["2", "3", "5", "6"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 100])
+@pytest.mark.parametrize("user", [None, "2"])
+def test_shares_add_up_to_the_score_however_many_paths_are_named(recommender, count, user):
+    items = recommender.recommend(["4", "1"], user=user, candidates=CANDIDATES, k=4, num_reasons=count)
+    for item in items:
+        assert sum(reason.share for reason in item.reasons) == pytest.approx(item.score, abs=1e-5)
+        named = [reason for reason in item.reasons if reason.kind == PATH]
+        assert len(named) <= count and item.paths == [reason.text for reason in named]
+        for relation, part in item.relations.items():
+            shares = [reason.share for reason in item.reasons if reason.relation == relation]
+            assert sum(shares) == pytest.approx(part, abs=1e-5)
+
+
+def test_the_score_is_the_models(recommender):
+    items = recommender.recommend(["4", "1"], user="2", candidates=CANDIDATES, k=4)
+    example = recommender.processor.example(["4", "1"], CANDIDATES, user="2")
+    with torch.no_grad():
+        logits = recommender.model(**recommender.processor([example])).logits[0]
+    wanted = dict(zip(CANDIDATES, logits.tolist(), strict=True))
+    assert {item.item_id: item.score for item in items} == pytest.approx(wanted, abs=1e-5)
+
+
+def test_long_lists_have_the_parts_of_the_window_that_scored_them(recommender):
+    everything = recommender.recommend(["1"], candidates=["1", "2", "3", "4", "5", "6"], k=6)
+    assert len(everything) == 6, "six candidates, five at a time"
+    for item in everything:
+        assert sum(reason.share for reason in item.reasons) == pytest.approx(item.score, abs=1e-5)
+
+
+def test_with_all_paths_named_nothing_is_left_of_relations_to_entities(recommender):
+    """What is not named is what runs through users. A path's share is weight x preference x its part of the
+    evidence."""
+    items = recommender.recommend(["4", "1"], user="2", candidates=CANDIDATES, k=4, num_reasons=100)
+    left = {reason.relation for item in items for reason in item.reasons if reason.kind == OTHER_PATHS}
+    assert left == {RATED}
+    insider = next(item for item in items if item.item_id == "2")
+    (path,) = [reason for reason in insider.reasons if reason.kind == PATH]
+    preferences = recommender.preferences(["4", "1"], user="2")
+    index, dense = recommender.processor.evidence_index, recommender.processor.dense_items
+    relation = recommender.processor.relations.index("DIRECTED_BY")
+    evidence = index.evidence(dense(["4", "1"]), dense(["2"]), 2)[0, relation]
+    assert path.nodes == ["Heat (1995)", "Mann", "Insider, The (1999)"]
+    assert path.preference == pytest.approx(preferences["DIRECTED_BY"])
+    assert path.share == pytest.approx(1.7 * path.preference * float(evidence), rel=1e-5)
+
+
+def test_records_go_through_json(recommender):
+    item = recommender.recommend(["1"], candidates=CANDIDATES)[0]
+    record = json.loads(json.dumps(asdict(item)))
+    assert record == asdict(item)
+    assert set(record["reasons"][0]) == {"kind", "share", "relation", "preference", "nodes"}
+
+
+def test_a_sentence_by_hand():
+    reasons = [
+        Reason(PATH, 1.25, "DIRECTED_BY", 0.4, ["Heat", "Mann", "Insider"]),
+        Reason(OTHER_PATHS, 0.5, RATED, 0.3),
+        Reason("retriever", -0.75),
+        Reason("language model", 0.1),
+    ]
+    item = Recommendation(1, "2", "Insider", 1.1, 0.0, reasons=reasons)
+    assert item.sentence() == (
+        "Insider scores +1.10: +1.25 for DIRECTED_BY Mann, as in Heat (you weigh DIRECTED_BY 40%), -0.75 for the "
+        "order of the history (retriever), +0.50 for people who rated the same items and +0.10 for 1 smaller reason."
+    )
+    assert item.sentence(count=4).endswith("and +0.10 for what the language model reads.")
+    assert "was not compared" in Recommendation(1, "2", "Insider", 0.0, 0.0).sentence()
+    assert str(reasons[0]) == "+1.250  Heat -> DIRECTED_BY Mann -> Insider  (preference 40%)"
+
+
+def test_a_direct_edge_has_no_entity_between():
+    reason = Reason(PATH, 0.1, "FOLLOWED_BY", 0.5, ["One", "Two"])
+    assert reason.text == "One -> FOLLOWED_BY -> Two"
+
+
+def picture(path):
+    from matplotlib import image
+
+    content = path.read_bytes()
+    assert content.startswith(PNG)
+    return image.imread(path)
+
+
+def test_paths_are_drawn(recommender, tmp_path):
+    items = recommender.recommend(["4", "1"], user="2", candidates=CANDIDATES, k=3, num_reasons=5)
+    draw_reasons(items, tmp_path / "reasons.png")
+    pixels = picture(tmp_path / "reasons.png")
+    colored = np.ptp(pixels[..., :3], axis=2) > 0.2
+    assert colored.any(), "paths have colours"
+    draw_reasons(recommender.recommend(["4"], candidates=["2"]), tmp_path / "alone.png")
+    assert not (np.ptp(picture(tmp_path / "alone.png")[..., :3], axis=2) > 0.2).any(), "one item has no paths"
+
+
+def test_preferences_are_drawn_as_long_as_they_are(tmp_path):
+    draw_preferences({"A": 0.75, "B": 0.25}, tmp_path / "bars.png", "somebody")
+    pixels = picture(tmp_path / "bars.png")
+    blue = (pixels[..., 2] - pixels[..., 0] > 0.5).sum(axis=1)
+    top, bottom = blue[: len(blue) // 2].max(), blue[len(blue) // 2 :].max()
+    assert top / bottom == pytest.approx(3, rel=0.1)
+
+
+def test_the_history_of_a_known_user_is_in_the_graph(recommender, film_dataset):
+    proc = recommender.processor
+    for user in (1, 3):
+        trained = film_dataset.history(int(film_dataset.offsets[user]) - 2)
+        wanted = film_dataset.item_sequence[trained]
+        np.testing.assert_array_equal(proc.known_history(str(user)), wanted)
+    with pytest.raises(LKGDataError, match="'nobody' is not one of the 4 known users"):
+        proc.known_history("nobody")
+    bare = proc.with_knowledge_graph(proc.knowledge_graph.without_relations(proc.relations))
+    assert bare.known_history("1").size == 0
