@@ -7,11 +7,12 @@ Importing the package registers its configurations, models and processor with th
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .converters import convert, with_triples
 from .dataset import PreprocessingSettings, SequenceDataset, prepare_dataset
+from .explanations import Recommendation
 from .hf_pipeline import RecommendationPipeline
 from .knowledge_graph import KnowledgeGraph
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking, RankingOutput
 from .modeling_lrurec import LRURecConfig, LRURecForRetrieval
-from .pipeline import Recommendation, Recommender
+from .pipeline import Recommender
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
 from .publishing import anonymize_users, push_dataset, write_dataset
 from .schema import DatasetBundle, Interactions, ItemTable, LKGDataError, RankingExample, Triples

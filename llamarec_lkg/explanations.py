@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
 from .schema import RATED, RankingExample
 from .storage import atomic_file
 
-
-if TYPE_CHECKING:
-    from .pipeline import Recommendation
 
 LANGUAGE_MODEL, RETRIEVER, PATH, OTHER_PATHS = "language model", "retriever", "path", "other paths"
 
@@ -58,6 +55,46 @@ class Reason:
         return f"{self.share:+.3f}  {self.text}{weight}"
 
 
+@dataclass(frozen=True)
+class Recommendation:
+    """One ranked item.
+
+    Args:
+        rank (`int`): 1 is best.
+        item_id, title (`str`).
+        score (`float`): the ranker's logit; comparable within one pass, so not across windows of a long list.
+        retrieval_score (`float`): the first stage's.
+        relations (`dict[str, float]`): part of the score that came through each relation of the graph, largest first.
+        paths (`list[str]`): the paths from the history that spoke for it most.
+        reasons (`list[Reason]`): the whole score taken apart, largest share first; their shares sum to `score`.
+    """
+
+    rank: int
+    item_id: str
+    title: str
+    score: float
+    retrieval_score: float
+    relations: dict[str, float] = field(default_factory=dict)
+    paths: list[str] = field(default_factory=list)
+    reasons: list[Reason] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        reasons = "".join(f"\n      {path}" for path in self.paths)
+        return f"{self.rank:>3}. {self.title}  [{self.item_id}]  {self.score:+.3f}{reasons}"
+
+    def sentence(self, count: int = 3) -> str:
+        """Why it stands where it stands: the score, the `count` reasons that weigh most, and what the others add."""
+        reasons = sorted(self.reasons, key=lambda reason: -abs(reason.share))
+        if not reasons:
+            return f"{self.title} is here with a score of {self.score:+.2f}; it was not compared with others."
+        parts = [f"{reason.share:+.2f} for {_spoken(reason)}" for reason in reasons[:count]]
+        if rest := reasons[count:]:
+            number = f"{len(rest)} smaller reason{'s' if len(rest) > 1 else ''}"
+            parts.append(f"{sum(reason.share for reason in rest):+.2f} for {number}")
+        listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+        return f"{self.title} scores {self.score:+.2f}: {listed}."
+
+
 def reasons_for(
     processor: LlamaRecLKGProcessor,
     example: RankingExample,
@@ -93,19 +130,6 @@ def reasons_for(
     ]
     found = [*paths, *(reason for reason in rest if abs(reason.share) > 1e-6)]
     return sorted(found, key=lambda reason: -reason.share)
-
-
-def sentence(item: Recommendation, count: int = 3) -> str:
-    """One sentence: the score, the `count` reasons that weigh most, and what the others add."""
-    reasons = sorted(item.reasons, key=lambda reason: -abs(reason.share))
-    if not reasons:
-        return f"{item.title} is here with a score of {item.score:+.2f}; it was not compared with others."
-    parts = [f"{reason.share:+.2f} for {_spoken(reason)}" for reason in reasons[:count]]
-    rest = sum(reason.share for reason in reasons[count:])
-    if reasons[count:]:
-        parts.append(f"{rest:+.2f} for {len(reasons) - count} smaller reason{'s' if len(reasons) > count + 1 else ''}")
-    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return f"{item.title} scores {item.score:+.2f}: {listed}."
 
 
 def _spoken(reason: Reason) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from .explanations import LANGUAGE_MODEL, PATH, RETRIEVER, Reason, reasons_for, sentence
+from .explanations import LANGUAGE_MODEL, PATH, RETRIEVER, Reason, Recommendation, reasons_for
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
@@ -20,38 +20,6 @@ from .schema import LKGDataError, RankingExample
 
 
 RETRIEVER_FOLDER = "retriever"
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """One ranked item.
-
-    Args:
-        rank (`int`): 1 is best.
-        item_id, title (`str`).
-        score (`float`): the ranker's logit; comparable within one pass, so not across windows of a long list.
-        retrieval_score (`float`): the first stage's.
-        relations (`dict[str, float]`): part of the score that came through each relation of the graph, largest first.
-        paths (`list[str]`): the paths from the history that spoke for it most.
-        reasons (`list[Reason]`): the whole score taken apart, largest share first; their shares sum to `score`.
-    """
-
-    rank: int
-    item_id: str
-    title: str
-    score: float
-    retrieval_score: float
-    relations: dict[str, float] = field(default_factory=dict)
-    paths: list[str] = field(default_factory=list)
-    reasons: list[Reason] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        reasons = "".join(f"\n      {path}" for path in self.paths)
-        return f"{self.rank:>3}. {self.title}  [{self.item_id}]  {self.score:+.3f}{reasons}"
-
-    def sentence(self, count: int = 3) -> str:
-        """Why it stands where it stands, in one sentence with the `count` reasons that weigh most."""
-        return sentence(self, count)
 
 
 @dataclass(frozen=True)

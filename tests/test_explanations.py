@@ -9,8 +9,7 @@ import torch
 from tiny import backbone, examples, processor
 
 from llamarec_lkg import LlamaRecLKGForRanking, Recommender
-from llamarec_lkg.explanations import OTHER_PATHS, PATH, Reason, draw_preferences, draw_reasons
-from llamarec_lkg.pipeline import Recommendation
+from llamarec_lkg.explanations import OTHER_PATHS, PATH, Reason, Recommendation, draw_preferences, draw_reasons
 from llamarec_lkg.schema import RATED, LKGDataError
 
 
