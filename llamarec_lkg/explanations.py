@@ -7,6 +7,7 @@ estimated after the fact, and nothing is left out: the shares of all reasons add
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,14 +84,20 @@ class Recommendation:
         return f"{self.rank:>3}. {self.title}  [{self.item_id}]  {self.score:+.3f}{reasons}"
 
     def sentence(self, count: int = 3) -> str:
-        """Why it stands where it stands: the score, the `count` reasons that weigh most, and what the others add."""
-        reasons = sorted(self.reasons, key=lambda reason: -abs(reason.share))
-        if not reasons:
+        """Why it stands where it stands: the score, the `count` parts that weigh most, each relation with its
+        strongest path, and what the others add."""
+        if not self.reasons:
             return f"{self.title} is here with a score of {self.score:+.2f}; it was not compared with others."
-        parts = [f"{reason.share:+.2f} for {_spoken(reason)}" for reason in reasons[:count]]
-        if rest := reasons[count:]:
+        groups: dict[tuple[str, str | None], list[Reason]] = {}
+        for reason in self.reasons:
+            key = (PATH, reason.relation) if reason.relation else (reason.kind, None)
+            groups.setdefault(key, []).append(reason)
+        shares = {key: sum(reason.share for reason in group) for key, group in groups.items()}
+        order = sorted(groups, key=lambda key: -abs(shares[key]))
+        parts = [f"{shares[key]:+.2f} {_spoken(groups[key])}" for key in order[:count]]
+        if rest := order[count:]:
             number = f"{len(rest)} smaller reason{'s' if len(rest) > 1 else ''}"
-            parts.append(f"{sum(reason.share for reason in rest):+.2f} for {number}")
+            parts.append(f"{sum(shares[key] for key in rest):+.2f} for {number}")
         listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
         return f"{self.title} scores {self.score:+.2f}: {listed}."
 
@@ -111,14 +118,14 @@ def reasons_for(
         parts: its score by part: "retriever", "language model" and the names of relations.
         preferences: of the user, by relation.
         evidence_weight: of the fusion; times preference and a path's evidence it is the path's share.
-        count: how many paths to name; the rest is summed up by relation.
+        count: how many paths to name, the strongest through each entity first; the rest is summed up by relation.
     """
     paths = []
     for relation, nodes, weight in processor.evidence_paths(example, row):
         share = evidence_weight * preferences[relation] * weight
         if share and parts.get(relation):
             paths.append(Reason(PATH, share, relation, preferences[relation], nodes))
-    paths = sorted(paths, key=lambda reason: -abs(reason.share))[:count]
+    paths = _varied(sorted(paths, key=lambda reason: -abs(reason.share)))[:count]
     named = dict.fromkeys(parts, 0.0)
     for reason in paths:
         named[reason.relation] += reason.share
@@ -132,12 +139,33 @@ def reasons_for(
     return sorted(found, key=lambda reason: -reason.share)
 
 
-def _spoken(reason: Reason) -> str:
-    if reason.kind != PATH:
-        return reason.text
-    entity = " ".join(name for name in reason.nodes[1:-1] if name)
-    shared = f"{reason.relation} {entity}".strip()
-    return f"{shared}, as in {reason.nodes[0]} (you weigh {reason.relation} {reason.preference:.0%})"
+def _varied(paths: Sequence[Reason]) -> list[Reason]:
+    """The first path through each entity in their order, then the second of each, ...: four films of one year are one
+    thing to say."""
+    seen: Counter[tuple[str | None, str]] = Counter()
+    turns = []
+    for reason in paths:
+        turns.append(seen[_shared(reason)])
+        seen[_shared(reason)] += 1
+    return [paths[place] for place in sorted(range(len(paths)), key=lambda place: (turns[place], place))]
+
+
+def _shared(reason: Reason) -> tuple[str | None, str]:
+    """What a path runs through: relation and entity, which is empty on a direct edge."""
+    return reason.relation, reason.nodes[1] if len(reason.nodes) > 2 else ""
+
+
+def _spoken(group: Sequence[Reason]) -> str:
+    """Reasons of one kind or relation in words, after their share."""
+    best = max(group, key=lambda reason: (reason.kind == PATH, abs(reason.share)))
+    if best.relation is None or best.relation == RATED:
+        return f"for {best.text}"
+    weight = f"preference {best.preference:.0%}"
+    if best.kind != PATH:
+        return f"along {best.relation} ({weight})"
+    entity = " ".join(name for name in best.nodes[1:-1] if name)
+    example = f"{entity}, as in {best.nodes[0]}" if entity else f"from {best.nodes[0]}"
+    return f"along {best.relation} ({example}; {weight})"
 
 
 def draw_reasons(items: Sequence[Recommendation], path: str | Path) -> None:
@@ -146,43 +174,41 @@ def draw_reasons(items: Sequence[Recommendation], path: str | Path) -> None:
     from matplotlib.lines import Line2D
 
     reasons = [(item, reason) for item in items for reason in item.reasons if reason.kind == PATH]
-
-    def shared(reason: Reason) -> tuple[str | None, str]:
-        return reason.relation, reason.nodes[1] if len(reason.nodes) > 2 else ""
-
-    columns: list[dict[Any, None]] = [
-        dict.fromkeys(reason.nodes[0] for _, reason in reasons),
-        dict.fromkeys(shared(reason) for _, reason in reasons),
-        dict.fromkeys(item.title for item in items),
+    labels = {}
+    for item in items:
+        others = [reason for reason in item.reasons if reason.kind != PATH]
+        lines = [f"{r.share:+.2f} {_short(r.text if r.relation else r.kind, 34)}" for r in others]
+        labels[item.title] = "\n".join([f"{_short(item.title)}  {item.score:+.2f}", *lines])
+    columns = [
+        _heights(dict.fromkeys((reason.nodes[0] for _, reason in reasons), 1)),
+        _heights(dict.fromkeys((_shared(reason) for _, reason in reasons), 1)),
+        _heights({title: label.count("\n") + 3 for title, label in labels.items()}),
     ]
-    heights = [{name: 1 - (place + 0.5) / len(column) for place, name in enumerate(column)} for column in columns]
     relations = list(dict.fromkeys(reason.relation for _, reason in reasons))
     colors = dict(zip(relations, _palette(len(relations)), strict=True))
-    figure, axes = _figure(12, 1.5 + 0.55 * max(3, *map(len, columns)))
+    rows = sum(label.count("\n") + 3 for label in labels.values())
+    figure, axes = _figure(12, 1.5 + max(0.45 * max(map(len, columns)), 0.17 * rows))
     largest = max((abs(reason.share) for _, reason in reasons), default=1.0)
     for item, reason in reasons:
-        ends = [(0.0, heights[0][reason.nodes[0]]), (0.5, heights[1][shared(reason)]), (1.0, heights[2][item.title])]
+        ends = [(0.0, columns[0][reason.nodes[0]]), (0.5, columns[1][_shared(reason)]), (1.0, columns[2][item.title])]
         style = {"color": colors[reason.relation], "linewidth": 0.8 + 5 * abs(reason.share) / largest, "alpha": 0.65}
         axes.plot(*zip(*ends, strict=True), solid_capstyle="round", zorder=1, **style)
     boxes = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": "#888888"}
-    for name, height in heights[0].items():
+    for name, height in columns[0].items():
         axes.text(0.0, height, _short(name), ha="right", va="center", bbox=boxes, fontsize=9)
-    for (relation, entity), height in heights[1].items():
+    for (relation, entity), height in columns[1].items():
         label = _short(f"{relation} {entity}".strip())
         frame = {**boxes, "edgecolor": colors[relation]}
         axes.text(0.5, height, label, ha="center", va="center", bbox=frame, fontsize=8)
-    for item in items:
-        others = [reason for reason in item.reasons if reason.kind != PATH]
-        rest = [f"{r.share:+.2f} {_short(r.text if r.relation else r.kind, 34)}" for r in others]
-        label = f"{_short(item.title)}  {item.score:+.2f}\n" + "\n".join(rest)
-        axes.text(1.0, heights[2][item.title], label.strip(), ha="left", va="center", bbox=boxes, fontsize=8)
+    for title, label in labels.items():
+        axes.text(1.0, columns[2][title], label, ha="left", va="center", bbox=boxes, fontsize=8)
     weights = {reason.relation: reason.preference for _, reason in reasons}
-    lines = [
+    handles = [
         Line2D([], [], color=colors[name], linewidth=4, label=f"{name} {weights[name]:.0%}") for name in relations
     ]
-    if lines:
+    if handles:
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.02), "ncols": 4, "frameon": False}
-        axes.legend(handles=lines, title="preference", **place)
+        axes.legend(handles=handles, title="preference", **place)
     for x, text in ((0.0, "history"), (0.5, "shared"), (1.0, "ranked items, share of the score")):
         axes.text(x, 1.06, text, ha="center", fontsize=10, color="#555555")
     axes.set(xlim=(-0.45, 1.55), ylim=(-0.05, 1.12))
@@ -201,6 +227,15 @@ def draw_preferences(preferences: Mapping[str, float], path: str | Path, title: 
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
+
+
+def _heights(sizes: Mapping[Any, int]) -> dict[Any, float]:
+    """Where the middles of boxes stand that fill a column from 1 down to 0, each with the room it needs."""
+    total, above, heights = max(1, sum(sizes.values())), 0.0, {}
+    for name, size in sizes.items():
+        heights[name] = 1 - (above + size / 2) / total
+        above += size
+    return heights
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import backbone, examples, processor
@@ -86,17 +87,32 @@ def test_a_sentence_by_hand():
     reasons = [
         Reason(PATH, 1.25, "DIRECTED_BY", 0.4, ["Heat", "Mann", "Insider"]),
         Reason(OTHER_PATHS, 0.5, RATED, 0.3),
+        Reason(OTHER_PATHS, 0.25, "DIRECTED_BY", 0.4),
         Reason("retriever", -0.75),
         Reason("language model", 0.1),
     ]
-    item = Recommendation(1, "2", "Insider", 1.1, 0.0, reasons=reasons)
+    item = Recommendation(1, "2", "Insider", 1.35, 0.0, reasons=reasons)
     assert item.sentence() == (
-        "Insider scores +1.10: +1.25 for DIRECTED_BY Mann, as in Heat (you weigh DIRECTED_BY 40%), -0.75 for the "
-        "order of the history (retriever), +0.50 for people who rated the same items and +0.10 for 1 smaller reason."
+        "Insider scores +1.35: +1.50 along DIRECTED_BY (Mann, as in Heat; preference 40%), -0.75 for the order of the "
+        "history (retriever), +0.50 for people who rated the same items and +0.10 for 1 smaller reason."
     )
     assert item.sentence(count=4).endswith("and +0.10 for what the language model reads.")
     assert "was not compared" in Recommendation(1, "2", "Insider", 0.0, 0.0).sentence()
     assert str(reasons[0]) == "+1.250  Heat -> DIRECTED_BY Mann -> Insider  (preference 40%)"
+    unnamed = Recommendation(1, "2", "Insider", 0.25, 0.0, reasons=reasons[2:3])
+    assert unnamed.sentence() == "Insider scores +0.25: +0.25 along DIRECTED_BY (preference 40%)."
+
+
+def test_paths_through_different_entities_are_named_first(make_dataset):
+    """Two films of the history share the director with the candidate, strongly; one shares a genre, weakly."""
+    rows = [("a", item, item) for item in (1, 2, 3, 4, 5)]
+    items = pd.DataFrame({"item_id": [1, 2, 3, 4, 5], "title": list("ABCDE"), "genre_is": ["g", "h", "x", "g", "y"]})
+    items["directed_by"] = ["m", "m", "n", "m", "o"]
+    proc = processor(make_dataset(rows, items))
+    recommender = Recommender(LlamaRecLKGForRanking(proc.model_config(use_language_model=False)), proc)
+    best = recommender.recommend(["1", "2"], candidates=["4", "5"], num_reasons=2)[0]
+    assert best.title == "D"
+    assert {reason.nodes[1] for reason in best.reasons if reason.kind == PATH} == {"m", "g"}
 
 
 def test_a_direct_edge_has_no_entity_between():
