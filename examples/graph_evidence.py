@@ -63,13 +63,16 @@ def measure(model, processor, retriever, examples) -> dict[str, np.ndarray]:
     return {**metrics_per_user(target_ranks(scores, items), KS), "nll": -likelihood}
 
 
-def one_seed(dataset_name: str, seed: int, holdout: int, folder: Path, progress: bool = True) -> dict:
-    """Per-target measures of every row, for validation and test."""
+def one_seed(
+    dataset_name: str, seed: int, holdout: int, folder: Path, *, retriever=None, backbone=None, progress: bool = True
+) -> dict:
+    """Per-target measures of every row, for validation and test. Of the backbone only the tokenizer is loaded."""
     config = RunConfig.from_mapping(
         {
             "output_dir": str(folder / f"seed-{seed}"),
             "data": {"dataset": dataset_name},
-            "retriever": {"seed": seed},
+            "retriever": {"seed": seed, **(retriever or {})},
+            "backbone": backbone or {},
             "examples": {"holdout": holdout},
             "prompt": {"num_candidates": 52},
             "model": {"use_language_model": False},
@@ -78,8 +81,8 @@ def one_seed(dataset_name: str, seed: int, holdout: int, folder: Path, progress:
     # 1. data, graph, retrievers, honest training lists
     workflow = Workflow(config, progress=progress)
     data = workflow.prepare()
-    retriever = workflow.train_retriever()
-    lists, _, train_graph = workflow.training_lists(retriever)
+    first_stage = workflow.train_retriever()
+    lists, _, train_graph = workflow.training_lists(first_stage)
     generator = np.random.default_rng(seed)
     aside = generator.random(data.dataset.num_users + 1) < 0.15
     parts = [[e for e in lists if aside[e.user] == chosen] for chosen in (False, True)]
@@ -102,7 +105,7 @@ def one_seed(dataset_name: str, seed: int, holdout: int, folder: Path, progress:
     model, processor = models["personal"]
     models["personal, graph shuffled after training"] = model, processor.with_knowledge_graph(shuffled[0])
     return {
-        split: {name: measure(*pair, retriever, targets(data.dataset, split)) for name, pair in models.items()}
+        split: {name: measure(*pair, first_stage, targets(data.dataset, split)) for name, pair in models.items()}
         for split in ("validation", "test")
     }
 

@@ -1,0 +1,63 @@
+"""On real films, without a language model: personal evidence beats global evidence and the retriever."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import backbone, examples, processor, tokenizer
+
+from llamarec_lkg import LlamaRecLKGForRanking
+from llamarec_lkg.evaluation import comparison_rows
+from llamarec_lkg.heads import catalogue_scores, score_heads
+from llamarec_lkg.retrieval import PopularityRetriever, exclude_history
+
+
+PATH = Path(__file__).resolve().parents[1] / "examples" / "graph_evidence.py"
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("graph_evidence", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_personal_evidence_on_real_films(example, movielens_folder, tmp_path):
+    backbone().save_pretrained(tmp_path / "backbone")
+    tokenizer().save_pretrained(tmp_path / "backbone")
+    steps = {"max_steps": 1000, "eval_steps": 250, "learning_rate": 4e-3, "lr_scheduler_type": "one_cycle"}
+    found = example.one_seed(
+        str(movielens_folder), 42, 8, tmp_path, retriever=steps, progress=False,
+        backbone={"model_name_or_path": str(tmp_path / "backbone")},
+    )  # fmt: skip
+    rows = {row["name"]: row for row in comparison_rows(found["validation"], reference="global")}
+    assert rows["personal"]["difference_ci95"]["nll"][1] < 0, "personal evidence is likelier than global"
+    rows = {row["name"]: row for row in comparison_rows(found["test"])}
+    assert rows["personal"]["difference_ci95"]["ndcg@10"][0] > 0, "and ranks better than the retriever"
+    assert rows["personal, shuffled graph"]["difference_ci95"]["ndcg@10"][0] < 0
+
+
+def test_catalogue_scores_are_the_models_scores_over_all_items(film_dataset):
+    proc = processor(film_dataset, num_candidates=6).fit(examples(film_dataset))
+    ranker = LlamaRecLKGForRanking(proc.model_config(use_language_model=False, evidence_weight=1.5))
+    retriever = PopularityRetriever.from_dataset(film_dataset)
+    histories = [np.array([1, 4]), np.array([], dtype=np.int64)]
+    scores = catalogue_scores(ranker, proc, retriever, histories, users=[2, 0])
+    assert scores.shape == (2, 7)
+    known = np.isfinite(exclude_history(retriever.score(histories), histories))
+    np.testing.assert_array_equal(np.isfinite(scores), known)
+    free = ["2", "3", "5", "6"]
+    first_stage = retriever.score(histories)[0]
+    example_ = proc.example(["1", "4"], free, user="2", retrieval_scores=[first_stage[int(raw)] for raw in free])
+    wanted = score_heads(ranker, proc([example_], with_prompt=False))[0].numpy()
+    np.testing.assert_allclose(scores[0, [2, 3, 5, 6]], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_compare_paired():
+    measures = {"a": {"m": np.array([1.0, 2.0])}, "b": {"m": np.array([2.0, 3.0])}}
+    first, second = comparison_rows(measures, reference="a", resamples=50)
+    assert first["difference_to_a"] == {"m": 0.0} and second["difference_to_a"] == {"m": 1.0}
+    assert second["difference_ci95"]["m"] == (1.0, 1.0)
