@@ -5,9 +5,10 @@ Needs: pip install -e .
     python examples/graph_evidence.py --dataset path/to/ml-latest-small --seeds 42 43 44
 
 For every seed two retrievers are trained (one that has not seen the lists that preferences learn from); every ranking
-is over the whole catalogue, for all users. `outputs/evidence/<data set>/report.json` holds what is printed. Likelihood
-is that of the validation targets, on which nothing was fitted: the epoch is chosen on training lists of users set
-aside for it.
+is over the whole catalogue, for all users. `outputs/evidence/<data set>/report.json` holds what is printed.
+Preferences
+see no validation target: their epoch is chosen on each user's last training list. The retriever's epoch is chosen on
+the validation targets, for all rows alike; the test targets choose nothing.
 """
 
 import argparse
@@ -37,10 +38,15 @@ VARIANTS = {
 
 
 def targets(dataset, split: str) -> list[RankingExample]:
-    """One list a target without candidates: history, user, and the target as its only candidate."""
+    """One list a target without candidates: history, user, and the target as its only candidate.
+
+    Items of the history are not ranked, so a target that is one of them is left out.
+    """
     examples = []
     for position in dataset.positions(split):
         piece = dataset.history(position)
+        if dataset.item_sequence[position] in dataset.item_sequence[piece]:
+            continue
         examples.append(
             RankingExample(
                 user=int(dataset.user_of(position)),
@@ -83,9 +89,9 @@ def one_seed(
     data = workflow.prepare()
     first_stage = workflow.train_retriever()
     lists, _, train_graph = workflow.training_lists(first_stage)
-    generator = np.random.default_rng(seed)
-    aside = generator.random(data.dataset.num_users + 1) < 0.15
-    parts = [[e for e in lists if aside[e.user] == chosen] for chosen in (False, True)]
+    latest = {e.user: row for row, e in sorted(enumerate(lists), key=lambda pair: len(pair[1].history))}
+    aside = set(latest.values())  # each user's last training list chooses the epoch
+    parts = [[e for row, e in enumerate(lists) if (row in aside) == chosen] for chosen in (False, True)]
 
     def fitted(graph, train_graph, variant) -> tuple:
         processor = workflow.build_processor().with_knowledge_graph(graph)
@@ -119,6 +125,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/evidence"))
     args = parser.parse_args()
+    if args.holdout < 1:
+        parser.error("--holdout is at least 1: preferences learn from lists that a retriever has not seen")
     folder = args.output / Path(args.dataset).name
     runs = [one_seed(args.dataset, seed, args.holdout, folder) for seed in args.seeds]
     # 3. each user's mean over seeds, then intervals over users

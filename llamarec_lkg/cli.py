@@ -63,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     preferences.add_argument("--model", required=True, help="folder or Hub id of a trained model")
     preferences.add_argument("--user", help="raw user id; without --history, the graph's ratings are the history")
     preferences.add_argument("--history", nargs="*", metavar="ITEM", help="raw item ids, oldest first")
-    preferences.add_argument("--output", default="preferences.png", metavar="PNG", help="where to draw it")
+    preferences.add_argument(
+        "--output", metavar="PNG", help="where to draw it; by default preferences.png, with --json nowhere"
+    )
     preferences.add_argument("--json", action="store_true", help="print a record for machines")
     preferences.set_defaults(run=_preferences)
     convert = commands.add_parser(
@@ -175,6 +177,8 @@ def _preferences(args: argparse.Namespace) -> None:
 
     _require_model(args.model)
     processor = LlamaRecLKGProcessor.from_pretrained(args.model)
+    if not processor.relations:
+        raise LKGDataError(f"The graph of {args.model} has no relations, so there is nothing to prefer.")
     history = args.history
     if history is None and args.user is not None:
         history = [processor.item_ids[item - 1] for item in processor.known_history(args.user)]
@@ -183,21 +187,26 @@ def _preferences(args: argparse.Namespace) -> None:
             "There is no history to read preferences from. Give --history with raw item ids, or --user with a user "
             "whose ratings are in the model's graph."
         )
-    recommender = Recommender(LlamaRecLKGForRanking.from_pretrained(args.model), processor)
+    recommender = Recommender(LlamaRecLKGForRanking.from_pretrained(args.model, backbone=False), processor)
     found = recommender.preferences(history, user=args.user)
-    alone = recommender.preferences(history)
-    who = "these items" if args.user is None else f"user {args.user}"
-    draw_preferences(found, args.output, f"{who}, history of {len(history)}")
+    alone = recommender.preferences(history, user=args.user, use_id=False)
+    known = args.user is not None and processor.user_index(args.user) > 0
     if args.json:
-        record = {"user": args.user, "history": list(history), "preferences": found, "history_alone": alone}
-        print(json.dumps(record, ensure_ascii=False, indent=2))
-        return
-    width = max(map(len, found))
-    print(f"Relations that {who} follow{'' if args.user is None else 's'}, from a history of {len(history)} items:")
-    print(f"{'':<{width}}  preference  from the history alone")
-    for name, value in found.items():
-        print(f"{name:<{width}}  {value:>10.1%}  {alone[name]:>22.1%}  {'#' * round(40 * value)}")
-    print(f"All alike would be {1 / len(found):.1%}. Drawn in {args.output}.")
+        record = {"user": args.user, "known": known, "history": list(history)}
+        print(json.dumps({**record, "preferences": found, "history_alone": alone}, ensure_ascii=False, indent=2))
+    else:
+        who = f"user {args.user}" if known else "an unknown user"
+        print(f"Relations that {who} follows, from a history of {len(history)} items:")
+        width = max(map(len, found))
+        print(f"{'':<{width}}  preference  from the history alone")
+        for name, value in found.items():
+            print(f"{name:<{width}}  {value:>10.1%}  {alone[name]:>22.1%}  {'#' * round(40 * value)}")
+        print(f"All alike would be {1 / len(found):.1%}.")
+    output = args.output or (None if args.json else "preferences.png")
+    if output:
+        title = f"user {args.user}" if known else "unknown user"
+        draw_preferences(found, output, f"{title}, history of {len(history)}")
+        print(f"drawn in {output}", file=sys.stderr)
 
 
 def _require_model(name: str) -> None:

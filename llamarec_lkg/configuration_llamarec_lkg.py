@@ -34,9 +34,9 @@ class LlamaRecLKGConfig(PreTrainedConfig):
         has_adapter (`bool`): the checkpoint holds an adapter, in `adapter/`.
         relations (`list[str]`): the graph's R relations, in the order of `evidence` and `path_relation_weights`.
         num_users (`int`): users with an embedding of their own, ids 1 to `num_users`; 0 keeps no embedding.
-        user_embedding_size (`int`): 0 gives each known user one logit a relation, which weight decay keeps small
-            where there is little to learn from; otherwise the published form, an embedding of that size with layer
-            norm and a linear map.
+        user_embedding_size (`int`): 0 gives each known user one logit a relation, which `user_shrinkage` keeps
+            small where there is little to learn from; otherwise the published form, an embedding of that size with
+            layer norm and a linear map.
         preference_hidden_size (`int`), preference_dropout (`float`): of the preference module.
         user_dropout (`float`): how often training hides the user's id, so that the history alone learns to carry new
             users.
@@ -64,7 +64,7 @@ class LlamaRecLKGConfig(PreTrainedConfig):
 
     model_type = "llamarec_lkg"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
-    keys_to_ignore_at_inference = ["preferences", "path_scores", "selected_paths", "letter_logits"]
+    keys_to_ignore_at_inference = ["preferences", "path_scores", "selected_paths", "letter_logits", "letter_scores"]
 
     text_config: dict | PreTrainedConfig | None = None
     backbone_name_or_path: str | None = None

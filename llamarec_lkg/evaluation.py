@@ -240,7 +240,7 @@ def comparison_rows(
 
 
 def table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] = SHOWN_METRICS) -> list[str]:
-    """Markdown lines: a metric a column, then NDCG@10's interval and paired difference to the retriever."""
+    """Markdown lines: a metric a column, then NDCG@10's interval and paired difference to the row `REFERENCE`."""
     header = ["row", *metrics, "ndcg@10 95% interval", "ndcg@10 minus retriever"]
     lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
     for row in rows:

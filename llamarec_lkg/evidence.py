@@ -195,6 +195,25 @@ class EvidenceIndex:
         sums = np.bincount(cells, weights * profile[columns], minlength=len(candidates) * self.num_relations)
         return (sums.reshape(len(candidates), -1) / self.scale).astype(np.float32)
 
+    def contributions(
+        self, history: np.ndarray, candidate: int, user: int = UNKNOWN_USER
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What one candidate's evidence is the sum of.
+
+        Returns:
+            place in the history, column, and weight (never 0) of every term, each of shape (T,); the weights of a
+            relation's columns sum to the candidate's evidence along it.
+        """
+        history, candidates = np.asarray(history, dtype=np.int64), np.array([candidate], dtype=np.int64)
+        _, heard_columns, heard = self._without(user, *self.candidate_rows.take(candidates))
+        places, columns, said = self._without(user, *self.history_rows.take(history))
+        listener = np.zeros(len(self.column_relation))
+        listener[heard_columns] = heard
+        weights = self.history_weights(len(history))[places] * said * listener[columns]
+        weights /= self.scale[self.column_relation[columns]]
+        some = np.flatnonzero(weights)
+        return places[some], columns[some], weights[some]
+
     def history_statistics(self, history: np.ndarray, user: int = UNKNOWN_USER) -> np.ndarray:
         """How a history moves from item to item along each relation: what the preference module reads.
 

@@ -68,6 +68,7 @@ class Recommendation:
         relations (`dict[str, float]`): part of the score that came through each relation of the graph, largest first.
         paths (`list[str]`): the paths from the history that spoke for it most.
         reasons (`list[Reason]`): the whole score taken apart, largest share first; their shares sum to `score`.
+            Empty where there was nothing to compare with: a list of one is not ranked.
     """
 
     rank: int
@@ -121,7 +122,8 @@ def reasons_for(
         count: how many paths to name, the strongest through each entity first; the rest is summed up by relation.
     """
     paths = []
-    for relation, nodes, weight in processor.evidence_paths(example, row):
+    spoke = count > 0 and any(parts.get(relation) for relation in preferences)
+    for relation, nodes, weight in processor.evidence_paths(example, row) if spoke else ():
         share = evidence_weight * preferences[relation] * weight
         if share and parts.get(relation):
             paths.append(Reason(PATH, share, relation, preferences[relation], nodes))
@@ -178,11 +180,11 @@ def draw_reasons(items: Sequence[Recommendation], path: str | Path) -> None:
     for item in items:
         others = [reason for reason in item.reasons if reason.kind != PATH]
         lines = [f"{r.share:+.2f} {_short(r.text if r.relation else r.kind, 34)}" for r in others]
-        labels[item.title] = "\n".join([f"{_short(item.title)}  {item.score:+.2f}", *lines])
+        labels[item.item_id] = "\n".join([f"{_short(item.title)}  {item.score:+.2f}", *lines])
     columns = [
         _heights(dict.fromkeys((reason.nodes[0] for _, reason in reasons), 1)),
         _heights(dict.fromkeys((_shared(reason) for _, reason in reasons), 1)),
-        _heights({title: label.count("\n") + 3 for title, label in labels.items()}),
+        _heights({item: label.count("\n") + 3 for item, label in labels.items()}),
     ]
     relations = list(dict.fromkeys(reason.relation for _, reason in reasons))
     colors = dict(zip(relations, _palette(len(relations)), strict=True))
@@ -190,25 +192,31 @@ def draw_reasons(items: Sequence[Recommendation], path: str | Path) -> None:
     figure, axes = _figure(12, 1.5 + max(0.45 * max(map(len, columns)), 0.17 * rows))
     largest = max((abs(reason.share) for _, reason in reasons), default=1.0)
     for item, reason in reasons:
-        ends = [(0.0, columns[0][reason.nodes[0]]), (0.5, columns[1][_shared(reason)]), (1.0, columns[2][item.title])]
+        ends = [
+            (0.0, columns[0][reason.nodes[0]]),
+            (0.5, columns[1][_shared(reason)]),
+            (1.0, columns[2][item.item_id]),
+        ]
         style = {"color": colors[reason.relation], "linewidth": 0.8 + 5 * abs(reason.share) / largest, "alpha": 0.65}
         axes.plot(*zip(*ends, strict=True), solid_capstyle="round", zorder=1, **style)
     boxes = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": "#888888"}
     for name, height in columns[0].items():
-        axes.text(0.0, height, _short(name), ha="right", va="center", bbox=boxes, fontsize=9)
+        axes.text(0.0, height, _short(name), ha="right", va="center", bbox=boxes, fontsize=9, parse_math=False)
     for (relation, entity), height in columns[1].items():
         label = _short(f"{relation} {entity}".strip())
         frame = {**boxes, "edgecolor": colors[relation]}
-        axes.text(0.5, height, label, ha="center", va="center", bbox=frame, fontsize=8)
-    for title, label in labels.items():
-        axes.text(1.0, columns[2][title], label, ha="left", va="center", bbox=boxes, fontsize=8)
+        axes.text(0.5, height, label, ha="center", va="center", bbox=frame, fontsize=8, parse_math=False)
+    for item_id, label in labels.items():
+        axes.text(1.0, columns[2][item_id], label, ha="left", va="center", bbox=boxes, fontsize=8, parse_math=False)
     weights = {reason.relation: reason.preference for _, reason in reasons}
     handles = [
         Line2D([], [], color=colors[name], linewidth=4, label=f"{name} {weights[name]:.0%}") for name in relations
     ]
     if handles:
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.02), "ncols": 4, "frameon": False}
-        axes.legend(handles=handles, title="preference", **place)
+        legend = axes.legend(handles=handles, title="preference", **place)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     for x, text in ((0.0, "history"), (0.5, "shared"), (1.0, "ranked items, share of the score")):
         axes.text(x, 1.06, text, ha="center", fontsize=10, color="#555555")
     axes.set(xlim=(-0.45, 1.55), ylim=(-0.05, 1.12))
@@ -222,9 +230,10 @@ def draw_preferences(preferences: Mapping[str, float], path: str | Path, title: 
     figure, axes = _figure(8, 1.2 + 0.32 * len(names))
     axes.barh(range(len(names)), [preferences[name] for name in names], color="#1f6feb")
     axes.axvline(1 / len(names), color="#888888", linewidth=1, linestyle="--")
-    axes.set_yticks(range(len(names)), names)
+    for label in axes.set_yticks(range(len(names)), names) and axes.get_yticklabels():
+        label.set_parse_math(False)
     axes.set_xlabel("preference (dashed: all relations alike)")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 

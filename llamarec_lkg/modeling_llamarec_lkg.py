@@ -15,16 +15,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, ModelOutput, cached_file
 
+from .assembly import AssembledPrompt, assemble_prompt, select_paths
 from .backbones import resolve_backbone
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .evidence import STATISTICS
 from .schema import UNKNOWN_USER, LKGDataError
-from .storage import atomic_file
+from .storage import atomic_file, read_json
 
 
 ADAPTER_FOLDER = "adapter"
@@ -41,6 +43,7 @@ class RankingOutput(ModelOutput):
         selected_paths (`torch.Tensor` of `long`, shape (B, K)): paths in the prompt, best first; -1 where there is
             none.
         letter_logits (`torch.Tensor`, shape (B, C), optional): what the backbone said, prior not yet subtracted.
+        letter_scores (`torch.Tensor`, shape (B, C), optional): the same less the prior, what the fusion takes.
     """
 
     loss: torch.Tensor | None = None
@@ -49,6 +52,7 @@ class RankingOutput(ModelOutput):
     path_scores: torch.Tensor | None = None
     selected_paths: torch.Tensor | None = None
     letter_logits: torch.Tensor | None = None
+    letter_scores: torch.Tensor | None = None
 
 
 class UserPreferenceModule(nn.Module):
@@ -153,82 +157,6 @@ class ScoreFusion(nn.Module):
 def straight_through(gate: torch.Tensor) -> torch.Tensor:
     """1 in the forward pass; in the backward pass the gradient of `gate`."""
     return 1.0 + gate - gate.detach()
-
-
-@dataclass
-class AssembledPrompt:
-    """One left-padded sequence a row, and which path (0..K-1 by rank, -1 none) each token belongs to; all (B, L)."""
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    path_rank: torch.Tensor
-
-
-def select_paths(
-    scores: torch.Tensor, count: int, path_sources: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` best paths of each row, ties by index.
-
-    Args:
-        scores (`torch.Tensor`, shape (B, P)): -inf where there is no path.
-        path_sources (`torch.Tensor`, shape (B, P), optional): history item of each path; of each only the best is
-            taken.
-
-    Returns:
-        indices (B, K) with -1 where fewer were found, and their scores (B, K); K is at most P.
-    """
-    ordered, indices = torch.sort(scores, dim=1, descending=True, stable=True)
-    if path_sources is not None:
-        sources = path_sources.gather(1, indices)
-        repeated = (sources[:, :, None] == sources[:, None, :]).tril(-1).any(-1)
-        first = torch.sort((repeated | ordered.isneginf()).long(), dim=1, stable=True)
-        indices, ordered = indices.gather(1, first.indices), ordered.gather(1, first.indices)
-        ordered = ordered.masked_fill(first.values.bool(), -torch.inf)
-    ordered, indices = ordered[:, :count], indices[:, :count]
-    return indices.masked_fill(ordered.isneginf(), -1), ordered
-
-
-def assemble_prompt(
-    prefix_input_ids: torch.Tensor,
-    prefix_attention_mask: torch.Tensor,
-    path_input_ids: torch.Tensor,
-    path_attention_mask: torch.Tensor,
-    suffix_input_ids: torch.Tensor,
-    suffix_attention_mask: torch.Tensor,
-    selected_paths: torch.Tensor,
-    max_length: int,
-) -> AssembledPrompt:
-    """prefix + selected paths, best first + suffix, packed to the right without gaps.
-
-    Where the whole would be longer than `max_length`, the lowest-scored paths are left out. (The processor has already
-    cut the history so that prefix and suffix fit.)
-    """
-    batch, device = len(prefix_input_ids), prefix_input_ids.device
-    chosen = selected_paths.clamp(min=0)[:, :, None].expand(-1, -1, path_input_ids.shape[2])
-    paths = path_input_ids.gather(1, chosen)
-    mask = path_attention_mask.gather(1, chosen).bool() & (selected_paths >= 0)[:, :, None]
-    room = max_length - prefix_attention_mask.sum(1) - suffix_attention_mask.sum(1)
-    fits = mask.sum(2).cumsum(1) <= room[:, None]
-    mask = mask & fits[:, :, None]
-    ranks = torch.arange(paths.shape[1], device=device)[None, :, None].expand_as(paths)
-
-    ids = torch.cat([prefix_input_ids, paths.flatten(1), suffix_input_ids], dim=1)
-    mask = torch.cat([prefix_attention_mask.bool(), mask.flatten(1), suffix_attention_mask.bool()], dim=1)
-    none = torch.full((batch, 1), -1, device=device)
-    rank = torch.cat(
-        [none.expand(-1, prefix_input_ids.shape[1]), ranks.flatten(1), none.expand(-1, suffix_input_ids.shape[1])],
-        dim=1,
-    )
-    order = torch.sort(
-        mask.to(torch.uint8), dim=1, stable=True
-    ).indices  # padding first, tokens in their order after it
-    order = order[:, -max(1, int(mask.sum(1).max())) :]
-    mask = mask.gather(1, order)
-    return AssembledPrompt(
-        input_ids=ids.gather(1, order).masked_fill(~mask, 0),
-        attention_mask=mask.long(),
-        path_rank=rank.gather(1, order).masked_fill(~mask, -1),
-    )
 
 
 class LlamaRecLKGForRanking(PreTrainedModel):
@@ -406,6 +334,7 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         Args:
             config: a `LlamaRecLKGConfig` to use in place of the saved one.
             is_trainable (`bool`): whether a saved adapter can be trained on. Default False.
+            backbone (`bool`): False leaves the language model out and ranks by retriever and evidence. Default True.
             kwargs: for the backbone: `dtype`, `quantization_config`, `device_map`, `attn_implementation`, ...
 
         Raises:
@@ -418,6 +347,8 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         if not isinstance(config, LlamaRecLKGConfig):
             config = LlamaRecLKGConfig.from_pretrained(pretrained_model_name_or_path, **hub)
         is_trainable = kwargs.pop("is_trainable", False)
+        if not kwargs.pop("backbone", True):
+            return cls._without_backbone(pretrained_model_name_or_path, config, hub)
         if not config.external_backbone and config.use_language_model:
             return cls._from_whole(pretrained_model_name_or_path, *args, config=config, **kwargs)
         kwargs = {k: v for k, v in kwargs.items() if k not in ("revision", "subfolder", "_from_auto")}
@@ -455,10 +386,33 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         return model.eval()
 
     @classmethod
+    def _without_backbone(cls, name: str | Path, config: LlamaRecLKGConfig, hub: dict[str, Any]) -> Any:
+        config.use_language_model = config.has_adapter = False
+        model = cls(config)
+        optional = {"_raise_exceptions_for_missing_entries": False, **hub}
+        path = cached_file(str(name), SAFE_WEIGHTS_NAME, **optional)
+        if path is None:  # a large whole model: the index says which shard holds what
+            index = read_json(cached_file(str(name), SAFE_WEIGHTS_INDEX_NAME, **hub))["weight_map"]
+            shards = sorted({shard for weight, shard in index.items() if not weight.startswith("language_model.")})
+            paths = [cached_file(str(name), shard, **hub) for shard in shards]
+        else:
+            paths = [path]
+        model.load_own_weights(*paths)
+        return model.eval()
+
+    @classmethod
     def _from_whole(cls, name: str | Path, *args: Any, **kwargs: Any) -> Any:
         """A checkpoint with its backbone; a weight of our own that is missing in it is an error, not a new start."""
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        try:
+            model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise LKGDataError(
+                f"The weights in {name} have other shapes than its config.json asks for: they were made with another "
+                f"configuration, or by an earlier version of the library; then train the model again. {error}"
+            ) from error
         missing = sorted(key for key in info["missing_keys"] if not key.startswith("language_model."))
         if missing:
             raise LKGDataError(
@@ -467,13 +421,18 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             )
         return (model, info) if wants_info else model
 
-    def load_own_weights(self, path: str | Path) -> None:
-        """Load preference and fusion weights from a safetensors file; every one of them must be there.
+    def load_own_weights(self, *paths: str | Path) -> None:
+        """Load preference and fusion weights from safetensors files; every one of them must be there. Those of a
+        backbone are passed over.
 
         Raises:
             LKGDataError: a weight is missing, left over, or of another shape.
         """
-        found, needed = load_file(path), self.own_state_dict()
+        found, needed = {}, self.own_state_dict()
+        for path in paths:
+            with safe_open(path, framework="pt") as file:
+                names = [name for name in file.keys() if not name.startswith("language_model.")]  # noqa: SIM118
+                found |= {name: file.get_tensor(name) for name in names}
         wrong = {
             name: (
                 tuple(found[name].shape) if name in found else None,
@@ -484,8 +443,11 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         }
         if wrong:
             raise LKGDataError(
-                f"{path} does not fit this model; (found, needed) shapes: {wrong}. The weights belong to another "
-                "configuration (relations, users, or switches): load them with the config.json saved beside them."
+                f"{', '.join(map(str, paths))} does not fit this model; (found, needed) shapes: {wrong}. The weights "
+                "belong to another "
+                "configuration (relations, users, or switches), then load them with the config.json saved beside "
+                "them; "
+                "or to an earlier version of the library, then train the model again."
             )
         self.load_state_dict(found, strict=False)
 
@@ -524,11 +486,8 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         """The logits of `score` taken apart: "language model" and "retriever" (B, C), and "evidence" (B, C, R), a part
         for each relation. Summed over parts and relations they are the logits of real candidates."""
         output, inputs = self._evaluate(batch)
-        letters = output.letter_logits
-        if letters is not None and self.config.use_letter_prior:
-            letters = letters - self._letter_prior(letters.shape[1], letters.device)
         names = ("evidence", "retrieval_scores", "candidate_mask")
-        return self.fusion.parts(letters, output.preferences, *(inputs[name] for name in names))
+        return self.fusion.parts(output.letter_scores, output.preferences, *(inputs[name] for name in names))
 
     def _evaluate(self, batch: Mapping[str, torch.Tensor]) -> tuple[RankingOutput, dict[str, torch.Tensor]]:
         backbone = self.get_input_embeddings()
@@ -541,10 +500,14 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         self.train(training)
         return output, inputs
 
-    def preferences(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Distribution over relations of each row, shape (B, R), from `user_ids` and `history_relations` of a
-        batch."""
-        return self.preference(batch["user_ids"], batch["history_relations"]).softmax(-1)
+    def preferences(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Distribution over relations of each row, shape (B, R), from `user_ids` and `history_relations` of a batch;
+        that of evaluation, without dropout, whatever mode the model is in."""
+        training = self.preference.training
+        self.preference.eval()
+        logits = self.preference(batch["user_ids"].to(self.device), batch["history_relations"].to(self.device))
+        self.preference.train(training)
+        return logits.softmax(-1)
 
     def forward(
         self,
@@ -618,7 +581,7 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             loss = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0.0
             if self.preference.training and self.config.user_shrinkage:  # in the heads' warm-up, too
                 loss = loss + self.config.user_shrinkage * self.preference.personal(user_ids).square().sum(1).mean()
-        return RankingOutput(loss, logits, preferences, path_scores, selected, letter_logits)
+        return RankingOutput(loss, logits, preferences, path_scores, selected, letter_logits, relative)
 
     def _letter_logits(self, prompt: AssembledPrompt, path_scores: torch.Tensor, count: int) -> torch.Tensor:
         """One pass of the backbone; the logits of the first `count` letters after the last token, (B, count) in

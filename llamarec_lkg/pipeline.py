@@ -16,7 +16,7 @@ from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
 from .retrieval import Retriever, exclude_history, top_k
-from .schema import LKGDataError, RankingExample
+from .schema import UNKNOWN_USER, LKGDataError, RankingExample
 
 
 RETRIEVER_FOLDER = "retriever"
@@ -170,14 +170,17 @@ class Recommender:
         ]
 
     @torch.inference_mode()
-    def preferences(self, history: Sequence[str], *, user: str | None = None) -> dict[str, float]:
-        """The user's distribution over relations, largest first."""
+    def preferences(self, history: Sequence[str], *, user: str | None = None, use_id: bool = True) -> dict[str, float]:
+        """The user's distribution over relations, largest first.
+
+        Args:
+            use_id: False leaves out what a known user's id adds. The user's own ratings are left out of the history's
+                statistics in any case.
+        """
         example = self.processor.history_example(self.processor.dense_items(history), user)
         batch = {
-            "user_ids": torch.tensor([example.user], device=self.model.device),
-            "history_relations": torch.from_numpy(self.processor.history_features(example))[None].to(
-                self.model.device
-            ),
+            "user_ids": torch.tensor([example.user if use_id else UNKNOWN_USER]),
+            "history_relations": torch.from_numpy(self.processor.history_features(example))[None],
         }
         values = self.model.preferences(batch)[0].tolist()
         return dict(sorted(zip(self.processor.relations, values, strict=True), key=lambda pair: -pair[1]))

@@ -278,22 +278,26 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         )
 
     def evidence_paths(self, example: RankingExample, row: int) -> list[tuple[str, list[str], float]]:
-        """The paths that the evidence of candidate `row` runs through, without those through users.
+        """Every path that the evidence of candidate `row` runs through, but for those through users.
 
         Returns:
             for each path its relation, the names along it (item of the history, entity if there is one, candidate),
             and its part of the candidate's evidence along that relation.
         """
-        candidate = example.candidates[[row]]
-        found = paths.find(self._path_graph, example.history, candidate, max_paths_per_pair=MAX_NAMED_PATHS)
-        weights = self.evidence_index.path_weights(found, example.history, candidate)
+        graph, index, candidate = self.knowledge_graph, self.evidence_index, int(example.candidates[row])
+        parts: dict[tuple[int, int], float] = {}
+        for place, column, weight in zip(*index.contributions(example.history, candidate, example.user), strict=True):
+            key = int(example.history[place]), int(column)
+            parts[key] = parts.get(key, 0.0) + float(weight)
         records = []
-        for place, relation in zip(*np.nonzero(weights), strict=True):
-            ends = int(example.history[found.source_index[place]]), int(candidate[0])
-            inner = found.nodes[place, 1 : int(found.lengths[place])]
-            names = [clean_text(self.knowledge_graph.node_names[node]) for node in inner]
-            nodes = [self.titles[ends[0] - 1], *names, self.titles[ends[1] - 1]]
-            records.append((self.relations[relation], nodes, float(weights[place, relation])))
+        for (item, column), weight in parts.items():
+            node = int(index.column_node[column])
+            if graph.entity_types[graph.node_types[node]] == USER:
+                continue
+            direct = node == graph.item_nodes[candidate]
+            inner = [] if direct else [clean_text(graph.node_names[node])]
+            nodes = [self.titles[item - 1], *inner, self.titles[candidate - 1]]
+            records.append((self.relations[index.column_relation[column]], nodes, weight))
         return records
 
     def known_history(self, user: str) -> np.ndarray:
@@ -653,7 +657,6 @@ class LlamaRecLKGProcessor(ProcessorMixin):
 
 
 TOKEN_CACHE_SIZE = 200_000
-MAX_NAMED_PATHS = 64  # between two items, in explanations
 GRAPH_FILES = ("graph.json", "graph.safetensors", "nodes.parquet")
 RESPONSE_CUE = "### Response:\n"
 

@@ -67,6 +67,12 @@ class PlantedWorldSettings:
                 f"noise={self.noise}, mixture_fraction={self.mixture_fraction} and "
                 f"new_user_fraction={self.new_user_fraction} were given; they are shares between 0 and 1."
             )
+        new = round(self.num_users * self.new_user_fraction)
+        if not 0 < new < self.num_users or not 1 <= self.mixture_size <= self.num_relations:
+            raise LKGDataError(
+                f"{new} of {self.num_users} users are new and mixed users weigh {self.mixture_size} of "
+                f"{self.num_relations} relations; there must be a known and a new user, and relations enough."
+            )
         if self.mixing not in ("utility", "turns"):
             raise LKGDataError(f"mixing is {self.mixing!r}; it is 'utility' or 'turns'.")
 
@@ -110,8 +116,9 @@ class PlantedWorld:
         for _ in range(settings.history_length + settings.train_lists + 2):
             offer = _offer(ties, last, free, settings, generator)
             utility = settings.strength * _relation_weights(preferences, settings, generator)
-            odds = np.ones(offer.shape)
-            odds[:, : settings.num_relations] = np.exp(utility)
+            odds = np.zeros(offer.shape)
+            odds[:, : settings.num_relations] = utility
+            odds = np.exp(odds - odds.max(1, keepdims=True))
             odds = (1 - settings.noise) * odds / odds.sum(1, keepdims=True) + settings.noise / offer.shape[1]
             chosen = (odds.cumsum(1) < generator.random((len(users), 1))).sum(1).clip(max=offer.shape[1] - 1)
             order = generator.permuted(np.broadcast_to(np.arange(offer.shape[1]), offer.shape), axis=1)

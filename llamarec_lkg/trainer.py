@@ -158,7 +158,11 @@ class LlamaRecLKGTrainer(Trainer):
             validation,
             epochs=self.args.heads_warm_up_epochs,
             batch_size=self.args.heads_warm_up_batch_size,
-            learning_rate=self.args.heads_warm_up_learning_rate or self.args.heads_learning_rate,
+            learning_rate=(
+                self.args.heads_learning_rate
+                if self.args.heads_warm_up_learning_rate is None
+                else self.args.heads_warm_up_learning_rate
+            ),
             weight_decay=self.args.heads_weight_decay,
             seed=self.args.seed,
             progress=progress,

@@ -21,6 +21,7 @@ from .backbones import resolve_backbone
 from .candidates import evaluation_examples, training_examples
 from .dataset import SequenceDataset, prepare_dataset
 from .evaluation import CONTROLS, Report, control_scores, ranker_scores, reranked
+from .evidence import STATISTICS
 from .heads import without_language_model
 from .knowledge_graph import KnowledgeGraph
 from .model_card import ModelCard
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 HONEST_RETRIEVER_FOLDER = "retriever-honest"
 STAGE_FILE = "stage.json"
 # training arguments that change what is shown, not what is learned
+MODEL_VERSION = 2  # goes up when the same settings make another model; older runs are then made anew
 COSMETIC_ARGUMENTS = ("disable_tqdm", "logging_steps", "report_to", "per_device_eval_batch_size")
 
 
@@ -141,7 +143,7 @@ class Workflow:
         for unrelated in ("output_dir", "evaluation", "data"):
             sections.pop(unrelated)
         sections["training"] = {k: v for k, v in sections["training"].items() if k not in COSMETIC_ARGUMENTS}
-        return fingerprint(self.prepare().key, sections)
+        return fingerprint(MODEL_VERSION, STATISTICS, self.prepare().key, sections)
 
     def train(self, *, resume: bool = False) -> Path:
         """Fine-tune the ranker and save it, with its processor, beside the retriever. Returns the folder."""

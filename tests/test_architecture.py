@@ -29,6 +29,7 @@ LAYERS = [
     ["candidates"],
     ["configuration_llamarec_lkg"],
     ["processing_llamarec_lkg"],
+    ["assembly"],
     ["modeling_llamarec_lkg"],
     ["heads"],
     ["training_args"],

@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import backbone, examples, processor
+from tiny import backbone, examples, processor, tokenizer
 
-from llamarec_lkg import LlamaRecLKGForRanking, Recommender
+from llamarec_lkg import LlamaRecLKGForRanking, LlamaRecLKGProcessor, Recommender
 from llamarec_lkg.explanations import OTHER_PATHS, PATH, Reason, Recommendation, draw_preferences, draw_reasons
-from llamarec_lkg.schema import RATED, LKGDataError
+from llamarec_lkg.knowledge_graph import KnowledgeGraph
+from llamarec_lkg.schema import RATED, LKGDataError, Triples
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -101,6 +102,57 @@ def test_a_sentence_by_hand():
     assert str(reasons[0]) == "+1.250  Heat -> DIRECTED_BY Mann -> Insider  (preference 40%)"
     unnamed = Recommendation(1, "2", "Insider", 0.25, 0.0, reasons=reasons[2:3])
     assert unnamed.sentence() == "Insider scores +0.25: +0.25 along DIRECTED_BY (preference 40%)."
+
+
+def test_paths_are_all_there_beside_a_direct_edge_and_told_once_a_film(make_dataset):
+    """A sequel by the same director: both paths speak. A film that stands twice in the history is one path."""
+    rows = [("a", item, item) for item in (1, 2, 3, 4)]
+    items = pd.DataFrame({"item_id": [1, 2, 3, 4], "title": list("ABCD"), "directed_by": ["m", "m", "n", "o"]})
+    dataset = make_dataset(rows, items)
+    facts = pd.DataFrame([("1", "SEQUEL", "2")], columns=["head", "relation", "tail"])
+    graph = KnowledgeGraph.from_dataset(dataset, Triples.from_frame(facts, {raw: raw for raw in "1234"}))
+    items = dataset.items
+    proc = LlamaRecLKGProcessor(tokenizer(), graph, items.ids, items.titles, dataset.user_ids, num_candidates=5)
+    example = proc.example(["1", "3", "1"], ["2", "4"])
+    found = {(relation, tuple(nodes)): weight for relation, nodes, weight in proc.evidence_paths(example, 0)}
+    assert set(found) == {("SEQUEL", ("A", "B")), ("DIRECTED_BY", ("A", "m", "B"))}
+    evidence = proc.evidence_index.evidence(example.history, example.candidates)[0]
+    for (relation, _), weight in found.items():
+        assert weight == pytest.approx(float(evidence[graph.relations.index(relation)]), rel=1e-5)
+
+
+def test_own_edges_are_no_paths_and_no_part(film_dataset):
+    proc = processor(film_dataset).fit(examples(film_dataset))
+    example = proc.example(["4", "1"], CANDIDATES, user="2")
+    for row in range(4):
+        index = proc.evidence_index
+        _, columns, weights = index.contributions(example.history, int(example.candidates[row]), example.user)
+        sums = np.bincount(index.column_relation[columns], weights, minlength=len(proc.relations))
+        wanted = index.evidence(example.history, example.candidates[[row]], example.user)[0]
+        np.testing.assert_allclose(sums, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_what_the_history_says_alone_is_with_an_id_that_adds_nothing(recommender):
+    user_ids = recommender.model.preference.user_embedding.weight
+    before = user_ids.detach().clone()
+    with torch.no_grad():
+        user_ids.zero_()
+    try:
+        with_id = recommender.preferences(["4", "1"], user="2")
+        assert with_id == pytest.approx(recommender.preferences(["4", "1"], user="2", use_id=False))
+    finally:
+        with torch.no_grad():
+            user_ids.copy_(before)
+    assert recommender.preferences(["4", "1"], user="2") != pytest.approx(with_id)
+
+
+def test_titles_may_look_like_formulas_and_repeat(tmp_path):
+    reasons = [Reason(PATH, 0.5, "MADE_BY", 0.5, ["$a_$", "Li$e_ of_$", "Twice"])]
+    items = [Recommendation(rank, str(rank), "Twice", 0.5, 0.0, reasons=reasons) for rank in (1, 2)]
+    draw_reasons(items, tmp_path / "why.png")
+    draw_preferences({"$A_$": 1.0}, tmp_path / "p.png", "$_$")
+    one = draw_reasons(items[:1], tmp_path / "one.png")
+    assert one is None and picture(tmp_path / "why.png").shape[0] > picture(tmp_path / "one.png").shape[0]
 
 
 def test_paths_through_different_entities_are_named_first(make_dataset):

@@ -8,8 +8,9 @@ from peft import LoraConfig
 from tiny import backbone, examples, model, processor
 from transformers import AutoModel
 
+from llamarec_lkg.assembly import assemble_prompt, select_paths
 from llamarec_lkg.configuration_llamarec_lkg import LlamaRecLKGConfig
-from llamarec_lkg.modeling_llamarec_lkg import LlamaRecLKGForRanking, assemble_prompt, select_paths, straight_through
+from llamarec_lkg.modeling_llamarec_lkg import LlamaRecLKGForRanking, straight_through
 from llamarec_lkg.schema import LKGDataError
 
 
@@ -97,10 +98,52 @@ def varied(ranker):
     return ranker
 
 
+def everything_in_double_precision(monkeypatch):
+    """Also what the ranker and its backbone do in float32 (norms, scores): it would blur small differences."""
+    to = torch.Tensor.to
+
+    def wider(tensor, *args, **kwargs):
+        return to(tensor, *(torch.float64 if arg is torch.float32 else arg for arg in args), **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", wider)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+def gradient_check(ranker, batch, wrong=None):
+    """Relative error of each preference weight's gradient, along its own direction, against central differences.
+
+    `wrong` is applied to the gates' gradient, to see that the check would notice.
+    """
+    if wrong is not None:
+        hook = torch.nn.Module.register_forward_hook(
+            ranker.preference, lambda module, inputs, logits: logits.register_hook(wrong) and None
+        )
+    ranker.zero_grad()
+    ranker(**batch).loss.backward()
+    if wrong is not None:
+        hook.remove()
+    errors = {}
+    for name, parameter in ranker.preference.named_parameters():
+        size = float(parameter.grad.norm())
+        assert size > 1e-5, f"no gradient to speak of reaches {name}"
+        direction, losses, step = parameter.grad / size, [], 1e-4
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.add_(sign * step * direction)
+                losses.append(float(ranker(**batch).loss.double()))
+                parameter.sub_(sign * step * direction)
+        errors[name] = abs((losses[0] - losses[1]) / (2 * step) - size) / size
+    return errors
+
+
 @pytest.mark.parametrize("name", ["evidence", "attention_bias", "straight_through", "both"])
 def test_preference_gradients_equal_finite_differences(proc, batch, name, monkeypatch):
-    """Every weight of the preference module, along a random direction of each, by each route alone and by both."""
-    ranker = varied(model(proc, **route(name))).double().eval()
+    """Every weight of the preference module, by each route alone and by both, on a loss that feels them."""
+    everything_in_double_precision(monkeypatch)
+    ranker = varied(model(proc, **route(name, path_gate_temperature=0.5))).double().eval()
+    with torch.no_grad():
+        for weight in ranker.language_model.parameters():
+            weight.mul_(6.0)
     batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
     if name == "straight_through":  # what it promises is the gradient of gates that start at 1, so let them be that
         start = []
@@ -108,20 +151,9 @@ def test_preference_gradients_equal_finite_differences(proc, batch, name, monkey
             "llamarec_lkg.modeling_llamarec_lkg.straight_through",
             lambda gate: start.append(gate.detach()) or 1.0 + gate - start[0],
         )
-    ranker(**batch).loss.backward()
-    largest = max(float(p.grad.norm()) for p in ranker.preference.parameters())
-    step = 1e-3  # logits are float32 inside: larger steps than double precision would need
-    for number, (weight, parameter) in enumerate(ranker.preference.named_parameters()):
-        direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)).double()
-        direction /= direction.norm()
-        slope, losses = float((parameter.grad * direction).sum()), []
-        assert parameter.grad.norm() > 1e-6, f"no gradient reaches {weight}"
-        for sign in (1, -1):
-            with torch.no_grad():
-                parameter.add_(sign * step * direction)
-                losses.append(float(ranker(**batch).loss.double()))
-                parameter.sub_(sign * step * direction)
-        assert abs((losses[0] - losses[1]) / (2 * step) - slope) < 2e-3 * max(1.0, largest), weight
+    errors = gradient_check(ranker, batch)
+    assert max(errors.values()) < 1e-3, errors
+    assert min(gradient_check(ranker, batch, wrong=lambda g: -10.0 * g).values()) > 0.5, "it would see a wrong one"
 
 
 def test_the_straight_through_gradient_is_that_of_its_gate():
@@ -156,6 +188,35 @@ def test_relations_are_read_by_one_network_and_told_apart_by_their_vector(proc, 
         ranker.preference.relation_embedding.zero_()
         alike = ranker.preference(users, statistics)
         torch.testing.assert_close(ranker.preference(users, statistics[:, order]), alike[:, order])
+
+
+def test_half_precision_parts_are_those_of_the_scores(proc, batch, tmp_path):
+    ranker = varied(model(proc, letter_scale=1.0))
+    ranker.add_adapter(LoraConfig(**LORA))
+    ranker.language_model.to(torch.bfloat16)
+    parts = ranker.score_parts(batch)
+    total = parts["language model"] + parts["retriever"] + parts["evidence"].sum(-1)
+    torch.testing.assert_close(total, ranker.score(batch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_preferences_load_without_the_backbone(proc, batch, tmp_path, whole):
+    ranker = varied(model(proc))
+    ranker.config.backbone_name_or_path = "somewhere/else"
+    ranker.save_pretrained(tmp_path, include_backbone=whole, max_shard_size="20KB")
+    light = LlamaRecLKGForRanking.from_pretrained(tmp_path, backbone=False)
+    assert light.language_model is None and not light.training
+    torch.testing.assert_close(light.preferences(batch), ranker.preferences(batch), rtol=0, atol=0)
+
+
+def test_weights_of_an_earlier_version_are_named_as_such(proc, tmp_path):
+    for whole in (True, False):
+        ranker = model(proc)
+        ranker.preference.history_in = torch.nn.Linear(2 * len(proc.relations) + 1, 32)
+        ranker.config.backbone_name_or_path = None
+        ranker.save_pretrained(tmp_path, include_backbone=True)
+        with pytest.raises(LKGDataError, match="earlier version"):
+            LlamaRecLKGForRanking.from_pretrained(tmp_path, backbone=whole)
 
 
 def test_score_parts_sum_to_the_scores(proc, batch):
@@ -215,10 +276,12 @@ def test_unknown_and_unseen_users_get_the_historys_part_alone(proc, batch):
 def test_user_dropout_hides_ids_in_training_only(proc, batch):
     ranker = varied(model(proc, user_dropout=1.0, preference_dropout=0.0))
     hidden = {**batch, "user_ids": torch.zeros_like(batch["user_ids"])}
-    ranker.train()
-    torch.testing.assert_close(ranker.preferences(batch), ranker.preferences(hidden))
-    ranker.eval()
-    assert not torch.allclose(ranker.preferences(batch), ranker.preferences(hidden))
+    seen = [ranker.train()(**inputs).preferences for inputs in (batch, hidden)]
+    torch.testing.assert_close(*seen)
+    for training in (False, True):  # what `preferences` says is what evaluation sees, in any mode
+        ranker.train(training)
+        assert not torch.allclose(ranker.preferences(batch), ranker.preferences(hidden))
+    assert ranker.preference.training
 
 
 def test_select_paths_orders_by_score_breaks_ties_by_index_and_takes_one_a_history_item():

@@ -77,6 +77,11 @@ def test_choices_follow_the_preferences_and_noise_does_not():
     assert taken == pytest.approx(5 / 12, abs=0.05)
 
 
+def test_strong_preferences_do_not_overflow():
+    sure = PlantedWorld.generate(replace(SMALL, noise=0.0, strength=5000.0))
+    np.testing.assert_array_equal(followed(sure).argmax(1), sure.preferences.argmax(1))
+
+
 def test_taking_turns_follows_each_relation_as_often_as_it_weighs():
     turns = PlantedWorld.generate(
         replace(SMALL, mixing="turns", noise=0.0, strength=20.0, mixture_fraction=1.0, history_length=60)
@@ -128,6 +133,8 @@ def test_it_is_a_data_set_and_a_graph_like_any_other(world):
         ({"num_relations": 9}, "one candidate for each"),
         ({"noise": 1.5}, "shares between 0 and 1"),
         ({"new_user_fraction": 0.0}, "shares between 0 and 1"),
+        ({"num_users": 2}, "a known and a new user"),
+        ({"mixture_size": 4}, "relations enough"),
         ({"mixing": "both"}, "'utility' or 'turns'"),
         ({"num_items": 12}, "Take more items"),
     ],

@@ -153,7 +153,8 @@ def test_recommend_says_why_and_draws_it(run, tmp_path, capsys):
     assert drawing.read_bytes().startswith(b"\x89PNG")
 
 
-def test_preferences_are_printed_and_drawn(run, tmp_path, capsys):
+def test_preferences_are_printed_and_drawn(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     drawing = tmp_path / "preferences.png"
     arguments = ["preferences", "--model", str(run / "run"), "--output", str(drawing)]
     assert main([*arguments, "--user", "3"]) == 0
@@ -164,6 +165,9 @@ def test_preferences_are_printed_and_drawn(run, tmp_path, capsys):
     record = json.loads(capsys.readouterr().out)
     assert sum(record["preferences"].values()) == pytest.approx(1.0, abs=1e-5)
     assert record["preferences"] == record["history_alone"], "nobody's id adds nothing"
+    drawing.unlink()
+    assert main(["preferences", "--model", str(run / "run"), "--user", "nobody", "--history", "1", "2"]) == 0
+    assert "an unknown user follows" in capsys.readouterr().out
     assert main([*arguments, "--user", "3", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["history"]) >= 3, "the graph knows what user 3 rated"
 
