@@ -29,6 +29,8 @@ LAYERS = [
     ["candidates"],
     ["configuration_llamarec_lkg"],
     ["processing_llamarec_lkg"],
+    ["adapter_files"],
+    ["adapters"],
     ["modeling_llamarec_lkg"],
     ["heads"],
     ["training_args"],
