@@ -92,7 +92,7 @@ class AdapterMixin:
         """
         from peft import get_peft_model, prepare_model_for_kbit_training
 
-        self._require_base_weights()
+        self._require_base()
         self._check_peft_config(adapter_config, adapter_name)
         if self.has_adapter:
             config = self._tenant_config(config if config is not None else deepcopy(self.config))
@@ -143,7 +143,7 @@ class AdapterMixin:
         unknown = sorted(set(kwargs) - set(HUB_KEYS))
         if unknown:
             raise LKGDataError(f"load_adapter does not know {unknown}; beside its own arguments it takes {HUB_KEYS}.")
-        self._require_base_weights()
+        self._require_base()
         name = str(pretrained_model_name_or_path)
         found = LlamaRecLKGConfig.get_config_dict(name, **kwargs)[0]
         if found.get("model_type") != LlamaRecLKGConfig.model_type or not found.get("has_adapter"):
@@ -307,11 +307,8 @@ class AdapterMixin:
 
     def _tenant_config(self, config: LlamaRecLKGConfig) -> LlamaRecLKGConfig:
         """All tenants speak of the one backbone."""
-        if not config.use_language_model or self.language_model is None:
-            raise LKGDataError(
-                "An adapter needs a language model, but use_language_model is off. Such a ranker has no backbone to "
-                "share; load it by itself."
-            )
+        if not config.use_language_model:
+            raise LKGDataError("An adapter needs a language model, but its configuration has use_language_model off.")
         config.text_config = self.config.text_config
         config.backbone_name_or_path = self.config.backbone_name_or_path
         config.backbone_revision = self.config.backbone_revision
@@ -333,7 +330,12 @@ class AdapterMixin:
                 "`load_adapter(folder_or_id, adapter_name=...)`."
             )
 
-    def _require_base_weights(self) -> None:
+    def _require_base(self) -> None:
+        if self.language_model is None:
+            raise LKGDataError(
+                "An adapter needs a language model, and this ranker has none (use_language_model is off). Make one with "
+                "`LlamaRecLKGForRanking.from_backbone`."
+            )
         if self._own_backbone:
             raise LKGDataError(
                 "The backbone of this model has weights of its own (merged, or saved whole), which an adapter "

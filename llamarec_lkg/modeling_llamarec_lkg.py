@@ -230,9 +230,8 @@ class LlamaRecLKGForRanking(AdapterMixin, PreTrainedModel):
         super().__init__(config)
         self.preference, self.fusion = self.make_heads(config)
         self._tenants: dict[str, Tenant] = {}  # loaded adapters that are not in use
-        self._adapter_starts: dict[
-            str, dict[str, torch.Tensor]
-        ] = {}  # of adapters whose initialisation changed the backbone
+        # first weights of those whose initialisation changed the backbone
+        self._adapter_starts: dict[str, dict[str, torch.Tensor]] = {}
         self._own_backbone = False  # whether its weights are others than those of the base it names
         if config.use_language_model and language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)

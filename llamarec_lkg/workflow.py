@@ -15,7 +15,7 @@ import yaml
 from accelerate import PartialState
 from transformers import AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
-from trl import get_peft_config, get_quantization_config
+from trl import get_quantization_config
 
 from .backbones import resolve_backbone
 from .candidates import evaluation_examples, training_examples
@@ -140,6 +140,8 @@ class Workflow:
         sections = self.config.to_mapping()
         for unrelated in ("output_dir", "evaluation", "data"):
             sections.pop(unrelated)
+        if not sections["adapter"]:
+            sections.pop("adapter")  # runs from before there was this section keep their names
         sections["training"] = {k: v for k, v in sections["training"].items() if k not in COSMETIC_ARGUMENTS}
         return fingerprint(self.prepare().key, sections)
 
@@ -160,7 +162,7 @@ class Workflow:
             eval_dataset=validation,
             processing_class=processor,
             train_knowledge_graph=train_graph,
-            peft_config=get_peft_config(self.config.backbone) if model.config.use_language_model else None,
+            peft_config=self.config.peft_config() if model.config.use_language_model else None,
         )
         checkpoint = get_last_checkpoint(args.output_dir) if resume and Path(args.output_dir).is_dir() else None
         if resume and checkpoint is None:
