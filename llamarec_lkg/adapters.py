@@ -333,8 +333,8 @@ class AdapterMixin:
     def _require_base(self) -> None:
         if self.language_model is None:
             raise LKGDataError(
-                "An adapter needs a language model, and this ranker has none (use_language_model is off). Make one with "
-                "`LlamaRecLKGForRanking.from_backbone`."
+                "An adapter needs a language model, and this ranker has none (use_language_model is off). Make one "
+                "with `LlamaRecLKGForRanking.from_backbone`."
             )
         if self._own_backbone:
             raise LKGDataError(

@@ -133,8 +133,8 @@ class RunConfig:
     """A run.
 
     `backbone` is a `trl.ModelConfig`: model, LoRA and quantization. `adapter` is any PEFT configuration by its own
-    field names, with `peft_type` (LORA, IA3, VERA, ...), in place of the LoRA settings there. `prompt` and `model` hold
-    fields of `LlamaRecLKGConfig`, `training` those of `LlamaRecLKGTrainingArguments`."""
+    field names, with `peft_type` (LORA, IA3, VERA, ...), in place of the LoRA settings there. `prompt` and `model`
+    hold fields of `LlamaRecLKGConfig`, `training` those of `LlamaRecLKGTrainingArguments`."""
 
     output_dir: str = "outputs/run"
     data: DataSection = field(default_factory=DataSection)

@@ -76,7 +76,7 @@ def save_tenant(proc, base, folder, seed, adapter=None, retriever=False, **confi
 
 @pytest.fixture
 def tenants(films, books, film_dataset, base, tmp_path):
-    """Three repositories on one base: two domains, and a second tenant of the first domain. Name -> (batch, logits)."""
+    """Three repositories on one base: two domains, and a second tenant of the first. Name -> (batch, logits)."""
     dataset, book_proc = books
     batches = {
         "films": dict(films(examples(film_dataset))),
@@ -419,7 +419,9 @@ def test_kinds_that_cannot_work_are_refused(films, base, tenants, tmp_path):
     with pytest.raises(LKGDataError, match="cannot describe"):
         ranker.add_adapter(LoraConfig(**LORA, init_lora_weights="pissa", use_dora=True))
     with pytest.raises(LKGDataError, match="cannot describe"):
-        ranker.add_adapter(LoraConfig(**LORA, init_lora_weights="loftq"))
+        config = LoraConfig(**LORA)
+        config.init_lora_weights = "loftq"
+        ranker.add_adapter(config)
     assert not ranker.has_adapter
     ranker.load_adapter(tmp_path / "films", adapter_name="films")
     with pytest.raises(LKGDataError, match="IA3 cannot be loaded beside \\['LORA'\\]"):
