@@ -110,7 +110,8 @@ class ScoreFusion(nn.Module):
         super().__init__()
         self.config = config
         for name in ("letter_scale", "evidence_weight", "retrieval_weight"):
-            self.register_parameter(name, nn.Parameter(torch.tensor(float(getattr(config, name)))))
+            # of shape (1,): FSDP2 cannot shard what has no dimension
+            self.register_parameter(name, nn.Parameter(torch.tensor([float(getattr(config, name))])))
         self.letter_scale.requires_grad_(config.use_language_model and config.learn_letter_scale)
         self.evidence_weight.requires_grad_(config.use_evidence_fusion)
         self.retrieval_weight.requires_grad_(config.use_retrieval_scores)
