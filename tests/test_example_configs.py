@@ -1,5 +1,5 @@
-"""The example configurations do what they say: each is read, and takes a step with a tiny backbone of its architecture;
-each accelerate file is read by accelerate itself and, where the machine can, starts a run."""
+"""The example configurations do what they say: each takes a step with a tiny backbone of its architecture; each
+accelerate file is read by accelerate itself and, where the machine can, starts a run."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+from safetensors.torch import load_file
 from test_workflow_and_cli import settings, write_world
 from tiny import backbone, tokenizer
 
@@ -162,30 +163,109 @@ def test_accelerate_reads_its_files_and_launches_what_they_name(name):
     assert {p.stem for p in ACCELERATE.glob("*.yaml")} == set(KINDS)
 
 
+# examples/train_ranker.py, and what the first step of each process finds
+PROBE = """
+import os
+import runpy
+import sys
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
+
+from llamarec_lkg import LlamaRecLKGTrainer
+
+original = LlamaRecLKGTrainer.training_step
+
+
+def training_step(self, model, *args, **kwargs):
+    sharded = [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
+    own = sum(p.to_local().numel() if name in sharded else p.numel() for name, p in model.named_parameters())
+    whole = sum(p.numel() for p in model.parameters())
+    print(f"\\nstep: {type(model).__name__}, {len(sharded)} sharded, {own / whole:.2f} held here", flush=True)
+    return original(self, model, *args, **kwargs)
+
+
+LlamaRecLKGTrainer.training_step = training_step
+make = LlamaRecLKGTrainer.create_accelerator_and_postprocess
+
+
+def create_accelerator_and_postprocess(self):
+    # accelerate shards on GPUs alone, but gloo can do it as well
+    if os.environ["ON_CPU"] == "1" and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    make(self)
+
+
+LlamaRecLKGTrainer.create_accelerator_and_postprocess = create_accelerator_and_postprocess
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def launched(world):
+    """`launched(name)`: a run under an accelerate file, in two processes; its folder and its first lines of steps.
+
+    On a machine without GPUs gloo stands in for NCCL and float32 for bfloat16; all else is the file's.
+    """
+    done = {}
+
+    def launch(name):
+        if name in done:
+            return done[name]
+        folder, on_cpu = world / f"launched-{name}", torch.cuda.device_count() < 2
+        folder.mkdir()
+        content = yaml.safe_load((ACCELERATE / f"{name}.yaml").read_text())
+        (folder / "accelerate.yaml").write_text(yaml.safe_dump({**content, "mixed_precision": "no"}))
+        (folder / "probe.py").write_text(PROBE)
+        run = settings(world, max_steps=2, use_cpu=on_cpu, num_train_epochs=2, learning_rate=1e-2, warmup_steps=0)
+        run["backbone"] |= {"model_name_or_path": str(world / "smollm2"), "lora_dropout": 0.0}
+        run["model"] = {"user_dropout": 0.0, "preference_dropout": 0.0}
+        run["output_dir"] = str(folder / "run")
+        run["evaluation"] = {"resamples": 20, "untrained": False}
+        (folder / "run.yaml").write_text(yaml.safe_dump(run))
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ON_CPU": str(int(on_cpu))}
+        if on_cpu:
+            environment["ACCELERATE_USE_CPU"] = "true"
+        command = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(folder / "accelerate.yaml"),
+        ]
+        command += [str(folder / "probe.py"), str(ROOT / "examples" / "train_ranker.py")]
+        command += ["--config", str(folder / "run.yaml")]
+        finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        assert "2 process(es)" in finished.stdout
+        steps = [line for line in finished.stdout.splitlines() if line.startswith("step: ")]
+        done[name] = folder / "run", steps
+        return done[name]
+
+    return launch
+
+
 @pytest.mark.parametrize("name", KINDS)
-def test_a_run_starts_under_each_accelerate_file(world, tmp_path, name):
-    """Two processes train, save and score. On a machine without GPUs gloo stands in for NCCL; all else is the
-    file's."""
+def test_a_run_starts_under_each_accelerate_file(launched, name):
     if name.startswith("deepspeed") and (find_spec("deepspeed") is None or torch.cuda.device_count() < 2):
         pytest.skip("DeepSpeed needs its package and two GPUs")
-    content = yaml.safe_load((ACCELERATE / f"{name}.yaml").read_text())
-    on_cpu = torch.cuda.device_count() < 2
-    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump({**content, "mixed_precision": "no"}))
-    run = settings(world, max_steps=2, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
-    run["backbone"]["model_name_or_path"] = str(world / "smollm2")
-    run["training"]["use_cpu"] = on_cpu
-    run["output_dir"] = str(tmp_path / "run")
-    run["evaluation"] = {"resamples": 20, "untrained": False}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    if on_cpu:
-        environment |= {"ACCELERATE_USE_CPU": "true", "FSDP_OFFLOAD_PARAMS": "false"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "accelerate.yaml")]
-    done = subprocess.run(
-        [*launch, str(ROOT / "examples" / "train_ranker.py"), "--config", str(tmp_path / "run.yaml")],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 process(es)" in done.stdout
-    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
-    assert json.loads((tmp_path / "run" / "report.json").read_text())["rows"]
+    folder, steps = launched(name)
+    assert len(steps) == 4, "two steps in two processes"
+    if name == "ddp":
+        assert all("DistributedDataParallel, 0 sharded" in step for step in steps)
+    if name == "fsdp2":
+        assert all("FSDPLlamaRecLKGForRanking" in step and "0.50 held here" in step for step in steps)
+    assert json.loads((folder / "report.json").read_text())["rows"]
+
+
+def test_sharded_training_saves_the_weights_that_unsharded_training_does(launched):
+    """Whole, gathered from both processes, of the best checkpoint; adapter, preferences and fusion alike."""
+    folders = [launched(name)[0] for name in ("ddp", "fsdp2")]
+    for file in ("adapter/adapter_model.safetensors", "model.safetensors"):
+        first, second = (load_file(folder / file) for folder in folders)
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            torch.testing.assert_close(value, second[key], rtol=1e-3, atol=1e-5, msg=key)
+    assert any(bool(value.any()) for key, value in load_file(folders[0] / file).items() if "relation_embedding" in key)
