@@ -112,6 +112,32 @@ class EvaluationSection:
             )
 
 
+@dataclass
+class CardSection:
+    """What only you know about the model card.
+
+    Args:
+        language: of the items' titles.
+        license: of the trained weights, as the Hub names it ("apache-2.0", "llama2", ...).
+        tags: further ones.
+        emissions: of the training in grams of CO2 equivalent, or a mapping as of the Hub's `co2_eq_emissions`.
+            codecarbon's own file is read without this.
+    """
+
+    language: str = "en"
+    license: str | None = None
+    tags: list[str] = field(default_factory=list)
+    emissions: float | dict[str, Any] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """As fields of `ModelCard`; what was left open is left to it."""
+        fields: dict[str, Any] = {"language": self.language, "license": self.license, "tags": self.tags}
+        if self.emissions is not None:
+            figure = self.emissions
+            fields["emissions"] = figure if isinstance(figure, dict) else {"emissions": figure}
+        return fields
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-4 as text; people who train models mean a number."""
 
@@ -148,6 +174,7 @@ class RunConfig:
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    card: CardSection = field(default_factory=CardSection)
 
     @classmethod
     def from_mapping(cls, content: Mapping[str, Any]) -> RunConfig:

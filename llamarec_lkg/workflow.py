@@ -138,7 +138,7 @@ class Workflow:
 
     def _ranker_key(self) -> str:
         sections = self.config.to_mapping()
-        for unrelated in ("output_dir", "evaluation", "data"):
+        for unrelated in ("output_dir", "evaluation", "data", "card"):
             sections.pop(unrelated)
         if not sections["adapter"]:
             sections.pop("adapter")  # runs from before there was this section keep their names
@@ -193,7 +193,10 @@ class Workflow:
         if (self.folder / "report.json").exists():
             content = read_json(self.folder / "report.json")
             if content["protocol"].get("key") == key:
-                return Report(**content)
+                report = Report(**content)
+                if self.state.is_main_process:
+                    self._write_card(None, report)  # its own section may have changed
+                return report
         retriever, dataset = self.train_retriever(), self.prepare().dataset
         self.train()
         processor = LlamaRecLKGProcessor.from_pretrained(self.folder)
@@ -350,9 +353,12 @@ class Workflow:
                 dataset_name=data.bundle.name,
                 data_citation=data.bundle.citation,
                 data_license=data.bundle.license,
+                has_retriever=True,
             )
-            write_json(facts, {k: v for k, v in as_plain(card).items() if k != "report"})
-        card = replace(ModelCard(**read_json(facts)), report=report)
+        else:
+            card = ModelCard(**read_json(facts))
+        card = replace(card, report=report, **self.config.card.given())
+        write_json(facts, {k: v for k, v in as_plain(card).items() if k != "report"})
         card.save(self.folder / "README.md")
 
 

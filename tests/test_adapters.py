@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from peft import IA3Config, LoraConfig, PromptTuningConfig, VeraConfig
 from safetensors.torch import load_file, save_file
 from tiny import backbone, examples, processor, tokenizer
@@ -226,6 +227,27 @@ def test_recommenders_share_a_backbone_and_each_answers_as_alone(tenants, tmp_pa
     assert films.preferences(["2"], user="2") == alone["films"].preferences(["2"], user="2"), (
         "after the other's answer"
     )
+
+
+def test_adapters_are_loaded_from_the_hub_at_a_revision(hub, tenants, tmp_path):
+    for name in ("films", "books"):
+        HfApi().create_repo(f"tester/{name}", private=True)
+        HfApi().upload_folder(repo_id=f"tester/{name}", folder_path=tmp_path / name)
+    revision = (
+        HfApi()
+        .upload_file(repo_id="tester/books", path_in_repo="adapter/adapter_config.json", path_or_fileobj=b"{}")
+        .oid
+    )
+    first = HfApi().list_repo_commits("tester/books")[1].commit_id
+    ranker = AutoModel.from_pretrained("tester/films", adapter_name="films")
+    with pytest.raises(LKGDataError, match="does not fit this backbone|not readable|no PEFT"):
+        ranker.load_adapter("tester/books", adapter_name="books", revision=revision)
+    unchanged(ranker, tenants)
+    ranker.load_adapter("tester/books", adapter_name="books", revision=first)
+    for name in ("books", "films"):
+        ranker.set_adapter(name)
+        batch, expected = tenants[name]
+        assert torch.equal(logits(ranker, batch), expected), name
 
 
 # -- refusals
