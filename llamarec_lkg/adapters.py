@@ -257,7 +257,12 @@ class AdapterMixin:
                 "download all of it."
             )
         folder = str(Path(files[0]).parent)
-        adapter_config = PeftConfig.from_pretrained(folder)
+        try:
+            adapter_config = PeftConfig.from_pretrained(folder)
+        except (ValueError, KeyError, TypeError) as error:
+            raise LKGDataError(
+                f"{ADAPTER_CONFIG} of {source} is not readable ({error!r}). Download it again."
+            ) from error
         self._check_peft_config(adapter_config, adapter_name)
         adapter_config.inference_mode = not is_trainable
         first, training, language_model = not self.has_adapter, self.training, self.language_model
@@ -361,6 +366,8 @@ class AdapterMixin:
                 f"An adapter cannot be called {adapter_name!r}: names have no dot and are given once; loaded are "
                 f"{self.adapter_names}."
             )
+        if adapter_config.peft_type is None:
+            raise LKGDataError("The adapter's configuration does not say which PEFT kind it is (peft_type).")
         if adapter_config.is_prompt_learning:
             raise LKGDataError(
                 f"{adapter_config.peft_type.value} writes tokens of its own into the prompt, which the ranker "

@@ -240,7 +240,7 @@ def test_adapters_are_loaded_from_the_hub_at_a_revision(hub, tenants, tmp_path):
     )
     first = HfApi().list_repo_commits("tester/books")[1].commit_id
     ranker = AutoModel.from_pretrained("tester/films", adapter_name="films")
-    with pytest.raises(LKGDataError, match="does not fit this backbone|not readable|no PEFT"):
+    with pytest.raises(LKGDataError, match="does not say which PEFT kind"):
         ranker.load_adapter("tester/books", adapter_name="books", revision=revision)
     unchanged(ranker, tenants)
     ranker.load_adapter("tester/books", adapter_name="books", revision=first)
@@ -291,7 +291,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tenants, films, base, 
     unchanged(ranker, tenants)
 
 
-@pytest.mark.parametrize("damage", ["preference", "half an adapter", "no adapter", "other shapes"])
+@pytest.mark.parametrize("damage", ["preference", "half an adapter", "no adapter", "other shapes", "half a json"])
 def test_a_damaged_repository_is_refused_and_changes_nothing(tenants, films, tmp_path, damage):
     ranker = loaded(tmp_path, ("films",))
     folder = tmp_path / "books"
@@ -304,6 +304,8 @@ def test_a_damaged_repository_is_refused_and_changes_nothing(tenants, films, tmp
     elif damage == "other shapes":
         weights = {name: value[:, :-1].contiguous() for name, value in weights.items()}
     save_file(weights, path, metadata={"format": "pt"})
+    if damage == "half a json":
+        (folder / "adapter" / "adapter_config.json").write_text("{")
     if damage == "no adapter":
         shutil.rmtree(folder / "adapter")
     message = {
@@ -311,6 +313,7 @@ def test_a_damaged_repository_is_refused_and_changes_nothing(tenants, films, tmp
         "half an adapter": "1 weights are missing or left",
         "no adapter": "is not whole",
         "other shapes": "does not fit this backbone",
+        "half a json": "is not readable",
     }[damage]
     with pytest.raises(LKGDataError, match=message):
         ranker.load_adapter(folder, adapter_name="books")
@@ -474,6 +477,38 @@ def test_tenants_share_a_backbone_in_4bit(films, film_dataset, books, tmp_path):
 
 
 # -- training
+
+
+def test_the_trainer_quantizes_a_backbone_given_by_name(films, film_dataset, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    backbone(hidden_size=128, intermediate_size=128).save_pretrained(tmp_path / "wide")
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="float32")
+    args = LlamaRecLKGTrainingArguments(
+        str(tmp_path / "out"),
+        max_steps=2,
+        use_cpu=True,
+        disable_tqdm=True,
+        gradient_checkpointing=True,
+        warmup_steps=0,
+    )
+    trainer = LlamaRecLKGTrainer(
+        str(tmp_path / "wide"),
+        args,
+        examples(film_dataset),
+        None,
+        films,
+        peft_config=LoraConfig(**LORA),
+        quantization_config=quantization,
+    )
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert any("Linear4bit" in type(module).__name__ for module in trainer.model.language_model.modules())
+    assert any("lora_B" in name for name in moved) and any("preference" in name for name in moved)
+    assert all("lora" in name or name.startswith(("preference.", "fusion.")) for name in moved)
 
 
 def test_lora_plus_gives_the_b_matrices_their_own_rate(films, film_dataset, base, tmp_path):
