@@ -13,6 +13,10 @@ from .storage import atomic_folder, cache_dir
 SMOLLM2_NAME = "smollm2-135m-instruct-q4_1"
 
 
+# the Hub's own copy of a backbone that has a name here: the same model, not the same rounding
+HUB_IDS = {SMOLLM2_NAME: "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+
 def resolve_backbone(name_or_path: str) -> str:
     """What `from_pretrained` can load: a folder for the names known here (fetched and converted once), else the name
     itself."""

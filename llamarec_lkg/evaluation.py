@@ -40,6 +40,7 @@ def ranker_scores(
     are NaN. `preferences_of` names, for each example, the one whose user and history its preferences are taken from.
     Under `accelerate launch` every process scores its share, and each gets the whole.
     """
+    processor.check_model(model.config)  # another adapter may have come into use since the two were paired
     with_prompt = model.config.use_language_model
     rows = [row for row, example in enumerate(examples) if example.label >= 0]
     scores = np.full((len(examples), processor.num_candidates), np.nan, dtype=np.float32)

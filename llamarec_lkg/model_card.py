@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub import ModelCard as HubModelCard
+from transformers.utils import logging
 
-from .evaluation import Report, table, verdict
+from .backbones import HUB_IDS
+from .evaluation import REFERENCE, Report, table, verdict
 from .schema import LKGDataError
 from .storage import atomic_file
 
@@ -19,11 +23,21 @@ if TYPE_CHECKING:
     from .trainer import LlamaRecLKGTrainer
 
 
+logger = logging.get_logger(__name__)
+
 CITATION = """@article{llamarec_lkg_rag_2025,
   title   = {LlamaRec-LKG-RAG: A Single-Pass, Learnable Knowledge Graph-RAG Framework for LLM-Based Ranking},
   journal = {arXiv preprint arXiv:2506.07449},
   year    = {2025}
+}
+
+@article{llamarec_2023,
+  title   = {LlamaRec: Two-Stage Recommendation using Large Language Models for Ranking},
+  author  = {Yue, Zhenrui and Rabhi, Sara and Moreira, Gabriel de Souza Pereira and Wang, Dong and Oldridge, Even},
+  journal = {arXiv preprint arXiv:2311.02089},
+  year    = {2023}
 }"""
+EMISSIONS_FILE = "emissions.csv"  # codecarbon's
 
 
 def template_text(name: str) -> str:
@@ -43,11 +57,16 @@ def template_text(name: str) -> str:
 
 @dataclass
 class ModelCard:
-    """
+    """What a card says. `card.json` holds it without the report.
+
     Args:
-        model_id (`str`): name on the Hub, or of the folder.
+        model_id (`str`): name on the Hub, or of the folder. The card's snippets load it by this name.
         dataset_name, base_model, language, license, tags: what the user may set.
+        emissions (`dict`, optional): of the training, as the Hub's `co2_eq_emissions` has it: `emissions` in grams of
+            CO2 equivalent, and optionally `source`, `training_type`, `geographical_location`, `hardware_used`.
         training: settings of the run, from the trainer.
+        adapter (`str`): the PEFT adapter in words; empty where the backbone itself was trained, or none.
+        uses_language_model, has_retriever (`bool`): what the repository holds beside preferences and fusion.
         report: the evaluation, if there is one.
         graph (`str`): one line on the knowledge graph.
     """
@@ -58,7 +77,11 @@ class ModelCard:
     language: str = "en"
     license: str | None = None
     tags: list[str] = field(default_factory=list)
+    emissions: dict[str, Any] | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    adapter: str = ""
+    uses_language_model: bool = True
+    has_retriever: bool = False
     versions: dict[str, str] = field(default_factory=dict)
     graph: str = ""
     prompt: dict[str, Any] = field(default_factory=dict)
@@ -66,9 +89,18 @@ class ModelCard:
     data_license: str = ""
     report: Report | None = None
 
+    def __post_init__(self) -> None:
+        figure = (self.emissions or {"emissions": 0}).get("emissions")
+        if isinstance(figure, bool) or not isinstance(figure, int | float) or not figure >= 0:
+            raise LKGDataError(
+                f"emissions is {self.emissions!r}; it needs `emissions`, grams of CO2 equivalent as a number, beside "
+                "what else the Hub's co2_eq_emissions may hold. Leave it out where it is not known."
+            )
+
     @classmethod
     def from_trainer(cls, trainer: LlamaRecLKGTrainer, report: Report | None = None, **given: Any) -> ModelCard:
-        """A card with all that a trainer knows; `given` overrides it."""
+        """A card with all that a trainer knows, and codecarbon's figure where its file is in the output folder;
+        `given` overrides it."""
         import accelerate
         import peft
         import torch
@@ -82,14 +114,21 @@ class ModelCard:
             "epochs": args.num_train_epochs if args.max_steps <= 0 else None,
             "optimiser steps": trainer.state.global_step or None,
             "training lists": None if trainer.train_dataset is None else len(trainer.train_dataset),
+            "warm-up of preferences and fusion (epochs)": args.heads_warm_up_epochs or None,
+            "trained weights": f"{sum(p.numel() for p in trainer.model.parameters() if p.requires_grad):,}",
+            "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+            "quantization": _quantization(trainer.model.language_model),
             "seed": args.seed,
             "best checkpoint by": args.metric_for_best_model if args.load_best_model_at_end else None,
         }
         modules = (transformers, peft, accelerate, torch)
         known = {
-            "model_id": args.hub_model_id or Path(args.output_dir).resolve().name,
+            "model_id": trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).resolve().name,
             "base_model": config.backbone_name_or_path,
             "training": {key: value for key, value in training.items() if value is not None},
+            "adapter": _adapter_words(trainer.model),
+            "uses_language_model": config.use_language_model,
+            "emissions": read_emissions(args.output_dir),
             "versions": {module.__name__: module.__version__ for module in modules},
             "graph": trainer.processing_class.knowledge_graph.describe(),
             "prompt": dict(trainer.processing_class.settings),
@@ -98,26 +137,9 @@ class ModelCard:
 
     def to_hub_card(self) -> HubModelCard:
         """The rendered card with its metadata, as `huggingface_hub` knows it."""
-        results = None
-        if self.report is not None:
-            results = [
-                EvalResult(
-                    task_type="text-ranking",
-                    task_name="Sequential recommendation, re-ranking",
-                    dataset_type=self.dataset_name,
-                    dataset_name=self.dataset_name,
-                    dataset_split=str(self.report.protocol.get("split", "test")),
-                    metric_type=metric,
-                    metric_name=metric.upper(),
-                    metric_value=round(self.report.row("ranker")["metrics"][metric], 4),
-                )
-                for metric in ("ndcg@10", "mrr@10", "recall@10")
-            ]
-        base = (
-            self.base_model
-            if self.base_model and "/" in self.base_model and not Path(self.base_model).exists()
-            else None
-        )
+        results = None if self.report is None else self._eval_results()
+        base = self._base_id()
+        relation = "adapter" if self.adapter else "finetune"
         data = ModelCardData(
             model_name=self.model_id if results else None,
             language=self.language,
@@ -125,7 +147,17 @@ class ModelCard:
             library_name="llamarec_lkg",
             pipeline_tag="text-ranking",
             base_model=base,
-            tags=["recommendation", "knowledge-graph", "llamarec-lkg", *self.tags],
+            base_model_relation=relation if base else None,
+            datasets=[self.dataset_name] if _is_hub_id(self.dataset_name) else None,
+            metrics=sorted({name.split("@")[0] for name in self.report.rows[0]["metrics"]}) if results else None,
+            co2_eq_emissions=self.emissions,
+            tags=[
+                "recommendation",
+                "knowledge-graph",
+                "llamarec-lkg",
+                *(["peft", "lora"] if "LORA" in self.adapter else ["peft"] if self.adapter else []),
+                *self.tags,
+            ],
             eval_results=results,
         )
         rows = None if self.report is None else self.report.rows
@@ -136,9 +168,103 @@ class ModelCard:
             results=None if rows is None else "\n".join(table(rows)),
             verdicts=None if rows is None else "\n".join(verdict(r) for r in rows if r["name"].startswith("ranker")),
             citation=CITATION,
+            base_id=base,
         )
+
+    def _eval_results(self) -> list[EvalResult]:
+        """Every metric of every row, the ranker's first: retriever and controls stand beside it on the Hub as well.
+
+        `metric_args` names the row, its 95% interval, and the paired difference to the retriever with its own.
+        """
+        protocol = self.report.protocol
+        results = []
+        for row in sorted(self.report.rows, key=lambda row: row["name"] != "ranker"):
+            for metric, value in row["metrics"].items():
+                details = {"row": row["name"], "ci95": _rounded(row["ci95"][metric])}
+                if row["name"] != REFERENCE:
+                    details["minus_retriever"] = round(row["difference_to_retriever"][metric], 5)
+                    details["minus_retriever_ci95"] = _rounded(row["difference_ci95"][metric])
+                results.append(
+                    EvalResult(
+                        task_type="text-ranking",
+                        task_name="Sequential recommendation, re-ranking",
+                        dataset_type=self.dataset_name,
+                        dataset_name=self.dataset_name,
+                        dataset_split=str(protocol.get("split", "test")),
+                        dataset_args={"targets": protocol["targets"], "retrieved": protocol["retrieved"]},
+                        metric_type=metric,
+                        metric_name=metric.upper() + ("" if row["name"] == "ranker" else f" ({row['name']})"),
+                        metric_value=round(value, 5),
+                        metric_args=details,
+                    )
+                )
+        return results
+
+    def _base_id(self) -> str | None:
+        """The backbone's name on the Hub, if it has one."""
+        if not self.uses_language_model or not self.base_model:
+            return None
+        name = HUB_IDS.get(self.base_model, self.base_model)
+        return name if _is_hub_id(name) else None
 
     def save(self, path: str | Path) -> None:
         """Write the card, whole or not at all."""
         with atomic_file(path) as temporary:
             temporary.write_text(str(self.to_hub_card()), encoding="utf-8")
+
+
+def read_emissions(folder: str | Path) -> dict[str, Any] | None:
+    """What codecarbon's callback wrote into a trainer's folder, as the Hub's `co2_eq_emissions`; None where it did
+    not.
+
+    Several rows (a run that was resumed) are added up. A file that cannot be read is told and left out: the training
+    it stands beside is done.
+    """
+    path = Path(folder) / EMISSIONS_FILE
+    if not path.exists():
+        return None
+    try:
+        rows = pd.read_csv(path)
+        grams = 1000 * float(rows["emissions"].sum())
+        last = rows.iloc[-1]
+    except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
+        logger.warning(f"{path} is not codecarbon's ({error!r}); the card says nothing about emissions.")
+        return None
+    places = [str(last[name]) for name in ("region", "country_name") if pd.notna(last.get(name))]
+    hardware = [str(last[name]) for name in ("gpu_model", "cpu_model") if pd.notna(last.get(name))]
+    return {
+        "emissions": round(grams, 3),
+        "source": "codecarbon",
+        "training_type": "fine-tuning",
+        **({"geographical_location": ", ".join(places)} if places else {}),
+        **({"hardware_used": ", ".join(hardware)} if hardware else {}),
+    }
+
+
+def _rounded(interval: Any) -> list[float]:
+    return [round(float(end), 5) for end in interval]
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a name looks like owner/name and is no folder here."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
+
+
+def _adapter_words(model: Any) -> str:
+    if not model.has_adapter:
+        return ""
+    config = model.language_model.peft_config[model.active_adapter]
+    settings = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
+    words = [f"{text} {getattr(config, name)}" for name, text in settings.items() if hasattr(config, name)]
+    words += [text for name, text in (("use_dora", "DoRA"), ("use_rslora", "rsLoRA")) if getattr(config, name, False)]
+    targets = config.target_modules
+    targets = ", ".join(sorted(targets)) if not isinstance(targets, str) else targets
+    return f"{config.peft_type.value} ({'; '.join([*words, f'on {targets}'])})"
+
+
+def _quantization(backbone: Any) -> str | None:
+    config = getattr(getattr(backbone, "config", None), "quantization_config", None)
+    if config is None:
+        return None
+    four = getattr(config, "load_in_4bit", False)
+    return f"4 bits, {config.bnb_4bit_quant_type}" if four else str(config.quant_method)

@@ -21,15 +21,14 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, ModelOutput, cached_file
 
+from .adapter_files import ADAPTER_FOLDER, require_same_shapes
+from .adapters import DEFAULT_ADAPTER, AdapterMixin, Tenant
 from .assembly import AssembledPrompt, assemble_prompt, select_paths
 from .backbones import resolve_backbone
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .evidence import STATISTICS
 from .schema import UNKNOWN_USER, LKGDataError
 from .storage import atomic_file, read_json
-
-
-ADAPTER_FOLDER = "adapter"
 
 
 @dataclass
@@ -115,7 +114,8 @@ class ScoreFusion(nn.Module):
         super().__init__()
         self.config = config
         for name in ("letter_scale", "evidence_weight", "retrieval_weight"):
-            self.register_parameter(name, nn.Parameter(torch.tensor(float(getattr(config, name)))))
+            # of shape (1,): FSDP2 cannot shard what has no dimension
+            self.register_parameter(name, nn.Parameter(torch.tensor([float(getattr(config, name))])))
         self.letter_scale.requires_grad_(config.use_language_model and config.learn_letter_scale)
         self.evidence_weight.requires_grad_(config.use_evidence_fusion)
         self.retrieval_weight.requires_grad_(config.use_retrieval_scores)
@@ -159,7 +159,7 @@ def straight_through(gate: torch.Tensor) -> torch.Tensor:
     return 1.0 + gate - gate.detach()
 
 
-class LlamaRecLKGForRanking(PreTrainedModel):
+class LlamaRecLKGForRanking(AdapterMixin, PreTrainedModel):
     """Ranks up to 52 candidates in one forward pass. `AutoModel.from_pretrained` returns it."""
 
     config: LlamaRecLKGConfig
@@ -176,11 +176,11 @@ class LlamaRecLKGForRanking(PreTrainedModel):
 
     def __init__(self, config: LlamaRecLKGConfig, language_model: PreTrainedModel | None = None):
         super().__init__(config)
-        self.preference = UserPreferenceModule(config)
-        self.fusion = ScoreFusion(config)
-        # the preferences learn by two routes; with both closed nothing reaches them
-        gated = config.use_language_model and config.use_path_gate
-        self.preference.requires_grad_(config.use_evidence_fusion or gated)
+        self.preference, self.fusion = self.make_heads(config)
+        self._tenants: dict[str, Tenant] = {}  # loaded adapters that are not in use
+        # first weights of those whose initialisation changed the backbone
+        self._adapter_starts: dict[str, dict[str, torch.Tensor]] = {}
+        self._own_backbone = False  # whether its weights are others than those of the base it names
         if config.use_language_model and language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         elif language_model is not None:
@@ -188,6 +188,15 @@ class LlamaRecLKGForRanking(PreTrainedModel):
                 module._is_hf_initialized = True  # a loaded backbone keeps its weights
         self.language_model = language_model
         self.post_init()
+
+    @staticmethod
+    def make_heads(config: LlamaRecLKGConfig) -> tuple[UserPreferenceModule, ScoreFusion]:
+        """New preferences and fusion weights; what no gradient can reach is frozen."""
+        preference = UserPreferenceModule(config)
+        # the preferences learn by two routes; with both closed nothing reaches them
+        gated = config.use_language_model and config.use_path_gate
+        preference.requires_grad_(config.use_evidence_fusion or gated)
+        return preference, ScoreFusion(config)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -211,7 +220,7 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             for name in ("letter_scale", "evidence_weight", "retrieval_weight"):
                 getattr(module, name).fill_(getattr(self.config, name))
 
-    # -- backbone and adapters --------------------------------------------------------------------------------------
+    # -- backbone --------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_backbone(
@@ -239,31 +248,6 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         model.preference.to(backbone.device)
         model.fusion.to(backbone.device)
         return model.eval()
-
-    @property
-    def has_adapter(self) -> bool:
-        return hasattr(self.language_model, "peft_config")
-
-    def add_adapter(self, adapter_config: Any, adapter_name: str = "default") -> None:
-        """Wrap the backbone with a PEFT adapter (LoRA, QLoRA, ...). The preference module stays as it is: fully
-        trained."""
-        from peft import get_peft_model, prepare_model_for_kbit_training
-
-        if self.has_adapter:
-            self.language_model.add_adapter(adapter_name, adapter_config)
-            return
-        if getattr(self.language_model, "is_quantized", False):
-            self.language_model = prepare_model_for_kbit_training(
-                self.language_model, use_gradient_checkpointing=False
-            )
-        self.language_model = get_peft_model(self.language_model, adapter_config, adapter_name=adapter_name)
-
-    def merge_adapter(self) -> LlamaRecLKGForRanking:
-        """Add the adapter's weights to the backbone's and drop the wrapper, so that the whole can be saved as one."""
-        if self.has_adapter:
-            self.language_model = self.language_model.merge_and_unload()
-            self.config.external_backbone = False
-        return self
 
     def get_input_embeddings(self) -> nn.Module | None:
         return None if self.language_model is None else self.language_model.get_input_embeddings()
@@ -318,12 +302,7 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             own = {name: value.cpu() for name, value in self.own_state_dict(state_dict).items()}
             save_file(own, temporary, metadata={"format": "pt"})
         if self.has_adapter:
-            prefix = "language_model."
-            gathered = {k.removeprefix(prefix): v for k, v in (state_dict or {}).items() if k.startswith(prefix)}
-            self.language_model.save_pretrained(
-                folder / ADAPTER_FOLDER, state_dict=gathered or None, save_embedding_layers=False
-            )
-            (folder / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)  # the card of the whole stands above it
+            self._save_adapter(folder / ADAPTER_FOLDER, state_dict)
 
     @classmethod
     def from_pretrained(
@@ -335,6 +314,8 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             config: a `LlamaRecLKGConfig` to use in place of the saved one.
             is_trainable (`bool`): whether a saved adapter can be trained on. Default False.
             backbone (`bool`): False leaves the language model out and ranks by retriever and evidence. Default True.
+            adapter_name (`str`): what a saved adapter is called, where `load_adapter` adds further ones. Default
+                "default".
             kwargs: for the backbone: `dtype`, `quantization_config`, `device_map`, `attn_implementation`, ...
 
         Raises:
@@ -349,6 +330,7 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         is_trainable = kwargs.pop("is_trainable", False)
         if not kwargs.pop("backbone", True):
             return cls._without_backbone(pretrained_model_name_or_path, config, hub)
+        adapter_name = kwargs.pop("adapter_name", DEFAULT_ADAPTER)
         if not config.external_backbone and config.use_language_model:
             return cls._from_whole(pretrained_model_name_or_path, *args, config=config, **kwargs)
         kwargs = {k: v for k, v in kwargs.items() if k not in ("revision", "subfolder", "_from_auto")}
@@ -364,25 +346,7 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         weights = cached_file(str(pretrained_model_name_or_path), SAFE_WEIGHTS_NAME, **hub)
         model.load_own_weights(weights)
         if config.has_adapter:
-            from peft import PeftModel
-
-            files = [
-                cached_file(
-                    str(pretrained_model_name_or_path),
-                    f"{ADAPTER_FOLDER}/{name}",
-                    _raise_exceptions_for_missing_entries=False,
-                    **hub,
-                )
-                for name in ("adapter_config.json", "adapter_model.safetensors")
-            ]
-            if None in files:
-                raise LKGDataError(
-                    f"{pretrained_model_name_or_path} was saved with an adapter, but its folder {ADAPTER_FOLDER!r} is "
-                    "not whole. Copy or download all of it."
-                )
-            model.language_model = PeftModel.from_pretrained(
-                model.language_model, str(Path(files[0]).parent), is_trainable=is_trainable
-            )
+            model._attach_adapter(str(pretrained_model_name_or_path), adapter_name, is_trainable, **hub)
         return model.eval()
 
     @classmethod
@@ -419,6 +383,7 @@ class LlamaRecLKGForRanking(PreTrainedModel):
                 f"{name} lacks the weights {missing}. It is damaged, or no checkpoint of this class: make a ranker "
                 "from a plain backbone with `LlamaRecLKGForRanking.from_backbone`."
             )
+        model._own_backbone = True
         return (model, info) if wants_info else model
 
     def load_own_weights(self, *paths: str | Path) -> None:
@@ -433,22 +398,7 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             with safe_open(path, framework="pt") as file:
                 names = [name for name in file.keys() if not name.startswith("language_model.")]  # noqa: SIM118
                 found |= {name: file.get_tensor(name) for name in names}
-        wrong = {
-            name: (
-                tuple(found[name].shape) if name in found else None,
-                tuple(needed[name].shape) if name in needed else None,
-            )
-            for name in found.keys() | needed.keys()
-            if name not in found or name not in needed or found[name].shape != needed[name].shape
-        }
-        if wrong:
-            raise LKGDataError(
-                f"{', '.join(map(str, paths))} does not fit this model; (found, needed) shapes: {wrong}. The weights "
-                "belong to another "
-                "configuration (relations, users, or switches), then load them with the config.json saved beside "
-                "them; "
-                "or to an earlier version of the library, then train the model again."
-            )
+        require_same_shapes(found, needed, ", ".join(map(str, paths)))
         self.load_state_dict(found, strict=False)
 
     def load_trained_weights(self, folder: str | Path) -> None:
@@ -466,12 +416,7 @@ class LlamaRecLKGForRanking(PreTrainedModel):
             return
         self.load_own_weights(folder / SAFE_WEIGHTS_NAME)
         if self.has_adapter:
-            from peft import set_peft_model_state_dict
-
-            weights = load_file(folder / ADAPTER_FOLDER / "adapter_model.safetensors")
-            result = set_peft_model_state_dict(self.language_model, weights, self.language_model.active_adapter)
-            if result.unexpected_keys:
-                raise LKGDataError(f"The adapter in {folder} does not fit this model: {result.unexpected_keys[:3]}.")
+            self._load_adapter_weights(folder / ADAPTER_FOLDER)
 
     # -- the computation --------------------------------------------------------------------------------------------
 
@@ -550,6 +495,12 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         Returns:
             [`RankingOutput`]
         """
+        if evidence.shape[-1] != self.config.num_relations:
+            raise LKGDataError(
+                f"The batch has evidence along {evidence.shape[-1]} relations; this model (adapter "
+                f"{self.active_adapter!r}) was trained with {self.config.num_relations}: {self.config.relations}. "
+                "Make batches with the processor that was saved with it."
+            )
         exact = torch.autocast(user_ids.device.type, enabled=False)  # preferences and fusion stay in float32
         with exact:
             preferences = self.preference(user_ids, history_relations).softmax(-1)

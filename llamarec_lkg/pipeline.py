@@ -40,13 +40,19 @@ class Request:
 
 
 class Recommender:
-    """Retriever, processor and ranker of one saved folder or Hub repository, ready to answer."""
+    """Retriever, processor and ranker of one saved folder or Hub repository, ready to answer.
+
+    Where the model holds several adapters, a recommender belongs to the one that was in use when it was made, and
+    switches to it whenever it answers: recommenders may share a model (`load_adapter`). Not from several threads at
+    once: a model has one adapter in use.
+    """
 
     def __init__(
         self, model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, retriever: Retriever | None = None
     ):
         processor.check_model(model.config)
         self.model, self.processor, self.retriever = model.eval(), processor, retriever
+        self.adapter_name = model.active_adapter
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Recommender:
@@ -60,6 +66,35 @@ class Recommender:
             LlamaRecLKGProcessor.from_pretrained(name, **hub),
             LRURecRetriever(retriever),
         )
+
+    def load_adapter(
+        self, pretrained_model_name_or_path: str | Path, adapter_name: str, *, same_backbone: bool = False, **hub: Any
+    ) -> Recommender:
+        """A recommender of another repository (its items, graph, users and retriever) on this one's backbone.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id of an adapter repository.
+            adapter_name: the name of its adapter in the shared model.
+            same_backbone, hub: as for `LlamaRecLKGForRanking.load_adapter`.
+
+        Raises:
+            LKGDataError: this recommender's model has no adapter, or the repository does not fit its backbone.
+        """
+        if self.adapter_name is None:
+            raise LKGDataError(
+                "This recommender's model has no adapter, so its own preferences and fusion weights would be "
+                "replaced. Load an adapter repository first, and further ones beside it."
+            )
+        name = str(pretrained_model_name_or_path)
+        processor = LlamaRecLKGProcessor.from_pretrained(name, **hub)
+        retriever = LRURecForRetrieval.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **hub)
+        self.model.load_adapter(name, adapter_name, processor=processor, same_backbone=same_backbone, **hub)
+        self.model.set_adapter(adapter_name)
+        return type(self)(self.model, processor, LRURecRetriever(retriever.to(self.model.device)))
+
+    def _switch(self) -> None:
+        if self.adapter_name is not None:
+            self.model.set_adapter(self.adapter_name)
 
     @property
     def item_ids(self) -> tuple[str, ...]:
@@ -137,6 +172,7 @@ class Recommender:
         The parts of a candidate, (C, 2 + R), are those of the language model, the retriever and each relation. A list
         of one is not scored: its first-stage score is all it has.
         """
+        self._switch()
         results = []
         for example in examples:
             parts = np.zeros((len(example.candidates), 2 + len(self.processor.relations)), dtype=np.float32)
@@ -159,6 +195,7 @@ class Recommender:
         num_reasons: int = 3,
     ) -> list[Recommendation]:
         """The best `k` of a ranked list, with reasons."""
+        self._switch()
         preferences = None
         if len(order) < 2:
             num_reasons = 0  # a list of one was not ranked: there is nothing to give reasons for
@@ -177,6 +214,7 @@ class Recommender:
             use_id: False leaves out what a known user's id adds. The user's own ratings are left out of the history's
                 statistics in any case.
         """
+        self._switch()
         example = self.processor.history_example(self.processor.dense_items(history), user)
         batch = {
             "user_ids": torch.tensor([example.user if use_id else UNKNOWN_USER]),

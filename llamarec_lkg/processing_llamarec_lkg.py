@@ -175,6 +175,11 @@ class LlamaRecLKGProcessor(ProcessorMixin):
                 "The model reads other letter tokens than this processor's tokenizer writes. Load model and "
                 "processor from the same place; a model is tied to its tokenizer."
             )
+        if self.user_ids and config.num_users and config.num_users != len(self.user_ids):
+            raise LKGDataError(
+                f"The model knows {config.num_users:,} users, the processor {len(self.user_ids):,}: a user would get "
+                "another one's preferences. Load model and processor from the same place."
+            )
         differing = {n: (getattr(config, n), v) for n, v in self.settings.items() if getattr(config, n) != v}
         if differing:
             raise LKGDataError(

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import peft
 import yaml
-from trl import ModelConfig
+from peft import PeftConfig
+from trl import ModelConfig, get_peft_config
 
 from .backbones import SMOLLM2_NAME
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
@@ -110,6 +112,32 @@ class EvaluationSection:
             )
 
 
+@dataclass
+class CardSection:
+    """What only you know about the model card.
+
+    Args:
+        language: of the items' titles.
+        license: of the trained weights, as the Hub names it ("apache-2.0", "llama2", ...).
+        tags: further ones.
+        emissions: of the training in grams of CO2 equivalent, or a mapping as of the Hub's `co2_eq_emissions`.
+            codecarbon's own file is read without this.
+    """
+
+    language: str = "en"
+    license: str | None = None
+    tags: list[str] = field(default_factory=list)
+    emissions: float | dict[str, Any] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """As fields of `ModelCard`; what was left open is left to it."""
+        fields: dict[str, Any] = {"language": self.language, "license": self.license, "tags": self.tags}
+        if self.emissions is not None:
+            figure = self.emissions
+            fields["emissions"] = figure if isinstance(figure, dict) else {"emissions": figure}
+        return fields
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-4 as text; people who train models mean a number."""
 
@@ -130,8 +158,9 @@ def _parse(text: str) -> Any:
 class RunConfig:
     """A run.
 
-    `backbone` is a `trl.ModelConfig`: model, LoRA and quantization. `prompt` and `model` hold fields of
-    `LlamaRecLKGConfig`, `training` those of `LlamaRecLKGTrainingArguments`."""
+    `backbone` is a `trl.ModelConfig`: model, LoRA and quantization. `adapter` is any PEFT configuration by its own
+    field names, with `peft_type` (LORA, IA3, VERA, ...), in place of the LoRA settings there. `prompt` and `model`
+    hold fields of `LlamaRecLKGConfig`, `training` those of `LlamaRecLKGTrainingArguments`."""
 
     output_dir: str = "outputs/run"
     data: DataSection = field(default_factory=DataSection)
@@ -140,10 +169,12 @@ class RunConfig:
     retriever: LRURecTrainingArguments = field(default_factory=LRURecTrainingArguments)
     examples: ExamplesSection = field(default_factory=ExamplesSection)
     backbone: ModelConfig = field(default_factory=default_backbone)
+    adapter: dict[str, Any] = field(default_factory=dict)
     prompt: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    card: CardSection = field(default_factory=CardSection)
 
     @classmethod
     def from_mapping(cls, content: Mapping[str, Any]) -> RunConfig:
@@ -170,6 +201,7 @@ class RunConfig:
         training_fields = dataclasses.fields(LlamaRecLKGTrainingArguments)
         _require_known("training", config.training, {f.name for f in training_fields})
         _require_numbers("training", config.training, training_fields)
+        _require_known("adapter", config.adapter, _adapter_fields(config.adapter))
         return config
 
     @classmethod
@@ -201,6 +233,25 @@ class RunConfig:
 
     def to_mapping(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def peft_config(self) -> PeftConfig | None:
+        """The adapter to train: what `adapter` describes, else LoRA as `backbone` does, or none."""
+        if not self.adapter or not self.backbone.use_peft:
+            return get_peft_config(self.backbone)
+        return peft.get_peft_config({"task_type": self.backbone.lora_task_type, **self.adapter})
+
+
+def _adapter_fields(given: Mapping[str, Any]) -> set[str]:
+    """Fields of the PEFT configuration that `given` names by its `peft_type`."""
+    if not given:
+        return set()
+    kinds = {kind.value: settings for kind, settings in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if given.get("peft_type") not in kinds:
+        raise LKGDataError(
+            f"adapter.peft_type is {given.get('peft_type')!r}; PEFT knows {sorted(kinds)}. Leave the section out for "
+            "LoRA with the settings of `backbone`."
+        )
+    return {f.name for f in dataclasses.fields(kinds[given["peft_type"]])}
 
 
 def _require_numbers(section: str, given: Mapping[str, Any], fields: Sequence[dataclasses.Field]) -> None:

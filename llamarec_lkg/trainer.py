@@ -179,20 +179,24 @@ class LlamaRecLKGTrainer(Trainer):
             self.data_collator = collator
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As upstream, but preferences and fusion form a group with a learning rate of their own."""
+        """As upstream, but preferences and fusion form a group with a learning rate of their own, and so do LoRA's B
+        matrices with `lora_plus_ratio`."""
         optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
-        trained = model if model is not None else self.model
-        heads = {id(p) for n, p in trained.named_parameters() if ".preference." in f".{n}" or ".fusion." in f".{n}"}
         if any(group.get("name") == "heads" for group in optimizer.param_groups):
             return optimizer
+        args, parts = self.args, {"heads": (".preference.", ".fusion.")}
+        rates = {"heads": args.heads_learning_rate, "lora_b": args.learning_rate * args.lora_plus_ratio}
+        if args.lora_plus_ratio != 1:
+            parts["lora_b"] = (".lora_B.", ".lora_embedding_B.")
+        names = {id(p): f".{name}" for name, p in (self.model if model is None else model).named_parameters()}
         for group in list(optimizer.param_groups):
-            own = [p for p in group["params"] if id(p) in heads]
-            if own:
-                group["params"] = [p for p in group["params"] if id(p) not in heads]
-                settings = {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
-                optimizer.add_param_group(
-                    {**settings, "params": own, "lr": self.args.heads_learning_rate, "name": "heads"}
-                )
+            settings = {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
+            for part, marks in parts.items():
+                own = {id(p) for p in group["params"] if any(mark in names.get(id(p), "") for mark in marks)}
+                if own:
+                    moved = [p for p in group["params"] if id(p) in own]
+                    group["params"] = [p for p in group["params"] if id(p) not in own]
+                    optimizer.add_param_group({**settings, "params": moved, "lr": rates[part], "name": part})
         return optimizer
 
     # -- evaluation -------------------------------------------------------------------------------------------------

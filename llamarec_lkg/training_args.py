@@ -30,6 +30,9 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
     heads_learning_rate: float = field(
         default=2e-3, metadata={"help": "Of the preference module and the fusion weights, which start from nothing."}
     )
+    lora_plus_ratio: float = field(
+        default=1.0, metadata={"help": "LoRA+ (arXiv 2402.12354): how many times learning_rate the B matrices get."}
+    )
     heads_weight_decay: float = field(
         default=0.3, metadata={"help": "Of the same in their warm-up: strong, because lists are few and alike."}
     )

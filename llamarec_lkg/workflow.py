@@ -15,7 +15,7 @@ import yaml
 from accelerate import PartialState
 from transformers import AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
-from trl import get_peft_config, get_quantization_config
+from trl import get_quantization_config
 
 from .backbones import resolve_backbone
 from .candidates import evaluation_examples, training_examples
@@ -140,8 +140,10 @@ class Workflow:
 
     def _ranker_key(self) -> str:
         sections = self.config.to_mapping()
-        for unrelated in ("output_dir", "evaluation", "data"):
+        for unrelated in ("output_dir", "evaluation", "data", "card"):
             sections.pop(unrelated)
+        if not sections["adapter"]:
+            sections.pop("adapter")  # runs from before there was this section keep their names
         sections["training"] = {k: v for k, v in sections["training"].items() if k not in COSMETIC_ARGUMENTS}
         return fingerprint(MODEL_VERSION, STATISTICS, self.prepare().key, sections)
 
@@ -162,7 +164,7 @@ class Workflow:
             eval_dataset=validation,
             processing_class=processor,
             train_knowledge_graph=train_graph,
-            peft_config=get_peft_config(self.config.backbone) if model.config.use_language_model else None,
+            peft_config=self.config.peft_config() if model.config.use_language_model else None,
         )
         checkpoint = get_last_checkpoint(args.output_dir) if resume and Path(args.output_dir).is_dir() else None
         if resume and checkpoint is None:
@@ -193,7 +195,10 @@ class Workflow:
         if (self.folder / "report.json").exists():
             content = read_json(self.folder / "report.json")
             if content["protocol"].get("key") == key:
-                return Report(**content)
+                report = Report(**content)
+                if self.state.is_main_process:
+                    self._write_card(None, report)  # its own section may have changed
+                return report
         retriever, dataset = self.train_retriever(), self.prepare().dataset
         self.train()
         processor = LlamaRecLKGProcessor.from_pretrained(self.folder)
@@ -351,9 +356,12 @@ class Workflow:
                 dataset_name=data.bundle.name,
                 data_citation=data.bundle.citation,
                 data_license=data.bundle.license,
+                has_retriever=True,
             )
-            write_json(facts, {k: v for k, v in as_plain(card).items() if k != "report"})
-        card = replace(ModelCard(**read_json(facts)), report=report)
+        else:
+            card = ModelCard(**read_json(facts))
+        card = replace(card, report=report, **self.config.card.given())
+        write_json(facts, {k: v for k, v in as_plain(card).items() if k != "report"})
         card.save(self.folder / "README.md")
 
 

@@ -30,6 +30,8 @@ LAYERS = [
     ["configuration_llamarec_lkg"],
     ["processing_llamarec_lkg"],
     ["assembly"],
+    ["adapter_files"],
+    ["adapters"],
     ["modeling_llamarec_lkg"],
     ["heads"],
     ["training_args"],

@@ -1,0 +1,107 @@
+"""The files of an adapter repository: weights that must all be there, and adapters that are plain relative to their
+base.
+
+Some LoRA initialisations (PiSSA, OLoRA) move a part of the backbone into the adapter. A repository that names the
+untouched backbone has to put that part back: their adapters are converted when they are saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+
+from .schema import LKGDataError
+from .storage import read_json, write_json
+
+
+ADAPTER_FOLDER = "adapter"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE_CHANGING = ("pissa", "olora")
+
+
+def load_heads(heads: nn.Module, source: str | Path, **hub: Any) -> None:
+    """Load preference and fusion weights out of a repository; every one of them must be there, and nothing else.
+
+    Args:
+        heads: a module whose state dict holds them and nothing else.
+        source: a repository, or a safetensors file.
+
+    Raises:
+        LKGDataError: a weight is missing, left over, or of another shape.
+    """
+    path = source if Path(source).is_file() else cached_file(str(source), SAFE_WEIGHTS_NAME, **hub)
+    found = load_file(path)
+    require_same_shapes(found, heads.state_dict(), path)
+    heads.load_state_dict(found)
+
+
+def require_same_shapes(
+    found: Mapping[str, torch.Tensor], needed: Mapping[str, torch.Tensor], path: str | Path
+) -> None:
+    """Raise `LKGDataError` unless two sets of weights have the same names and shapes."""
+    wrong = {
+        name: (
+            tuple(found[name].shape) if name in found else None,
+            tuple(needed[name].shape) if name in needed else None,
+        )
+        for name in sorted(found.keys() | needed.keys())
+        if name not in found or name not in needed or found[name].shape != needed[name].shape
+    }
+    if wrong:
+        raise LKGDataError(
+            f"{path} does not fit this model; (found, needed) shapes: {wrong}. The weights belong to another "
+            "configuration (relations, users, or switches), then load them with the config.json saved beside them; or "
+            "to an earlier version of the library, then train the model again."
+        )
+
+
+def changes_base(adapter_config: Any) -> bool:
+    """Whether adding this adapter takes its start out of the backbone's weights."""
+    return str(getattr(adapter_config, "init_lora_weights", True)).lower().startswith(BASE_CHANGING)
+
+
+def save_as_plain_lora(folder: Path, start: Mapping[str, torch.Tensor]) -> None:
+    """Rewrite a saved PiSSA or OLoRA adapter as LoRA of twice the rank on the untouched base.
+
+    Training started at W - s B0 A0 with the adapter B0 A0 and ended at W - s B0 A0 + s B A, which is W + s [B, -B0]
+    [A; A0] (PiSSA, arXiv 2404.02948, appendix C).
+    """
+    weights = load_file(folder / ADAPTER_WEIGHTS)
+    for key, first in start.items():
+        first = first.to(weights[key].dtype)
+        if "lora_A" in key:
+            weights[key] = torch.cat([weights[key], first], dim=0)
+        elif "lora_B" in key:
+            weights[key] = torch.cat([weights[key], -first], dim=1)
+    save_file({key: value.contiguous() for key, value in weights.items()}, folder / ADAPTER_WEIGHTS)
+    config = read_json(folder / ADAPTER_CONFIG)
+    factor = 2**0.5 if config["use_rslora"] else 2  # rsLoRA divides alpha by the root of the rank
+    config |= {"init_lora_weights": True, "r": 2 * config["r"], "lora_alpha": factor * config["lora_alpha"]}
+    config["rank_pattern"] = {key: 2 * rank for key, rank in (config["rank_pattern"] or {}).items()}
+    config["alpha_pattern"] = {key: factor * alpha for key, alpha in (config["alpha_pattern"] or {}).items()}
+    write_json(folder / ADAPTER_CONFIG, config)
+
+
+def without_start(
+    weights: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor], folder: Path
+) -> dict[str, torch.Tensor]:
+    """What `save_as_plain_lora` put together, apart again; its start must be the one this model has."""
+    trained = {}
+    for key, value in weights.items():
+        if key not in start:
+            raise LKGDataError(f"The adapter in {folder} does not fit this model: {key}.")
+        dim, sign = (0, 1) if "lora_A" in key else (1, -1)
+        rank = start[key].shape[dim]
+        trained[key], first = value.narrow(dim, 0, rank), sign * value.narrow(dim, rank, value.shape[dim] - rank)
+        if first.shape != start[key].shape or not torch.allclose(first.float(), start[key].float(), atol=1e-4):
+            raise LKGDataError(
+                f"The adapter in {folder} was trained from another start ({key}) than this model's. A randomised "
+                "start ('pissa_niter_...') cannot be resumed; load the saved model and go on from there."
+            )
+    return trained
