@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub import ModelCard as HubModelCard
 
 from .evaluation import Report, table, verdict
-from .schema import LKGDataError
+from .hub import template_text
 from .storage import atomic_file
 
 
@@ -24,21 +23,6 @@ CITATION = """@article{llamarec_lkg_rag_2025,
   journal = {arXiv preprint arXiv:2506.07449},
   year    = {2025}
 }"""
-
-
-def template_text(name: str) -> str:
-    """A template of `hub_cards/`, from the installed package or from the checkout.
-
-    Raises:
-        LKGDataError: the installation lacks its templates.
-    """
-    for folder in (files("llamarec_lkg") / "hub_cards", Path(__file__).parent.parent / "hub_cards"):
-        template = folder / name
-        if template.is_file():
-            return template.read_text(encoding="utf-8")
-    raise LKGDataError(
-        f"The card template {name!r} is not installed. Install the package again from a whole wheel or checkout."
-    )
 
 
 @dataclass

@@ -18,16 +18,23 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, cached_file
+from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput
 
-from .backbones import resolve_backbone
+from .backbones import check_same_backbone, missing_backbone, resolve_backbone
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .evidence import STATISTICS
+from .hub import HUB_ERRORS, fetch
+from .hub_repository import (
+    ADAPTER_FOLDER,
+    MODEL_MAP,
+    HubCitizen,
+    push_saved,
+    refuse_root_adapter,
+    take_push_options,
+    write_shim,
+)
 from .schema import UNKNOWN_USER, LKGDataError
 from .storage import atomic_file
-
-
-ADAPTER_FOLDER = "adapter"
 
 
 @dataclass
@@ -212,11 +219,12 @@ def assemble_prompt(
     )
 
 
-class LlamaRecLKGForRanking(PreTrainedModel):
+class LlamaRecLKGForRanking(HubCitizen, PreTrainedModel):
     """Ranks up to 52 candidates in one forward pass. `AutoModel.from_pretrained` returns it."""
 
     config: LlamaRecLKGConfig
     config_class = LlamaRecLKGConfig
+    hub_part = "model"
     base_model_prefix = "ranker"
     main_input_name = "prefix_input_ids"
     supports_gradient_checkpointing = True
@@ -345,7 +353,17 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         Args:
             include_backbone: False saves the small form of a model without adapter as well (its backbone is then
                 taken to be untrained).
+            kwargs: for `PreTrainedModel.save_pretrained`, and with `push_to_hub=True` for `push_to_hub`, whose
+                `repo_id` is by default the folder's name.
         """
+        push, folder = take_push_options(kwargs), Path(save_directory)
+        repo_id, wanted = kwargs.pop("repo_id", folder.name), kwargs.pop("push_to_hub", False)
+        self._save(folder, include_backbone, **kwargs)
+        if wanted and kwargs.get("is_main_process", True):
+            push_saved(folder, repo_id, parts=(self.hub_part,), **push)
+
+    def _save(self, folder: Path, include_backbone: bool | None, **kwargs: Any) -> None:
+        refuse_root_adapter(folder)
         external = (
             (self.has_adapter or self.language_model is None) if include_backbone is None else not include_backbone
         )
@@ -354,17 +372,17 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         self.config.external_backbone = external and self.language_model is not None
         self.config.has_adapter = self.has_adapter
         if kwargs.get("is_main_process", True) and not self.has_adapter:
-            shutil.rmtree(Path(save_directory) / ADAPTER_FOLDER, ignore_errors=True)  # of an earlier model
+            shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)  # of an earlier model
+        self.config.auto_map = MODEL_MAP
+        if kwargs.get("is_main_process", True):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_shim(folder)
         if not external:
-            super().save_pretrained(save_directory, **kwargs)
+            super().save_pretrained(folder, **kwargs)
             return
         if not kwargs.pop("is_main_process", True):
             return
         state_dict = kwargs.pop("state_dict", None)
-        if kwargs.pop("push_to_hub", False):
-            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         self.config.architectures = [type(self).__name__]
         self.config.save_pretrained(folder)
         with atomic_file(folder / SAFE_WEIGHTS_NAME) as temporary:
@@ -386,11 +404,12 @@ class LlamaRecLKGForRanking(PreTrainedModel):
 
         Args:
             config: a `LlamaRecLKGConfig` to use in place of the saved one.
+            backbone: a folder, Hub id or model to use in place of the one that a small form names.
             is_trainable (`bool`): whether a saved adapter can be trained on. Default False.
             kwargs: for the backbone: `dtype`, `quantization_config`, `device_map`, `attn_implementation`, ...
 
         Raises:
-            LKGDataError: weights of the preference module are missing, or the backbone cannot be found.
+            LKGDataError: weights of the preference module are missing, or the backbone cannot be found or is another.
         """
         hub = {
             k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only", "subfolder") if k in kwargs
@@ -398,31 +417,23 @@ class LlamaRecLKGForRanking(PreTrainedModel):
         config = kwargs.pop("config", None)
         if not isinstance(config, LlamaRecLKGConfig):
             config = LlamaRecLKGConfig.from_pretrained(pretrained_model_name_or_path, **hub)
-        is_trainable = kwargs.pop("is_trainable", False)
+        if Path(pretrained_model_name_or_path).is_dir():
+            refuse_root_adapter(pretrained_model_name_or_path)
+        is_trainable, backbone = kwargs.pop("is_trainable", False), kwargs.pop("backbone", None)
         if not config.external_backbone and config.use_language_model:
             return cls._from_whole(pretrained_model_name_or_path, *args, config=config, **kwargs)
         kwargs = {k: v for k, v in kwargs.items() if k not in ("revision", "subfolder", "_from_auto")}
         if config.use_language_model:
-            if config.backbone_name_or_path is None:
-                raise LKGDataError(
-                    f"{pretrained_model_name_or_path} holds no backbone and does not name one. Load it with "
-                    "`LlamaRecLKGForRanking.from_backbone(backbone, config)` and `model.load_own_weights(path)`."
-                )
-            model = cls.from_backbone(config.backbone_name_or_path, config, **kwargs)
+            model = cls._around_backbone(pretrained_model_name_or_path, backbone, config, kwargs)
         else:
             model = cls(config)
-        weights = cached_file(str(pretrained_model_name_or_path), SAFE_WEIGHTS_NAME, **hub)
+        weights = fetch(pretrained_model_name_or_path, SAFE_WEIGHTS_NAME, **hub)
         model.load_own_weights(weights)
         if config.has_adapter:
             from peft import PeftModel
 
             files = [
-                cached_file(
-                    str(pretrained_model_name_or_path),
-                    f"{ADAPTER_FOLDER}/{name}",
-                    _raise_exceptions_for_missing_entries=False,
-                    **hub,
-                )
+                fetch(pretrained_model_name_or_path, f"{ADAPTER_FOLDER}/{name}", optional=True, **hub)
                 for name in ("adapter_config.json", "adapter_model.safetensors")
             ]
             if None in files:
@@ -434,6 +445,23 @@ class LlamaRecLKGForRanking(PreTrainedModel):
                 model.language_model, str(Path(files[0]).parent), is_trainable=is_trainable
             )
         return model.eval()
+
+    @classmethod
+    def _around_backbone(
+        cls, name: str | Path, backbone: Any, config: LlamaRecLKGConfig, kwargs: dict[str, Any]
+    ) -> LlamaRecLKGForRanking:
+        """A new ranker around the backbone of a small form, or the given one, which must be the same architecture."""
+        wanted, saved = (config.backbone_name_or_path if backbone is None else backbone), config.text_config
+        if wanted is None:
+            raise LKGDataError(
+                f"{name} holds no backbone and does not name one. Give `backbone=`, a folder or Hub id."
+            )
+        try:
+            model = cls.from_backbone(wanted, config, **kwargs)
+        except HUB_ERRORS as error:
+            raise missing_backbone(name, wanted, error) from error
+        check_same_backbone(name, saved, config.text_config)
+        return model
 
     @classmethod
     def _from_whole(cls, name: str | Path, *args: Any, **kwargs: Any) -> Any:

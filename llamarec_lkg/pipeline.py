@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,15 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import CommitInfo
+from transformers.utils.hub import resolve_revision
 
+from .hub import HUB_KEYS, fetch
+from .hub_repository import CONFIG_FILE, RETRIEVER_FOLDER, take_push_options
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
+from .pushing import push_folder
 from .retrieval import Retriever, exclude_history, top_k
 from .schema import LKGDataError, RankingExample
-
-
-RETRIEVER_FOLDER = "retriever"
 
 
 @dataclass(frozen=True)
@@ -71,20 +74,80 @@ class Recommender:
         self, model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, retriever: Retriever | None = None
     ):
         processor.check_model(model.config)
+        if retriever is not None and retriever.num_items != len(processor.item_ids):
+            raise LKGDataError(
+                f"The retriever knows {retriever.num_items} items, the processor {len(processor.item_ids)}. Give the "
+                "retriever that was trained on the same data set."
+            )
         self.model, self.processor, self.retriever = model.eval(), processor, retriever
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Recommender:
-        """Load what the quickstart, the command line or the trainer saved. `kwargs` go to the ranker's
-        `from_pretrained`."""
+        """Load what the quickstart, the command line or the trainer saved or pushed.
+
+        Where there is no retriever beside the ranker, every request must bring its candidates.
+
+        Args:
+            kwargs: for the ranker's `from_pretrained`.
+        """
         name = str(pretrained_model_name_or_path)
-        hub = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in kwargs}
-        retriever = LRURecForRetrieval.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **hub)
+        hub = {k: kwargs[k] for k in HUB_KEYS if k in kwargs}
+        if not Path(name).is_dir():  # all parts from the same commit, whatever is pushed meanwhile
+            known = {k: v for k, v in hub.items() if k != "revision"}
+            hub["revision"] = kwargs["revision"] = resolve_revision(name, hub.get("revision"), **known)
+        retriever = None
+        if fetch(name, f"{RETRIEVER_FOLDER}/{CONFIG_FILE}", optional=True, **hub) is not None:
+            retriever = LRURecForRetrieval.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **hub)
         return cls(
             LlamaRecLKGForRanking.from_pretrained(name, **kwargs),
             LlamaRecLKGProcessor.from_pretrained(name, **hub),
-            LRURecRetriever(retriever),
+            None if retriever is None else LRURecRetriever(retriever),
         )
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save ranker, processor and retriever in one folder, from which all of them load.
+
+        Args:
+            kwargs: for the ranker's `save_pretrained`; with `push_to_hub=True` also for `push_to_hub`, whose `repo_id`
+                is by default the folder's name.
+
+        Raises:
+            LKGDataError: the retriever is not one that can be saved.
+        """
+        push, folder = take_push_options(kwargs), Path(save_directory)
+        repo_id, wanted = kwargs.pop("repo_id", folder.name), kwargs.pop("push_to_hub", False)
+        if self.retriever is not None and not isinstance(self.retriever, LRURecRetriever):
+            raise LKGDataError(
+                f"A {type(self.retriever).__name__} cannot be saved with the rest. Save model and processor by "
+                "themselves, and keep the retriever yourself."
+            )
+        if self.model.config.external_backbone:
+            kwargs.setdefault("include_backbone", False)  # it was not loaded from one folder, and is not saved in one
+        self.model.save_pretrained(folder, **kwargs)
+        self.processor.save_pretrained(folder)
+        if self.retriever is not None:
+            self.retriever.model.save_pretrained(folder / RETRIEVER_FOLDER)
+        if wanted:
+            push_folder(folder, repo_id, **push)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
+        """Push ranker, processor and retriever to the Hub, as one commit, from which `from_pretrained` loads.
+
+        User ids, interactions and the weights of single users stay at home unless they are asked for.
+
+        Args:
+            repo_id (`str`): "owner/name"; made if it does not exist.
+            kwargs: of [`~hub_repository.push_saved`] (`include_users`, `private`, `revision`, ...), and of the ranker's
+                `save_pretrained`.
+
+        Raises:
+            LKGDataError: the retriever cannot be saved, the backbone has no name that others can load, or the upload
+                failed.
+        """
+        push = take_push_options(kwargs)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **kwargs)
+            return push_folder(folder, repo_id, **push)
 
     @property
     def item_ids(self) -> tuple[str, ...]:

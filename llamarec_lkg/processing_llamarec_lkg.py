@@ -31,11 +31,23 @@ import numpy as np
 import pandas as pd
 import torch
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.utils import cached_file
 
 from . import paths
 from .configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
 from .evidence import EvidenceIndex
+from .hub import fetch
+from .hub_repository import (
+    GRAPH_FILES,
+    GRAPH_FOLDER,
+    PROCESSOR_FILE,
+    PROCESSOR_MAP,
+    USERS_FILE,
+    HubCitizen,
+    check_graph,
+    push_saved,
+    take_push_options,
+    write_shim,
+)
 from .knowledge_graph import KnowledgeGraph
 from .schema import (
     ITEM_ID,
@@ -47,11 +59,9 @@ from .schema import (
     RankingExample,
     clean_text,
 )
-from .storage import atomic_file, read_json, write_json
+from .storage import atomic_file, fingerprint, read_json, write_json
 
 
-GRAPH_FOLDER = "knowledge_graph"
-PROCESSOR_FILE = "processor_config.json"
 INSTRUCTION = (
     "### Instruction: Given what the user liked, oldest first, choose what the user will like next. "
     "Answer with its letter."
@@ -77,7 +87,7 @@ def sanitize(text: str) -> str:
     return re.sub(r"-+>", "-", re.sub(r"#{2,}", "#", text))
 
 
-class LlamaRecLKGProcessor(ProcessorMixin):
+class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
     """Tokenizer, knowledge graph and item titles -> batches for [`LlamaRecLKGForRanking`].
 
     Args:
@@ -93,6 +103,7 @@ class LlamaRecLKGProcessor(ProcessorMixin):
     """
 
     tokenizer_class = "AutoTokenizer"
+    hub_part = "processor"
 
     def __init__(
         self,
@@ -143,6 +154,7 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         processor = cls(tokenizer, knowledge_graph, item_ids, titles, user_ids, **settings)
         config.letter_token_ids = list(processor.letter_token_ids)
         config.prior_input_ids = processor.empty_prompt_ids()
+        config.catalogue = processor.catalogue
         if not config.relations:
             config.relations = list(processor.relations)
         processor.check_model(config)
@@ -156,6 +168,7 @@ class LlamaRecLKGProcessor(ProcessorMixin):
                 "num_users": len(self.user_ids),
                 "letter_token_ids": list(self.letter_token_ids),
                 "prior_input_ids": self.empty_prompt_ids(),
+                "catalogue": self.catalogue,
                 **self.settings,
                 **overrides,
             }
@@ -175,11 +188,27 @@ class LlamaRecLKGProcessor(ProcessorMixin):
                 "The model reads other letter tokens than this processor's tokenizer writes. Load model and "
                 "processor from the same place; a model is tied to its tokenizer."
             )
+        if config.catalogue is not None and config.catalogue != self.catalogue:
+            raise LKGDataError(
+                f"The model was trained to rank other items than the {len(self.item_ids):,} of this processor, whose "
+                f"ids look like {list(self.item_ids[:3])}. Load model and processor from the same place. If the "
+                "catalogue has changed on purpose, set `model.config.catalogue = None`."
+            )
         differing = {n: (getattr(config, n), v) for n, v in self.settings.items() if getattr(config, n) != v}
         if differing:
             raise LKGDataError(
                 f"Model and processor differ in their prompt settings; (model, processor): {differing}."
             )
+        if config.prior_input_ids and list(config.prior_input_ids) != self.empty_prompt_ids():
+            raise LKGDataError(
+                "This processor's tokenizer writes the prompt in other tokens than those the model was trained with. "
+                "Load model and processor from the same place; a model is tied to its tokenizer."
+            )
+
+    @cached_property
+    def catalogue(self) -> str:
+        """Fingerprint of the items, in their order."""
+        return fingerprint(list(self.item_ids))
 
     # -- graph and evidence -----------------------------------------------------------------------------------------
 
@@ -575,11 +604,16 @@ class LlamaRecLKGProcessor(ProcessorMixin):
             "settings": self.settings,
             "evidence_scale": self.evidence_scale,
             "relations": list(self.relations),
+            "auto_map": PROCESSOR_MAP,
         }
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Write the tokenizer, `processor_config.json`, `items.parquet`, `users.parquet` and the graph in its
-        folder."""
+        folder.
+
+        With `push_to_hub=True` the folder's name, or `repo_id`, is then pushed to, with the other arguments of
+        `push_to_hub`.
+        """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
@@ -589,8 +623,10 @@ class LlamaRecLKGProcessor(ProcessorMixin):
             pd.DataFrame({USER_ID: list(self.user_ids)}).astype(str).to_parquet(temporary)
         self.knowledge_graph.save_pretrained(folder / GRAPH_FOLDER)
         write_json(folder / PROCESSOR_FILE, self.to_dict())  # last: with it the folder is a processor
+        write_shim(folder)
         if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+            push = take_push_options(kwargs)
+            push_saved(folder, kwargs.get("repo_id", folder.name), parts=(self.hub_part,), **push)
         return sorted(str(path) for path in folder.iterdir())
 
     @classmethod
@@ -605,18 +641,22 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         hub = {
             k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only", "subfolder") if k in kwargs
         }
-        description = read_json(cached_file(name, PROCESSOR_FILE, **hub))
-        graph_files = [cached_file(name, f"{GRAPH_FOLDER}/{file}", **hub) for file in GRAPH_FILES]
+        description = read_json(fetch(name, PROCESSOR_FILE, **hub))
+        graph_files = [fetch(name, f"{GRAPH_FOLDER}/{file}", **hub) for file in GRAPH_FILES]
         try:
-            items = pd.read_parquet(cached_file(name, "items.parquet", **hub))
-            users = pd.read_parquet(cached_file(name, "users.parquet", **hub))
+            items = pd.read_parquet(fetch(name, "items.parquet", **hub))
+            users = pd.read_parquet(fetch(name, USERS_FILE, **hub))
+        except LKGDataError:
+            raise
         except ValueError as error:
             raise LKGDataError(
                 f"items.parquet or users.parquet in {name} is damaged ({error}). Save or download it again."
             ) from error
+        graph = KnowledgeGraph.from_pretrained(Path(graph_files[0]).parent)
+        check_graph(name, description["relations"], graph, tuple(items[ITEM_ID]))
         return cls(
             AutoTokenizer.from_pretrained(name, **hub),
-            KnowledgeGraph.from_pretrained(Path(graph_files[0]).parent),
+            graph,
             tuple(items[ITEM_ID]),
             tuple(items[TITLE]),
             tuple(users[USER_ID]),
@@ -626,7 +666,6 @@ class LlamaRecLKGProcessor(ProcessorMixin):
 
 
 TOKEN_CACHE_SIZE = 200_000
-GRAPH_FILES = ("graph.json", "graph.safetensors", "nodes.parquet")
 RESPONSE_CUE = "### Response:\n"
 
 

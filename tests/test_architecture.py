@@ -13,7 +13,7 @@ PACKAGE = ROOT / "llamarec_lkg"
 LAYERS = [
     ["schema", "metrics"],
     ["storage"],
-    ["downloads", "raw_files"],
+    ["downloads", "raw_files", "hub"],
     ["raw_formats"],
     ["raw_amazon"],
     ["converters"],
@@ -24,6 +24,7 @@ LAYERS = [
     ["paths", "synthetic"],
     ["evidence"],
     ["retrieval"],
+    ["hub_repository"],
     ["modeling_lrurec"],
     ["training_lrurec"],
     ["candidates"],
@@ -34,7 +35,7 @@ LAYERS = [
     ["training_args"],
     ["evaluation"],
     ["model_card"],
-    ["publishing"],
+    ["publishing", "pushing"],
     ["hub_metrics"],
     ["trainer"],  # after the card, which it writes when training ends
     ["pipeline"],
