@@ -32,8 +32,8 @@ def missing_backbone(place: str | Path, wanted: Any, error: Exception) -> LKGDat
     same = HUB_IDS.get(wanted) if isinstance(wanted, str) else None
     hint = f" On the Hub it is {same!r}, with other rounding: scores differ a little." if same else ""
     return LKGDataError(
-        f"{place} holds what was trained around the backbone {str(wanted)[:200]!r}, which could not be loaded ({error}). "
-        f"Give `backbone=`: a folder or Hub id of the same model.{hint}"
+        f"{place} holds what was trained around the backbone {str(wanted)[:200]!r}, which could not be loaded "
+        f"({error}). Give `backbone=`: a folder or Hub id of the same model.{hint}"
     )
 
 

@@ -176,7 +176,8 @@ def push_files(
         lost = ", or all of it, if only the last answer was lost" if broken else ""
         raise LKGDataError(
             f"{what} could not be pushed to {repo_id!r} ({error}). Nothing of it is visible there{lost}, since a "
-            f"commit is whole or absent (a new repository may be there, empty), and your files are as they were. {ADVICE}"
+            "commit is whole or absent (a new repository may be there, empty), and your files are as they were. "
+            f"{ADVICE}"
         ) from error
 
 

@@ -137,8 +137,8 @@ class Recommender:
 
         Args:
             repo_id (`str`): "owner/name"; made if it does not exist.
-            kwargs: of [`~hub_repository.push_saved`] (`include_users`, `private`, `revision`, ...), and of the ranker's
-                `save_pretrained`.
+            kwargs: of [`~hub_repository.push_saved`] (`include_users`, `private`, `revision`, ...), and of the
+                ranker's `save_pretrained`.
 
         Raises:
             LKGDataError: the retriever cannot be saved, the backbone has no name that others can load, or the upload

@@ -37,6 +37,7 @@ LAYERS = [
     ["model_card"],
     ["publishing", "pushing"],
     ["hub_metrics"],
+    ["trainer_hub"],
     ["trainer"],  # after the card, which it writes when training ends
     ["pipeline"],
     ["hf_pipeline"],
