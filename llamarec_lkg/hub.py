@@ -57,6 +57,10 @@ def fetch(name: str | Path, file: str, *, optional: bool = False, **hub: Any) ->
             f"{file} of {name} could not be downloaded ({error}). Nothing half-read is used; check the network and "
             "try again."
         ) from error
+    except OSError as error:
+        if str(name) in str(error):
+            raise
+        raise OSError(f"{file} of {name} could not be loaded: {error}") from error  # the client names its host alone
 
 
 def whole_id(repo_id: str, token: str | bool | None = None) -> str:
@@ -182,11 +186,5 @@ def push_files(
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Whether a path fits one of the patterns, in which * stands for anything but a slash, and a last ** for all."""
-    for pattern in patterns:
-        if pattern.endswith("/**"):
-            if path.startswith(pattern[:-2]):
-                return True
-        elif path.count("/") == pattern.count("/") and fnmatch.fnmatchcase(path, pattern):
-            return True
-    return False
+    """Whether a path fits one of the patterns, in which * stands for anything but a slash."""
+    return any(path.count("/") == pattern.count("/") and fnmatch.fnmatchcase(path, pattern) for pattern in patterns)

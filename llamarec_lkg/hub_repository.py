@@ -37,15 +37,16 @@ WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json
 GRAPH_FILES = ("graph.json", "graph.safetensors", "nodes.parquet")
 TOKENIZER_FILES = ("*token*.json", "*token*.model", "vocab*", "merges.txt", "spiece.model", "*.tiktoken",
                    "*.bpe.model", "chat_template*", "additional_chat_templates/*")  # fmt: skip
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 PARTS = {
     "model": (CONFIG_FILE, "generation_config.json", WEIGHTS_FILE, WEIGHTS_INDEX, "model-*-of-*.safetensors",
-              f"{ADAPTER_FOLDER}/**"),
+              *(f"{ADAPTER_FOLDER}/{name}" for name in ADAPTER_FILES),
+              *(f"{ADAPTER_FOLDER}/*/{name}" for name in ADAPTER_FILES)),
     "processor": (PROCESSOR_FILE, "items.parquet", USERS_FILE, *TOKENIZER_FILES,
                   *(f"{GRAPH_FOLDER}/{name}" for name in GRAPH_FILES)),
     "retriever": (f"{RETRIEVER_FOLDER}/{CONFIG_FILE}", f"{RETRIEVER_FOLDER}/{WEIGHTS_FILE}"),
 }  # fmt: skip
 """The files of each part of a repository, as patterns; everything else in a folder stays there."""
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 ROOT_ADAPTER = (*ADAPTER_FILES, "adapter_model.bin")
 """Beside `config.json` these make `AutoModel` load the adapter's backbone without preferences: never pushed."""
 USER_WEIGHTS = "preference.user_"

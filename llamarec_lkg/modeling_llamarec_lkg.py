@@ -422,7 +422,10 @@ class LlamaRecLKGForRanking(HubCitizen, PreTrainedModel):
         is_trainable, backbone = kwargs.pop("is_trainable", False), kwargs.pop("backbone", None)
         if not config.external_backbone and config.use_language_model:
             return cls._from_whole(pretrained_model_name_or_path, *args, config=config, **kwargs)
-        kwargs = {k: v for k, v in kwargs.items() if k not in ("revision", "subfolder", "_from_auto")}
+        # these say where the ranker is, not where its backbone is
+        kwargs = {
+            k: v for k, v in kwargs.items() if k not in ("revision", "subfolder", "adapter_kwargs", "_from_auto")
+        }
         if config.use_language_model:
             model = cls._around_backbone(pretrained_model_name_or_path, backbone, config, kwargs)
         else:
