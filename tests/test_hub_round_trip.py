@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -137,8 +138,8 @@ def test_what_cannot_be_pushed_is_told_before_training(hub, trainer, tmp_path):
     AutoModelForCausalLM.from_pretrained(BACKBONE).save_pretrained(tmp_path / "here")
     with pytest.raises(LKGDataError, match="no name that others can load.*`hub_backbone`"):
         trainer(str(tmp_path / "here"), push_to_hub=True)
-    with use_hub(hub, tmp_path / "nobody", token="hf_wrong"), pytest.raises(LKGDataError, match="could not be opened"):
-        trainer(push_to_hub=True)
+    with pytest.raises(LKGDataError, match="could not be opened"):
+        trainer(push_to_hub=True, hub_token="hf_wrong")
     run = trainer(str(tmp_path / "here"), push_to_hub=True, hub_backbone=BACKBONE, save_strategy="no")
     run.train()
     run.push_to_hub()
@@ -201,7 +202,7 @@ def test_train_push_load_the_same_scores_train_on_and_push_again(hub_server, tmp
     first = """
     trainer = train(BACKBONE, processor(dataset), "run")
     trainer.push_to_hub()
-    write("pushed.json", logits(trainer.model, processor(dataset).fit(examples(dataset, count=8)), dataset))
+    write("pushed.json", logits(trainer.model.eval(), processor(dataset).fit(examples(dataset, count=8)), dataset))
     """
     second = """
     import llamarec_lkg
@@ -244,58 +245,47 @@ def published(hub_server, dataset, tmp_path):
 
 REMOTE = f"""
 from transformers import AutoConfig, AutoModel, AutoProcessor
-for kind in (AutoConfig, AutoModel, AutoProcessor):
-    try:
-        print(type(kind.from_pretrained({RANKER!r}, trust_remote_code=True)).__name__)
-    except ImportError as error:
-        print(error)
+loaded = []
+for trust in (True, False):
+    for kind in (AutoConfig, AutoModel, AutoProcessor):
+        try:
+            loaded.append(kind.from_pretrained({RANKER!r}, trust_remote_code=trust))
+            print(trust, type(loaded[-1]).__name__)
+        except (ImportError, ValueError) as error:
+            print(trust, type(error).__name__, str(error).replace(chr(10), " "))
 """
-
-
-def test_remote_code_says_what_to_install_and_works_once_it_is(published, tmp_path):
-    home = tmp_path / "user"  # the same caches both times
-    without = run_python(published, REMOTE, home, variables={"PYTHONPATH": None})
-    assert without.stdout.count("Run `pip install llamarec-lkg` and load it again.") == 3
-    lines = run_python(published, REMOTE, home).stdout.splitlines()
-    assert lines[-3:] == ["LlamaRecLKGConfig", "LlamaRecLKGForRanking", "LlamaRecLKGProcessor"]
-
-
-def test_without_trust_and_without_the_package_nothing_else_is_returned(published, tmp_path):
-    """An AutoProcessor that knows no such processor would silently return the tokenizer."""
-    code = REMOTE.replace("trust_remote_code=True", "trust_remote_code=False").replace("ImportError", "ValueError")
-    found = run_python(published, code, tmp_path / "user", variables={"PYTHONPATH": None}).stdout
-    assert found.count("trust_remote_code=True") == 3 and "Tokenizer" not in found
-
-
-def test_what_remote_code_loaded_is_saved_without_the_packages_code(published, tmp_path):
-    code = f"""
-from transformers import AutoModel, AutoProcessor
-model = AutoModel.from_pretrained({RANKER!r}, trust_remote_code=True)
-model.save_pretrained("copy")
-AutoProcessor.from_pretrained({RANKER!r}, trust_remote_code=True).save_pretrained("copy")
-model.merge_adapter().save_pretrained("whole")
-print(type(AutoModel.from_pretrained("copy", trust_remote_code=True)).__name__)
+# what remote code loaded is saved without a copy of the package's code
+SAVE = """
+for part in loaded[1:3]:
+    part.save_pretrained("copy")
+loaded[1].merge_adapter().save_pretrained("whole")
 """
-    assert run_python(published, code, tmp_path / "user").stdout.splitlines()[-1] == "LlamaRecLKGForRanking"
-    for folder in ("copy", "whole"):
-        assert [path.name for path in (tmp_path / "user" / folder).glob("*.py")] == ["modeling_llamarec_lkg_hub.py"]
-        content = json.loads((tmp_path / "user" / folder / "config.json").read_text())
-        assert content["auto_map"]["AutoModel"] == "modeling_llamarec_lkg_hub.LlamaRecLKGForRanking"
 
 
 def test_a_virtual_environment_without_the_package_and_then_with_it(published, tmp_path):
-    """A real one; what the package needs is seen through the parent's, and the package is installed from a wheel."""
+    """What the package needs is seen through the parent's; the package is installed as its wheel would be."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
-    python = tmp_path / "venv" / "bin" / "python"
     site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
     (site / "parent.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
-    hidden = {"PYTHONPATH": None}
-    code = REMOTE.replace("(AutoConfig, AutoModel, AutoProcessor)", "(AutoModel,)")
-    found = run_python(published, code, tmp_path / "user", python=str(python), variables=hidden)
-    assert "Run `pip install llamarec-lkg`" in found.stdout
-    (site / "llamarec_lkg").symlink_to(ROOT / "llamarec_lkg")  # what an editable install does
-    found = run_python(published, code, tmp_path / "user", python=str(python), variables=hidden)
-    assert found.stdout.splitlines()[-1] == "LlamaRecLKGForRanking"
+    home = tmp_path / "user"  # the same caches both times
+    options = {"python": str(tmp_path / "venv" / "bin" / "python"), "variables": {"PYTHONPATH": None}}
+
+    lines = run_python(published, REMOTE, home, **options).stdout.splitlines()
+    assert len(lines) == 6
+    for line in lines[:3]:
+        assert line.startswith("True ImportError") and "Run `pip install llamarec-lkg` and load it again." in line
+    for line in lines[3:]:  # without trust nothing else is returned: not the tokenizer, not a plain backbone
+        assert line.startswith("False ValueError") and "trust_remote_code=True" in line
+
+    shutil.copytree(ROOT / "llamarec_lkg", site / "llamarec_lkg")
+    shutil.copytree(ROOT / "hub_cards", site / "llamarec_lkg" / "hub_cards")
+    lines = run_python(published, REMOTE + SAVE, home, **options).stdout.splitlines()
+    names = ["LlamaRecLKGConfig", "LlamaRecLKGForRanking", "LlamaRecLKGProcessor"]
+    assert lines == [f"{trust} {name}" for trust in (True, False) for name in names]
+    for folder in ("copy", "whole"):
+        assert [path.name for path in (home / folder).glob("*.py")] == ["modeling_llamarec_lkg_hub.py"]
+        content = json.loads((home / folder / "config.json").read_text())
+        assert content["auto_map"]["AutoModel"] == "modeling_llamarec_lkg_hub.LlamaRecLKGForRanking"
 
 
 # -- size -------------------------------------------------------------------------------------------------------------
