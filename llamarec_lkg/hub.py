@@ -128,6 +128,7 @@ def push_files(
     *,
     what: str,
     commit_message: str,
+    commit_description: str | None = None,
     replaces: Sequence[str] = (),
     repo_type: str = "model",
     private: bool | None = None,
@@ -155,6 +156,7 @@ def push_files(
     """
     repo_id, api = whole_id(repo_id, token), HfApi(token=token)
     place = {"repo_type": repo_type, "revision": revision}
+    said = {"commit_message": commit_message, "commit_description": commit_description}
 
     def commit() -> CommitInfo:
         stale = []
@@ -163,7 +165,7 @@ def push_files(
             stale = [path for path in present if path not in content and matches(path, replaces)]
         operations = [CommitOperationDelete(path) for path in stale]
         operations += [CommitOperationAdd(path, data) for path, data in content.items()]
-        return api.create_commit(repo_id, operations, commit_message=commit_message, create_pr=create_pr, **place)
+        return api.create_commit(repo_id, operations, create_pr=create_pr, **said, **place)
 
     make_repository(repo_id, repo_type=repo_type, private=private, revision=revision, create_pr=create_pr, token=token)
     try:

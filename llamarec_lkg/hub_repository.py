@@ -14,25 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from huggingface_hub import CommitInfo, HfApi, ModelCardData
-from huggingface_hub import ModelCard as HubModelCard
+from huggingface_hub import CommitInfo
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .backbones import HUB_IDS, is_local
-from .hub import HUB_ERRORS, matches, push_files, template_text, whole_id
+from .backbones import is_local
+from .hub import matches, push_files, template_text, whole_id
 from .knowledge_graph import KnowledgeGraph
+from .repository_card import (
+    CARD_FILE,
+    CONFIG_FILE,
+    PROCESSOR_FILE,
+    RETRIEVER_FOLDER,
+    card_there,
+    say_who_is_in_it,
+    short_card,
+)
 from .schema import USER_ID, LKGDataError
 from .storage import read_json, write_json
 
 
-ADAPTER_FOLDER, GRAPH_FOLDER, RETRIEVER_FOLDER = "adapter", "knowledge_graph", "retriever"
-CONFIG_FILE, PROCESSOR_FILE, USERS_FILE, CARD_FILE = (
-    "config.json",
-    "processor_config.json",
-    "users.parquet",
-    "README.md",
-)
+ADAPTER_FOLDER, GRAPH_FOLDER = "adapter", "knowledge_graph"
+USERS_FILE = "users.parquet"
 WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 GRAPH_FILES = ("graph.json", "graph.safetensors", "nodes.parquet")
 TOKENIZER_FILES = ("*token*.json", "*token*.model", "vocab*", "merges.txt", "spiece.model", "*.tiktoken",
@@ -57,17 +60,7 @@ PROCESSOR_MAP = {"AutoProcessor": f"{SHIM}.LlamaRecLKGProcessor"}
 """What `trust_remote_code=True` runs: a file that imports the installed package, or says how to install it."""
 
 PUSH_OPTIONS = ("include_users", "include_interactions", "include_user_embedding", "backbone", "card", "tags",
-                "private", "revision", "create_pr", "commit_message", "token")  # fmt: skip
-WITHOUT_PEOPLE = (
-    "There is no data about people in this repository: no user ids, no weights of single users and no interactions "
-    "(its graph has no edges of users). Every user is the average user, whom the history given tells apart."
-)
-KINDS = {
-    "include_users": "user ids",
-    "include_interactions": "who rated what, and when",
-    "include_user_embedding": "weights of single users",
-}
-WITH_PEOPLE = "This repository holds data about people: {}. Treat it as personal data."
+                "private", "revision", "create_pr", "commit_message", "commit_description", "token")  # fmt: skip
 
 
 class HubCitizen:
@@ -169,6 +162,7 @@ def push_saved(
     revision: str | None = None,
     create_pr: bool = False,
     commit_message: str | None = None,
+    commit_description: str | None = None,
     token: str | bool | None = None,
 ) -> CommitInfo:
     """Push the public copy of a folder that `save_pretrained` wrote, as one commit.
@@ -183,22 +177,23 @@ def push_saved(
         card: text of README.md. By default the repository's own stays, or a short one is written.
         include_users, include_interactions, include_user_embedding, backbone: see [`public_copy`].
         tags: further tags of a short card.
-        private, revision, create_pr, commit_message, token: see [`~hub.push_files`].
+        private, revision, create_pr, commit_message, commit_description, token: see [`~hub.push_files`].
 
     Raises:
         LKGDataError: the folder is not whole, its backbone has no public name, or the upload failed.
     """
-    with tempfile.TemporaryDirectory() as temporary:
+    with staging(folder) as temporary:
         target = Path(temporary)
         sharing = {"include_users": include_users, "include_interactions": include_interactions}
         sharing["include_user_embedding"] = include_user_embedding
         public_copy(folder, target, parts=parts, backbone=backbone, **sharing)
         repo_id = whole_id(repo_id, token)
-        if card is None and not _has_card(repo_id, revision, token):
-            card = _short_card(target, repo_id, tags, [name for name, shared in sharing.items() if shared])
-        if card is not None:
-            (target / CARD_FILE).write_text(card, encoding="utf-8")
         held = [name for name in parts if any(matches(path, PARTS[name]) for path in _paths(target))]
+        present = card_there(repo_id, revision, token) if card is None else None
+        card = card or present or short_card(target, repo_id, tags)
+        shared, certain = [name for name, value in sharing.items() if value], {"model", "processor"} <= set(parts)
+        card = say_who_is_in_it(card, shared, certain=certain, add=present is None)
+        (target / CARD_FILE).write_text(card, encoding="utf-8")
         return push_files(
             repo_id,
             {path: target / path for path in _paths(target)},
@@ -208,6 +203,7 @@ def push_saved(
             revision=revision,
             create_pr=create_pr,
             commit_message=commit_message or f"Upload {', '.join(held)} with llamarec_lkg",
+            commit_description=commit_description,
             token=token,
         )
 
@@ -319,37 +315,10 @@ def _publish_processor(source: Path, target: Path, chosen: list[str], users: boo
         graph.save_pretrained(target / GRAPH_FOLDER)
 
 
-def _short_card(folder: Path, repo_id: str, tags: Sequence[str], shared: Sequence[str]) -> str:
-    has_model, has_retriever = (folder / CONFIG_FILE).exists(), (folder / RETRIEVER_FOLDER).exists()
-    config: dict[str, Any] = read_json(folder / CONFIG_FILE) if has_model else {}
-    base = config.get("backbone_name_or_path")
-    hub_id = HUB_IDS.get(base)
-    named = hub_id or (base if base and "/" in base and not is_local(base) else None)
-    data = ModelCardData(
-        library_name="llamarec_lkg",
-        pipeline_tag="text-ranking" if has_model else None,
-        base_model=named,
-        tags=["recommendation", "knowledge-graph", "llamarec-lkg", *tags],
-    )
-    card = HubModelCard.from_template(
-        data,
-        template_str=template_text("repository_card.md.j2"),
-        repo_id=repo_id,
-        has_model=has_model,
-        has_processor=(folder / PROCESSOR_FILE).exists(),
-        has_retriever=has_retriever,
-        backbone=base if config.get("external_backbone") else None,
-        hub_id=hub_id,
-        privacy=WITH_PEOPLE.format(", ".join(KINDS[name] for name in shared)) if shared else WITHOUT_PEOPLE,
-    )
-    return str(card)
-
-
-def _has_card(repo_id: str, revision: str | None, token: str | bool | None) -> bool:
-    try:
-        return HfApi(token=token).file_exists(repo_id, CARD_FILE, revision=revision)
-    except HUB_ERRORS:  # the push itself will say what is wrong
-        return False
+def staging(source: str | Path) -> tempfile.TemporaryDirectory:
+    """A folder for a public copy, on the disk of its source where that can be written to, so that links suffice."""
+    parent = Path(source).resolve().parent
+    return tempfile.TemporaryDirectory(prefix=".push.", dir=parent if os.access(parent, os.W_OK) else None)
 
 
 def _paths(folder: Path) -> list[str]:
@@ -357,8 +326,11 @@ def _paths(folder: Path) -> list[str]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file; it stays when the first one goes. A copy where the disk cannot."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
+    """A second name for a file, which stays when the first one goes; where the disk cannot, a link or a copy."""
+    for make in (os.link, os.symlink, shutil.copyfile):
+        try:
+            make(source.resolve(), target)
+            return
+        except OSError:
+            if make is shutil.copyfile:
+                raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress, logging
 
 from .hub import make_repository, whole_id
-from .hub_repository import CARD_FILE, public_backbone, public_copy, push_saved
+from .hub_repository import CARD_FILE, public_backbone, public_copy, push_saved, staging
 from .model_card import ModelCard
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .pushing import CARD_FACTS, push_folder
@@ -118,8 +117,13 @@ class PushingTrainer(Trainer):
         when = f"step {self.state.global_step}" if steps else f"epoch {int(self.state.epoch)}"
         options = {**self._push_options(), "commit_message": f"Training in progress, {when}"}
         shared = {name: options[name] for name in ("include_users", "include_interactions", "backbone")}
-        staged = tempfile.TemporaryDirectory()  # the checkpoint may be gone before the push is done
-        public_copy(checkpoint_folder, staged.name, **shared)
+        staged = staging(checkpoint_folder)  # the checkpoint itself may be gone before the push is done
+        try:
+            public_copy(checkpoint_folder, staged.name, **shared)
+        except LKGDataError as error:
+            staged.cleanup()
+            logger.warning(f"Training goes on. {error}")
+            return
 
         def push() -> None:
             with staged:

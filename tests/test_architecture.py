@@ -24,6 +24,7 @@ LAYERS = [
     ["paths", "synthetic"],
     ["evidence"],
     ["retrieval"],
+    ["repository_card"],
     ["hub_repository"],
     ["modeling_lrurec"],
     ["training_lrurec"],

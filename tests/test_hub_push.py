@@ -28,6 +28,7 @@ from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking, LlamaRecLKGProcess
 from llamarec_lkg.cli import main
 from llamarec_lkg.hub import matches
 from llamarec_lkg.hub_repository import push_saved
+from llamarec_lkg.repository_card import say_who_is_in_it
 from llamarec_lkg.schema import RATED
 
 
@@ -113,6 +114,9 @@ def test_nothing_about_people_is_in_any_uploaded_byte(hub, whole):
     graph = load(uploaded(hub)["knowledge_graph/graph.safetensors"])
     assert not (graph["timestamps"] >= STAMP).any()
     assert "no data about people" in uploaded(hub)["README.md"].decode()
+    again = Recommender.from_pretrained(RANKER)
+    offline = Recommender.from_pretrained(RANKER, local_files_only=True)  # what was downloaded is enough
+    assert offline.recommend(["1"]) == again.recommend(["1"])
 
 
 @pytest.mark.parametrize("users", [False, True])
@@ -207,6 +211,31 @@ def test_a_card_that_is_there_stays_and_a_new_one_is_valid_and_runs(hub, whole, 
     HfApi().upload_file(path_or_fileobj=b"---\nlicense: mit\n---\nMine", path_in_repo="README.md", repo_id=RANKER)
     whole.push_to_hub(RANKER)
     assert uploaded(hub)["README.md"].endswith(b"Mine")
+    hub.fail("HEAD */README.md", "429", times=None)
+    with pytest.raises(LKGDataError, match="could not be asked for its card"):
+        whole.push_to_hub(RANKER)
+
+
+def test_a_card_says_of_people_what_is_true(hub, whole):
+    def section():
+        head, found, text = uploaded(hub)["README.md"].decode().partition("\n## Data about people\n\n")
+        assert found and "## Data about people" not in text
+        return text
+
+    whole.push_to_hub(RANKER)
+    assert section().startswith("There is no data about people")
+    whole.processor.push_to_hub(RANKER, include_users=True, include_interactions=True)
+    assert "data about people: user ids, who rated what, and when." in section()
+    whole.model.push_to_hub(RANKER)
+    assert "user ids" in section(), "the processor's are still there"
+    whole.push_to_hub(RANKER)
+    assert section().startswith("There is no data about people")
+
+
+def test_a_section_in_the_middle_of_a_card_is_replaced():
+    card = say_who_is_in_it("# A\n\n## Data about people\n\nbefore\n\n# B\n", ["include_users"])
+    assert card.startswith("# A\n\n## Data about people\n\nThis repository holds data about people: user ids.")
+    assert card.endswith("\n\n# B\n") and "before" not in card
 
 
 # -- the backbone's name ----------------------------------------------------------------------------------------------
@@ -311,6 +340,9 @@ def test_the_command_says_what_is_wrong_and_where_it_went(hub, whole, tmp_path, 
     assert main(["push", str(tmp_path), RANKER]) == 1
     assert "holds neither a model" in capsys.readouterr().err
     whole.save_pretrained(tmp_path / "run")
+    assert main(["push", str(tmp_path / "run"), "tester/other"]) == 0 and hub.exists("tester/other")
+    assert main(["recommend", "--model", "tester/other", "--history", "1", "-k", "2"]) == 0
+    assert "  2. " in capsys.readouterr().out
     assert main(["push", str(tmp_path / "run"), RANKER, "--create-pr", "--include-users"]) == 0
     assert capsys.readouterr().out.strip().endswith(f"{RANKER}/discussions/1")
     text = readable(uploaded(hub, revision="refs/pr/1"))
@@ -402,7 +434,9 @@ def test_a_lost_answer_to_a_pull_request_does_not_open_a_second_one(hub, whole):
 def test_a_wrong_token_is_told(hub, whole):
     with pytest.raises(LKGDataError, match="Give 'owner/name', and log in"):
         whole.push_to_hub("ranker", token="hf_wrong")
-    with pytest.raises(LKGDataError, match=r"(?s)could not be opened for writing .*401.*hf auth whoami"):
+    with pytest.raises(
+        LKGDataError, match=r"(?s)tester/ranker' could not be .*401.*Nothing was uploaded.*hf auth whoami"
+    ):
         whole.push_to_hub(RANKER, token="hf_wrong")
 
 
