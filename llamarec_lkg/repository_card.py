@@ -1,4 +1,4 @@
-"""The card of a repository whose maker has not written one, and the section on data about people that every card has."""
+"""The card of a repository that came without one, and what every card says of data about people."""
 
 from __future__ import annotations
 
