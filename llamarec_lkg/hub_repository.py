@@ -38,8 +38,9 @@ ADAPTER_FOLDER, GRAPH_FOLDER = "adapter", "knowledge_graph"
 USERS_FILE = "users.parquet"
 WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 GRAPH_FILES = ("graph.json", "graph.safetensors", "nodes.parquet")
-TOKENIZER_FILES = ("*token*.json", "*token*.model", "vocab*", "merges.txt", "spiece.model", "*.tiktoken",
-                   "*.bpe.model", "chat_template*", "additional_chat_templates/*")  # fmt: skip
+TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+                   "tokenizer*.model", "spiece.model", "sentencepiece*.model", "*.tiktoken", "chat_template.*",
+                   "additional_chat_templates/*")  # fmt: skip
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 PARTS = {
     "model": (CONFIG_FILE, "generation_config.json", WEIGHTS_FILE, WEIGHTS_INDEX, "model-*-of-*.safetensors",
@@ -71,9 +72,10 @@ class HubCitizen:
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Push to the Hub, as one commit. What is about people stays at home unless it is asked for.
 
-        A model goes up in its small form where its backbone has a name of its own, without the weights of single
-        users. A processor goes up without user ids and interactions: the graph keeps the relation RATED but none of
-        its edges, so that the model fits as before and reads one kind of evidence less.
+        A model with an adapter goes up in its small form, any other with its backbone (`include_backbone=False`
+        leaves it out), and without the weights of single users. A processor goes up without user ids and interactions:
+        the graph keeps the relation RATED but none of its edges, so that the model fits as before and reads one kind
+        of evidence less.
 
         Args:
             repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.

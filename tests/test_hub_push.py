@@ -259,6 +259,16 @@ def test_a_backbone_that_is_a_folder_here_is_refused_or_named(hub, dataset, tmp_
     assert b"secret-place" not in readable(uploaded(hub, "tester/merged"))
 
 
+def test_no_folder_of_this_machine_is_named(hub, whole, tmp_path):
+    whole.save_pretrained(tmp_path / "run")
+    again = Recommender.from_pretrained(tmp_path / "run")
+    again.push_to_hub(RANKER)
+    again.model.merge_adapter()
+    again.push_to_hub("tester/merged")
+    for repo_id in (RANKER, "tester/merged"):
+        assert str(tmp_path).encode() not in readable(uploaded(hub, repo_id))
+
+
 # -- where it goes ----------------------------------------------------------------------------------------------------
 
 
@@ -327,8 +337,8 @@ def test_a_folder_that_is_not_whole_is_not_pushed(hub, whole, tmp_path):
 def test_what_else_lies_in_a_folder_stays_there(hub, whole, tmp_path):
     folder = tmp_path / "run"
     whole.save_pretrained(folder)
-    for name in ("training_args.json", "optimizer.pt", "checkpoint-5/model.safetensors", "adapter/optimizer.bin",
-                 "retriever/log.json", "retriever/stage.json", "card.txt", "config.yaml"):  # fmt: skip
+    for name in ("hf_token.json", "training_args.json", "optimizer.pt", "checkpoint-5/model.safetensors",
+                 "adapter/optimizer.bin", "retriever/log.json", "retriever/stage.json", "card.txt", "config.yaml"):  # fmt: skip
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("private")
     assert main(["push", str(folder), RANKER, "--private", "--commit-message", "from the shell"]) == 0
