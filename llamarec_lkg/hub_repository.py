@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def push_saved(
     repo_id: str,
     *,
     parts: Sequence[str] = tuple(PARTS),
-    card: str | None = None,
+    card: str | Callable[[str], str] | None = None,
     include_users: bool = False,
     include_interactions: bool = False,
     include_user_embedding: bool | None = None,
@@ -176,7 +176,8 @@ def push_saved(
         folder: with a model, a processor, or both, and perhaps a retriever.
         repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
         parts: which of "model", "processor" and "retriever" to push, so far as they are there.
-        card: text of README.md. By default the repository's own stays, or a short one is written.
+        card: text of README.md, or what makes it of the whole id. By default the repository's own stays, or a short
+            one is written.
         include_users, include_interactions, include_user_embedding, backbone: see [`public_copy`].
         tags: further tags of a short card.
         private, revision, create_pr, commit_message, commit_description, token: see [`~hub.push_files`].
@@ -187,10 +188,11 @@ def push_saved(
     with staging(folder) as temporary:
         target = Path(temporary)
         sharing = {"include_users": include_users, "include_interactions": include_interactions}
-        sharing["include_user_embedding"] = include_user_embedding
+        sharing["include_user_embedding"] = include_users if include_user_embedding is None else include_user_embedding
         public_copy(folder, target, parts=parts, backbone=backbone, **sharing)
         repo_id = whole_id(repo_id, token)
         held = [name for name in parts if any(matches(path, PARTS[name]) for path in _paths(target))]
+        card = card(repo_id) if callable(card) else card
         present = card_there(repo_id, revision, token) if card is None else None
         card = card or present or short_card(target, repo_id, tags)
         shared, certain = [name for name, value in sharing.items() if value], {"model", "processor"} <= set(parts)

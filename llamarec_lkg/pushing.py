@@ -10,7 +10,6 @@ from huggingface_hub import CommitInfo
 
 from .backbones import is_local
 from .evaluation import Report
-from .hub import whole_id
 from .hub_repository import push_saved
 from .model_card import ModelCard
 from .storage import read_json
@@ -30,9 +29,8 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
     Raises:
         LKGDataError: the folder is not whole, its backbone has no name that others can load, or the upload failed.
     """
-    repo_id = whole_id(repo_id, options.get("token"))
     if options.get("card") is None and (Path(folder) / CARD_FACTS).exists():
-        options["card"] = str(run_card(folder, repo_id, options.get("backbone")).to_hub_card())
+        options["card"] = lambda whole_id: str(run_card(folder, whole_id, options.get("backbone")).to_hub_card())
     return push_saved(folder, repo_id, **options)
 
 

@@ -225,9 +225,11 @@ def test_a_card_says_of_people_what_is_true(hub, whole):
     whole.push_to_hub(RANKER)
     assert section().startswith("There is no data about people")
     whole.processor.push_to_hub(RANKER, include_users=True, include_interactions=True)
-    assert "data about people: user ids, who rated what, and when." in section()
+    assert "user ids, who rated what, and when" in section()
     whole.model.push_to_hub(RANKER)
     assert "user ids" in section(), "the processor's are still there"
+    whole.push_to_hub(RANKER, include_users=True)
+    assert "data about people: user ids, weights of single users." in section()
     whole.push_to_hub(RANKER)
     assert section().startswith("There is no data about people")
 
@@ -338,7 +340,7 @@ def test_what_else_lies_in_a_folder_stays_there(hub, whole, tmp_path):
     folder = tmp_path / "run"
     whole.save_pretrained(folder)
     for name in ("hf_token.json", "training_args.json", "optimizer.pt", "checkpoint-5/model.safetensors",
-                 "adapter/optimizer.bin", "retriever/log.json", "retriever/stage.json", "card.txt", "config.yaml"):  # fmt: skip
+                 "adapter/optimizer.bin", "retriever/log.json", "retriever/stage.json", "config.yaml"):  # fmt: skip
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("private")
     assert main(["push", str(folder), RANKER, "--private", "--commit-message", "from the shell"]) == 0

@@ -161,7 +161,13 @@ def test_one_commit_makes_it_all(hub, bundle):
         (
             "create_commit",
             "you/name",
-            {"repo_type": "dataset", "revision": None, "create_pr": False, "commit_message": "first"},
+            {
+                "repo_type": "dataset",
+                "revision": None,
+                "create_pr": False,
+                "commit_message": "first",
+                "commit_description": None,
+            },
         ),
     ]
 
