@@ -8,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hub_client import ROOT, run_python, use_hub
@@ -31,6 +32,8 @@ from llamarec_lkg import (
     prepare_dataset,
 )
 from llamarec_lkg.backbones import SMOLLM2_NAME, resolve_backbone
+from llamarec_lkg.cli import main
+from llamarec_lkg.evaluation import Report
 from llamarec_lkg.modeling_lrurec import LRURecRetriever
 from llamarec_lkg.storage import cache_dir
 
@@ -96,6 +99,21 @@ def test_the_trainer_pushes_all_that_a_recommender_needs(hub, trainer, tmp_path)
     assert Recommender.from_pretrained(RANKER).recommend(["1"], k=2)
     local = Recommender.from_pretrained(tmp_path / "run")
     assert local.processor.user_ids == tuple(USERS), "what is saved here is whole"
+
+
+def test_the_command_pushes_a_run_with_its_report_in_the_card(hub, trainer, tmp_path):
+    run = trainer(save_strategy="no")
+    run.train()
+    run.save_model()
+    ranks = {"retriever": np.array([1, 2, 3, 4]), "ranker": np.array([1, 1, 2, 3])}
+    protocol = {"dataset": "films", "split": "test"}
+    Report.from_ranks(ranks, np.ones(4, dtype=bool), protocol, resamples=50).save(tmp_path / "run")
+    assert main(["push", str(tmp_path / "run"), RANKER]) == 0
+    card = ModelCard.load(RANKER)
+    card.validate()
+    assert {result.dataset_name for result in card.data.eval_results} and card.data.model_name == RANKER
+    assert f'from_pretrained("{RANKER}")' in card.text and "films" in card.text
+    assert str(tmp_path).encode() not in readable(uploaded(hub)) and "report.json" not in uploaded(hub)
 
 
 def test_every_save_pushes_a_small_form(hub, trainer):
