@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_NAME
 
+from .hub import fetch
 from .schema import LKGDataError
 from .storage import read_json, write_json
 
 
-ADAPTER_FOLDER = "adapter"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE_CHANGING = ("pissa", "olora")
 
@@ -35,7 +35,7 @@ def load_heads(heads: nn.Module, source: str | Path, **hub: Any) -> None:
     Raises:
         LKGDataError: a weight is missing, left over, or of another shape.
     """
-    path = source if Path(source).is_file() else cached_file(str(source), SAFE_WEIGHTS_NAME, **hub)
+    path = source if Path(source).is_file() else fetch(source, SAFE_WEIGHTS_NAME, **hub)
     found = load_file(path)
     require_same_shapes(found, heads.state_dict(), path)
     heads.load_state_dict(found)

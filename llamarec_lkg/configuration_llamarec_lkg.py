@@ -60,6 +60,8 @@ class LlamaRecLKGConfig(PreTrainedConfig):
         evidence_half_life (`float`): an item of the history counts half as much as one so many places later.
         letter_token_ids (`list[int]`): tokens of the letters, set from the processor.
         prior_input_ids (`list[int]`): the empty prompt on which the letters' own bias is read, set from the processor.
+        catalogue (`str`, optional): fingerprint of the items it was trained to rank, set from the processor; None
+            leaves it unchecked.
     """
 
     model_type = "llamarec_lkg"
@@ -102,6 +104,7 @@ class LlamaRecLKGConfig(PreTrainedConfig):
     evidence_half_life: float = 10.0
     letter_token_ids: list[int] | None = None
     prior_input_ids: list[int] | None = None
+    catalogue: str | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
@@ -125,6 +128,10 @@ class LlamaRecLKGConfig(PreTrainedConfig):
         self.tie_word_embeddings = self.tie_word_embeddings or bool(
             getattr(self.text_config, "tie_word_embeddings", False)
         )
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: importing the package has registered it, and saving must not copy the package's code."""
 
     @property
     def num_relations(self) -> int:

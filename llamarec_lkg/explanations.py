@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .knowledge_graph import USER
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
-from .schema import RATED, RankingExample
+from .schema import RATED, RankingExample, clean_text
 from .storage import atomic_file
 
 
@@ -123,7 +124,7 @@ def reasons_for(
     """
     paths = []
     spoke = count > 0 and any(parts.get(relation) for relation in preferences)
-    for relation, nodes, weight in processor.evidence_paths(example, row) if spoke else ():
+    for relation, nodes, weight in evidence_paths(processor, example, row) if spoke else ():
         share = evidence_weight * preferences[relation] * weight
         if share and parts.get(relation):
             paths.append(Reason(PATH, share, relation, preferences[relation], nodes))
@@ -139,6 +140,32 @@ def reasons_for(
     ]
     found = [*paths, *(reason for reason in rest if abs(reason.share) > 1e-6)]
     return sorted(found, key=lambda reason: -reason.share)
+
+
+def evidence_paths(
+    processor: LlamaRecLKGProcessor, example: RankingExample, row: int
+) -> list[tuple[str, list[str], float]]:
+    """Every path that the evidence of candidate `row` runs through, but for those through users.
+
+    Returns:
+        for each path its relation, the names along it (item of the history, entity if there is one, candidate),
+        and its part of the candidate's evidence along that relation.
+    """
+    graph, index, candidate = processor.knowledge_graph, processor.evidence_index, int(example.candidates[row])
+    parts: dict[tuple[int, int], float] = {}
+    for place, column, weight in zip(*index.contributions(example.history, candidate, example.user), strict=True):
+        key = int(example.history[place]), int(column)
+        parts[key] = parts.get(key, 0.0) + float(weight)
+    records = []
+    for (item, column), weight in parts.items():
+        node = int(index.column_node[column])
+        if graph.entity_types[graph.node_types[node]] == USER:
+            continue
+        direct = node == graph.item_nodes[candidate]
+        inner = [] if direct else [clean_text(graph.node_names[node])]
+        nodes = [processor.titles[item - 1], *inner, processor.titles[candidate - 1]]
+        records.append((processor.relations[index.column_relation[column]], nodes, weight))
+    return records
 
 
 def _varied(paths: Sequence[Reason]) -> list[Reason]:

@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from huggingface_hub import CommitInfo
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from transformers.utils import cached_file, logging
 
+from .hub import HUB_KEYS
+from .hub_repository import RETRIEVER_FOLDER
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
-from .pipeline import RETRIEVER_FOLDER, Recommender, Request
+from .pipeline import Recommender, Request
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
 from .retrieval import Retriever
 from .schema import LKGDataError, RankingExample
 
 
 TASK = "recommendation"
-HUB_KEYS = ("revision", "token", "cache_dir", "local_files_only")
 REQUEST_KEYS = ("history", "user", "candidates")
 Ranked = tuple[Request, RankingExample, np.ndarray, np.ndarray]
 logger = logging.get_logger(__name__)
@@ -90,11 +92,6 @@ class RecommendationPipeline(Pipeline):
             retriever = LRURecRetriever(retriever.eval())
         if isinstance(retriever, LRURecRetriever):
             retriever.model.to(self.device)
-        if retriever is not None and retriever.num_items != len(processor.item_ids):
-            raise LKGDataError(
-                f"The retriever knows {retriever.num_items} items, the processor {len(processor.item_ids)}. Give the "
-                "retriever that was trained on the same data set."
-            )
         self.recommender = Recommender(model, processor, retriever)
 
     def __call__(
@@ -199,35 +196,13 @@ class RecommendationPipeline(Pipeline):
         return self.postprocess(ranked, **postprocess_params)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save ranker, processor and retriever in one folder, from which `pipeline` and [`Recommender`] load.
+        """Save ranker, processor and retriever in one folder: `Recommender.save_pretrained`."""
+        self.recommender.save_pretrained(save_directory, **kwargs)
 
-        Args:
-            kwargs: for the ranker's `save_pretrained`.
-
-        Raises:
-            LKGDataError: the retriever is not one that can be saved, or a push was asked for.
-        """
-        if kwargs.get("push_to_hub"):
-            self.push_to_hub()
-        retriever = self.recommender.retriever
-        if retriever is not None and not isinstance(retriever, LRURecRetriever):
-            raise LKGDataError(
-                f"A {type(retriever).__name__} cannot be saved with the pipeline. Save `pipeline.model` and "
-                "`pipeline.processor`, and keep the retriever yourself."
-            )
-        if self.model.config.external_backbone:
-            kwargs.setdefault("include_backbone", False)  # it was not loaded from this folder, and is not saved in one
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
-        if retriever is not None:
-            retriever.model.save_pretrained(Path(save_directory) / RETRIEVER_FOLDER)
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: a whole pipeline holds user ids and interactions, which go to the Hub only when asked for."""
-        raise LKGDataError(
-            "A pipeline is not pushed as a whole, because it holds user ids and interactions. Use "
-            "`pipeline.model.push_to_hub(...)` and `pipeline.processor.push_to_hub(...)`."
-        )
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
+        """Push them to the Hub as one commit, without user ids and interactions unless they are asked for:
+        `Recommender.push_to_hub`."""
+        return self.recommender.push_to_hub(repo_id, **kwargs)
 
 
 def _each(inputs: Any) -> Iterator[Any]:

@@ -19,8 +19,8 @@ import jinja2
 import numpy as np
 from huggingface_hub import SpaceCard, SpaceCardData
 
+from .hub import template_text
 from .metrics import DEFAULT_KS, MISS, metrics_per_user, require_finite, target_ranks
-from .model_card import template_text
 from .schema import LKGDataError
 from .storage import atomic_files
 

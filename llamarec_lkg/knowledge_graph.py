@@ -5,6 +5,7 @@ No database: a graph of a few million edges is a few flat arrays, mapped from di
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 from collections.abc import Iterable, Mapping, Sequence
@@ -250,6 +251,66 @@ class KnowledgeGraph:
         permuted = np.array(self.item_nodes)
         permuted[order] = permuted[np.roll(order, 1)]  # one cycle through all items: none stays where it was
         return replace(self, item_nodes=permuted)
+
+    def people(self) -> np.ndarray:
+        """Which nodes stand for people, shape (N,): those of type "user", and whatever has RATED an item."""
+        people = np.zeros(self.num_nodes, dtype=bool)
+        if USER in self.entity_types:
+            people |= np.asarray(self.node_types) == self.entity_types.index(USER)
+        if RATED in self.relations:
+            rated = np.asarray(self.edge_relations) // 2 == self.relations.index(RATED)
+            people[self.edge_sources()[rated]] = people[np.asarray(self.targets)[rated]] = True
+        items = np.asarray(self.item_nodes)
+        people[items[items >= 0]] = False
+        return people
+
+    def without_people(self) -> KnowledgeGraph:
+        """The graph without people and all their edges, as it may be published; the vocabulary stays, so a model still
+        fits."""
+        keep, nodes = ~self.people(), np.asarray(self.item_nodes)
+        graph = self.without_relations([RATED])
+        graph = graph._keep(keep[graph.edge_sources()] & keep[np.asarray(graph.targets)])
+        place = np.cumsum(keep) - 1
+        return replace(
+            graph,
+            node_keys=self.node_keys[keep],
+            node_names=self.node_names[keep],
+            node_types=np.asarray(self.node_types)[keep],
+            offsets=np.append(graph.offsets[:-1][keep], graph.num_edges),  # the others have no edges any more
+            targets=place[np.asarray(graph.targets)],
+            item_nodes=np.where(nodes >= 0, place[nodes], -1),
+        )
+
+    def with_numbered_people(self) -> KnowledgeGraph:
+        """The graph with people named "1", "2", ... in an order that has nothing to do with their ids.
+
+        The order follows a hash of the ids keyed with the graph: to undo it takes the raw data. Who knows part of what
+        a person rated, and when, can still find the rest.
+        """
+        people = np.flatnonzero(self.people())
+        digest = hashlib.sha256()
+        for part in (self.offsets, self.targets, self.timestamps):
+            digest.update(np.ascontiguousarray(part).data)
+        digest.update("\n".join(map(str, self.node_keys[people])).encode())
+        key = digest.digest()
+        hashes = [hashlib.sha256(key + str(raw).encode()).digest() for raw in self.node_keys[people]]
+        order = np.arange(self.num_nodes)  # old node at each new place
+        order[people] = people[sorted(range(len(people)), key=hashes.__getitem__)]
+        place = np.argsort(order)
+        keys, names = self.node_keys[order].astype(object), self.node_names[order].astype(object)
+        keys[people], names[people] = [str(number) for number in range(1, len(people) + 1)], ""
+        sources, targets = place[self.edge_sources()], place[np.asarray(self.targets)]
+        edges = np.lexsort((np.asarray(self.timestamps), targets, np.asarray(self.edge_relations), sources))
+        return replace(
+            self,
+            node_keys=keys,
+            node_names=names,
+            node_types=np.asarray(self.node_types)[order],
+            offsets=np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=self.num_nodes))]),
+            targets=targets[edges],
+            edge_relations=np.asarray(self.edge_relations)[edges],
+            timestamps=np.asarray(self.timestamps)[edges],
+        )
 
     def _keep(self, edges: np.ndarray) -> KnowledgeGraph:
         counts = np.add.reduceat(np.append(edges, False).astype(np.int64), self.offsets[:-1]) if len(edges) else 0

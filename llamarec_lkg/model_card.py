@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from transformers.utils import logging
 
 from .backbones import HUB_IDS
 from .evaluation import REFERENCE, Report, table, verdict
+from .hub import template_text
 from .schema import LKGDataError
 from .storage import atomic_file
 
@@ -38,21 +38,6 @@ CITATION = """@article{llamarec_lkg_rag_2025,
   year    = {2023}
 }"""
 EMISSIONS_FILE = "emissions.csv"  # codecarbon's
-
-
-def template_text(name: str) -> str:
-    """A template of `hub_cards/`, from the installed package or from the checkout.
-
-    Raises:
-        LKGDataError: the installation lacks its templates.
-    """
-    for folder in (files("llamarec_lkg") / "hub_cards", Path(__file__).parent.parent / "hub_cards"):
-        template = folder / name
-        if template.is_file():
-            return template.read_text(encoding="utf-8")
-    raise LKGDataError(
-        f"The card template {name!r} is not installed. Install the package again from a whole wheel or checkout."
-    )
 
 
 @dataclass

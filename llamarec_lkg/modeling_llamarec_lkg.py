@@ -19,14 +19,24 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, ModelOutput, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, ModelOutput
 
-from .adapter_files import ADAPTER_FOLDER, require_same_shapes
+from .adapter_files import require_same_shapes
 from .adapters import DEFAULT_ADAPTER, AdapterMixin, Tenant
 from .assembly import AssembledPrompt, assemble_prompt, select_paths
-from .backbones import resolve_backbone
+from .backbones import check_same_backbone, missing_backbone, resolve_backbone
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .evidence import STATISTICS
+from .hub import HUB_ERRORS, fetch
+from .hub_repository import (
+    ADAPTER_FOLDER,
+    MODEL_MAP,
+    HubCitizen,
+    push_saved,
+    refuse_root_adapter,
+    take_push_options,
+    write_shim,
+)
 from .schema import UNKNOWN_USER, LKGDataError
 from .storage import atomic_file, read_json
 
@@ -159,11 +169,12 @@ def straight_through(gate: torch.Tensor) -> torch.Tensor:
     return 1.0 + gate - gate.detach()
 
 
-class LlamaRecLKGForRanking(AdapterMixin, PreTrainedModel):
+class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
     """Ranks up to 52 candidates in one forward pass. `AutoModel.from_pretrained` returns it."""
 
     config: LlamaRecLKGConfig
     config_class = LlamaRecLKGConfig
+    hub_part = "model"
     base_model_prefix = "ranker"
     main_input_name = "prefix_input_ids"
     supports_gradient_checkpointing = True
@@ -276,7 +287,17 @@ class LlamaRecLKGForRanking(AdapterMixin, PreTrainedModel):
         Args:
             include_backbone: False saves the small form of a model without adapter as well (its backbone is then
                 taken to be untrained).
+            kwargs: for `PreTrainedModel.save_pretrained`, and with `push_to_hub=True` for `push_to_hub`, whose
+                `repo_id` is by default the folder's name.
         """
+        push, folder = take_push_options(kwargs), Path(save_directory)
+        repo_id, wanted = kwargs.pop("repo_id", folder.name), kwargs.pop("push_to_hub", False)
+        self._save(folder, include_backbone, **kwargs)
+        if wanted and kwargs.get("is_main_process", True):
+            push_saved(folder, repo_id, parts=(self.hub_part,), **push)
+
+    def _save(self, folder: Path, include_backbone: bool | None, **kwargs: Any) -> None:
+        refuse_root_adapter(folder)
         external = (
             (self.has_adapter or self.language_model is None) if include_backbone is None else not include_backbone
         )
@@ -285,17 +306,17 @@ class LlamaRecLKGForRanking(AdapterMixin, PreTrainedModel):
         self.config.external_backbone = external and self.language_model is not None
         self.config.has_adapter = self.has_adapter
         if kwargs.get("is_main_process", True) and not self.has_adapter:
-            shutil.rmtree(Path(save_directory) / ADAPTER_FOLDER, ignore_errors=True)  # of an earlier model
+            shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)  # of an earlier model
+        self.config.auto_map = MODEL_MAP
+        if kwargs.get("is_main_process", True):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_shim(folder)
         if not external:
-            super().save_pretrained(save_directory, **kwargs)
+            super().save_pretrained(folder, **kwargs)
             return
         if not kwargs.pop("is_main_process", True):
             return
         state_dict = kwargs.pop("state_dict", None)
-        if kwargs.pop("push_to_hub", False):
-            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         self.config.architectures = [type(self).__name__]
         self.config.save_pretrained(folder)
         with atomic_file(folder / SAFE_WEIGHTS_NAME) as temporary:
@@ -312,6 +333,7 @@ class LlamaRecLKGForRanking(AdapterMixin, PreTrainedModel):
 
         Args:
             config: a `LlamaRecLKGConfig` to use in place of the saved one.
+            backbone: a folder, Hub id or model to use in place of the one that a small form names.
             is_trainable (`bool`): whether a saved adapter can be trained on. Default False.
             backbone (`bool`): False leaves the language model out and ranks by retriever and evidence. Default True.
             adapter_name (`str`): what a saved adapter is called, where `load_adapter` adds further ones. Default
@@ -319,7 +341,7 @@ class LlamaRecLKGForRanking(AdapterMixin, PreTrainedModel):
             kwargs: for the backbone: `dtype`, `quantization_config`, `device_map`, `attn_implementation`, ...
 
         Raises:
-            LKGDataError: weights of the preference module are missing, or the backbone cannot be found.
+            LKGDataError: weights of the preference module are missing, or the backbone cannot be found or is another.
         """
         hub = {
             k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only", "subfolder") if k in kwargs
@@ -327,23 +349,23 @@ class LlamaRecLKGForRanking(AdapterMixin, PreTrainedModel):
         config = kwargs.pop("config", None)
         if not isinstance(config, LlamaRecLKGConfig):
             config = LlamaRecLKGConfig.from_pretrained(pretrained_model_name_or_path, **hub)
-        is_trainable = kwargs.pop("is_trainable", False)
-        if not kwargs.pop("backbone", True):
-            return cls._without_backbone(pretrained_model_name_or_path, config, hub)
+        if Path(pretrained_model_name_or_path).is_dir():
+            refuse_root_adapter(pretrained_model_name_or_path)
+        is_trainable, backbone = kwargs.pop("is_trainable", False), kwargs.pop("backbone", None)
         adapter_name = kwargs.pop("adapter_name", DEFAULT_ADAPTER)
+        if backbone is False:
+            return cls._without_backbone(pretrained_model_name_or_path, config, hub)
         if not config.external_backbone and config.use_language_model:
             return cls._from_whole(pretrained_model_name_or_path, *args, config=config, **kwargs)
-        kwargs = {k: v for k, v in kwargs.items() if k not in ("revision", "subfolder", "_from_auto")}
+        # these say where the ranker is, not where its backbone is
+        kwargs = {
+            k: v for k, v in kwargs.items() if k not in ("revision", "subfolder", "adapter_kwargs", "_from_auto")
+        }
         if config.use_language_model:
-            if config.backbone_name_or_path is None:
-                raise LKGDataError(
-                    f"{pretrained_model_name_or_path} holds no backbone and does not name one. Load it with "
-                    "`LlamaRecLKGForRanking.from_backbone(backbone, config)` and `model.load_own_weights(path)`."
-                )
-            model = cls.from_backbone(config.backbone_name_or_path, config, **kwargs)
+            model = cls._around_backbone(pretrained_model_name_or_path, backbone, config, kwargs)
         else:
             model = cls(config)
-        weights = cached_file(str(pretrained_model_name_or_path), SAFE_WEIGHTS_NAME, **hub)
+        weights = fetch(pretrained_model_name_or_path, SAFE_WEIGHTS_NAME, **hub)
         model.load_own_weights(weights)
         if config.has_adapter:
             model._attach_adapter(str(pretrained_model_name_or_path), adapter_name, is_trainable, **hub)
@@ -353,16 +375,32 @@ class LlamaRecLKGForRanking(AdapterMixin, PreTrainedModel):
     def _without_backbone(cls, name: str | Path, config: LlamaRecLKGConfig, hub: dict[str, Any]) -> Any:
         config.use_language_model = config.has_adapter = False
         model = cls(config)
-        optional = {"_raise_exceptions_for_missing_entries": False, **hub}
-        path = cached_file(str(name), SAFE_WEIGHTS_NAME, **optional)
+        path = fetch(name, SAFE_WEIGHTS_NAME, optional=True, **hub)
         if path is None:  # a large whole model: the index says which shard holds what
-            index = read_json(cached_file(str(name), SAFE_WEIGHTS_INDEX_NAME, **hub))["weight_map"]
+            index = read_json(fetch(name, SAFE_WEIGHTS_INDEX_NAME, **hub))["weight_map"]
             shards = sorted({shard for weight, shard in index.items() if not weight.startswith("language_model.")})
-            paths = [cached_file(str(name), shard, **hub) for shard in shards]
+            paths = [fetch(name, shard, **hub) for shard in shards]
         else:
             paths = [path]
         model.load_own_weights(*paths)
         return model.eval()
+
+    @classmethod
+    def _around_backbone(
+        cls, name: str | Path, backbone: Any, config: LlamaRecLKGConfig, kwargs: dict[str, Any]
+    ) -> LlamaRecLKGForRanking:
+        """A new ranker around the backbone of a small form, or the given one, which must be the same architecture."""
+        wanted, saved = (config.backbone_name_or_path if backbone is None else backbone), config.text_config
+        if wanted is None:
+            raise LKGDataError(
+                f"{name} holds no backbone and does not name one. Give `backbone=`, a folder or Hub id."
+            )
+        try:
+            model = cls.from_backbone(wanted, config, **kwargs)
+        except HUB_ERRORS as error:
+            raise missing_backbone(name, wanted, error) from error
+        check_same_backbone(name, saved, config.text_config)
+        return model
 
     @classmethod
     def _from_whole(cls, name: str | Path, *args: Any, **kwargs: Any) -> Any:
@@ -383,6 +421,9 @@ class LlamaRecLKGForRanking(AdapterMixin, PreTrainedModel):
                 f"{name} lacks the weights {missing}. It is damaged, or no checkpoint of this class: make a ranker "
                 "from a plain backbone with `LlamaRecLKGForRanking.from_backbone`."
             )
+        for own in (*model.preference.parameters(), *model.fusion.parameters()):
+            if own.device.type != "meta":  # out of the file's map, whose alignment changes the last bit of a product
+                own.data = own.data.clone()
         model._own_backbone = True
         return (model, info) if wants_info else model
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import CommitInfo
+from transformers.utils.hub import resolve_revision
 
 from .explanations import LANGUAGE_MODEL, PATH, RETRIEVER, Reason, Recommendation, reasons_for
+from .hub import HUB_KEYS, fetch
+from .hub_repository import CONFIG_FILE, RETRIEVER_FOLDER, take_push_options
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
+from .pushing import push_folder
 from .retrieval import Retriever, exclude_history, top_k
 from .schema import UNKNOWN_USER, LKGDataError, RankingExample
-
-
-RETRIEVER_FOLDER = "retriever"
+from .windows import rank_many
 
 
 @dataclass(frozen=True)
@@ -51,20 +55,32 @@ class Recommender:
         self, model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, retriever: Retriever | None = None
     ):
         processor.check_model(model.config)
+        if retriever is not None and retriever.num_items != len(processor.item_ids):
+            raise LKGDataError(
+                f"The retriever knows {retriever.num_items} items, the processor {len(processor.item_ids)}. Give the "
+                "retriever that was trained on the same data set."
+            )
         self.model, self.processor, self.retriever = model.eval(), processor, retriever
         self.adapter_name = model.active_adapter
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Recommender:
-        """Load what the quickstart, the command line or the trainer saved. `kwargs` go to the ranker's
-        `from_pretrained`."""
+        """Load what the quickstart, the command line or the trainer saved or pushed.
+
+        Where there is no retriever beside the ranker, every request must bring its candidates.
+
+        Args:
+            kwargs: for the ranker's `from_pretrained`.
+        """
         name = str(pretrained_model_name_or_path)
-        hub = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in kwargs}
-        retriever = LRURecForRetrieval.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **hub)
+        hub = {k: kwargs[k] for k in HUB_KEYS if k in kwargs}
+        if not Path(name).is_dir():  # all parts from the same commit, whatever is pushed meanwhile
+            known = {k: v for k, v in hub.items() if k != "revision"}
+            hub["revision"] = kwargs["revision"] = resolve_revision(name, hub.get("revision"), **known)
         return cls(
             LlamaRecLKGForRanking.from_pretrained(name, **kwargs),
             LlamaRecLKGProcessor.from_pretrained(name, **hub),
-            LRURecRetriever(retriever),
+            _load_retriever(name, hub),
         )
 
     def load_adapter(
@@ -87,14 +103,62 @@ class Recommender:
             )
         name = str(pretrained_model_name_or_path)
         processor = LlamaRecLKGProcessor.from_pretrained(name, **hub)
-        retriever = LRURecForRetrieval.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **hub)
+        retriever = _load_retriever(name, hub)
         self.model.load_adapter(name, adapter_name, processor=processor, same_backbone=same_backbone, **hub)
         self.model.set_adapter(adapter_name)
-        return type(self)(self.model, processor, LRURecRetriever(retriever.to(self.model.device)))
+        if retriever is not None:
+            retriever.model.to(self.model.device)
+        return type(self)(self.model, processor, retriever)
 
     def _switch(self) -> None:
-        if self.adapter_name is not None:
+        if self.adapter_name is not None and self.model.has_adapter:  # it may have been merged meanwhile
             self.model.set_adapter(self.adapter_name)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save ranker, processor and retriever in one folder, from which all of them load.
+
+        Args:
+            kwargs: for the ranker's `save_pretrained`; with `push_to_hub=True` also for `push_to_hub`, whose `repo_id`
+                is by default the folder's name.
+
+        Raises:
+            LKGDataError: the retriever is not one that can be saved.
+        """
+        self._switch()
+        push, folder = take_push_options(kwargs), Path(save_directory)
+        repo_id, wanted = kwargs.pop("repo_id", folder.name), kwargs.pop("push_to_hub", False)
+        if self.retriever is not None and not isinstance(self.retriever, LRURecRetriever):
+            raise LKGDataError(
+                f"A {type(self.retriever).__name__} cannot be saved with the rest. Save model and processor by "
+                "themselves, and keep the retriever yourself."
+            )
+        if self.model.config.external_backbone:
+            kwargs.setdefault("include_backbone", False)  # it was not loaded from one folder, and is not saved in one
+        self.model.save_pretrained(folder, **kwargs)
+        self.processor.save_pretrained(folder)
+        if self.retriever is not None:
+            self.retriever.model.save_pretrained(folder / RETRIEVER_FOLDER)
+        if wanted:
+            push_folder(folder, repo_id, **push)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
+        """Push ranker, processor and retriever to the Hub, as one commit, from which `from_pretrained` loads.
+
+        User ids, interactions and the weights of single users stay at home unless they are asked for.
+
+        Args:
+            repo_id (`str`): "owner/name"; made if it does not exist.
+            kwargs: of [`~hub_repository.push_saved`] (`include_users`, `private`, `revision`, ...), and of the
+                ranker's `save_pretrained`.
+
+        Raises:
+            LKGDataError: the retriever cannot be saved, the backbone has no name that others can load, or the upload
+                failed.
+        """
+        push = take_push_options(kwargs)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **kwargs)
+            return push_folder(folder, repo_id, **push)
 
     @property
     def item_ids(self) -> tuple[str, ...]:
@@ -167,7 +231,8 @@ class Recommender:
         return examples
 
     def rank(self, examples: Sequence[RankingExample]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Order and score parts of every list, as [`rank_windows`] gives them, all lists in the same forward passes.
+        """Order and score parts of every list, as [`~windows.rank_windows`] gives them, all lists in the same forward
+        passes.
 
         The parts of a candidate, (C, 2 + R), are those of the language model, the retriever and each relation. A list
         of one is not scored: its first-stage score is all it has.
@@ -263,75 +328,8 @@ class Recommender:
         )
 
 
-def rank_windows(
-    score: Callable[[RankingExample], np.ndarray], example: RankingExample, window: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Order any number of candidates with a model that ranks `window` at a time.
-
-    The list starts in the retriever's order; windows slide from its end to its start, overlapping by half, so that a
-    good candidate can rise all the way (RankGPT, arXiv 2304.09542).
-
-    Args:
-        score: logits (C,) of an example with at most `window` candidates, or the parts (C, P) whose sums they are.
-
-    Returns:
-        the order, best first: indices into `example.candidates`, shape (C,); and the logit, or its parts, that each
-        candidate had in the last window it stood in, aligned with `example.candidates`.
-    """
-    return rank_many(lambda examples: [score(examples[0])], [example], window)[0]
-
-
-def rank_many(
-    score: Callable[[Sequence[RankingExample]], Sequence[np.ndarray]], examples: Sequence[RankingExample], window: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """[`rank_windows`] of several lists at once: `score` gets one window of every list that is not done yet.
-
-    Args:
-        score: logits of a batch of examples, a row each; what lies beyond an example's candidates is not read.
-    """
-    walks = [_windows(example, window) for example in examples]
-    asked = {row: next(walk) for row, walk in enumerate(walks)}
-    results = {}
-    while asked:
-        rows, answers = list(asked), score(list(asked.values()))
-        asked = {}
-        for row, values in zip(rows, answers, strict=True):
-            try:
-                asked[row] = walks[row].send(values)
-            except StopIteration as done:
-                results[row] = done.value
-    return [results[row] for row in range(len(walks))]
-
-
-def _windows(
-    example: RankingExample, window: int
-) -> Generator[RankingExample, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """The walk of [`rank_windows`]: yields the lists to score, is sent their logits, returns order and logits."""
-    order = np.argsort(-example.retrieval_scores, kind="stable")
-    logits = None
-    if len(order) <= window:
-        logits = (yield example)[: len(order)]
-        return _best_first(logits), logits
-    step = max(1, window // 2)
-    start = len(order) - window
-    while True:
-        rows = order[start : start + window].copy()
-        part = replace(
-            example,
-            candidates=example.candidates[rows],
-            retrieval_scores=example.retrieval_scores[rows],
-            label=-1,
-        )
-        values = (yield part)[: len(rows)]
-        if logits is None:
-            logits = np.zeros((len(order), *values.shape[1:]), dtype=np.float32)
-        order[start : start + window] = rows[_best_first(values)]
-        logits[rows] = values
-        if start == 0:
-            return order, logits
-        start = max(0, start - step)
-
-
-def _best_first(logits: np.ndarray) -> np.ndarray:
-    """Order of logits (C,), or of the sums of their parts (C, P)."""
-    return np.argsort(-(logits if logits.ndim == 1 else logits.sum(-1)), kind="stable")
+def _load_retriever(name: str, hub: dict[str, Any]) -> LRURecRetriever | None:
+    """The retriever of a repository, where it holds one."""
+    if fetch(name, f"{RETRIEVER_FOLDER}/{CONFIG_FILE}", optional=True, **hub) is None:
+        return None
+    return LRURecRetriever(LRURecForRetrieval.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **hub))

@@ -31,11 +31,23 @@ import numpy as np
 import pandas as pd
 import torch
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.utils import cached_file
 
 from . import paths
 from .configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
 from .evidence import EvidenceIndex
+from .hub import fetch
+from .hub_repository import (
+    GRAPH_FILES,
+    GRAPH_FOLDER,
+    PROCESSOR_FILE,
+    PROCESSOR_MAP,
+    USERS_FILE,
+    HubCitizen,
+    check_graph,
+    push_saved,
+    take_push_options,
+    write_shim,
+)
 from .knowledge_graph import USER, KnowledgeGraph
 from .schema import (
     ITEM_ID,
@@ -47,11 +59,9 @@ from .schema import (
     RankingExample,
     clean_text,
 )
-from .storage import atomic_file, read_json, write_json
+from .storage import atomic_file, fingerprint, read_json, write_json
 
 
-GRAPH_FOLDER = "knowledge_graph"
-PROCESSOR_FILE = "processor_config.json"
 INSTRUCTION = (
     "### Instruction: Given what the user liked, oldest first, choose what the user will like next. "
     "Answer with its letter."
@@ -77,7 +87,7 @@ def sanitize(text: str) -> str:
     return re.sub(r"-+>", "-", re.sub(r"#{2,}", "#", text))
 
 
-class LlamaRecLKGProcessor(ProcessorMixin):
+class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
     """Tokenizer, knowledge graph and item titles -> batches for [`LlamaRecLKGForRanking`].
 
     Args:
@@ -93,6 +103,7 @@ class LlamaRecLKGProcessor(ProcessorMixin):
     """
 
     tokenizer_class = "AutoTokenizer"
+    hub_part = "processor"
 
     def __init__(
         self,
@@ -143,6 +154,7 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         processor = cls(tokenizer, knowledge_graph, item_ids, titles, user_ids, **settings)
         config.letter_token_ids = list(processor.letter_token_ids)
         config.prior_input_ids = processor.empty_prompt_ids()
+        config.catalogue = processor.catalogue
         if not config.relations:
             config.relations = list(processor.relations)
         processor.check_model(config)
@@ -156,6 +168,7 @@ class LlamaRecLKGProcessor(ProcessorMixin):
                 "num_users": len(self.user_ids),
                 "letter_token_ids": list(self.letter_token_ids),
                 "prior_input_ids": self.empty_prompt_ids(),
+                "catalogue": self.catalogue,
                 **self.settings,
                 **overrides,
             }
@@ -180,11 +193,27 @@ class LlamaRecLKGProcessor(ProcessorMixin):
                 f"The model knows {config.num_users:,} users, the processor {len(self.user_ids):,}: a user would get "
                 "another one's preferences. Load model and processor from the same place."
             )
+        if config.catalogue is not None and config.catalogue != self.catalogue:
+            raise LKGDataError(
+                f"The model was trained to rank other items than the {len(self.item_ids):,} of this processor, whose "
+                f"ids look like {list(self.item_ids[:3])}. Load model and processor from the same place. If the "
+                "catalogue has changed on purpose, set `model.config.catalogue = None`."
+            )
         differing = {n: (getattr(config, n), v) for n, v in self.settings.items() if getattr(config, n) != v}
         if differing:
             raise LKGDataError(
                 f"Model and processor differ in their prompt settings; (model, processor): {differing}."
             )
+        if config.prior_input_ids and list(config.prior_input_ids) != self.empty_prompt_ids():
+            raise LKGDataError(
+                "This processor's tokenizer writes the prompt in other tokens than those the model was trained with. "
+                "Load model and processor from the same place; a model is tied to its tokenizer."
+            )
+
+    @cached_property
+    def catalogue(self) -> str:
+        """Fingerprint of the items, in their order."""
+        return fingerprint(list(self.item_ids))
 
     # -- graph and evidence -----------------------------------------------------------------------------------------
 
@@ -281,29 +310,6 @@ class LlamaRecLKGProcessor(ProcessorMixin):
             candidates=np.zeros(0, dtype=np.int64),
             retrieval_scores=np.zeros(0, dtype=np.float32),
         )
-
-    def evidence_paths(self, example: RankingExample, row: int) -> list[tuple[str, list[str], float]]:
-        """Every path that the evidence of candidate `row` runs through, but for those through users.
-
-        Returns:
-            for each path its relation, the names along it (item of the history, entity if there is one, candidate),
-            and its part of the candidate's evidence along that relation.
-        """
-        graph, index, candidate = self.knowledge_graph, self.evidence_index, int(example.candidates[row])
-        parts: dict[tuple[int, int], float] = {}
-        for place, column, weight in zip(*index.contributions(example.history, candidate, example.user), strict=True):
-            key = int(example.history[place]), int(column)
-            parts[key] = parts.get(key, 0.0) + float(weight)
-        records = []
-        for (item, column), weight in parts.items():
-            node = int(index.column_node[column])
-            if graph.entity_types[graph.node_types[node]] == USER:
-                continue
-            direct = node == graph.item_nodes[candidate]
-            inner = [] if direct else [clean_text(graph.node_names[node])]
-            nodes = [self.titles[item - 1], *inner, self.titles[candidate - 1]]
-            records.append((self.relations[index.column_relation[column]], nodes, weight))
-        return records
 
     def known_history(self, user: str) -> np.ndarray:
         """Dense items that the graph says a user has rated, oldest first; empty where it does not say.
@@ -611,11 +617,16 @@ class LlamaRecLKGProcessor(ProcessorMixin):
             "settings": self.settings,
             "evidence_scale": self.evidence_scale,
             "relations": list(self.relations),
+            "auto_map": PROCESSOR_MAP,
         }
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Write the tokenizer, `processor_config.json`, `items.parquet`, `users.parquet` and the graph in its
-        folder."""
+        folder.
+
+        With `push_to_hub=True` the folder's name, or `repo_id`, is then pushed to, with the other arguments of
+        `push_to_hub`.
+        """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
@@ -625,8 +636,10 @@ class LlamaRecLKGProcessor(ProcessorMixin):
             pd.DataFrame({USER_ID: list(self.user_ids)}).astype(str).to_parquet(temporary)
         self.knowledge_graph.save_pretrained(folder / GRAPH_FOLDER)
         write_json(folder / PROCESSOR_FILE, self.to_dict())  # last: with it the folder is a processor
+        write_shim(folder)
         if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+            push = take_push_options(kwargs)
+            push_saved(folder, kwargs.get("repo_id", folder.name), parts=(self.hub_part,), **push)
         return sorted(str(path) for path in folder.iterdir())
 
     @classmethod
@@ -641,18 +654,22 @@ class LlamaRecLKGProcessor(ProcessorMixin):
         hub = {
             k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only", "subfolder") if k in kwargs
         }
-        description = read_json(cached_file(name, PROCESSOR_FILE, **hub))
-        graph_files = [cached_file(name, f"{GRAPH_FOLDER}/{file}", **hub) for file in GRAPH_FILES]
+        description = read_json(fetch(name, PROCESSOR_FILE, **hub))
+        graph_files = [fetch(name, f"{GRAPH_FOLDER}/{file}", **hub) for file in GRAPH_FILES]
         try:
-            items = pd.read_parquet(cached_file(name, "items.parquet", **hub))
-            users = pd.read_parquet(cached_file(name, "users.parquet", **hub))
+            items = pd.read_parquet(fetch(name, "items.parquet", **hub))
+            users = pd.read_parquet(fetch(name, USERS_FILE, **hub))
+        except LKGDataError:
+            raise
         except ValueError as error:
             raise LKGDataError(
                 f"items.parquet or users.parquet in {name} is damaged ({error}). Save or download it again."
             ) from error
+        graph = KnowledgeGraph.from_pretrained(Path(graph_files[0]).parent)
+        check_graph(name, description["relations"], graph, tuple(items[ITEM_ID]))
         return cls(
             AutoTokenizer.from_pretrained(name, **hub),
-            KnowledgeGraph.from_pretrained(Path(graph_files[0]).parent),
+            graph,
             tuple(items[ITEM_ID]),
             tuple(items[TITLE]),
             tuple(users[USER_ID]),
@@ -662,7 +679,6 @@ class LlamaRecLKGProcessor(ProcessorMixin):
 
 
 TOKEN_CACHE_SIZE = 200_000
-GRAPH_FILES = ("graph.json", "graph.safetensors", "nodes.parquet")
 RESPONSE_CUE = "### Response:\n"
 
 

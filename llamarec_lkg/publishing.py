@@ -15,11 +15,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import CommitInfo, DatasetCardData, HfApi
+from huggingface_hub import CommitInfo, DatasetCardData
 from huggingface_hub import DatasetCard as HubDatasetCard
-from huggingface_hub.errors import HTTPError  # of whichever client it uses
 
-from .model_card import template_text
+from .hub import push_files, template_text
 from .raw_formats import ENTITY_ID, RawDataset
 from .schema import (
     HEAD,
@@ -227,8 +226,8 @@ def push_dataset(
         token: as `huggingface_hub` takes it.
 
     Raises:
-        LKGDataError: the id has not the form owner/name, the triples name users, or the upload failed, in which case
-            nothing of it is visible.
+        LKGDataError: the id has not the form owner/name, the triples name users, a public repository of this id should
+            be private, or the upload failed, in which case nothing of it is visible.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise LKGDataError(f"repo_id={repo_id!r} was given; it has the form 'owner/name'.")
@@ -246,7 +245,6 @@ def push_dataset(
         )
     if include_interactions and anonymize:
         bundle = anonymize_users(bundle)
-    api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "dataset"
         write_dataset(
@@ -258,26 +256,19 @@ def push_dataset(
             language=language,
             tags=tags,
         )
-        try:
-            api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-            if revision is not None and not revision.startswith("refs/"):
-                api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
-            return api.upload_folder(
-                repo_id=repo_id,
-                repo_type="dataset",
-                folder_path=folder,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message,
-                # a table that this version has no more must not stay behind, least of all the interactions
-                delete_patterns=[f"{name}.parquet" for name in TABLES],
-            )
-        except (OSError, HTTPError, ValueError) as error:
-            raise LKGDataError(
-                f"The data set could not be pushed to {repo_id!r} ({error}). Nothing of it is visible there, since a "
-                "commit is whole or absent, and your data are as they were. Check the network, the id and your token "
-                "(`hf auth whoami`), and push again."
-            ) from error
+        return push_files(
+            repo_id,
+            {path.name: path for path in sorted(folder.iterdir())},
+            what="The data set",
+            repo_type="dataset",
+            # a table that this version has no more must not stay behind, least of all the interactions
+            replaces=[f"{name}.parquet" for name in TABLES],
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            token=token,
+        )
 
 
 def anonymize_users(bundle: DatasetBundle) -> DatasetBundle:

@@ -3,7 +3,6 @@ card."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,19 +10,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, BatchFeature, EarlyStoppingCallback, EvalPrediction, Trainer
+from transformers import AutoConfig, BatchFeature, EarlyStoppingCallback, EvalPrediction
+from transformers.utils import logging
 
 from .backbones import resolve_backbone
 from .candidates import to_dataset
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .heads import fit_heads, heads_batch
+from .hub_repository import RETRIEVER_FOLDER
 from .knowledge_graph import KnowledgeGraph
 from .metrics import mean_metrics, require_finite, target_ranks
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
+from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
 from .schema import LKGDataError, RankingExample
 from .storage import atomic_file
+from .trainer_hub import PushingTrainer, check_push
 from .training_args import LlamaRecLKGTrainingArguments
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -44,7 +50,7 @@ class RankingCollator:
         return dict(batch)
 
 
-class LlamaRecLKGTrainer(Trainer):
+class LlamaRecLKGTrainer(PushingTrainer):
     """Fine-tunes the ranker.
 
     Args:
@@ -63,6 +69,7 @@ class LlamaRecLKGTrainer(Trainer):
             more than it can keep at test time.
         peft_config: for the backbone; preferences and fusion are always trained.
         quantization_config: for a backbone given by name.
+        retriever: an [`LRURecForRetrieval`] to save and push beside the ranker, so that a `Recommender` can load both.
         config: for a backbone given by name; by default the processor's `model_config()`.
         kwargs: for `transformers.Trainer`.
 
@@ -81,6 +88,7 @@ class LlamaRecLKGTrainer(Trainer):
         quantization_config: Any = None,
         train_knowledge_graph: KnowledgeGraph | None = None,
         config: LlamaRecLKGConfig | None = None,
+        retriever: LRURecForRetrieval | LRURecRetriever | None = None,
         data_collator: Any = None,
         **kwargs: Any,
     ):
@@ -107,13 +115,22 @@ class LlamaRecLKGTrainer(Trainer):
                 processor.set_evidence_scale(scale)
         if isinstance(model, str):
             model = _load(model, processing_class, config, args, quantization_config, peft_config)
+        if not isinstance(model, LlamaRecLKGForRanking):
+            raise LKGDataError(
+                f"The model is a {type(model).__name__}; the trainer needs a LlamaRecLKGForRanking, whose preferences "
+                "and fusion are trained and saved beside an adapter. Give `peft_config`, or call "
+                "`model.add_adapter(config)`."
+            )
         processing_class.check_model(model.config)
+        self.retriever = retriever.model if isinstance(retriever, LRURecRetriever) else retriever
         if peft_config is not None and model.has_adapter:
             raise LKGDataError("The model has an adapter already; leave peft_config out to go on training it.")
         if peft_config is not None:
             model.add_adapter(peft_config)
             if args.gradient_checkpointing:
                 model.enable_input_require_grads()
+        if args.push_to_hub:
+            check_push(args, model)
         self.train_processor = train_processor
         self._missed = 0
         self._retriever_ranks: list[int] = []
@@ -252,6 +269,8 @@ class LlamaRecLKGTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         model.save_pretrained(folder, state_dict=state_dict)
         self.processing_class.save_pretrained(folder)
+        if self.retriever is not None:
+            self.retriever.save_pretrained(folder / RETRIEVER_FOLDER)
         with atomic_file(folder / "training_args.json") as temporary:
             temporary.write_text(self.args.to_json_string(), encoding="utf-8")
 
@@ -266,16 +285,6 @@ class LlamaRecLKGTrainer(Trainer):
             super()._load_best_model()
             return
         self.accelerator.unwrap_model(self.model).load_trained_weights(self.state.best_model_checkpoint)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the model card into `args.output_dir`: at the end of training, and before a push."""
-        if not self.is_world_process_zero():
-            return
-        from .model_card import ModelCard
-
-        ModelCard.from_trainer(self, **{k: v for k, v in kwargs.items() if k in ("language", "license", "tags")}).save(
-            os.path.join(self.args.output_dir, "README.md")
-        )
 
 
 def _as_dataset(dataset: Any) -> Any:

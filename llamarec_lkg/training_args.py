@@ -56,6 +56,16 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
         },
     )
     heads_warm_up_batch_size: int = field(default=256, metadata={"help": "Lists in a batch of that warm-up."})
+    hub_include_users: bool = field(
+        default=False,
+        metadata={"help": "Push raw user ids and the weights of single users, which stay home otherwise."},
+    )
+    hub_include_interactions: bool = field(
+        default=False, metadata={"help": "Push the graph with who rated what and when."}
+    )
+    hub_backbone: str | None = field(
+        default=None, metadata={"help": "Name for a backbone that is a local folder: its id on the Hub."}
+    )
 
     def __post_init__(self):
         super().__post_init__()

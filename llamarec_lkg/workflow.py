@@ -23,11 +23,11 @@ from .dataset import SequenceDataset, prepare_dataset
 from .evaluation import CONTROLS, Report, control_scores, ranker_scores, reranked
 from .evidence import STATISTICS
 from .heads import without_language_model
+from .hub_repository import RETRIEVER_FOLDER
 from .knowledge_graph import KnowledgeGraph
 from .model_card import ModelCard
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
-from .pipeline import RETRIEVER_FOLDER
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
 from .retrieval import PopularityRetriever, retriever_ranks
 from .run_config import RunConfig

@@ -10,7 +10,15 @@ import torch
 from tiny import backbone, examples, processor, tokenizer
 
 from llamarec_lkg import LlamaRecLKGForRanking, LlamaRecLKGProcessor, Recommender
-from llamarec_lkg.explanations import OTHER_PATHS, PATH, Reason, Recommendation, draw_preferences, draw_reasons
+from llamarec_lkg.explanations import (
+    OTHER_PATHS,
+    PATH,
+    Reason,
+    Recommendation,
+    draw_preferences,
+    draw_reasons,
+    evidence_paths,
+)
 from llamarec_lkg.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.schema import RATED, LKGDataError, Triples
 
@@ -114,7 +122,7 @@ def test_paths_are_all_there_beside_a_direct_edge_and_told_once_a_film(make_data
     items = dataset.items
     proc = LlamaRecLKGProcessor(tokenizer(), graph, items.ids, items.titles, dataset.user_ids, num_candidates=5)
     example = proc.example(["1", "3", "1"], ["2", "4"])
-    found = {(relation, tuple(nodes)): weight for relation, nodes, weight in proc.evidence_paths(example, 0)}
+    found = {(relation, tuple(nodes)): weight for relation, nodes, weight in evidence_paths(proc, example, 0)}
     assert set(found) == {("SEQUEL", ("A", "B")), ("DIRECTED_BY", ("A", "m", "B"))}
     evidence = proc.evidence_index.evidence(example.history, example.candidates)[0]
     for (relation, _), weight in found.items():

@@ -456,3 +456,74 @@ def test_a_networkx_edge_needs_its_relation():
     graph.add_edge("a", "x", weight=2)
     with pytest.raises(LKGDataError, match=r"Edge 'a' -> 'x' has attributes \['weight'\] but no 'relation'"):
         KnowledgeGraph.from_networkx(graph, ["a"])
+
+
+# -- without people ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rated_graph():
+    """Ada and bob rated films, a robot of another type did, too; films share a director; ada knows bob."""
+    graph = nx.MultiDiGraph()
+    for key in ("ada", "bob"):
+        graph.add_node(key, type="user", name=key.title())
+    graph.add_node("robot", type="machine", name="R")
+    for key in ("1", "2", "3"):
+        graph.add_node(key, type="item", name=f"Film {key}")
+    graph.add_node("mann", type="entity", name="Mann")
+    for user, item, stamp in (("ada", "1", 10), ("ada", "2", 30), ("bob", "2", 20), ("robot", "3", 5)):
+        graph.add_edge(user, item, relation="RATED", timestamp=stamp)
+    graph.add_edge("ada", "bob", relation="KNOWS")
+    for item in ("1", "2"):
+        graph.add_edge(item, "mann", relation="DIRECTED_BY", both_ways=True)
+    return KnowledgeGraph.from_networkx(graph, ["1", "2", "3"])
+
+
+def facts_of(graph):
+    return sorted(edges_of(graph))
+
+
+def test_people_are_users_and_whoever_rated(rated_graph):
+    assert [str(key) for key in rated_graph.node_keys[rated_graph.people()]] == ["ada", "bob", "robot"]
+
+
+def test_without_people_facts_and_vocabulary_stay(rated_graph, tmp_path):
+    public = rated_graph.without_people()
+    assert [str(key) for key in public.node_keys] == ["1", "2", "3", "mann"]
+    assert public.relations == rated_graph.relations and public.entity_types == rated_graph.entity_types
+    assert facts_of(public) == [fact for fact in facts_of(rated_graph) if fact[1].endswith("DIRECTED_BY")]
+    assert [str(public.node_keys[node]) for node in public.item_nodes[1:]] == ["1", "2", "3"]
+    public.save_pretrained(tmp_path)
+    assert facts_of(KnowledgeGraph.from_pretrained(tmp_path)) == facts_of(public)
+    assert facts_of(public.without_people()) == facts_of(public)
+
+
+def test_numbered_people_keep_their_edges_and_lose_their_names(rated_graph, tmp_path):
+    public = rated_graph.with_numbered_people()
+    people = public.people()
+    assert sorted(map(str, public.node_keys[people])) == ["1", "2", "3"]
+    assert set(public.node_names[people]) == {""}
+    assert public.num_edges == rated_graph.num_edges and public.relations == rated_graph.relations
+    assert [f for f in facts_of(public) if f[1].endswith("DIRECTED_BY")] == [
+        f for f in facts_of(rated_graph) if f[1].endswith("DIRECTED_BY")
+    ]
+    histories = []
+    for graph in (rated_graph, public):
+        by_person = {}
+        for person, relation, item, stamp in facts_of(graph):
+            if relation == "RATED":
+                by_person.setdefault(person, []).append((item, stamp))
+        histories.append(sorted(by_person.values()))
+    assert histories[0] == histories[1]
+    public.save_pretrained(tmp_path)
+    assert facts_of(KnowledgeGraph.from_pretrained(tmp_path)) == facts_of(public)
+    assert facts_of(rated_graph.with_numbered_people()) == facts_of(public), "the same data, the same numbers"
+
+
+def test_numbers_of_people_follow_no_order_of_their_ids(make_dataset):
+    rows = [(f"{user:03}", f"i{(user * step) % 7}", 1000 * user + step) for user in range(1, 101) for step in range(3)]
+    graph = KnowledgeGraph.from_dataset(make_dataset(rows)).with_numbered_people()
+    people = np.flatnonzero(graph.people())
+    first = [int(np.asarray(graph.timestamps)[graph.offsets[node] : graph.offsets[node + 1]].min()) for node in people]
+    order = np.array(first) // 1000  # the time tells who it was
+    assert sorted(order) == list(range(1, 101)) and abs(np.corrcoef(order, np.arange(100))[0, 1]) < 0.3

@@ -7,8 +7,8 @@ from tiny import backbone, examples, processor
 
 from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking, Recommender
 from llamarec_lkg.modeling_lrurec import LRURecConfig, LRURecForRetrieval, LRURecRetriever
-from llamarec_lkg.pipeline import rank_windows
 from llamarec_lkg.schema import RankingExample
+from llamarec_lkg.windows import rank_windows
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What is published, what is not, and that it loads to the same. The Hub is a folder: only the upload is replaced."""
 
-import fnmatch
 import re
 import shutil
 import types
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from huggingface_hub import DatasetCard, HfApi
+from huggingface_hub import CommitOperationDelete, DatasetCard, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from llamarec_lkg import SequenceDataset, anonymize_users, load_dataset_bundle, push_dataset, write_dataset
@@ -67,19 +66,26 @@ def hub(tmp_path, monkeypatch):
     def create_branch(self, repo_id, **options):
         state.calls.append(("create_branch", repo_id, options))
 
-    def upload_folder(self, *, repo_id, folder_path, delete_patterns, **options):
-        state.calls.append(("upload_folder", repo_id, options))
+    def repo_info(self, repo_id, **options):
+        return types.SimpleNamespace(private=True)
+
+    def list_repo_files(self, repo_id, **options):
+        return [path.name for path in (state.root / repo_id).glob("*")]
+
+    def create_commit(self, repo_id, operations, **options):
+        state.calls.append(("create_commit", repo_id, options))
         if state.error is not None:
             raise state.error
         target = state.root / repo_id
         target.mkdir(parents=True, exist_ok=True)
-        for path in [*target.iterdir()]:
-            if any(fnmatch.fnmatch(path.name, pattern) for pattern in delete_patterns):
-                path.unlink()
-        shutil.copytree(folder_path, target, dirs_exist_ok=True)
+        for operation in operations:
+            if isinstance(operation, CommitOperationDelete):
+                (target / operation.path_in_repo).unlink()
+            else:
+                shutil.copy(operation.path_or_fileobj, target / operation.path_in_repo)
         return types.SimpleNamespace(commit_url=f"/{repo_id}/commit/1")
 
-    for method in (create_repo, create_branch, upload_folder):
+    for method in (create_repo, create_branch, repo_info, list_repo_files, create_commit):
         monkeypatch.setattr(HfApi, method.__name__, method)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
     state.root.mkdir()
@@ -153,9 +159,15 @@ def test_one_commit_makes_it_all(hub, bundle):
     assert hub.calls == [
         ("create_repo", "you/name", {"repo_type": "dataset", "private": True, "exist_ok": True}),
         (
-            "upload_folder",
+            "create_commit",
             "you/name",
-            {"repo_type": "dataset", "revision": None, "create_pr": False, "commit_message": "first"},
+            {
+                "repo_type": "dataset",
+                "revision": None,
+                "create_pr": False,
+                "commit_message": "first",
+                "commit_description": None,
+            },
         ),
     ]
 
@@ -163,12 +175,12 @@ def test_one_commit_makes_it_all(hub, bundle):
 def test_a_revision_is_made_and_a_pull_request_is_not(hub, bundle):
     push_dataset(bundle, "you/name", revision="v2", create_pr=True)
     push_dataset(bundle, "you/name", revision="refs/pr/3")
-    assert [call[0] for call in hub.calls] == ["create_repo", "create_branch", "upload_folder"] + [
+    assert [call[0] for call in hub.calls] == ["create_repo", "create_branch", "create_commit"] + [
         "create_repo",
-        "upload_folder",
+        "create_commit",
     ]
     assert hub.calls[1][2] == {"branch": "v2", "repo_type": "dataset", "exist_ok": True}
-    uploads = [options for name, _, options in hub.calls if name == "upload_folder"]
+    uploads = [options for name, _, options in hub.calls if name == "create_commit"]
     assert [(o["revision"], o["create_pr"]) for o in uploads] == [("v2", True), ("refs/pr/3", False)]
 
 

@@ -1,0 +1,192 @@
+"""What every exchange with the Hub shares: a push that is one commit or nothing, one kind of error, the templates."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the second of whichever client it uses
+from transformers.utils import cached_file
+
+from .schema import LKGDataError
+
+
+HUB_KEYS = ("revision", "token", "cache_dir", "local_files_only")
+HUB_ERRORS = (OSError, HTTPError, ValueError, RuntimeError)
+"""What the client raises: answers of the Hub, broken connections, and either inside a `RuntimeError` (large files)."""
+
+
+ADVICE = "Check the network, the id and your token (`hf auth whoami`), and push again."
+
+
+def template_text(name: str) -> str:
+    """A template of `hub_cards/`, from the installed package or from the checkout.
+
+    Raises:
+        LKGDataError: the installation lacks its templates.
+    """
+    for folder in (files("llamarec_lkg") / "hub_cards", Path(__file__).parent.parent / "hub_cards"):
+        template = folder / name
+        if template.is_file():
+            return template.read_text(encoding="utf-8")
+    raise LKGDataError(
+        f"The card template {name!r} is not installed. Install the package again from a whole wheel or checkout."
+    )
+
+
+def fetch(name: str | Path, file: str, *, optional: bool = False, **hub: Any) -> str | None:
+    """Where a file of a folder or Hub repository is on this machine, downloaded if need be.
+
+    Args:
+        optional: None where the repository has no such file, in place of an error.
+        hub: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`.
+
+    Raises:
+        LKGDataError: the download broke off; it goes on where it stopped when it is tried again.
+        OSError: the file or the repository is not there, or not for this token.
+    """
+    try:
+        return cached_file(str(name), file, _raise_exceptions_for_missing_entries=not optional, **hub)
+    except (HTTPError, RuntimeError) as error:
+        raise LKGDataError(
+            f"{file} of {name} could not be downloaded ({error}). Nothing half-read is used; check the network and "
+            "try again."
+        ) from error
+    except OSError as error:
+        if str(name) in str(error):
+            raise
+        raise OSError(f"{file} of {name} could not be loaded: {error}") from error  # the client names its host alone
+
+
+def whole_id(repo_id: str, token: str | bool | None = None) -> str:
+    """ "owner/name" of a repository that may be named without its owner, who is then the one the token belongs to.
+
+    Raises:
+        LKGDataError: the id has a wrong form, or the Hub does not know the token.
+    """
+    if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", repo_id):
+        raise LKGDataError(f"repo_id={repo_id!r} was given; it has the form 'owner/name'.")
+    if "/" in repo_id:
+        return repo_id
+    try:
+        return f"{HfApi(token=token).whoami()['name']}/{repo_id}"
+    except HUB_ERRORS as error:
+        raise LKGDataError(
+            f"Whose {repo_id!r} is to be could not be found out ({error}). Give 'owner/name', and log in "
+            "(`hf auth login`)."
+        ) from error
+
+
+def make_repository(
+    repo_id: str,
+    *,
+    repo_type: str = "model",
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+) -> None:
+    """Make a repository, and its branch, where they do not exist yet; the arguments of [`push_files`].
+
+    Raises:
+        LKGDataError: it could not be made, or a public repository of this id was to be private.
+    """
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        public = private and not api.repo_info(repo_id, repo_type=repo_type).private
+        if revision is not None and not revision.startswith("refs/") and not public:
+            _make_branch(api, repo_id, repo_type, revision, create_pr)
+    except HUB_ERRORS as error:
+        raise LKGDataError(
+            f"{repo_id!r} could not be opened for writing ({error}). Nothing was uploaded. {ADVICE}"
+        ) from error
+    if public:
+        raise LKGDataError(
+            f"{repo_id!r} exists already and is public; private=True makes new repositories private, not old ones. "
+            f"Make it private first (`HfApi().update_repo_settings({repo_id!r}, private=True)`), or choose another id."
+        )
+
+
+def _make_branch(api: HfApi, repo_id: str, repo_type: str, revision: str, create_pr: bool) -> None:
+    try:
+        api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+    except HfHubHTTPError as error:
+        # who may only propose changes cannot make a branch; if it is not there, the commit will say so
+        if not create_pr or error.response is None or error.response.status_code != 403:
+            raise
+
+
+def push_files(
+    repo_id: str,
+    content: Mapping[str, str | Path | bytes],
+    *,
+    what: str,
+    commit_message: str,
+    commit_description: str | None = None,
+    replaces: Sequence[str] = (),
+    repo_type: str = "model",
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+) -> CommitInfo:
+    """Upload files as one commit: a reader finds all of them or what was there before.
+
+    (`upload_folder` of the client is not used: with hf_xet installed it makes several commits of a large folder.)
+
+    Args:
+        repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
+        content: path in the repository -> file or bytes.
+        what (`str`): for the error, "The data set" for example.
+        replaces: patterns of files that an older version may have left; those that `content` lacks are deleted in the
+            same commit, all others stay.
+        private: whether a new repository is private; None leaves it to the owner's settings.
+        revision: branch to write to, made if it does not exist.
+        create_pr: propose the commit as a pull request.
+        token: as `huggingface_hub` takes it.
+
+    Raises:
+        LKGDataError: the id has a wrong form, the repository is public and should be private, or the upload failed.
+    """
+    repo_id, api = whole_id(repo_id, token), HfApi(token=token)
+    place = {"repo_type": repo_type, "revision": revision}
+    said = {"commit_message": commit_message, "commit_description": commit_description}
+
+    def commit() -> CommitInfo:
+        stale = []
+        if replaces:
+            present = api.list_repo_files(repo_id, **place)
+            stale = [path for path in present if path not in content and matches(path, replaces)]
+        operations = [CommitOperationDelete(path) for path in stale]
+        operations += [CommitOperationAdd(path, data) for path, data in content.items()]
+        return api.create_commit(repo_id, operations, create_pr=create_pr, **said, **place)
+
+    make_repository(repo_id, repo_type=repo_type, private=private, revision=revision, create_pr=create_pr, token=token)
+    try:
+        try:
+            return commit()
+        except HTTPError as error:
+            # The client never repeats a commit. Where the connection broke, it is safe to: if only the answer was
+            # lost, there is nothing left to change. A second pull request, however, would be a second one.
+            if isinstance(error, HfHubHTTPError) or create_pr:
+                raise
+            return commit()
+    except HUB_ERRORS as error:
+        broken = isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
+        lost = ", or all of it, if only the last answer was lost" if broken else ""
+        raise LKGDataError(
+            f"{what} could not be pushed to {repo_id!r} ({error}). Nothing of it is visible there{lost}, since a "
+            "commit is whole or absent (a new repository may be there, empty), and your files are as they were. "
+            f"{ADVICE}"
+        ) from error
+
+
+def matches(path: str, patterns: Sequence[str]) -> bool:
+    """Whether a path fits one of the patterns, in which * stands for anything but a slash."""
+    return any(path.count("/") == pattern.count("/") and fnmatch.fnmatchcase(path, pattern) for pattern in patterns)

@@ -1,0 +1,340 @@
+"""A saved folder as a repository: which of its files belong there, what of them may be public, and how they go up.
+
+Everything that is pushed comes through here, whoever pushes it. Files are taken by name, so that what else lies in a
+folder (checkpoints, logs, settings of the machine) stays at home.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from huggingface_hub import CommitInfo
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .backbones import is_local
+from .hub import matches, push_files, template_text, whole_id
+from .knowledge_graph import KnowledgeGraph
+from .repository_card import (
+    CARD_FILE,
+    CONFIG_FILE,
+    PROCESSOR_FILE,
+    RETRIEVER_FOLDER,
+    card_there,
+    say_who_is_in_it,
+    short_card,
+)
+from .schema import USER_ID, LKGDataError
+from .storage import read_json, write_json
+
+
+ADAPTER_FOLDER, GRAPH_FOLDER = "adapter", "knowledge_graph"
+USERS_FILE = "users.parquet"
+WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+GRAPH_FILES = ("graph.json", "graph.safetensors", "nodes.parquet")
+TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+                   "tokenizer*.model", "spiece.model", "sentencepiece*.model", "*.tiktoken", "chat_template.*",
+                   "additional_chat_templates/*")  # fmt: skip
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+PARTS = {
+    "model": (CONFIG_FILE, "generation_config.json", WEIGHTS_FILE, WEIGHTS_INDEX, "model-*-of-*.safetensors",
+              *(f"{ADAPTER_FOLDER}/{name}" for name in ADAPTER_FILES),
+              *(f"{ADAPTER_FOLDER}/*/{name}" for name in ADAPTER_FILES)),
+    "processor": (PROCESSOR_FILE, "items.parquet", USERS_FILE, *TOKENIZER_FILES,
+                  *(f"{GRAPH_FOLDER}/{name}" for name in GRAPH_FILES)),
+    "retriever": (f"{RETRIEVER_FOLDER}/{CONFIG_FILE}", f"{RETRIEVER_FOLDER}/{WEIGHTS_FILE}"),
+}  # fmt: skip
+"""The files of each part of a repository, as patterns; everything else in a folder stays there."""
+ROOT_ADAPTER = (*ADAPTER_FILES, "adapter_model.bin")
+"""Beside `config.json` these make `AutoModel` load the adapter's backbone without preferences: never pushed."""
+USER_WEIGHTS = "preference.user_"
+
+SHIM = "modeling_llamarec_lkg_hub"
+MODEL_MAP = {"AutoConfig": f"{SHIM}.LlamaRecLKGConfig", "AutoModel": f"{SHIM}.LlamaRecLKGForRanking"}
+PROCESSOR_MAP = {"AutoProcessor": f"{SHIM}.LlamaRecLKGProcessor"}
+"""What `trust_remote_code=True` runs: a file that imports the installed package, or says how to install it."""
+
+PUSH_OPTIONS = ("include_users", "include_interactions", "include_user_embedding", "backbone", "card", "tags",
+                "private", "revision", "create_pr", "commit_message", "commit_description", "token")  # fmt: skip
+
+
+class HubCitizen:
+    """What model and processor have in common on the Hub; `hub_part` names what of a repository they are."""
+
+    hub_part: str
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
+        """Push to the Hub, as one commit. What is about people stays at home unless it is asked for.
+
+        A model with an adapter goes up in its small form, any other with its backbone (`include_backbone=False`
+        leaves it out), and without the weights of single users. A processor goes up without user ids and interactions:
+        the graph keeps the relation RATED but none of its edges, so that the model fits as before and reads one kind
+        of evidence less.
+
+        Args:
+            repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
+            kwargs: of [`push_saved`] (`include_users`, `include_interactions`, `include_user_embedding`, `backbone`,
+                `private`, `revision`, `create_pr`, `commit_message`, `token`, `tags`); others are those of
+                `save_pretrained`, as a model's `include_backbone`.
+
+        Raises:
+            LKGDataError: the backbone has no name that others can load, or the upload failed.
+        """
+        push = take_push_options(kwargs)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **kwargs)
+            return push_saved(folder, repo_id, parts=(self.hub_part,), **push)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Nothing: importing the package has registered it, and saving must not copy the package's code."""
+
+
+def take_push_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take the arguments of [`push_saved`] out of those of a `save_pretrained`."""
+    return {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
+
+
+def check_graph(name: str, relations: Sequence[str], graph: KnowledgeGraph, item_ids: Sequence[str]) -> None:
+    """Raise `LKGDataError` where the graph in `name` is not the one that relations and items were saved with."""
+    if list(graph.relations) != list(relations):
+        raise LKGDataError(
+            f"The graph in {name} has the relations {list(graph.relations)}, its {PROCESSOR_FILE} {list(relations)}. "
+            "The files are from two places; save the processor again."
+        )
+    keys = [str(graph.node_keys[node]) if node >= 0 else None for node in graph.item_nodes[1:]]
+    other = [(key, raw) for key, raw in zip(keys, item_ids, strict=False) if key not in (None, raw)]
+    if other or len(keys) != len(item_ids):
+        first = f", and {other[0][0]!r} stands where {other[0][1]!r} should" if other else ""
+        raise LKGDataError(
+            f"The graph in {name} was made for other items: it has {len(keys):,}, items.parquet {len(item_ids):,}"
+            f"{first}. Build the graph from the same data set as the titles, and save the processor again."
+        )
+
+
+def write_shim(folder: Path) -> None:
+    """Write the file that `MODEL_MAP` and `PROCESSOR_MAP` name."""
+    (folder / f"{SHIM}.py").write_text(template_text(f"{SHIM}.py.j2"), encoding="utf-8")
+
+
+def refuse_root_adapter(folder: str | Path) -> None:
+    """Raise `LKGDataError` where a folder has an adapter at its root, which would hide the ranker."""
+    found = [name for name in ROOT_ADAPTER if (Path(folder) / name).exists()]
+    if found:
+        raise LKGDataError(
+            f"{folder} holds {found} at its root. There `AutoModel` would take it for a bare adapter and load the "
+            f"backbone without preferences; a ranker's adapter is in {ADAPTER_FOLDER}/. Use a new folder, or remove "
+            "these files, which `PeftModel.save_pretrained` wrote."
+        )
+
+
+def public_backbone(saved: str | None, given: str | None = None) -> str:
+    """The name under which others load the backbone of a small form: the given one, or the saved one.
+
+    Raises:
+        LKGDataError: none was given, and the saved one is none or a folder of this machine.
+    """
+    if given is None and (not saved or is_local(saved)):
+        raise LKGDataError(
+            f"What was trained is pushed without its backbone, and that is {saved!r}: no name that others can load. "
+            "Give `backbone='owner/name'` (`hub_backbone` of the training arguments), the id of the same model on the "
+            "Hub, or push it with its backbone: `model.merge_adapter()`, then push."
+        )
+    return given or saved
+
+
+def push_saved(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    parts: Sequence[str] = tuple(PARTS),
+    card: str | Callable[[str], str] | None = None,
+    include_users: bool = False,
+    include_interactions: bool = False,
+    include_user_embedding: bool | None = None,
+    backbone: str | None = None,
+    tags: Sequence[str] = (),
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    token: str | bool | None = None,
+) -> CommitInfo:
+    """Push the public copy of a folder that `save_pretrained` wrote, as one commit.
+
+    What earlier pushes left of the same parts and is no more is deleted in the same commit; other files stay. (As in
+    every repository they stay in its history: data about people pushed once are gone only with the repository.)
+
+    Args:
+        folder: with a model, a processor, or both, and perhaps a retriever.
+        repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
+        parts: which of "model", "processor" and "retriever" to push, so far as they are there.
+        card: text of README.md, or what makes it of the whole id. By default the repository's own stays, or a short
+            one is written.
+        include_users, include_interactions, include_user_embedding, backbone: see [`public_copy`].
+        tags: further tags of a short card.
+        private, revision, create_pr, commit_message, commit_description, token: see [`~hub.push_files`].
+
+    Raises:
+        LKGDataError: the folder is not whole, its backbone has no public name, or the upload failed.
+    """
+    with staging(folder) as temporary:
+        target = Path(temporary)
+        sharing = {"include_users": include_users, "include_interactions": include_interactions}
+        sharing["include_user_embedding"] = include_users if include_user_embedding is None else include_user_embedding
+        public_copy(folder, target, parts=parts, backbone=backbone, **sharing)
+        repo_id = whole_id(repo_id, token)
+        held = [name for name in parts if any(matches(path, PARTS[name]) for path in _paths(target))]
+        card = card(repo_id) if callable(card) else card
+        present = card_there(repo_id, revision, token) if card is None else None
+        card = card or present or short_card(target, repo_id, tags)
+        shared, certain = [name for name, value in sharing.items() if value], {"model", "processor"} <= set(parts)
+        card = say_who_is_in_it(card, shared, certain=certain, add=present is None)
+        (target / CARD_FILE).write_text(card, encoding="utf-8")
+        return push_files(
+            repo_id,
+            {path: target / path for path in _paths(target)},
+            what=f"The {' and '.join(held)}",
+            replaces=[pattern for name in parts for pattern in PARTS[name]] + list(ROOT_ADAPTER),
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message or f"Upload {', '.join(held)} with llamarec_lkg",
+            commit_description=commit_description,
+            token=token,
+        )
+
+
+def public_copy(
+    source: str | Path,
+    target: str | Path,
+    *,
+    parts: Sequence[str] = tuple(PARTS),
+    include_users: bool = False,
+    include_interactions: bool = False,
+    include_user_embedding: bool | None = None,
+    backbone: str | None = None,
+) -> None:
+    """Copy what of a saved folder may be public.
+
+    Args:
+        source: with a model, a processor, or both, and perhaps a retriever.
+        target: an existing empty folder. Files that need no change are linked to, not copied, where the disk can.
+        include_users: True copies raw user ids. Without them users are unknown, or numbers where there are
+            interactions.
+        include_interactions: True copies the edges of people, RATED above all, with their times.
+        include_user_embedding: True copies the weights that single users have in the preference module; by default
+            they go along with the user ids, without which they are of no use.
+        backbone: name to write for the backbone of a model that is saved without it, where the saved one is a folder
+            of this machine.
+
+    Raises:
+        LKGDataError: the folder is not whole, or its backbone is a folder of this machine and no other name is given.
+    """
+    source, target = Path(source), Path(target)
+    refuse_root_adapter(source)
+    chosen = [path for path in _paths(source) if any(matches(path, PARTS[name]) for name in parts)]
+    has_model, has_processor = ("model" in parts and CONFIG_FILE in chosen), PROCESSOR_FILE in chosen
+    if not has_model and not has_processor:
+        raise LKGDataError(
+            f"{source} holds neither a model ({CONFIG_FILE}) nor a processor ({PROCESSOR_FILE}). Give the folder that "
+            "`save_pretrained`, the trainer or `llamarec-lkg train` wrote."
+        )
+    for path in chosen:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        _link(source / path, target / path)
+    if has_model:
+        share_weights = include_users if include_user_embedding is None else include_user_embedding
+        _publish_model(source, target, chosen, share_weights, backbone)
+    if has_processor:
+        _publish_processor(source, target, chosen, include_users, include_interactions)
+    write_shim(target)
+
+
+def _publish_model(source: Path, target: Path, chosen: list[str], user_weights: bool, backbone: str | None) -> None:
+    config = read_json(source / CONFIG_FILE)
+    weights = sorted(path for path in chosen if path.endswith(".safetensors") and "/" not in path)
+    adapters = [path for path in chosen if path.startswith(f"{ADAPTER_FOLDER}/")]
+    names: set[str] = set()
+    for path in weights:
+        with safe_open(source / path, framework="pt") as file:
+            names.update(file.keys())
+    lacking = [name for name in ("preference.bias", "fusion.evidence_weight") if name not in names]
+    if config.get("has_adapter") and not all(any(p.endswith(f"/{name}") for p in adapters) for name in ADAPTER_FILES):
+        lacking.append(f"{ADAPTER_FOLDER}/")
+    if lacking:
+        raise LKGDataError(f"The model in {source} is not whole: {lacking} is missing. Save it again and push that.")
+    external = bool(config.get("external_backbone"))
+    name = config.get("backbone_name_or_path")
+    if external:
+        name = public_backbone(name, backbone)
+    config["backbone_name_or_path"] = None if not name or is_local(name) and not external else name
+    config["auto_map"] = MODEL_MAP
+    (config.get("text_config") or {}).pop("_name_or_path", None)
+    if not user_weights:
+        config["num_users"] = 0
+        _drop_user_weights(source, target, weights)
+    write_json(target / CONFIG_FILE, config)
+    for path in adapters:
+        if path.endswith("adapter_config.json"):
+            settings = {**read_json(source / path), "base_model_name_or_path": config["backbone_name_or_path"]}
+            write_json(target / path, settings)
+
+
+def _drop_user_weights(source: Path, target: Path, weights: Sequence[str]) -> None:
+    for path in weights:
+        with safe_open(source / path, framework="pt") as file:
+            if not any(name.startswith(USER_WEIGHTS) for name in file.keys()):  # noqa: SIM118 (no mapping)
+                continue
+            kept = {name: file.get_tensor(name) for name in file.keys() if not name.startswith(USER_WEIGHTS)}
+            metadata = file.metadata()
+        (target / path).unlink()
+        save_file(kept, target / path, metadata=metadata)
+    if (target / WEIGHTS_INDEX).exists():
+        index = read_json(source / WEIGHTS_INDEX)
+        index["weight_map"] = {k: v for k, v in index["weight_map"].items() if not k.startswith(USER_WEIGHTS)}
+        write_json(target / WEIGHTS_INDEX, index)
+
+
+def _publish_processor(source: Path, target: Path, chosen: list[str], users: bool, interactions: bool) -> None:
+    needed = ["items.parquet", USERS_FILE, *(f"{GRAPH_FOLDER}/{name}" for name in GRAPH_FILES)]
+    lacking = [path for path in needed if path not in chosen]
+    if lacking:
+        raise LKGDataError(f"The processor in {source} is not whole: {lacking} is missing. Save it again.")
+    write_json(target / PROCESSOR_FILE, {**read_json(source / PROCESSOR_FILE), "auto_map": PROCESSOR_MAP})
+    if not users:
+        (target / USERS_FILE).unlink()
+        pd.DataFrame({USER_ID: pd.Series([], dtype=str)}).to_parquet(target / USERS_FILE)
+    if not (users and interactions):
+        graph = KnowledgeGraph.from_pretrained(source / GRAPH_FOLDER)
+        graph = graph.with_numbered_people() if interactions else graph.without_people()
+        shutil.rmtree(target / GRAPH_FOLDER)
+        graph.save_pretrained(target / GRAPH_FOLDER)
+
+
+def staging(source: str | Path) -> tempfile.TemporaryDirectory:
+    """A folder for a public copy, on the disk of its source where that can be written to, so that links suffice."""
+    parent = Path(source).resolve().parent
+    return tempfile.TemporaryDirectory(prefix=".push.", dir=parent if os.access(parent, os.W_OK) else None)
+
+
+def _paths(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, which stays when the first one goes; where the disk cannot, a link or a copy."""
+    for make in (os.link, os.symlink, shutil.copyfile):
+        try:
+            make(source.resolve(), target)
+            return
+        except OSError:
+            if make is shutil.copyfile:
+                raise

@@ -1,0 +1,373 @@
+"""Loading by one line: every kind of repository, wrong combinations, and the paths on which preferences could get
+lost."""
+
+import json
+
+import pytest
+import torch
+from hub_world import BACKBONE, RANKER, USERS, logits, named_dataset, push_backbone, ranker, recommender, uploaded
+from huggingface_hub import HfApi, snapshot_download
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny import examples, processor, tokenizer
+from transformers import AutoConfig, AutoModel, AutoProcessor, BitsAndBytesConfig, Trainer, pipeline
+
+from llamarec_lkg import (
+    KnowledgeGraph,
+    LKGDataError,
+    LlamaRecLKGConfig,
+    LlamaRecLKGForRanking,
+    LlamaRecLKGProcessor,
+    LlamaRecLKGTrainer,
+    LRURecConfig,
+    LRURecForRetrieval,
+    Recommender,
+)
+from llamarec_lkg.modeling_lrurec import LRURecRetriever
+
+
+pytestmark = pytest.mark.hub
+
+
+@pytest.fixture
+def dataset(make_dataset, film_items):
+    return named_dataset(make_dataset, film_items)
+
+
+@pytest.fixture
+def other_dataset(make_dataset, film_items):
+    """As many films with the same relations, but other ids."""
+    items = film_items.assign(item_id=[f"m{raw}" for raw in film_items["item_id"]])
+    rows = [(u, f"m{(n + s) % 6 + 1}", 100 * s, 1.0) for n, u in enumerate(USERS) for s in range(5)]
+    return make_dataset(rows, items)
+
+
+@pytest.fixture
+def whole(hub, dataset) -> Recommender:
+    push_backbone()
+    return recommender(dataset)
+
+
+def put(content: bytes, path: str, repo_id: str = RANKER) -> None:
+    HfApi().upload_file(path_or_fileobj=content, path_in_repo=path, repo_id=repo_id)
+
+
+# -- every kind of repository -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged", "full", "heads"])
+def test_every_kind_loads_in_one_line(hub, whole, dataset, kind):
+    if kind == "adapter":
+        model = whole.model
+    elif kind == "merged":
+        model = whole.model.merge_adapter()
+    else:
+        model = ranker(whole.processor, adapter=False)
+    model.push_to_hub(RANKER, include_backbone=False if kind == "heads" else None)
+    whole.processor.push_to_hub(RANKER)
+    again = AutoModel.from_pretrained(RANKER)
+    assert type(again) is LlamaRecLKGForRanking and not again.training
+    assert torch.equal(logits(again, whole.processor, dataset), logits(model, whole.processor, dataset))
+    config, proc = AutoConfig.from_pretrained(RANKER), AutoProcessor.from_pretrained(RANKER)
+    assert type(config) is LlamaRecLKGConfig and type(proc) is LlamaRecLKGProcessor
+    proc.check_model(config)
+    size = len(uploaded(hub)["model.safetensors"])
+    assert (size < 5_000) == (kind in ("adapter", "heads")), "the small form holds no backbone"
+    half = AutoModel.from_pretrained(RANKER, dtype=torch.bfloat16)
+    assert half.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert half.preference.bias.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["adapter", "full"])
+def test_a_backbone_comes_in_4_bit_when_asked_for(hub, dataset, kind):
+    pytest.importorskip("bitsandbytes")
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    push_backbone(**sizes)
+    proc = processor(dataset)
+    wanted = ranker(proc, adapter=kind == "adapter")
+    wanted.push_to_hub(RANKER)
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    again = AutoModel.from_pretrained(RANKER, quantization_config=settings)
+    kinds = {type(module).__name__ for module in again.language_model.modules()}
+    assert any("4bit" in name for name in kinds)
+    own = {name: value for name, value in again.state_dict().items() if not name.startswith("language_model.")}
+    assert all(value.dtype == torch.float32 for value in own.values())
+    for name, value in own.items():
+        assert torch.equal(value, wanted.state_dict()[name])
+    found = logits(again, proc, dataset)
+    assert torch.allclose(found, logits(wanted, proc, dataset), atol=1.0) and found.isfinite().all()
+
+
+def test_training_goes_on_from_a_repository(hub, whole, dataset):
+    whole.model.push_to_hub(RANKER)
+    again = LlamaRecLKGForRanking.from_pretrained(RANKER, is_trainable=True)
+    trained = {name for name, weight in again.named_parameters() if weight.requires_grad}
+    assert any("lora" in name for name in trained) and "preference.bias" in trained
+
+
+def test_the_pipeline_loads_and_pushes_the_same_repository(hub, whole):
+    whole.push_to_hub(RANKER)
+    recommend = pipeline("recommendation", model=RANKER, device="cpu")
+    wanted = Recommender.from_pretrained(RANKER).recommend(["1", "4"], k=3)
+    assert [item["item_id"] for item in recommend({"history": ["1", "4"]}, top_k=3)] == [i.item_id for i in wanted]
+    recommend.push_to_hub("tester/again", private=True)
+    assert uploaded(hub, "tester/again").keys() == uploaded(hub).keys() and hub.repository("tester/again").private
+
+
+def test_a_repository_without_a_retriever_ranks_what_it_is_given(hub, whole):
+    Recommender(whole.model, whole.processor).push_to_hub(RANKER)
+    again = Recommender.from_pretrained(RANKER)
+    assert again.retriever is None and len(again.recommend(["1"], candidates=["2", "3"])) == 2
+    with pytest.raises(LKGDataError, match="no retriever"):
+        again.recommend(["1"])
+
+
+def test_all_parts_come_from_one_commit(hub, whole, monkeypatch):
+    whole.push_to_hub(RANKER)
+    load = LRURecForRetrieval.from_pretrained.__func__
+
+    def and_then_push(cls, *args, **kwargs):
+        whole.model.fusion.evidence_weight.data.fill_(7.0)
+        whole.push_to_hub(RANKER)
+        return load(cls, *args, **kwargs)
+
+    monkeypatch.setattr(LRURecForRetrieval, "from_pretrained", classmethod(and_then_push))
+    assert Recommender.from_pretrained(RANKER).model.fusion.evidence_weight.item() == 2.0
+
+
+def test_what_is_loaded_here_is_saved_and_loaded_without_the_hub(hub, whole, dataset, tmp_path):
+    whole.push_to_hub(RANKER)
+    Recommender.from_pretrained(RANKER).save_pretrained(tmp_path / "copy")
+    local = Recommender.from_pretrained(tmp_path / "copy", local_files_only=True)
+    assert torch.equal(logits(local.model, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
+    assert not list((tmp_path / "copy").glob("[!m]*.py")), "the package's own code is not copied"
+
+
+# -- the backbone -----------------------------------------------------------------------------------------------------
+
+
+def test_a_backbone_that_is_not_there_is_named_and_can_be_given(hub, whole, dataset):
+    whole.model.push_to_hub(RANKER)
+    push_backbone("tester/copy")
+    with pytest.raises(
+        LKGDataError, match="(?s)around the backbone 'tester/gone', which could not be loaded.*Give `backb"
+    ):
+        config = AutoConfig.from_pretrained(RANKER)
+        config.backbone_name_or_path = "tester/gone"
+        LlamaRecLKGForRanking.from_pretrained(RANKER, config=config)
+    again = AutoModel.from_pretrained(RANKER, backbone="tester/copy")
+    assert torch.equal(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
+
+
+def test_another_backbone_under_the_name_is_refused(hub, whole):
+    whole.model.push_to_hub(RANKER)
+    push_backbone(num_hidden_layers=1)
+    with pytest.raises(LKGDataError, match=r"another backbone than the one loaded; .*'num_hidden_layers': \(2, 1\)"):
+        AutoModel.from_pretrained(RANKER)
+
+
+def test_the_quickstarts_backbone_has_a_name_everywhere(monkeypatch):
+    from llamarec_lkg.backbones import HUB_IDS, SMOLLM2_NAME, is_local
+    from llamarec_lkg.hub_repository import public_backbone
+
+    assert public_backbone(SMOLLM2_NAME) == SMOLLM2_NAME and not is_local(SMOLLM2_NAME)
+
+    def fail(name):
+        raise LKGDataError("no network")
+
+    monkeypatch.setattr("llamarec_lkg.modeling_llamarec_lkg.resolve_backbone", fail)
+    config = LlamaRecLKGConfig(relations=["A"], backbone_name_or_path=SMOLLM2_NAME)
+    with pytest.raises(LKGDataError, match=rf"no network.*On the Hub it is '{HUB_IDS[SMOLLM2_NAME]}'"):
+        LlamaRecLKGForRanking._around_backbone("x", None, config, {})
+
+
+# -- wrong combinations -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(hub, whole, other_dataset):
+    """A ranker's repository, and the processor of another data set with the same relations and as many items."""
+    whole.push_to_hub(RANKER)
+    other = processor(other_dataset).fit(examples(other_dataset))
+    other.push_to_hub("tester/other")
+    return other
+
+
+def test_the_graph_of_another_data_set_is_refused(hub, two):
+    model, proc = AutoModel.from_pretrained(RANKER), AutoProcessor.from_pretrained("tester/other")
+    assert proc.relations == tuple(model.config.relations), "nothing else tells them apart"
+    for combine in (
+        lambda: proc.check_model(model.config),
+        lambda: Recommender(model, proc),
+        lambda: pipeline("recommendation", model=RANKER, processor=proc, retriever=False),
+        lambda: LlamaRecLKGTrainer(model, processing_class=proc),
+    ):
+        with pytest.raises(LKGDataError, match=r"trained to rank other items .*look like \['m1'"):
+            combine()
+    model.config.catalogue = None
+    proc.check_model(model.config)
+
+
+@pytest.mark.parametrize("load", [AutoProcessor, LlamaRecLKGProcessor, Recommender])
+def test_a_graph_among_the_files_of_another_processor_is_refused(hub, two, load):
+    for name in ("graph.json", "graph.safetensors", "nodes.parquet"):
+        put(hub.files("tester/other")[f"knowledge_graph/{name}"], f"knowledge_graph/{name}")
+    with pytest.raises(
+        LKGDataError, match="was made for other items: it has 6, items.parquet 6, and 'm1' stands where"
+    ):
+        load.from_pretrained(RANKER)
+
+
+def test_other_relations_are_refused(hub, whole, dataset):
+    whole.push_to_hub(RANKER)
+    fewer = whole.processor.knowledge_graph
+    graph = KnowledgeGraph.from_networkx(fewer.to_networkx(), whole.processor.item_ids)
+    graph = type(graph)(**{**vars(graph), "relations": tuple(f"NEW_{name}" for name in graph.relations)})
+    proc = LlamaRecLKGProcessor(
+        tokenizer(), graph, whole.processor.item_ids, whole.processor.titles, **whole.processor.settings
+    )
+    proc.push_to_hub("tester/relations")
+    with pytest.raises(LKGDataError, match="was made for the relations"):
+        Recommender(AutoModel.from_pretrained(RANKER), AutoProcessor.from_pretrained("tester/relations"))
+    files = uploaded(hub, "tester/relations")
+    for name in ("graph.json", "graph.safetensors", "nodes.parquet"):
+        put(files[f"knowledge_graph/{name}"], f"knowledge_graph/{name}")
+    with pytest.raises(LKGDataError, match="files are from two places"):
+        AutoProcessor.from_pretrained(RANKER)
+
+
+def test_another_tokenizer_is_refused(hub, whole):
+    """Same letters, other tokens for the rest of the prompt."""
+    whole.push_to_hub(RANKER)
+    content = json.loads(uploaded(hub)["tokenizer.json"])
+    vocab = content["model"]["vocab"]
+    vocab["#"], vocab["q"] = vocab["q"], vocab["#"]
+    put(json.dumps(content).encode(), "tokenizer.json")
+    with pytest.raises(LKGDataError, match="tokenizer writes"):
+        Recommender.from_pretrained(RANKER)
+    vocab["A"], vocab["B"] = vocab["B"], vocab["A"]
+    put(json.dumps(content).encode(), "tokenizer.json")
+    with pytest.raises(LKGDataError, match="other letter tokens"):
+        Recommender.from_pretrained(RANKER)
+
+
+def test_the_retriever_of_another_data_set_is_refused(whole):
+    retriever = LRURecRetriever(LRURecForRetrieval(LRURecConfig(num_items=9, hidden_size=8)).eval())
+    with pytest.raises(LKGDataError, match="retriever knows 9 items, the processor 6"):
+        Recommender(whole.model, whole.processor, retriever)
+
+
+# -- where preferences could get lost ---------------------------------------------------------------------------------
+
+
+def test_an_adapter_at_the_root_is_never_made_and_never_loaded(hub, whole, dataset, tmp_path):
+    whole.save_pretrained(tmp_path / "run")
+    whole.model.language_model.save_pretrained(tmp_path / "run")  # what PEFT would do
+    for wrong in (
+        lambda: AutoModel.from_pretrained(tmp_path / "run"),
+        lambda: whole.model.save_pretrained(tmp_path / "run"),
+    ):
+        with pytest.raises(LKGDataError, match="at its root"):
+            wrong()
+    # beside the ranker on the Hub it would win, and no code of ours would be asked: the next push takes it away
+    whole.push_to_hub(RANKER)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        put((tmp_path / "run" / name).read_bytes(), name)
+    assert type(AutoModel.from_pretrained(RANKER)) is not LlamaRecLKGForRanking, "this is why"
+    whole.model.push_to_hub(RANKER)
+    again = AutoModel.from_pretrained(RANKER)
+    assert torch.equal(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
+
+
+def test_ordinary_peft_around_the_whole_does_not_load_without_preferences(whole, tmp_path):
+    """`get_peft_model` around the composite records no backbone that `AutoModel` could take for the model."""
+    plain = get_peft_model(ranker(whole.processor, adapter=False), LoraConfig(target_modules=["q_proj"]))
+    plain.save_pretrained(tmp_path / "peft")
+    assert not (tmp_path / "peft" / "config.json").exists()
+    with pytest.raises((OSError, ValueError, TypeError)):
+        AutoModel.from_pretrained(tmp_path / "peft")
+
+
+def test_modules_to_save_keep_preferences_on_both_ways(whole, dataset, tmp_path):
+    plain = ranker(whole.processor, adapter=False)
+    wanted = logits(plain, whole.processor, dataset)
+    wrapped = get_peft_model(plain, LoraConfig(target_modules=["q_proj"], modules_to_save=["preference", "fusion"]))
+    wrapped.save_pretrained(tmp_path / "peft")
+    fresh = LlamaRecLKGForRanking.from_backbone(BACKBONE, whole.processor.model_config(), dtype=torch.float32)
+    again = PeftModel.from_pretrained(fresh, tmp_path / "peft").eval()
+    assert torch.equal(logits(again, whole.processor, dataset), wanted)
+    merged = again.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    assert torch.equal(logits(AutoModel.from_pretrained(tmp_path / "merged"), whole.processor, dataset), wanted)
+
+
+def test_our_trainer_refuses_a_wrapped_model(whole):
+    wrapped = get_peft_model(ranker(whole.processor, adapter=False), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(LKGDataError, match="is a PeftModel.*add_adapter"):
+        LlamaRecLKGTrainer(wrapped, processing_class=whole.processor)
+
+
+def test_the_ordinary_trainer_saves_all_of_it(whole, dataset, tmp_path):
+    trainer = Trainer(whole.model, processing_class=whole.processor)
+    trainer.save_model(tmp_path / "saved")
+    again = Recommender.from_pretrained(tmp_path / "saved")
+    found = logits(again.model, again.processor, dataset, known=True)
+    assert torch.equal(found, logits(whole.model, whole.processor, dataset, known=True))
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+@pytest.mark.parametrize("lost", ["preference.", "fusion."])
+def test_weights_without_preferences_are_an_error(hub, whole, tmp_path, kind, lost):
+    model = whole.model if kind == "adapter" else whole.model.merge_adapter()
+    model.push_to_hub(RANKER)
+    (tmp_path / "w").write_bytes(uploaded(hub)["model.safetensors"])
+    kept = {name: value for name, value in load_file(tmp_path / "w").items() if not name.startswith(lost)}
+    save_file(kept, tmp_path / "w", metadata={"format": "pt"})
+    put((tmp_path / "w").read_bytes(), "model.safetensors")
+    with pytest.raises(LKGDataError, match=f"{lost.rstrip('.')}"):
+        AutoModel.from_pretrained(RANKER)
+
+
+def test_an_adapter_that_did_not_come_along_is_an_error(hub, whole):
+    whole.model.push_to_hub(RANKER)
+    HfApi().delete_file("adapter/adapter_model.safetensors", RANKER)
+    with pytest.raises(LKGDataError, match="its folder 'adapter' is not whole"):
+        AutoModel.from_pretrained(RANKER)
+
+
+def test_files_that_were_there_before_the_push_go_up_with_it(hub, whole, tmp_path):
+    """Upstream uploads what changed while it saved, so a graph that was saved before would stay behind."""
+    whole.processor.save_pretrained(tmp_path / "run")
+    whole.processor.save_pretrained(tmp_path / "run", push_to_hub=True, repo_id=RANKER)
+    folder = snapshot_download(RANKER)
+    assert LlamaRecLKGProcessor.from_pretrained(folder).relations == whole.processor.relations
+
+
+# -- downloads that fail ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "match, how",
+    [
+        ("HEAD */model.safetensors", "500"),
+        ("HEAD */nodes.parquet", "reset"),
+        ("GET */lfs/*", "reset"),
+        ("GET */lfs/*", "cut"),
+        ("HEAD */config.json", "401"),
+        ("HEAD */items.parquet", "429"),
+    ],
+)
+def test_a_download_that_fails_is_told_or_passes_and_the_next_one_succeeds(hub, whole, match, how):
+    whole.push_to_hub(RANKER)
+    failure = hub.fail(match, how, times=None)
+    with pytest.raises((LKGDataError, OSError)) as caught:
+        Recommender.from_pretrained(RANKER)
+    assert failure.happened and RANKER.split("/")[1] in str(caught.value)
+    failure.times = failure.happened
+    again = Recommender.from_pretrained(RANKER)
+    assert again.recommend(["1"], candidates=["2", "3"])
+
+
+def test_a_name_that_is_nowhere_is_told(hub):
+    with pytest.raises(OSError, match="tester/nothing"):
+        Recommender.from_pretrained("tester/nothing")

@@ -1,0 +1,462 @@
+"""What a push uploads and what stays at home; where it goes; and what is left when it fails."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from hub_client import use_hub
+from hub_world import (
+    BACKBONE,
+    RANKER,
+    STAMP,
+    USERS,
+    logits,
+    named_dataset,
+    push_backbone,
+    readable,
+    recommender,
+    uploaded,
+)
+from huggingface_hub import HfApi, ModelCard
+from safetensors.torch import load
+from tiny import backbone
+from transformers import AutoModel, AutoProcessor
+
+from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking, LlamaRecLKGProcessor, Recommender
+from llamarec_lkg.cli import main
+from llamarec_lkg.hub import matches
+from llamarec_lkg.hub_repository import push_saved
+from llamarec_lkg.repository_card import say_who_is_in_it
+from llamarec_lkg.schema import RATED
+
+
+pytestmark = pytest.mark.hub
+SHIM = "modeling_llamarec_lkg_hub.py"
+MODEL = {"README.md", SHIM, "config.json", "model.safetensors", "adapter/adapter_config.json",
+         "adapter/adapter_model.safetensors"}  # fmt: skip
+GRAPH = {f"knowledge_graph/{name}" for name in ("graph.json", "graph.safetensors", "nodes.parquet")}
+PROCESSOR = {"README.md", SHIM, "processor_config.json", "items.parquet", "users.parquet", "tokenizer.json",
+             "tokenizer_config.json", *GRAPH}  # fmt: skip
+RETRIEVER = {"retriever/config.json", "retriever/model.safetensors"}
+
+
+@pytest.fixture
+def dataset(make_dataset, film_items):
+    return named_dataset(make_dataset, film_items)
+
+
+@pytest.fixture
+def whole(hub, dataset) -> Recommender:
+    push_backbone()
+    return recommender(dataset)
+
+
+def titles(hub, repo_id=RANKER, **revision):
+    return [commit.title for commit in hub.commits(repo_id, **revision)]
+
+
+# -- what goes up -----------------------------------------------------------------------------------------------------
+
+
+def test_a_model_with_an_adapter_goes_up_small_in_one_commit_and_comes_down_the_same(hub, whole, dataset):
+    done = whole.model.push_to_hub(RANKER)
+    files = uploaded(hub)
+    assert set(files) == MODEL
+    assert titles(hub) == ["Upload model with llamarec_lkg", "initial commit"]
+    assert done.oid == hub.commits(RANKER)[0].oid
+    assert not any(name.startswith(("language_model", "preference.user")) for name in load(files["model.safetensors"]))
+    assert all("lora" in name for name in load(files["adapter/adapter_model.safetensors"]))
+    config = json.loads(files["config.json"])
+    assert (config["num_users"], config["backbone_name_or_path"]) == (0, BACKBONE)
+    assert json.loads(files["adapter/adapter_config.json"])["base_model_name_or_path"] == BACKBONE
+    again = AutoModel.from_pretrained(RANKER)
+    assert type(again) is LlamaRecLKGForRanking
+    assert torch.equal(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
+    assert whole.model.preference.user_embedding is not None, "the model at hand is as it was"
+
+
+def test_weights_of_single_users_go_up_when_asked_for(hub, whole, dataset):
+    whole.model.push_to_hub(RANKER, include_user_embedding=True)
+    again = AutoModel.from_pretrained(RANKER)
+    found, wanted = (logits(model, whole.processor, dataset, known=True) for model in (again, whole.model))
+    assert torch.equal(found, wanted)
+    assert not torch.equal(wanted, logits(whole.model, whole.processor, dataset)), "they do make a difference"
+    assert "weights of single users" in ModelCard.load(RANKER).text
+
+
+def test_a_processor_goes_up_without_people(hub, whole, dataset):
+    whole.processor.push_to_hub(RANKER)
+    files = uploaded(hub)
+    assert set(files) == PROCESSOR and titles(hub) == ["Upload processor with llamarec_lkg", "initial commit"]
+    again = AutoProcessor.from_pretrained(RANKER)
+    assert type(again) is LlamaRecLKGProcessor
+    assert again.user_ids == () and again.relations == whole.processor.relations
+    whole.processor.check_model(whole.model.config)
+    again.check_model(whole.model.config)
+    column = again.relations.index(RATED)
+    batch, full = (proc([proc.example(["1", "2"], ["3", "4"])]) for proc in (again, whole.processor))
+    assert batch["evidence"].shape == full["evidence"].shape
+    assert not batch["evidence"][..., column].any() and full["evidence"][..., column].any()
+    others = [place for place in range(len(again.relations)) if place != column]
+    assert torch.equal(batch["evidence"][..., others], full["evidence"][..., others])
+    assert torch.equal(batch["path_input_ids"], full["path_input_ids"])
+
+
+def test_nothing_about_people_is_in_any_uploaded_byte(hub, whole):
+    whole.push_to_hub(RANKER)
+    assert set(uploaded(hub)) == MODEL | PROCESSOR | RETRIEVER
+    text = readable(uploaded(hub))
+    assert b"Insider, The" in text, "the search finds what is there"
+    for user in USERS:
+        assert user.encode() not in text and user.split("@")[0].encode() + b"@" not in text
+    graph = load(uploaded(hub)["knowledge_graph/graph.safetensors"])
+    assert not (graph["timestamps"] >= STAMP).any()
+    assert "no data about people" in uploaded(hub)["README.md"].decode()
+    again = Recommender.from_pretrained(RANKER)
+    offline = Recommender.from_pretrained(RANKER, local_files_only=True)  # what was downloaded is enough
+    assert offline.recommend(["1"]) == again.recommend(["1"])
+
+
+@pytest.mark.parametrize("users", [False, True])
+@pytest.mark.parametrize("interactions", [False, True])
+def test_people_go_up_only_as_far_as_asked_for(hub, whole, dataset, users, interactions):
+    whole.push_to_hub(RANKER, include_users=users, include_interactions=interactions)
+    text = readable(uploaded(hub))
+    assert all((user.encode() in text) is users for user in USERS)
+    assert ((load(uploaded(hub)["knowledge_graph/graph.safetensors"])["timestamps"] >= STAMP).any()) == interactions
+    again = Recommender.from_pretrained(RANKER)
+    assert again.processor.user_ids == (tuple(USERS) if users else ())
+    assert (again.model.preference.user_embedding is not None) is users
+    if interactions:  # an unknown user is read from a graph that knows as much, under whatever names
+        found, wanted = (logits(again.model, proc, dataset) for proc in (again.processor, whole.processor))
+        assert torch.allclose(found, wanted, atol=1e-6)
+    if users and interactions:
+        for user in USERS:
+            for found, wanted in zip(
+                again.recommend(["1", "4"], user=user), whole.recommend(["1", "4"], user=user), strict=True
+            ):
+                assert found.retrieval_score == pytest.approx(wanted.retrieval_score)
+                rounded = {"retrieval_score": 0, "score": 0, "reasons": [], "relations": {}}
+                assert replace(found, **rounded) == replace(wanted, **rounded)
+                assert found.score == pytest.approx(wanted.score)
+                shares = [{str(reason.text): reason.share for reason in item.reasons} for item in (found, wanted)]
+                assert shares[0] == pytest.approx(shares[1], abs=1e-5)
+
+
+def test_a_model_without_adapter_goes_up_whole_and_a_merged_one_too(hub, whole, dataset):
+    whole.model.merge_adapter().push_to_hub(RANKER)
+    assert set(uploaded(hub)) == {"README.md", SHIM, "config.json", "model.safetensors"}
+    names = set(load(uploaded(hub)["model.safetensors"]))
+    assert any(name.startswith("language_model.") for name in names)
+    assert not any(name.startswith("preference.user") for name in names)
+    again = AutoModel.from_pretrained(RANKER)
+    assert torch.equal(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
+
+
+def test_shards_lose_the_weights_of_users_too(hub, whole, dataset):
+    whole.model.merge_adapter().push_to_hub(RANKER, max_shard_size="40KB")
+    files = uploaded(hub)
+    shards = [name for name in files if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
+    assert len(shards) > 2 and "model.safetensors" not in files
+    index = json.loads(files["model.safetensors.index.json"])["weight_map"]
+    assert index.keys() == {name for shard in shards for name in load(files[shard])}
+    assert not any("preference.user" in name for name in index)
+    again = AutoModel.from_pretrained(RANKER)
+    assert torch.equal(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
+
+
+def test_saving_with_push_to_hub_is_saving_and_pushing(hub, whole, tmp_path):
+    whole.model.save_pretrained(tmp_path / "ranker", push_to_hub=True)
+    whole.processor.save_pretrained(tmp_path / "ranker", push_to_hub=True, private=True, repo_id="tester/processor")
+    assert set(uploaded(hub)) == MODEL and "private" not in (tmp_path / "ranker" / "config.json").read_text()
+    assert set(uploaded(hub, "tester/processor")) == PROCESSOR and hub.repository("tester/processor").private
+    local = LlamaRecLKGForRanking.from_pretrained(tmp_path / "ranker")
+    assert local.preference.user_embedding is not None, "what is saved here is whole"
+    assert LlamaRecLKGProcessor.from_pretrained(tmp_path / "ranker").user_ids == tuple(USERS)
+    merged = whole.model.merge_adapter()
+    merged.save_pretrained(tmp_path / "whole", push_to_hub=True)
+    assert set(uploaded(hub, "tester/whole")) == {"README.md", SHIM, "config.json", "model.safetensors"}
+    assert "preference.user_embedding.weight" not in load(uploaded(hub, "tester/whole")["model.safetensors"])
+
+
+def test_what_an_older_push_left_goes_and_what_is_not_ours_stays(hub, whole):
+    whole.push_to_hub(RANKER, include_users=True, include_interactions=True)
+    api = HfApi()
+    for path in ("LICENSE", "adapter_config.json", "adapter_model.safetensors", "notes/adapter.txt"):
+        api.upload_file(path_or_fileobj=b"{}", path_in_repo=path, repo_id=RANKER)
+    whole.model.merge_adapter().push_to_hub(RANKER)
+    assert set(uploaded(hub)) == (MODEL | PROCESSOR | RETRIEVER | {"LICENSE", "notes/adapter.txt"}) - {
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    }
+    whole.processor.push_to_hub(RANKER)
+    assert not any(user.encode() in readable(uploaded(hub)) for user in USERS)
+
+
+def test_a_card_that_is_there_stays_and_a_new_one_is_valid_and_runs(hub, whole, capsys):
+    for repo_id, push in (
+        (RANKER, whole.push_to_hub),
+        ("tester/model", whole.model.push_to_hub),
+        ("tester/processor", whole.processor.push_to_hub),
+        ("tester/two", Recommender(whole.model, whole.processor).push_to_hub),
+    ):
+        push(repo_id, tags=["films"])
+        card = ModelCard.load(repo_id)
+        card.validate()
+        assert "films" in card.data.tags and card.data.library_name == "llamarec_lkg"
+        assert card.data.to_dict().get("base_model") == (None if repo_id == "tester/processor" else BACKBONE)
+        (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+        assert len([line for line in snippet.splitlines() if line]) == 3
+        exec(snippet, {})
+    assert "Recommendation(" in capsys.readouterr().out
+    HfApi().upload_file(path_or_fileobj=b"---\nlicense: mit\n---\nMine", path_in_repo="README.md", repo_id=RANKER)
+    whole.push_to_hub(RANKER)
+    assert uploaded(hub)["README.md"].endswith(b"Mine")
+    hub.fail("HEAD */README.md", "429", times=None)
+    with pytest.raises(LKGDataError, match="could not be asked for its card"):
+        whole.push_to_hub(RANKER)
+
+
+def test_a_card_says_of_people_what_is_true(hub, whole):
+    def section():
+        head, found, text = uploaded(hub)["README.md"].decode().partition("\n## Data about people\n\n")
+        assert found and "## Data about people" not in text
+        return text
+
+    whole.push_to_hub(RANKER)
+    assert section().startswith("There is no data about people")
+    whole.processor.push_to_hub(RANKER, include_users=True, include_interactions=True)
+    assert "user ids, who rated what, and when" in section()
+    whole.model.push_to_hub(RANKER)
+    assert "user ids" in section(), "the processor's are still there"
+    whole.push_to_hub(RANKER, include_users=True)
+    assert "data about people: user ids, weights of single users." in section()
+    whole.push_to_hub(RANKER)
+    assert section().startswith("There is no data about people")
+
+
+def test_a_section_in_the_middle_of_a_card_is_replaced():
+    card = say_who_is_in_it("# A\n\n## Data about people\n\nbefore\n\n# B\n", ["include_users"])
+    assert card.startswith("# A\n\n## Data about people\n\nThis repository holds data about people: user ids.")
+    assert card.endswith("\n\n# B\n") and "before" not in card
+
+
+# -- the backbone's name ----------------------------------------------------------------------------------------------
+
+
+def test_a_backbone_that_is_a_folder_here_is_refused_or_named(hub, dataset, tmp_path):
+    backbone().save_pretrained(tmp_path / "secret-place")
+    push_backbone()
+    here = recommender(dataset, name=str(tmp_path / "secret-place"))
+    with pytest.raises(
+        LKGDataError, match=r"secret-place'?: no name that others can load. Give `backbone='owner/name'"
+    ):
+        here.push_to_hub(RANKER)
+    assert not hub.exists(RANKER)
+    here.push_to_hub(RANKER, backbone=BACKBONE)
+    assert b"secret-place" not in readable(uploaded(hub))
+    again = AutoModel.from_pretrained(RANKER)
+    assert torch.equal(logits(again, here.processor, dataset), logits(here.model, here.processor, dataset))
+    here.model.merge_adapter()
+    here.push_to_hub("tester/merged")
+    assert b"secret-place" not in readable(uploaded(hub, "tester/merged"))
+
+
+def test_no_folder_of_this_machine_is_named(hub, whole, tmp_path):
+    whole.save_pretrained(tmp_path / "run")
+    again = Recommender.from_pretrained(tmp_path / "run")
+    again.push_to_hub(RANKER)
+    again.model.merge_adapter()
+    again.push_to_hub("tester/merged")
+    for repo_id in (RANKER, "tester/merged"):
+        assert str(tmp_path).encode() not in readable(uploaded(hub, repo_id))
+
+
+# -- where it goes ----------------------------------------------------------------------------------------------------
+
+
+def test_revisions_pull_requests_and_private_repositories(hub, whole):
+    whole.push_to_hub("ranker", private=True, commit_message="one")  # without its owner
+    assert hub.repository(RANKER).private and titles(hub) == ["one", "initial commit"]
+    assert 'from_pretrained("tester/ranker")' in uploaded(hub)["README.md"].decode()
+    whole.model.fusion.evidence_weight.data.fill_(7.0)
+    whole.push_to_hub(RANKER, revision="v2", commit_message="two")
+    assert titles(hub) == ["one", "initial commit"] and titles(hub, revision="v2")[0] == "two"
+    weights = [
+        Recommender.from_pretrained(RANKER, revision=r).model.fusion.evidence_weight.item() for r in (None, "v2")
+    ]
+    assert weights == [2.0, 7.0]
+    done = whole.push_to_hub(RANKER, create_pr=True, commit_message="three")
+    assert done.pr_url and titles(hub)[0] == "one" and titles(hub, revision="refs/pr/1")[0] == "three"
+    assert AutoModel.from_pretrained(RANKER, revision="refs/pr/1").fusion.evidence_weight.item() == 7.0
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(hub, whole):
+    HfApi().create_repo(RANKER)
+    with pytest.raises(LKGDataError, match="exists already and is public"):
+        whole.push_to_hub(RANKER, private=True)
+    assert titles(hub) == ["initial commit"]
+
+
+def test_who_may_not_write_may_propose(hub, whole, tmp_path):
+    whole.push_to_hub(RANKER)
+    other = hub.add_account("other")
+    whole.model.fusion.evidence_weight.data.fill_(7.0)
+    with use_hub(hub, tmp_path / "other", token=other):
+        with pytest.raises(LKGDataError, match="could not be"):
+            whole.push_to_hub(RANKER)
+        assert whole.push_to_hub(RANKER, create_pr=True).pr_url
+    assert len(hub.commits(RANKER)) == 2
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "you/na me", ""])
+def test_an_id_has_an_owner_and_a_name(hub, whole, name):
+    with pytest.raises(LKGDataError, match="has the form 'owner/name'"):
+        whole.push_to_hub(name)
+
+
+# -- folders that are not whole ---------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_not_whole_is_not_pushed(hub, whole, tmp_path):
+    whole.save_pretrained(tmp_path / "run")
+    for path, said in (
+        ("adapter/adapter_model.safetensors", r"\['adapter/'\] is missing"),
+        ("model.safetensors", "'preference.bias', 'fusion.evidence_weight'"),
+        ("knowledge_graph/nodes.parquet", r"\['knowledge_graph/nodes.parquet'\] is missing"),
+    ):
+        (tmp_path / "run" / path).rename(tmp_path / "aside")
+        with pytest.raises(LKGDataError, match=said):
+            push_saved(tmp_path / "run", RANKER)
+        (tmp_path / "aside").rename(tmp_path / "run" / path)
+    with pytest.raises(LKGDataError, match="neither a model"):
+        push_saved(tmp_path, RANKER)
+    assert not hub.exists(RANKER)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    push_saved(tmp_path / "run", RANKER)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_what_else_lies_in_a_folder_stays_there(hub, whole, tmp_path):
+    folder = tmp_path / "run"
+    whole.save_pretrained(folder)
+    for name in ("hf_token.json", "training_args.json", "optimizer.pt", "checkpoint-5/model.safetensors",
+                 "adapter/optimizer.bin", "retriever/log.json", "retriever/stage.json", "config.yaml"):  # fmt: skip
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("private")
+    assert main(["push", str(folder), RANKER, "--private", "--commit-message", "from the shell"]) == 0
+    assert set(uploaded(hub)) == MODEL | PROCESSOR | RETRIEVER
+    assert hub.repository(RANKER).private and titles(hub)[0] == "from the shell"
+
+
+def test_the_command_says_what_is_wrong_and_where_it_went(hub, whole, tmp_path, capsys):
+    assert main(["push", str(tmp_path), RANKER]) == 1
+    assert "holds neither a model" in capsys.readouterr().err
+    whole.save_pretrained(tmp_path / "run")
+    assert main(["push", str(tmp_path / "run"), "tester/other"]) == 0 and hub.exists("tester/other")
+    assert main(["recommend", "--model", "tester/other", "--history", "1", "-k", "2"]) == 0
+    assert "  2. " in capsys.readouterr().out
+    assert main(["push", str(tmp_path / "run"), RANKER, "--create-pr", "--include-users"]) == 0
+    assert capsys.readouterr().out.strip().endswith(f"{RANKER}/discussions/1")
+    text = readable(uploaded(hub, revision="refs/pr/1"))
+    assert all(user.encode() in text for user in USERS)
+
+
+@pytest.mark.parametrize(
+    "path, pattern, fits",
+    [
+        ("a/config.json", "*.json", False),
+        ("a/config.json", "*/config.json", True),
+    ],
+)
+def test_a_star_stops_at_a_slash(path, pattern, fits):
+    assert matches(path, [pattern]) is fits
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "match, how",
+    [
+        ("POST */commit/*", "cut"),
+        ("POST */commit/*", "reset"),
+        ("POST */commit/*", "lost"),
+        ("PUT *", "cut"),
+        ("PUT *", "500"),
+        ("POST *.git/info/lfs/objects/batch", "429"),
+        ("POST */preupload/*", "429"),
+    ],
+)
+def test_a_failure_that_passes_is_retried(hub, whole, match, how):
+    failure = hub.fail(match, how)
+    whole.push_to_hub(RANKER)
+    assert failure.happened == 1
+    assert titles(hub) == ["Upload model, processor, retriever with llamarec_lkg", "initial commit"]
+    assert set(uploaded(hub)) == MODEL | PROCESSOR | RETRIEVER
+
+
+def test_an_answer_that_never_comes_is_asked_for_again(hub, whole):
+    failure = hub.fail("POST */commit/*", "timeout", seconds=0.2)
+    whole.push_to_hub(RANKER)
+    assert failure.happened == 1 and len(hub.commits(RANKER)) == 2
+
+
+@pytest.mark.parametrize(
+    "match, how, said",
+    [
+        ("POST /api/repos/create", "401", "could not be opened for writing .*401"),
+        ("POST /api/repos/create", "cut", "could not be opened for writing"),
+        (
+            "POST */commit/*",
+            "401",
+            "could not be pushed to 'tester/ranker' .*401.*Nothing of it is visible there, since",
+        ),
+        ("POST */commit/*", "429", "could not be pushed to 'tester/ranker' .*429"),
+        ("POST */commit/*", "500", "could not be pushed to 'tester/ranker' .*500"),
+        ("POST */commit/*", "cut", "could not be pushed to 'tester/ranker' .*or all of it, if only the last answer"),
+        ("PUT *", "500", "could not be pushed to 'tester/ranker'"),
+        ("PUT *", "reset", "could not be pushed to 'tester/ranker'"),
+        ("POST */preupload/*", "429", "could not be pushed to 'tester/ranker'"),
+    ],
+)
+def test_a_failure_that_stays_is_told_and_leaves_nothing(hub, whole, tmp_path, match, how, said):
+    whole.save_pretrained(tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    failure = hub.fail(match, how, times=None)
+    with pytest.raises(LKGDataError, match=f"(?s){said}.*push again"):
+        push_saved(tmp_path / "run", RANKER)
+    assert failure.happened
+    assert not hub.exists(RANKER) or titles(hub) == ["initial commit"]
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    failure.times = failure.happened  # the trouble is over
+    push_saved(tmp_path / "run", RANKER)
+    assert set(uploaded(hub)) == MODEL | PROCESSOR | RETRIEVER
+
+
+def test_a_lost_answer_to_a_pull_request_does_not_open_a_second_one(hub, whole):
+    whole.push_to_hub(RANKER)
+    whole.model.fusion.evidence_weight.data.fill_(7.0)
+    hub.fail("POST */commit/*", "lost", times=None)
+    with pytest.raises(LKGDataError, match="or all of it, if only the last answer was lost"):
+        whole.push_to_hub(RANKER, create_pr=True)
+    assert len(hub.calls("POST */commit/*")) == len(hub.calls("POST */tester/ranker/commit/*")) + 1
+    assert "refs/pr/1" in hub.repository(RANKER).refs and "refs/pr/2" not in hub.repository(RANKER).refs
+
+
+def test_a_wrong_token_is_told(hub, whole):
+    with pytest.raises(LKGDataError, match="Give 'owner/name', and log in"):
+        whole.push_to_hub("ranker", token="hf_wrong")
+    with pytest.raises(
+        LKGDataError, match=r"(?s)tester/ranker' could not be .*401.*Nothing was uploaded.*hf auth whoami"
+    ):
+        whole.push_to_hub(RANKER, token="hf_wrong")
+
+
+def test_graphs_go_up_as_large_files(hub, whole):
+    whole.push_to_hub(RANKER)
+    stored = {path for path, file in hub.commits(RANKER)[0].files.items() if file.lfs}
+    assert {"knowledge_graph/graph.safetensors", "model.safetensors", "retriever/model.safetensors"} <= stored
+    assert Recommender.from_pretrained(RANKER).processor.knowledge_graph.num_edges

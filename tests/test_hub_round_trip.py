@@ -1,0 +1,332 @@
+"""From training to the Hub and back: the trainer's pushes, new processes, and a process that lacks the package."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hub_client import ROOT, run_python, use_hub
+from hub_world import BACKBONE, LORA, RANKER, USERS, named_dataset, push_backbone, readable, recommender, uploaded
+from huggingface_hub import ModelCard
+from peft import LoraConfig
+from tiny import examples, processor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llamarec_lkg import (
+    KnowledgeGraph,
+    LKGDataError,
+    LlamaRecLKGForRanking,
+    LlamaRecLKGProcessor,
+    LlamaRecLKGTrainer,
+    LlamaRecLKGTrainingArguments,
+    LRURecConfig,
+    LRURecForRetrieval,
+    Recommender,
+    load_dataset_bundle,
+    prepare_dataset,
+)
+from llamarec_lkg.backbones import SMOLLM2_NAME, resolve_backbone
+from llamarec_lkg.cli import main
+from llamarec_lkg.evaluation import Report
+from llamarec_lkg.modeling_lrurec import LRURecRetriever
+from llamarec_lkg.storage import cache_dir
+
+
+pytestmark = pytest.mark.hub
+SMALL = {"config.json", "model.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+
+
+@pytest.fixture
+def dataset(make_dataset, film_items):
+    return named_dataset(make_dataset, film_items)
+
+
+@pytest.fixture
+def trainer(hub, dataset, tmp_path):
+    """`trainer(**arguments)`, with two epochs of two steps each."""
+    push_backbone()
+
+    def make(model=BACKBONE, folder=tmp_path / "run", **settings):
+        defaults = {
+            "per_device_train_batch_size": 4,
+            "num_train_epochs": 2,
+            "heads_warm_up_epochs": 1,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "save_strategy": "epoch",
+            "hub_model_id": RANKER,
+        }
+        return LlamaRecLKGTrainer(
+            model,
+            LlamaRecLKGTrainingArguments(str(folder), **{**defaults, **settings}),
+            examples(dataset, count=8),
+            None,
+            processor(dataset),
+            peft_config=LORA,
+            retriever=LRURecForRetrieval(LRURecConfig(num_items=6, hidden_size=8)),
+        )
+
+    return make
+
+
+def titles(hub, **revision):
+    return [commit.title for commit in hub.commits(RANKER, **revision)]
+
+
+# -- the trainer ------------------------------------------------------------------------------------------------------
+
+
+def test_the_trainer_pushes_all_that_a_recommender_needs(hub, trainer, tmp_path):
+    run = trainer(save_strategy="no")
+    run.train()
+    run.push_to_hub(license="mit")
+    files = uploaded(hub)
+    assert SMALL | {"retriever/model.safetensors", "knowledge_graph/graph.json", "README.md"} <= set(files)
+    assert not any("checkpoint" in name or "args" in name or name.endswith(".bin") for name in files)
+    assert titles(hub) == ["End of training", "initial commit"]
+    text = readable(files)
+    assert not any(user.encode() in text for user in USERS) and str(tmp_path).encode() not in text
+    card = ModelCard.load(RANKER)
+    card.validate()
+    assert (card.data.license, card.data.base_model) == ("mit", BACKBONE)
+    assert f'from_pretrained("{RANKER}")' in card.text and "optimiser steps" in card.text
+    assert Recommender.from_pretrained(RANKER).recommend(["1"], k=2)
+    local = Recommender.from_pretrained(tmp_path / "run")
+    assert local.processor.user_ids == tuple(USERS), "what is saved here is whole"
+
+
+def test_the_command_pushes_a_run_with_its_report_in_the_card(hub, trainer, tmp_path):
+    run = trainer(save_strategy="no")
+    run.train()
+    run.save_model()
+    ranks = {"retriever": np.array([1, 2, 3, 4]), "ranker": np.array([1, 1, 2, 3])}
+    protocol = {"dataset": "films", "split": "test"}
+    Report.from_ranks(ranks, np.ones(4, dtype=bool), protocol, resamples=50).save(tmp_path / "run")
+    assert main(["push", str(tmp_path / "run"), RANKER]) == 0
+    card = ModelCard.load(RANKER)
+    card.validate()
+    assert {result.dataset_name for result in card.data.eval_results} and card.data.model_name == RANKER
+    assert f'from_pretrained("{RANKER}")' in card.text and "films" in card.text
+    assert str(tmp_path).encode() not in readable(uploaded(hub)) and "report.json" not in uploaded(hub)
+
+
+def test_every_save_pushes_a_small_form(hub, trainer):
+    run = trainer(push_to_hub=True, hub_strategy="every_save", hub_private_repo=True, hub_always_push=True)
+    assert hub.repository(RANKER).private, "made before training, so that nothing is lost after it"
+    run.train()
+    run.push_to_hub()
+    assert titles(hub) == [
+        "End of training",
+        "Training in progress, epoch 2",
+        "Training in progress, epoch 1",
+        "initial commit",
+    ]
+    for commit in hub.commits(RANKER)[:-1]:
+        files = {path: file.content for path, file in commit.files.items()}
+        assert set(files) >= SMALL
+        assert not any("checkpoint" in path or path.endswith((".pt", ".bin", ".pth")) for path in files)
+        assert not any(user.encode() in readable(files) for user in USERS)
+
+
+def test_hub_strategy_end_waits_and_revisions_and_people_are_arguments(hub, trainer):
+    run = trainer(push_to_hub=True, hub_strategy="end", hub_revision="v1", hub_include_users=True,
+                  hub_include_interactions=True)  # fmt: skip
+    run.train()
+    assert titles(hub, revision="v1") == ["initial commit"]
+    run.save_model()  # pushes, as upstream does with push_to_hub=True
+    assert titles(hub, revision="v1") == ["Model save", "initial commit"] and titles(hub) == ["initial commit"]
+    assert all(user.encode() in readable(uploaded(hub, revision="v1")) for user in USERS)
+    assert run.push_to_hub(blocking=False, commit_message="later").result().oid
+
+
+@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
+def test_whole_checkpoints_are_not_published(hub, trainer, strategy):
+    with pytest.raises(LKGDataError, match=f"hub_strategy='{strategy}' would publish whole checkpoints"):
+        trainer(push_to_hub=True, hub_strategy=strategy)
+    assert not hub.exists(RANKER)
+
+
+def test_what_cannot_be_pushed_is_told_before_training(hub, trainer, tmp_path):
+    AutoModelForCausalLM.from_pretrained(BACKBONE).save_pretrained(tmp_path / "here")
+    with pytest.raises(LKGDataError, match="no name that others can load.*`hub_backbone`"):
+        trainer(str(tmp_path / "here"), push_to_hub=True)
+    with pytest.raises(LKGDataError, match="could not be opened"):
+        trainer(push_to_hub=True, hub_token="hf_wrong")
+    run = trainer(str(tmp_path / "here"), push_to_hub=True, hub_backbone=BACKBONE, save_strategy="no")
+    run.train()
+    run.push_to_hub()
+    assert str(tmp_path).encode() not in readable(uploaded(hub))
+
+
+def test_a_push_that_fails_in_between_does_not_end_training(hub, trainer, caplog, tmp_path):
+    run = trainer(push_to_hub=True, hub_always_push=True)
+    failure = hub.fail("POST */commit/*", "401", times=2)
+    with caplog.at_level(logging.WARNING, "llamarec_lkg.trainer_hub"):
+        logging.getLogger("transformers").propagate = True
+        run.train()
+    assert failure.happened == 2 and run.state.global_step == 4
+    assert titles(hub) == ["initial commit"]
+    hub.fail("POST */commit/*", "401")
+    with pytest.raises(LKGDataError, match="could not be pushed"):
+        run.push_to_hub()
+    assert Recommender.from_pretrained(tmp_path / "run").recommend(["1"], k=1), "nothing is lost"
+    run.push_to_hub()
+    assert titles(hub) == ["End of training", "initial commit"]
+
+
+# -- new processes ----------------------------------------------------------------------------------------------------
+
+WORLD = f"""
+import sys
+sys.path[:0] = [{str(ROOT / "tests")!r}]
+import json, torch, pandas as pd
+from pathlib import Path
+from conftest import _bundle
+from hub_world import *
+from llamarec_lkg import *
+from llamarec_lkg.dataset import PreprocessingSettings
+from transformers import AutoModel, AutoProcessor
+
+ITEMS = pd.DataFrame({{"item_id": range(1, 7), "title": list("ABCDEF"), "GENRE_IS": list("xxyyzz")}})
+
+def make(rows, items):
+    return SequenceDataset.from_bundle(_bundle(rows, items), PreprocessingSettings(1, 1))
+
+dataset = named_dataset(make, ITEMS)
+
+def train(model, proc, folder):
+    args = LlamaRecLKGTrainingArguments(folder, per_device_train_batch_size=4, num_train_epochs=1, use_cpu=True,
+        heads_warm_up_epochs=2, disable_tqdm=True, save_strategy="no", hub_model_id=RANKER)
+    trainer = LlamaRecLKGTrainer(model, args, examples(dataset, count=8), None, proc,
+                                 peft_config=LORA if isinstance(model, str) else None)
+    trainer.train()
+    return trainer
+
+def write(name, values):
+    Path(name).write_text(json.dumps(values.tolist()))
+"""
+
+
+def test_train_push_load_the_same_scores_train_on_and_push_again(hub_server, tmp_path):
+    """Each step in a process of its own, over HTTP; scores are those of the pushed parts, bit for bit."""
+    with use_hub(hub_server, tmp_path / "maker"):
+        push_backbone()
+    first = """
+    trainer = train(BACKBONE, processor(dataset), "run")
+    trainer.push_to_hub()
+    write("pushed.json", logits(trainer.model.eval(), processor(dataset).fit(examples(dataset, count=8)), dataset))
+    """
+    second = """
+    import llamarec_lkg
+    model = AutoModel.from_pretrained(RANKER)
+    local = processor(dataset).fit(examples(dataset, count=8))
+    write("loaded.json", logits(model, local, dataset))
+    write("public.json", logits(model, AutoProcessor.from_pretrained(RANKER), dataset))
+    """
+    third = """
+    proc = AutoProcessor.from_pretrained(RANKER)
+    model = LlamaRecLKGForRanking.from_pretrained(RANKER, is_trainable=True)
+    before = logits(model, proc, dataset)
+    write("before.json", before)
+    trainer = train(model, proc, "run2")
+    after = logits(trainer.model.eval(), proc, dataset)
+    assert not torch.equal(before, after)
+    trainer.push_to_hub(commit_message="trained on")
+    write("again.json", after)
+    """
+    fourth = """
+    proc = AutoProcessor.from_pretrained(RANKER)
+    write("last.json", logits(AutoModel.from_pretrained(RANKER), proc, dataset))
+    """
+    home = tmp_path / "user"
+    for step in (first, second, third, fourth):
+        run_python(hub_server, WORLD + textwrap.dedent(step), home)
+    found = {path.stem: json.loads(path.read_text()) for path in home.glob("*.json")}
+    assert found["loaded"] == found["pushed"], "bitwise: json keeps every digit of a float"
+    assert found["before"] == found["public"] != found["again"] == found["last"]
+    assert [c.title for c in hub_server.commits(RANKER)] == ["trained on", "End of training", "initial commit"]
+
+
+@pytest.fixture
+def published(hub_server, dataset, tmp_path):
+    with use_hub(hub_server, tmp_path / "maker"):
+        push_backbone()
+        recommender(dataset).push_to_hub(RANKER)
+    return hub_server
+
+
+REMOTE = f"""
+from transformers import AutoConfig, AutoModel, AutoProcessor
+loaded = []
+for trust in (True, False):
+    for kind in (AutoConfig, AutoModel, AutoProcessor):
+        try:
+            loaded.append(kind.from_pretrained({RANKER!r}, trust_remote_code=trust))
+            print(trust, type(loaded[-1]).__name__)
+        except (ImportError, ValueError) as error:
+            print(trust, type(error).__name__, str(error).replace(chr(10), " "))
+"""
+# what remote code loaded is saved without a copy of the package's code
+SAVE = """
+for part in loaded[1:3]:
+    part.save_pretrained("copy")
+loaded[1].merge_adapter().save_pretrained("whole")
+"""
+
+
+def test_a_virtual_environment_without_the_package_and_then_with_it(published, tmp_path):
+    """What the package needs is seen through the parent's; the package is installed as its wheel would be."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
+    (site / "parent.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+    home = tmp_path / "user"  # the same caches both times
+    options = {"python": str(tmp_path / "venv" / "bin" / "python"), "variables": {"PYTHONPATH": None}}
+
+    lines = run_python(published, REMOTE, home, **options).stdout.splitlines()
+    assert len(lines) == 6
+    for line in lines[:3]:
+        assert line.startswith("True ImportError") and "Run `pip install llamarec-lkg` and load it again." in line
+    for line in lines[3:]:  # without trust nothing else is returned: not the tokenizer, not a plain backbone
+        assert line.startswith("False ValueError") and "trust_remote_code=True" in line
+
+    shutil.copytree(ROOT / "llamarec_lkg", site / "llamarec_lkg")
+    shutil.copytree(ROOT / "hub_cards", site / "llamarec_lkg" / "hub_cards")
+    lines = run_python(published, REMOTE + SAVE, home, **options).stdout.splitlines()
+    names = ["LlamaRecLKGConfig", "LlamaRecLKGForRanking", "LlamaRecLKGProcessor"]
+    assert lines == [f"{trust} {name}" for trust in (True, False) for name in names]
+    for folder in ("copy", "whole"):
+        assert [path.name for path in (home / folder).glob("*.py")] == ["modeling_llamarec_lkg_hub.py"]
+        content = json.loads((home / folder / "config.json").read_text())
+        assert content["auto_map"]["AutoModel"] == "modeling_llamarec_lkg_hub.LlamaRecLKGForRanking"
+
+
+# -- size -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_repository_of_a_135m_base_with_the_ml_100k_graph_is_small(hub, shared_cache):
+    if not (cache_dir() / "backbones" / SMOLLM2_NAME).exists() or not (cache_dir() / "ml-100k").exists():
+        pytest.skip("the quickstart's data and backbone are not in the cache")
+    bundle = load_dataset_bundle("ml-100k")
+    dataset = prepare_dataset(bundle)
+    graph = KnowledgeGraph.from_dataset(dataset, bundle.triples)
+    items = dataset.items
+    tokens = AutoTokenizer.from_pretrained(resolve_backbone(SMOLLM2_NAME))
+    proc = LlamaRecLKGProcessor(tokens, graph, items.ids, items.titles, dataset.user_ids)
+    model = LlamaRecLKGForRanking.from_backbone(SMOLLM2_NAME, proc.model_config(), dtype=torch.bfloat16)
+    assert 130e6 < model.num_parameters() < 140e6
+    model.add_adapter(LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    retriever = LRURecForRetrieval(LRURecConfig(num_items=dataset.num_items))
+    whole = Recommender(model, proc, LRURecRetriever(retriever.eval()))
+    for shared in (False, True):
+        whole.push_to_hub(RANKER, include_users=shared, include_interactions=shared)
+        sizes = {path: len(content) for path, content in uploaded(hub).items()}
+        assert sum(sizes.values()) < 25e6, sizes
+    assert json.loads(uploaded(hub)["config.json"])["backbone_name_or_path"] == SMOLLM2_NAME
+    card = ModelCard.load(RANKER)
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct" and SMOLLM2_NAME in card.text
