@@ -16,8 +16,8 @@ and planted weights of mixed users are apart (total variation); and NDCG@10 besi
     no-graph   both routes, on a graph without edges
 
 In the default world counting the ties of a history would do as well, and the evidence's half-life says that users look
-at the last item: the question is whether the loss of the choices gets there, by each route. `--history-length 10
---strength 3 --half-life 1` is a harder world.
+at the last item: the question is whether the loss of the choices gets there, by each route. `--history-length 4
+--strength 2 --noise 0.2 --half-life 1` is a harder world.
 
 The language model is a Llama of two layers with random weights: what matters here is whether its loss reaches the
 preferences, not what it knew before. `outputs/planted/report.json` holds the means over seeds, and each seed's values.
@@ -211,7 +211,8 @@ def main() -> None:
     print("\n| variant | " + " | ".join(columns) + " |\n|" + " --- |" * (1 + len(columns)))
     for name, row in variants.items():
         print(f"| {name} | " + " | ".join(f"{row[column]:.3f}" for column in columns) + " |")
-    print("| counting ties | " + " | ".join(f"{report['counting'].get(c, float('nan')):.3f}" for c in columns) + " |")
+    known = {column: f"{value:.3f}" for column, value in report["counting"].items()}
+    print("| counting ties | " + " | ".join(known.get(column, "") for column in columns) + " |")
     print(f"\nwritten to {args.output / 'report.json'}")
 
 
