@@ -19,6 +19,7 @@ from .schema import RATED, RankingExample, clean_text
 from .storage import atomic_file
 
 
+FAINT = 0.05  # of the strongest path's share
 LANGUAGE_MODEL, RETRIEVER, PATH, OTHER_PATHS = "language model", "retriever", "path", "other paths"
 
 
@@ -170,11 +171,12 @@ def evidence_paths(
 
 def _varied(paths: Sequence[Reason]) -> list[Reason]:
     """The first path through each entity in their order, then the second of each, ...: four films of one year are one
-    thing to say."""
+    thing to say. What weighs next to nothing beside the strongest comes last."""
     seen: Counter[tuple[str | None, str]] = Counter()
     turns = []
     for reason in paths:
-        turns.append(seen[_shared(reason)])
+        faint = abs(reason.share) < FAINT * abs(paths[0].share)
+        turns.append((faint, seen[_shared(reason)]))
         seen[_shared(reason)] += 1
     return [paths[place] for place in sorted(range(len(paths)), key=lambda place: (turns[place], place))]
 
@@ -206,7 +208,10 @@ def draw_reasons(items: Sequence[Recommendation], path: str | Path) -> None:
     labels = {}
     for item in items:
         others = [reason for reason in item.reasons if reason.kind != PATH]
-        lines = [f"{r.share:+.2f} {_short(r.text if r.relation else r.kind, 34)}" for r in others]
+        shown = [reason for reason in others if abs(reason.share) >= 0.005]
+        lines = [f"{r.share:+.2f} {_short(r.text if r.relation else r.kind, 34)}" for r in shown]
+        if len(shown) < len(others):
+            lines.append(f"{len(others) - len(shown)} below 0.01")
         labels[item.item_id] = "\n".join([f"{_short(item.title)}  {item.score:+.2f}", *lines])
     columns = [
         _heights(dict.fromkeys((reason.nodes[0] for _, reason in reasons), 1)),
