@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     recommend.add_argument("--model", required=True, help="folder or Hub id of a trained model")
     recommend.add_argument("--history", nargs="*", default=[], metavar="ITEM", help="raw item ids, oldest first")
-    recommend.add_argument("--user", help="raw user id; unknown users are the average user")
+    recommend.add_argument("--user", help="raw user id; without --history, a known user's ratings are it")
     recommend.add_argument(
         "--candidates", nargs="*", metavar="ITEM", help="rank these instead of what the retriever finds"
     )
@@ -181,6 +181,11 @@ def _recommend(args: argparse.Namespace) -> None:
 
     _require_model(args.model)
     recommender = Recommender.from_pretrained(args.model)
+    processor = recommender.processor
+    if not args.history and args.user is not None and processor.user_index(args.user):
+        args.history = [processor.item_ids[item - 1] for item in processor.known_history(args.user)]
+    if not args.history:
+        print("No history: ranked for nobody in particular, by retriever and titles alone.", file=sys.stderr)
     items = recommender.recommend(args.history, user=args.user, candidates=args.candidates, k=args.k)
     if args.json:
         print(json.dumps([dataclasses.asdict(item) for item in items], ensure_ascii=False, indent=2))

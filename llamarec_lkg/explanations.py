@@ -19,6 +19,7 @@ from .schema import RATED, RankingExample, clean_text
 from .storage import atomic_file
 
 
+SHOWN_REASONS = 4  # in print
 FAINT = 0.05  # of the strongest path's share
 LANGUAGE_MODEL, RETRIEVER, PATH, OTHER_PATHS = "language model", "retriever", "path", "other paths"
 
@@ -68,7 +69,7 @@ class Recommendation:
         score (`float`): the ranker's logit; comparable within one pass, so not across windows of a long list.
         retrieval_score (`float`): the first stage's.
         relations (`dict[str, float]`): part of the score that came through each relation of the graph, largest first.
-        paths (`list[str]`): the paths from the history that spoke for it most.
+        paths (`list[str]`): the named paths from the history, in the order of `reasons`; none runs through users.
         reasons (`list[Reason]`): the whole score taken apart, largest share first; their shares sum to `score`.
             Empty where there was nothing to compare with: a list of one is not ranked.
     """
@@ -83,7 +84,8 @@ class Recommendation:
     reasons: list[Reason] = field(default_factory=list)
 
     def __str__(self) -> str:
-        reasons = "".join(f"\n      {path}" for path in self.paths)
+        told = [reason for reason in self.reasons if abs(reason.share) >= 0.01 * abs(self.score)][:SHOWN_REASONS]
+        reasons = "".join(f"\n      {reason.share:+.3f}  {reason.text}" for reason in told)
         return f"{self.rank:>3}. {self.title}  [{self.item_id}]  {self.score:+.3f}{reasons}"
 
     def sentence(self, count: int = 3) -> str:
@@ -210,6 +212,8 @@ def draw_reasons(items: Sequence[Recommendation], path: str | Path) -> None:
         others = [reason for reason in item.reasons if reason.kind != PATH]
         shown = [reason for reason in others if abs(reason.share) >= 0.005]
         lines = [f"{r.share:+.2f} {_short(r.text if r.relation else r.kind, 34)}" for r in shown]
+        if drawn := [reason.share for reason in item.reasons if reason.kind == PATH]:
+            lines.append(f"{sum(drawn):+.2f} the paths drawn")
         if len(shown) < len(others):
             lines.append(f"{len(others) - len(shown)} below 0.01")
         labels[item.item_id] = "\n".join([f"{_short(item.title)}  {item.score:+.2f}", *lines])

@@ -227,6 +227,17 @@ class KnowledgeGraph:
         items[np.asarray(self.item_nodes)[present]] = present
         return items
 
+    def rated_items(self, user: str) -> np.ndarray:
+        """Dense items that the user with this key has rated, oldest first, shape (M,)."""
+        if RATED not in self.relations or USER not in self.entity_types:
+            return np.zeros(0, dtype=np.int64)
+        is_user = np.asarray(self.node_types) == self.entity_types.index(USER)
+        nodes = np.flatnonzero(is_user & (np.asarray(self.node_keys).astype(str) == user))
+        edges = np.flatnonzero(np.isin(self.edge_sources(), nodes))
+        edges = edges[np.asarray(self.edge_relations)[edges] == 2 * self.relations.index(RATED)]
+        items = self.item_of_node()[np.asarray(self.targets)[edges]]
+        return items[np.lexsort((items, np.asarray(self.timestamps)[edges]))].astype(np.int64)
+
     def describe(self) -> str:
         counts = np.bincount(np.asarray(self.edge_relations) // 2, minlength=len(self.relations))
         parts = ", ".join(f"{name} {count:,}" for name, count in zip(self.relations, counts, strict=True))

@@ -48,7 +48,7 @@ from .hub_repository import (
     take_push_options,
     write_shim,
 )
-from .knowledge_graph import USER, KnowledgeGraph
+from .knowledge_graph import KnowledgeGraph
 from .schema import (
     ITEM_ID,
     RATED,
@@ -317,20 +317,16 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         Raises:
             LKGDataError: the user is not known.
         """
+        if not self.user_ids:
+            raise LKGDataError(
+                "This model was saved without its users. Give the history with --history or `history=`."
+            )
         if str(user) not in self.dense_user:
             raise LKGDataError(
                 f"User {user!r} is not one of the {len(self.user_ids):,} known users. Known ids look like "
                 f"{list(self.user_ids[:3])}; for anybody else give the history."
             )
-        graph = self.knowledge_graph
-        if RATED not in graph.relations or USER not in graph.entity_types:
-            return np.zeros(0, dtype=np.int64)
-        is_user = np.asarray(graph.node_types) == graph.entity_types.index(USER)
-        nodes = np.flatnonzero(is_user & (np.asarray(graph.node_keys).astype(str) == str(user)))
-        edges = np.flatnonzero(np.isin(graph.edge_sources(), nodes))
-        edges = edges[np.asarray(graph.edge_relations)[edges] == 2 * graph.relations.index(RATED)]
-        items = graph.item_of_node()[np.asarray(graph.targets)[edges]]
-        return items[np.lexsort((items, np.asarray(graph.timestamps)[edges]))].astype(np.int64)
+        return self.knowledge_graph.rated_items(str(user))
 
     def user_index(self, user: str | None) -> int:
         """Dense id of a raw user id; 0, the average user, where it is None or not known."""
