@@ -314,7 +314,8 @@ def _publish_processor(source: Path, target: Path, chosen: list[str], users: boo
         pd.DataFrame({USER_ID: pd.Series([], dtype=str)}).to_parquet(target / USERS_FILE)
     if not (users and interactions):
         graph = KnowledgeGraph.from_pretrained(source / GRAPH_FOLDER)
-        graph = graph.with_numbered_people() if interactions else graph.without_people()
+        known = pd.read_parquet(source / USERS_FILE)[USER_ID].astype(str).tolist()
+        graph = graph.with_numbered_people(known) if interactions else graph.without_people(known)
         shutil.rmtree(target / GRAPH_FOLDER)
         graph.save_pretrained(target / GRAPH_FOLDER)
 
