@@ -271,6 +271,40 @@ def test_a_card_says_of_people_what_is_true(hub, whole):
     assert section().startswith("There is no data about people")
 
 
+def test_a_card_remembers_what_another_part_holds(hub, whole):
+    whole.model.push_to_hub(RANKER, include_user_embedding=True)
+    whole.processor.push_to_hub(RANKER, include_interactions=True, include_user_embedding=True)
+    text = uploaded(hub)["README.md"].decode()
+    assert "about people: who rated what, and when, weights of single users." in text
+    whole.model.push_to_hub(RANKER)
+    assert "about people: who rated what, and when." in uploaded(hub)["README.md"].decode()
+    whole.processor.push_to_hub("tester/processor", include_interactions=True, include_user_embedding=True)
+    assert (
+        "weights" not in uploaded(hub, "tester/processor")["README.md"].decode().partition("## Data about people")[2]
+    )
+
+
+def test_a_new_branch_keeps_the_card_it_begins_with(hub, whole):
+    whole.push_to_hub(RANKER)
+    HfApi().upload_file(path_or_fileobj=b"---\nlicense: mit\n---\nMine", path_in_repo="README.md", repo_id=RANKER)
+    whole.push_to_hub(RANKER, revision="v2")
+    assert uploaded(hub, revision="v2")["README.md"].endswith(b"Mine")
+
+
+def test_an_adapter_of_somebody_else_is_not_deleted(hub, whole):
+    api = HfApi()
+    api.create_repo(RANKER)
+    for path in ("adapter_config.json", "adapter_model.safetensors", "config.json"):
+        api.upload_file(path_or_fileobj=b'{"model_type": "llama"}', path_in_repo=path, repo_id=RANKER)
+    whole.processor.push_to_hub(RANKER)
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(uploaded(hub))
+    before = len(hub.commits(RANKER))
+    for push in (whole.model.push_to_hub, whole.push_to_hub):
+        with pytest.raises(LKGDataError, match=r"adapter_model.safetensors'\] at its root and no ranker"):
+            push(RANKER)
+    assert len(hub.commits(RANKER)) == before
+
+
 def test_a_section_in_the_middle_of_a_card_is_replaced():
     card = say_who_is_in_it("# A\n\n## Data about people\n\nbefore\n\n# B\n", ["include_users"])
     assert card.startswith("# A\n\n## Data about people\n\nThis repository holds data about people: user ids.")
