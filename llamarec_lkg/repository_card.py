@@ -13,13 +13,13 @@ from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub import ModelCard as HubModelCard
 
 from .backbones import HUB_IDS, is_local
-from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .hub import ADVICE, HUB_ERRORS, template_text
 from .schema import LKGDataError
 from .storage import read_json
 
 
 RETRIEVER_FOLDER = "retriever"
+MODEL_TYPE = "llamarec_lkg"
 CONFIG_FILE, PROCESSOR_FILE, CARD_FILE = "config.json", "processor_config.json", "README.md"
 WITHOUT_PEOPLE = (
     "There is no data about people in this repository: no user ids, no weights of single users and no interactions "
@@ -58,7 +58,7 @@ def refuse_foreign_adapter(
         raise LKGDataError(
             f"{repo_id!r} could not be asked for its files ({error}). Nothing was uploaded. {ADVICE}"
         ) from error
-    if found and not (isinstance(config, dict) and config.get("model_type") == LlamaRecLKGConfig.model_type):
+    if found and not (isinstance(config, dict) and config.get("model_type") == MODEL_TYPE):
         raise LKGDataError(
             f"{repo_id!r} holds {found} at its root and no ranker: an adapter of its own, which would hide a ranker "
             "and would have to be deleted. Nothing was uploaded. Choose another id, or delete these files first."

@@ -278,9 +278,7 @@ def test_numbered_users_are_split_as_before(make_bundle):
 
 def with_friends(bundle):
     """Two users who trust each other in the triples; "12" is a user and an item of a linked entity, too."""
-    facts = pd.DataFrame(
-        {"head": ["ada@example.org", "m.1"], "relation": ["TRUSTS", "IN"], "tail": ["user-7", "12"]}
-    )
+    facts = pd.DataFrame({"head": ["ada@example.org", "m.1"], "relation": ["TRUSTS", "IN"], "tail": ["user-7", "12"]})
     return replace(bundle, triples=Triples.from_frame(facts, {"m.1": "007", "12": "b"}))
 
 
