@@ -19,14 +19,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .backbones import is_local
-from .hub import matches, push_files, template_text, whole_id
+from .hub import make_repository, matches, push_files, template_text, whole_id
 from .knowledge_graph import KnowledgeGraph
 from .repository_card import (
     CARD_FILE,
     CONFIG_FILE,
+    PART_OF,
     PROCESSOR_FILE,
     RETRIEVER_FOLDER,
     card_there,
+    refuse_foreign_adapter,
     say_who_is_in_it,
     short_card,
 )
@@ -193,22 +195,28 @@ def push_saved(
         repo_id = whole_id(repo_id, token)
         held = [name for name in parts if any(matches(path, PARTS[name]) for path in _paths(target))]
         card = card(repo_id) if callable(card) else card
-        present = card_there(repo_id, revision, token) if card is None else None
+        place = {"revision": revision, "token": token}
+        make_repository(repo_id, private=private, create_pr=create_pr, **place)  # a new branch begins with a card
+        if "model" in held:
+            refuse_foreign_adapter(repo_id, ROOT_ADAPTER, **place)
+        present = card_there(repo_id, **place) if card is None else None
         card = card or present or short_card(target, repo_id, tags)
-        shared, certain = [name for name, value in sharing.items() if value], {"model", "processor"} <= set(parts)
-        card = say_who_is_in_it(card, shared, certain=certain, add=present is None)
+        has_user_weights = "model" in held and bool(read_json(target / CONFIG_FILE).get("num_users"))
+        holds = {"processor": "processor" in held, "model": has_user_weights}
+        shared = [name for name, value in sharing.items() if value and holds[PART_OF[name]]]
+        card = say_who_is_in_it(card, shared, parts=parts, add=present is None)
         (target / CARD_FILE).write_text(card, encoding="utf-8")
         return push_files(
             repo_id,
             {path: target / path for path in _paths(target)},
             what=f"The {' and '.join(held)}",
-            replaces=[pattern for name in parts for pattern in PARTS[name]] + list(ROOT_ADAPTER),
+            replaces=[pattern for name in parts for pattern in PARTS[name]]
+            + (list(ROOT_ADAPTER) if "model" in held else []),
             private=private,
-            revision=revision,
             create_pr=create_pr,
             commit_message=commit_message or f"Upload {', '.join(held)} with llamarec_lkg",
             commit_description=commit_description,
-            token=token,
+            **place,
         )
 
 
@@ -314,7 +322,8 @@ def _publish_processor(source: Path, target: Path, chosen: list[str], users: boo
         pd.DataFrame({USER_ID: pd.Series([], dtype=str)}).to_parquet(target / USERS_FILE)
     if not (users and interactions):
         graph = KnowledgeGraph.from_pretrained(source / GRAPH_FOLDER)
-        graph = graph.with_numbered_people() if interactions else graph.without_people()
+        known = pd.read_parquet(source / USERS_FILE)[USER_ID].astype(str).tolist()
+        graph = graph.with_numbered_people(known) if interactions else graph.without_people(known)
         shutil.rmtree(target / GRAPH_FOLDER)
         graph.save_pretrained(target / GRAPH_FOLDER)
 

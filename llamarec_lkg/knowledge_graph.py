@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .storage import atomic_files, read_json, write_json
 FORMAT_VERSION = 1
 UNDATED = np.iinfo(np.int64).min
 USER, ITEM, ENTITY = "user", "item", "entity"
+PERSON = "person"  # an entity of the facts that is named like a user
 
 _ARRAYS = {
     "offsets": np.int64,
@@ -82,8 +83,9 @@ class KnowledgeGraph:
 
         Args:
             dataset: its training interactions become edges.
-            triples: further facts. Linked entities are the items themselves; a relation that is another one read
-                backwards (Freebase stores both directions) is merged with it.
+            triples: further facts. Linked entities are the items themselves; others that are named like a user stand
+                for people, and are published no more than users are. A relation that is another one read backwards
+                (Freebase stores both directions) is merged with it.
             include_heldout: add validation and test interactions, as the published graph does. A ranker evaluated
                 with such a graph has seen its answers; only the published counts need it.
             whole_values: attribute relations whose values of an item are joined into one entity ("Action|Crime"), as
@@ -116,7 +118,7 @@ class KnowledgeGraph:
                     builder.node(relation, _joined(values), _joined(values))
             builder.edges(relation, [a for a, _ in pairs], [b for _, b in pairs])
         if triples is not None:
-            builder.add_triples(triples, dict(zip(dataset.items.ids, items, strict=True)))
+            builder.add_triples(triples, dict(zip(dataset.items.ids, items, strict=True)), set(dataset.user_ids))
         return builder.build(item_nodes=[-1, *items])
 
     @classmethod
@@ -263,11 +265,18 @@ class KnowledgeGraph:
         permuted[order] = permuted[np.roll(order, 1)]  # one cycle through all items: none stays where it was
         return replace(self, item_nodes=permuted)
 
-    def people(self) -> np.ndarray:
-        """Which nodes stand for people, shape (N,): those of type "user", and whatever has RATED an item."""
-        people = np.zeros(self.num_nodes, dtype=bool)
-        if USER in self.entity_types:
-            people |= np.asarray(self.node_types) == self.entity_types.index(USER)
+    def people(self, user_ids: Sequence[str] = ()) -> np.ndarray:
+        """Which nodes stand for people, shape (N,): those of type "user" or "person", and whatever has RATED an item.
+
+        Args:
+            user_ids: of the users the graph goes with. In a graph without nodes of users, as one of facts alone,
+                entities with these keys are people, too.
+        """
+        kinds = [self.entity_types.index(kind) for kind in (USER, PERSON) if kind in self.entity_types]
+        people = np.isin(np.asarray(self.node_types), kinds)
+        if USER not in self.entity_types and ENTITY in self.entity_types and len(user_ids):
+            entities = np.asarray(self.node_types) == self.entity_types.index(ENTITY)
+            people |= entities & np.isin(self.node_keys.astype(str), np.asarray(user_ids, dtype=str))
         if RATED in self.relations:
             rated = np.asarray(self.edge_relations) // 2 == self.relations.index(RATED)
             people[self.edge_sources()[rated]] = people[np.asarray(self.targets)[rated]] = True
@@ -275,10 +284,10 @@ class KnowledgeGraph:
         people[items[items >= 0]] = False
         return people
 
-    def without_people(self) -> KnowledgeGraph:
-        """The graph without people and all their edges, as it may be published; the vocabulary stays, so a model still
-        fits."""
-        keep, nodes = ~self.people(), np.asarray(self.item_nodes)
+    def without_people(self, user_ids: Sequence[str] = ()) -> KnowledgeGraph:
+        """The graph without people (see [`people`]) and all their edges, as it may be published; the vocabulary stays,
+        so a model still fits."""
+        keep, nodes = ~self.people(user_ids), np.asarray(self.item_nodes)
         graph = self.without_relations([RATED])
         graph = graph._keep(keep[graph.edge_sources()] & keep[np.asarray(graph.targets)])
         place = np.cumsum(keep) - 1
@@ -292,13 +301,14 @@ class KnowledgeGraph:
             item_nodes=np.where(nodes >= 0, place[nodes], -1),
         )
 
-    def with_numbered_people(self) -> KnowledgeGraph:
-        """The graph with people named "1", "2", ... in an order that has nothing to do with their ids.
+    def with_numbered_people(self, user_ids: Sequence[str] = ()) -> KnowledgeGraph:
+        """The graph with people (see [`people`]) named "1", "2", ... in an order that has nothing to do with their
+        ids. Nodes that are named alike get the same number.
 
         The order follows a hash of the ids keyed with the graph: to undo it takes the raw data. Who knows part of what
         a person rated, and when, can still find the rest.
         """
-        people = np.flatnonzero(self.people())
+        people = np.flatnonzero(self.people(user_ids))
         digest = hashlib.sha256()
         for part in (self.offsets, self.targets, self.timestamps):
             digest.update(np.ascontiguousarray(part).data)
@@ -309,7 +319,10 @@ class KnowledgeGraph:
         order[people] = people[sorted(range(len(people)), key=hashes.__getitem__)]
         place = np.argsort(order)
         keys, names = self.node_keys[order].astype(object), self.node_names[order].astype(object)
-        keys[people], names[people] = [str(number) for number in range(1, len(people) + 1)], ""
+        numbers: dict[str, int] = {}
+        for raw in keys[people]:
+            numbers.setdefault(str(raw), len(numbers) + 1)
+        keys[people], names[people] = [str(numbers[str(raw)]) for raw in keys[people]], ""
         sources, targets = place[self.edge_sources()], place[np.asarray(self.targets)]
         edges = np.lexsort((np.asarray(self.timestamps), targets, np.asarray(self.edge_relations), sources))
         return replace(
@@ -451,10 +464,13 @@ class _Builder:
         if both_ways:
             self.parts.append((targets, np.full(len(sources), code + 1), sources, stamps))
 
-    def add_triples(self, triples: Triples, item_node: Mapping[str, int]) -> None:
+    def add_triples(self, triples: Triples, item_node: Mapping[str, int], users: Collection[str] = ()) -> None:
         def node_of(entity: str) -> int:
             item = item_node.get(triples.item_of_entity.get(entity, ""))
-            return self.node(ENTITY, entity, "") if item is None else item
+            # ids of items are often numbers like those of users: a link says which of the two an entity is, also
+            # where its item was dropped
+            person = entity in users and entity not in triples.item_of_entity
+            return self.node(PERSON if person else ENTITY, entity, "") if item is None else item
 
         entities = {entity: node_of(entity) for entity in dict.fromkeys([*triples.heads, *triples.tails])}
         heads = np.array([entities[entity] for entity in triples.heads], dtype=np.int64)

@@ -52,6 +52,8 @@ class ModelCard:
         training: settings of the run, from the trainer.
         adapter (`str`): the PEFT adapter in words; empty where the backbone itself was trained, or none.
         uses_language_model, has_retriever (`bool`): what the repository holds beside preferences and fusion.
+        metrics: of the trainer's own evaluation, shown where there is no report.
+        withheld: what the figures were measured with and the repository does not hold.
         report: the evaluation, if there is one.
         graph (`str`): one line on the knowledge graph.
     """
@@ -72,6 +74,8 @@ class ModelCard:
     prompt: dict[str, Any] = field(default_factory=dict)
     data_citation: str = ""
     data_license: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    withheld: list[str] = field(default_factory=list)
     report: Report | None = None
 
     def __post_init__(self) -> None:
@@ -117,6 +121,7 @@ class ModelCard:
             "versions": {module.__name__: module.__version__ for module in modules},
             "graph": trainer.processing_class.knowledge_graph.describe(),
             "prompt": dict(trainer.processing_class.settings),
+            "metrics": _trainer_metrics(trainer),
         }
         return cls(**{**known, "report": report, **given})
 
@@ -166,6 +171,8 @@ class ModelCard:
         for row in sorted(self.report.rows, key=lambda row: row["name"] != "ranker"):
             for metric, value in row["metrics"].items():
                 details = {"row": row["name"], "ci95": _rounded(row["ci95"][metric])}
+                if self.withheld:
+                    details["measured_with_what_is_not_here"] = list(self.withheld)
                 if row["name"] != REFERENCE:
                     details["minus_retriever"] = round(row["difference_to_retriever"][metric], 5)
                     details["minus_retriever_ci95"] = _rounded(row["difference_ci95"][metric])
@@ -223,6 +230,23 @@ def read_emissions(folder: str | Path) -> dict[str, Any] | None:
         "training_type": "fine-tuning",
         **({"geographical_location": ", ".join(places)} if places else {}),
         **({"hardware_used": ", ".join(hardware)} if hardware else {}),
+    }
+
+
+def _trainer_metrics(trainer: LlamaRecLKGTrainer) -> dict[str, float]:
+    """What the trainer's last evaluation found, if it was of the weights as they are now."""
+    logs = trainer.state.log_history
+    if trainer.args.load_best_model_at_end:  # at the end of training older weights came back
+        ends = [place for place, entry in enumerate(logs) if "train_runtime" in entry]
+        logs = logs[ends[-1] :] if ends else []
+    found = [e for e in logs if "eval_loss" in e and e.get("step") == trainer.state.global_step]
+    if not found:
+        return {}
+    speed = ("_runtime", "_per_second", "_time")
+    return {
+        name.removeprefix("eval_"): round(float(value), 5)
+        for name, value in found[-1].items()
+        if name.startswith("eval_") and not name.endswith(speed)
     }
 
 

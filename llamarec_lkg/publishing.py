@@ -52,6 +52,7 @@ NUMBERED_IDS = (
     "rows were put in the order of these numbers. Ratings, items and times are those of the source, so somebody who "
     "knows part of a person's history from elsewhere can still find the rest: treat the interactions as personal data."
 )
+OTHER_NAMES = "give entities names that no user has, 'entity:7' in place of '7' for example"
 NO_USERS = "There is no data about people in this repository: no interactions and no user ids."
 
 
@@ -218,7 +219,8 @@ def push_dataset(
         revision: branch to write to, made if it does not exist.
         create_pr: propose the commit as a pull request.
         include_interactions: False publishes items and triples only.
-        anonymize: replace user ids by numbers (`anonymize_users`); False publishes them as they are.
+        anonymize: replace user ids by numbers (`anonymize_users`), also in the triples; False publishes them as they
+            are.
         license, citation: override what the bundle says. A licence is a name of the Hub ("cc-by-4.0") or any text.
         language: of the titles, "en" for example.
         tags: further tags of the card.
@@ -236,6 +238,12 @@ def push_dataset(
         raise LKGDataError(
             f"The triples hold {rated} {RATED} facts, which name users. Who rated what belongs to the interactions: "
             f"leave these facts out of the triples."
+        )
+    people = _people_in_triples(bundle)
+    if people and not include_interactions:
+        raise LKGDataError(
+            f"The triples name {len(people)} users as heads or tails, {sorted(people)[0]!r} for example, and the "
+            f"interactions are not to be published. Leave these facts out; if they are no users, {OTHER_NAMES}."
         )
     if license is not None or citation is not None:
         bundle = replace(
@@ -276,7 +284,10 @@ def anonymize_users(bundle: DatasetBundle) -> DatasetBundle:
 
     The numbers follow a hash of the ids keyed with the data themselves: the same data always get the same numbers,
     and to undo them takes the raw data. (Numbers in the order of the ids would leave ids that are numbers already
-    almost as they were.)
+    almost as they were.) Heads and tails of triples that are users, and not linked to items, get the same numbers.
+
+    Raises:
+        LKGDataError: such a number is the name of another entity of the triples already.
     """
     table = bundle.interactions
     codes, raw_ids = pd.factorize(table.users)
@@ -291,7 +302,30 @@ def anonymize_users(bundle: DatasetBundle) -> DatasetBundle:
     order = np.argsort(users, kind="stable")
     names = np.arange(len(raw_ids) + 1).astype(str).astype(object)
     interactions = Interactions(names[users[order]], table.items[order], table.ratings[order], table.timestamps[order])
-    return replace(bundle, interactions=interactions)
+    people = _people_in_triples(bundle)
+    if not people:
+        return replace(bundle, interactions=interactions)
+    new = {raw: str(number) for raw, number in zip(raw_ids, numbers, strict=True) if raw in people}
+    triples = bundle.triples
+    taken = sorted(set(new.values()) & (({*triples.heads, *triples.tails} - people) | set(triples.item_of_entity)))
+    if taken:
+        raise LKGDataError(
+            f"The triples name {len(people)} users, {sorted(people)[0]!r} for example, and the numbers that would "
+            f"replace them are names of other entities already ({taken[:3]}): {OTHER_NAMES}."
+        )
+    heads, tails = (
+        np.array([new.get(entity, entity) for entity in column], dtype=object)
+        for column in (triples.heads, triples.tails)
+    )
+    return replace(bundle, interactions=interactions, triples=replace(triples, heads=heads, tails=tails))
+
+
+def _people_in_triples(bundle: DatasetBundle) -> set[str]:
+    """Entities of the triples that are named like a user and linked to no item."""
+    if bundle.triples is None:
+        return set()
+    entities = {*bundle.triples.heads, *bundle.triples.tails} - set(bundle.triples.item_of_entity)
+    return entities & set(bundle.interactions.users)
 
 
 def refuse_foreign_files(target: Path) -> None:

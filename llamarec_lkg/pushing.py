@@ -6,15 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from huggingface_hub import CommitInfo
+from transformers.utils import logging
 
 from .backbones import is_local
 from .evaluation import Report
-from .hub_repository import RETRIEVER_FOLDER, push_saved
+from .hub_repository import CONFIG_FILE, GRAPH_FOLDER, RETRIEVER_FOLDER, USERS_FILE, push_saved
+from .knowledge_graph import KnowledgeGraph
 from .model_card import ModelCard
-from .storage import read_json
+from .schema import USER_ID
+from .storage import read_json, weights_fingerprint
 
 
+logger = logging.get_logger(__name__)
 CARD_FACTS, REPORT_FILE = "card.json", "report.json"
 
 
@@ -30,22 +35,68 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
         LKGDataError: the folder is not whole, its backbone has no name that others can load, or the upload failed.
     """
     if options.get("card") is None and (Path(folder) / CARD_FACTS).exists():
-        options["card"] = lambda whole_id: str(run_card(folder, whole_id, options.get("backbone")).to_hub_card())
+        users = bool(options.get("include_users"))
+        weights = options.get("include_user_embedding")
+        sharing = {
+            "interactions": bool(options.get("include_interactions")),
+            "user_weights": users if weights is None else weights,
+        }
+        options["card"] = lambda repo: str(run_card(folder, repo, options.get("backbone"), **sharing).to_hub_card())
     return push_saved(folder, repo_id, **options)
 
 
-def run_card(folder: str | Path, repo_id: str, backbone: str | None = None) -> ModelCard:
-    """The card of a run's folder as that of a repository: no folder of this machine is named."""
+def run_card(
+    folder: str | Path,
+    repo_id: str,
+    backbone: str | None = None,
+    *,
+    interactions: bool = False,
+    user_weights: bool = False,
+) -> ModelCard:
+    """The card of a run's folder as that of a repository: no folder of this machine is named, the graph is the one
+    that is published, and what the figures were measured with beyond that is said.
+
+    Args:
+        interactions, user_weights: whether these are published.
+    """
     folder = Path(folder)
+    withheld, described = [], {}
+    if (folder / GRAPH_FOLDER).exists() and not interactions:
+        graph = KnowledgeGraph.from_pretrained(folder / GRAPH_FOLDER)
+        known = pd.read_parquet(folder / USERS_FILE)[USER_ID].astype(str).tolist()
+        public = graph.without_people(known)
+        described["graph"] = public.describe()
+        withheld += ["the edges of users"] if public.num_edges < graph.num_edges else []
+    if (folder / CONFIG_FILE).exists() and read_json(folder / CONFIG_FILE).get("num_users") and not user_weights:
+        withheld.append("the weights of single users")
     card = ModelCard(**read_json(folder / CARD_FACTS))
     base = backbone or card.base_model
-    dataset = Path(card.dataset_name).name if is_local(card.dataset_name) else card.dataset_name
-    report = Report(**read_json(folder / REPORT_FILE)) if (folder / REPORT_FILE).exists() else None
+    report = _report(folder)
     return replace(
         card,
         model_id=repo_id,
         base_model=base if base and (base == backbone or not is_local(base)) else None,
-        dataset_name=dataset,
+        dataset_name=_public_name(card.dataset_name),
         report=report,
+        withheld=withheld,
+        **described,
         has_retriever=(folder / RETRIEVER_FOLDER).exists(),
     )
+
+
+def _report(folder: Path) -> Report | None:
+    """The run's report, if it is about the weights that are in the folder now."""
+    if not (folder / REPORT_FILE).exists():
+        return None
+    report = Report(**read_json(folder / REPORT_FILE))
+    if report.protocol.get("weights") != weights_fingerprint(folder):
+        logger.warning(f"{folder / REPORT_FILE} is about other weights than those in the folder; it is left out.")
+        return None
+    protocol = report.protocol
+    if "dataset" in protocol:
+        protocol = {**protocol, "dataset": _public_name(str(protocol["dataset"]))}
+    return replace(report, protocol=protocol)
+
+
+def _public_name(name: str) -> str:
+    return Path(name).name if is_local(name) else name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from .storage import read_json
 
 
 RETRIEVER_FOLDER = "retriever"
+MODEL_TYPE = "llamarec_lkg"
 CONFIG_FILE, PROCESSOR_FILE, CARD_FILE = "config.json", "processor_config.json", "README.md"
 WITHOUT_PEOPLE = (
     "There is no data about people in this repository: no user ids, no weights of single users and no interactions "
@@ -28,40 +30,73 @@ KINDS = {
     "include_interactions": "who rated what, and when",
     "include_user_embedding": "weights of single users",
 }
+PART_OF = {"include_users": "processor", "include_interactions": "processor", "include_user_embedding": "model"}
 PEOPLE_HEADING = "## Data about people"
 WITH_PEOPLE = "This repository holds data about people: {}. Treat it as personal data."
 
 
 def card_there(repo_id: str, revision: str | None = None, token: str | bool | None = None) -> str | None:
-    """The card that a repository has, or None.
+    """The card that a repository has, or None. The branch must be there: of one that is not, none has a card, though
+    a branch made of another one begins with that one's.
 
     Raises:
         LKGDataError: the Hub does not say. (To go on would replace a card that may be there.)
     """
+    return _file_there(repo_id, CARD_FILE, "its card", revision, token)
+
+
+def refuse_foreign_adapter(
+    repo_id: str, names: Sequence[str], revision: str | None = None, token: str | bool | None = None
+) -> None:
+    """Raise `LKGDataError` where a repository has an adapter at its root and no ranker of ours: pushing a ranker
+    there would have to delete somebody's work."""
+    try:
+        found = sorted({*names} & {*HfApi(token=token).list_repo_files(repo_id, revision=revision)})
+        text = _file_there(repo_id, CONFIG_FILE, "its files", revision, token) if found else None
+        config = json.loads(text or "{}")
+    except HUB_ERRORS as error:
+        raise LKGDataError(
+            f"{repo_id!r} could not be asked for its files ({error}). Nothing was uploaded. {ADVICE}"
+        ) from error
+    if found and not (isinstance(config, dict) and config.get("model_type") == MODEL_TYPE):
+        raise LKGDataError(
+            f"{repo_id!r} holds {found} at its root and no ranker: an adapter of its own, which would hide a ranker "
+            "and would have to be deleted. Nothing was uploaded. Choose another id, or delete these files first."
+        )
+
+
+def _file_there(
+    repo_id: str, name: str, what: str, revision: str | None = None, token: str | bool | None = None
+) -> str | None:
     try:
         api = HfApi(token=token)
-        if not api.file_exists(repo_id, CARD_FILE, revision=revision):
+        if not api.file_exists(repo_id, name, revision=revision):
             return None
         with tempfile.TemporaryDirectory() as folder:
-            path = api.hf_hub_download(repo_id, CARD_FILE, revision=revision, local_dir=folder)
+            path = api.hf_hub_download(repo_id, name, revision=revision, local_dir=folder)
             return Path(path).read_text(encoding="utf-8")
     except HUB_ERRORS as error:
         raise LKGDataError(
-            f"{repo_id!r} could not be asked for its card ({error}). Nothing was uploaded. {ADVICE}"
+            f"{repo_id!r} could not be asked for {what} ({error}). Nothing was uploaded. {ADVICE}"
         ) from error
 
 
-def say_who_is_in_it(card: str, shared: Sequence[str], *, certain: bool = True, add: bool = True) -> str:
+def say_who_is_in_it(
+    card: str, shared: Sequence[str], *, parts: Sequence[str] = ("model", "processor"), add: bool = True
+) -> str:
     """The card with a true section on data about people.
 
     Args:
         shared: names in `KINDS` of what a push holds.
-        certain: whether the repository then holds nothing else. If it may, a section that names something stays.
+        parts: what it replaces. What the card's section says of other parts goes on being true.
         add: whether a card without such a section gets one.
     """
     found = re.search(rf"\n+{re.escape(PEOPLE_HEADING)}\n.*?(?=\n#|\Z)", card, re.DOTALL)
-    if (not found and not add) or (found and not shared and not certain):
+    if not found and not add:
         return card
+    said = re.search(re.escape(WITH_PEOPLE).replace(re.escape("{}"), "(.*)"), found.group()) if found else None
+    before = said.group(1) if said else ""
+    shared = [name for name, text in KINDS.items() if (name in shared if PART_OF[name] in parts else text in before)]
     text = WITH_PEOPLE.format(", ".join(KINDS[name] for name in shared)) if shared else WITHOUT_PEOPLE
     section = f"\n\n{PEOPLE_HEADING}\n\n{text}\n"
     return card[: found.start()] + section + card[found.end() :] if found else card.rstrip() + section

@@ -145,3 +145,14 @@ def hash_file(path: str | Path, *, text: bool = False) -> str:
 def as_plain(settings: Any) -> dict[str, Any]:
     """A dataclass of settings as json can hold it."""
     return {key: value for key, value in asdict(settings).items() if not key.startswith("_")}
+
+
+def weights_fingerprint(folder: str | Path) -> str:
+    """What tells the weights of a saved ranker from others: a hash of its weight files and those of its adapters."""
+    digest = hashlib.sha256()
+    for pattern in ("model*.safetensors", "adapter/**/*.safetensors"):
+        for path in sorted(Path(folder).glob(pattern)):
+            digest.update(path.relative_to(folder).as_posix().encode())
+            with open(path, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

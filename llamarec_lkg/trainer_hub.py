@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ from .training_args import LlamaRecLKGTrainingArguments
 logger = logging.get_logger(__name__)
 
 
+CARD_ARGUMENTS = ("language", "license", "tags", "model_name", "finetuned_from", "tasks", "dataset", "dataset_tags",
+                  "dataset_args")  # fmt: skip
+"""What `transformers.Trainer` takes for its card."""
+
+
 class PushingTrainer(Trainer):
     """`transformers.Trainer` that pushes small forms, each as one commit, without what is about people."""
 
@@ -34,7 +40,7 @@ class PushingTrainer(Trainer):
         card = ModelCard.from_trainer(
             self,
             has_retriever=self.retriever is not None,
-            **{k: v for k, v in kwargs.items() if k in ("language", "license", "tags")},
+            **_card_fields(kwargs),
         )
         folder = Path(self.args.output_dir)
         write_json(folder / CARD_FACTS, {k: v for k, v in as_plain(card).items() if k != "report"})
@@ -69,8 +75,9 @@ class PushingTrainer(Trainer):
             blocking: False returns a `Future` at once.
             token, revision, private: by default those of the training arguments.
             kwargs: `create_pr`, `include_users`, `include_interactions`, `include_user_embedding`, `backbone` as in
-                [`~hub_repository.push_saved`], by default as the training arguments say; `language`, `license` and
-                `tags` of the card.
+                [`~hub_repository.push_saved`], by default as the training arguments say; `language`, `license`,
+                `tags`, `dataset` and `finetuned_from` of the card. What else `transformers` takes for its card
+                (`model_name`, `tasks`, `dataset_tags`, `dataset_args`) is known here and has no effect.
 
         Raises:
             LKGDataError: the backbone has no name that others can load, or the upload failed; what was saved in
@@ -82,7 +89,7 @@ class PushingTrainer(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        card = {name: kwargs.pop(name) for name in ("language", "license", "tags", "model_name") if name in kwargs}
+        card = {name: kwargs.pop(name) for name in CARD_ARGUMENTS if name in kwargs}
         self.create_model_card(**card)
         self._finish_current_push()
         options = {
@@ -94,7 +101,17 @@ class PushingTrainer(Trainer):
             **kwargs,
         }
         if not blocking:
-            return HfApi().run_as_future(push_folder, self.args.output_dir, self.hub_model_id, **options)
+            # training may go on and save over these files before the push is done
+            staged = staging(self.args.output_dir)
+            shutil.copytree(
+                self.args.output_dir, staged.name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoint-*")
+            )
+
+            def push() -> CommitInfo:
+                with staged:
+                    return push_folder(staged.name, self.hub_model_id, **options)
+
+            return HfApi().run_as_future(push)
         return push_folder(self.args.output_dir, self.hub_model_id, **options)
 
     def _push_options(self) -> dict[str, Any]:
@@ -139,6 +156,19 @@ class PushingTrainer(Trainer):
             self.push_in_progress.jobs.append(job)
         else:
             self.push_in_progress = PushInProgress([job])
+
+
+def _card_fields(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `transformers` for a card as fields of ours."""
+    fields = {k: v for k, v in given.items() if k in ("language", "license") and v is not None}
+    if given.get("tags"):
+        fields["tags"] = [given["tags"]] if isinstance(given["tags"], str) else list(given["tags"])
+    if given.get("dataset"):
+        names = given["dataset"]
+        fields["dataset_name"] = names if isinstance(names, str) else ", ".join(names)
+    if given.get("finetuned_from"):
+        fields["base_model"] = given["finetuned_from"]
+    return fields
 
 
 def check_push(args: LlamaRecLKGTrainingArguments, model: LlamaRecLKGForRanking) -> None:

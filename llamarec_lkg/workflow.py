@@ -33,7 +33,7 @@ from .retrieval import PopularityRetriever, retriever_ranks
 from .run_config import RunConfig
 from .schema import DatasetBundle, LKGDataError, RankingExample
 from .sources import load_dataset_bundle
-from .storage import as_plain, atomic_file, atomic_folder, fingerprint, read_json, write_json
+from .storage import as_plain, atomic_file, atomic_folder, fingerprint, read_json, weights_fingerprint, write_json
 from .trainer import LlamaRecLKGTrainer
 from .training_args import LlamaRecLKGTrainingArguments
 from .training_lrurec import train_lrurec
@@ -344,6 +344,7 @@ class Workflow:
             "candidates": processor.num_candidates,
             "backbone": self.config.backbone.model_name_or_path,
             "training_seed": self._training_arguments().seed,
+            "weights": weights_fingerprint(self.folder),
             "key": key,
         }
 

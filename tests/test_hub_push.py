@@ -4,6 +4,8 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hub_client import use_hub
@@ -28,8 +30,9 @@ from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking, LlamaRecLKGProcess
 from llamarec_lkg.cli import main
 from llamarec_lkg.hub import matches
 from llamarec_lkg.hub_repository import push_saved
+from llamarec_lkg.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.repository_card import say_who_is_in_it
-from llamarec_lkg.schema import RATED
+from llamarec_lkg.schema import RATED, Triples
 
 
 pytestmark = pytest.mark.hub
@@ -117,6 +120,37 @@ def test_nothing_about_people_is_in_any_uploaded_byte(hub, whole):
     again = Recommender.from_pretrained(RANKER)
     offline = Recommender.from_pretrained(RANKER, local_files_only=True)  # what was downloaded is enough
     assert offline.recommend(["1"]) == again.recommend(["1"])
+
+
+@pytest.mark.parametrize("built", ["from_dataset", "from_triples"])
+@pytest.mark.parametrize("interactions", [False, True])
+def test_users_whom_facts_name_are_in_no_uploaded_byte_either(hub, whole, dataset, built, interactions):
+    facts = pd.DataFrame(
+        {"head": [USERS[0], "m.1", USERS[2]], "relation": ["TRUSTS", "SEQUEL", "KNOWS"],
+         "tail": [USERS[1], "m.2", "m.9"]}
+    )  # fmt: skip
+    triples = Triples.from_frame(facts, {"m.1": "1", "m.2": "2"})
+    if built == "from_dataset":
+        graph = KnowledgeGraph.from_dataset(dataset, triples)
+    else:
+        graph = KnowledgeGraph.from_triples(triples, dataset.items.ids)
+    items = dataset.items
+    proc = LlamaRecLKGProcessor(whole.processor.tokenizer, graph, items.ids, items.titles, dataset.user_ids)
+    proc.push_to_hub(RANKER, include_interactions=interactions)
+    text = readable(uploaded(hub))
+    assert b"m.9" in text
+    assert not any(user.encode() in text for user in USERS)
+
+
+def test_an_item_that_is_named_like_a_user_is_no_person(make_dataset, film_items):
+    rows = [(str(user), (user + step) % 6 + 1, STAMP + step) for user in range(1, 5) for step in range(5)]
+    facts = pd.DataFrame({"head": ["1", "3", "m.1"], "relation": ["LIKE"] * 3, "tail": ["2", "4", "3"]})
+    triples = Triples.from_frame(facts, {"1": "1", "2": "2", "4": "gone"})  # a link to a dropped item is a link, too
+    public = KnowledgeGraph.from_dataset(make_dataset(rows, film_items), triples).without_people()
+    code = 2 * public.relations.index("LIKE")
+    edges = np.flatnonzero(public.edge_relations == code)
+    assert [str(public.node_keys[public.edge_sources()[edge]]) for edge in edges] == ["1"]
+    assert "4" in public.node_keys[public.node_types == public.entity_types.index("entity")]
 
 
 @pytest.mark.parametrize("users", [False, True])
@@ -235,6 +269,40 @@ def test_a_card_says_of_people_what_is_true(hub, whole):
     assert "data about people: user ids, weights of single users." in section()
     whole.push_to_hub(RANKER)
     assert section().startswith("There is no data about people")
+
+
+def test_a_card_remembers_what_another_part_holds(hub, whole):
+    whole.model.push_to_hub(RANKER, include_user_embedding=True)
+    whole.processor.push_to_hub(RANKER, include_interactions=True, include_user_embedding=True)
+    text = uploaded(hub)["README.md"].decode()
+    assert "about people: who rated what, and when, weights of single users." in text
+    whole.model.push_to_hub(RANKER)
+    assert "about people: who rated what, and when." in uploaded(hub)["README.md"].decode()
+    whole.processor.push_to_hub("tester/processor", include_interactions=True, include_user_embedding=True)
+    assert (
+        "weights" not in uploaded(hub, "tester/processor")["README.md"].decode().partition("## Data about people")[2]
+    )
+
+
+def test_a_new_branch_keeps_the_card_it_begins_with(hub, whole):
+    whole.push_to_hub(RANKER)
+    HfApi().upload_file(path_or_fileobj=b"---\nlicense: mit\n---\nMine", path_in_repo="README.md", repo_id=RANKER)
+    whole.push_to_hub(RANKER, revision="v2")
+    assert uploaded(hub, revision="v2")["README.md"].endswith(b"Mine")
+
+
+def test_an_adapter_of_somebody_else_is_not_deleted(hub, whole):
+    api = HfApi()
+    api.create_repo(RANKER)
+    for path in ("adapter_config.json", "adapter_model.safetensors", "config.json"):
+        api.upload_file(path_or_fileobj=b'{"model_type": "llama"}', path_in_repo=path, repo_id=RANKER)
+    whole.processor.push_to_hub(RANKER)
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(uploaded(hub))
+    before = len(hub.commits(RANKER))
+    for push in (whole.model.push_to_hub, whole.push_to_hub):
+        with pytest.raises(LKGDataError, match=r"adapter_model.safetensors'\] at its root and no ranker"):
+            push(RANKER)
+    assert len(hub.commits(RANKER)) == before
 
 
 def test_a_section_in_the_middle_of_a_card_is_replaced():

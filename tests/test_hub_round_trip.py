@@ -35,7 +35,7 @@ from llamarec_lkg.backbones import SMOLLM2_NAME, resolve_backbone
 from llamarec_lkg.cli import main
 from llamarec_lkg.evaluation import Report
 from llamarec_lkg.modeling_lrurec import LRURecRetriever
-from llamarec_lkg.storage import cache_dir
+from llamarec_lkg.storage import cache_dir, weights_fingerprint
 
 
 pytestmark = pytest.mark.hub
@@ -106,14 +106,59 @@ def test_the_command_pushes_a_run_with_its_report_in_the_card(hub, trainer, tmp_
     run.train()
     run.save_model()
     ranks = {"retriever": np.array([1, 2, 3, 4]), "ranker": np.array([1, 1, 2, 3])}
-    protocol = {"dataset": "films", "split": "test"}
+    weights = weights_fingerprint(tmp_path / "run")
+    protocol = {"dataset": str(tmp_path / "run"), "split": "test", "weights": weights}
     Report.from_ranks(ranks, np.ones(4, dtype=bool), protocol, resamples=50).save(tmp_path / "run")
     assert main(["push", str(tmp_path / "run"), RANKER]) == 0
     card = ModelCard.load(RANKER)
     card.validate()
     assert {result.dataset_name for result in card.data.eval_results} and card.data.model_name == RANKER
-    assert f'from_pretrained("{RANKER}")' in card.text and "films" in card.text
+    assert f'from_pretrained("{RANKER}")' in card.text
+    assert "\nrun, test split" in card.text, "of a folder of this machine only the name"
     assert str(tmp_path).encode() not in readable(uploaded(hub)) and "report.json" not in uploaded(hub)
+    away = ["the edges of users", "the weights of single users"]
+    assert "measured with the edges of users and the weights of single users, which this repository does" in card.text
+    assert card.data.eval_results[0].metric_args["measured_with_what_is_not_here"] == away
+    assert "RATED 0" in card.text, "the graph is described as it is published"
+    assert main(["push", str(tmp_path / "run"), RANKER, "--include-users", "--include-interactions"]) == 0
+    card = ModelCard.load(RANKER)
+    assert "measured_with_what_is_not_here" not in card.data.eval_results[0].metric_args
+    assert "RATED 0" not in card.text and "which this repository does not hold" not in card.text
+    run.model.fusion.evidence_weight.data.fill_(7.0)  # other weights: the report is not about them
+    run.push_to_hub()
+    assert not ModelCard.load(RANKER).data.eval_results and "has not been evaluated" in ModelCard.load(RANKER).text
+
+
+def test_what_the_trainer_evaluated_is_on_its_card(hub, trainer, dataset):
+    run = trainer(save_strategy="no")
+    run.train()
+    found = run.evaluate(examples(dataset, count=4))
+    run.push_to_hub()
+    text = uploaded(hub)["README.md"].decode()
+    assert f"| ndcg@10 | {round(found['eval_ndcg@10'], 5)} |" in text and "has not been evaluated" not in text
+
+
+def test_the_arguments_of_transformers_for_a_card_are_taken(hub, trainer):
+    run = trainer(save_strategy="no")
+    run.train()
+    run.push_to_hub(dataset="MovieLens", dataset_tags="ml", tasks="text-ranking", finetuned_from="you/base", tags="x")
+    card = ModelCard.load(RANKER)
+    assert "| data | MovieLens |" in card.text and card.data.base_model == "you/base" and "x" in card.data.tags
+
+
+def test_a_push_in_the_background_is_of_what_was_there_when_it_began(hub, trainer, tmp_path, monkeypatch):
+    from concurrent.futures import Future
+
+    run = trainer(save_strategy="no")
+    run.train()
+    run.model.fusion.evidence_weight.data.fill_(3.0)
+    jobs = []
+    monkeypatch.setattr("huggingface_hub.HfApi.run_as_future", lambda self, job, *a, **k: jobs.append(job) or Future())
+    run.push_to_hub(blocking=False)
+    run.model.fusion.evidence_weight.data.fill_(7.0)
+    run.save_model()
+    jobs[0]()
+    assert Recommender.from_pretrained(RANKER).model.fusion.evidence_weight.item() == 3.0
 
 
 def test_every_save_pushes_a_small_form(hub, trainer):

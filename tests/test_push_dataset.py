@@ -3,6 +3,7 @@
 import re
 import shutil
 import types
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -273,6 +274,34 @@ def test_numbered_users_are_split_as_before(make_bundle):
     assert first.items == second.items
     targets = [sorted(d.item_sequence[d.positions("test")].tolist()) for d in (first, second)]
     assert targets[0] == targets[1]
+
+
+def with_friends(bundle):
+    """Two users who trust each other in the triples; "12" is a user and an item of a linked entity, too."""
+    facts = pd.DataFrame({"head": ["ada@example.org", "m.1"], "relation": ["TRUSTS", "IN"], "tail": ["user-7", "12"]})
+    return replace(bundle, triples=Triples.from_frame(facts, {"m.1": "007", "12": "b"}))
+
+
+def test_users_whom_the_triples_name_are_numbered_like_everywhere(hub, bundle):
+    push_dataset(with_friends(bundle), "you/name")
+    text = contents(hub.root / "you/name")
+    assert "ada@example.org" not in text and "user-7" not in text
+    frame = pd.read_parquet(hub.root / "you/name/interactions.parquet")
+    number = {len(rows): user for user, rows in frame.groupby("user_id")}  # user-7 has three rows, ada two, 12 one
+    facts = pd.read_parquet(hub.root / "you/name/triples.parquet").values.tolist()
+    assert facts == [[number[2], "TRUSTS", number[3]], ["m.1", "IN", "12"]]
+
+
+def test_users_whom_the_triples_name_do_not_go_up_with_the_items(hub, bundle):
+    with pytest.raises(LKGDataError, match="name 2 users as heads or tails, 'ada@example.org' for example"):
+        push_dataset(with_friends(bundle), "you/name", include_interactions=False)
+    assert not hub.calls
+
+
+def test_a_number_that_another_entity_has_is_not_given_to_a_user(bundle):
+    facts = pd.DataFrame({"head": ["user-7"] * 3, "relation": ["KNOWS"] * 3, "tail": ["1", "2", "3"]})
+    with pytest.raises(LKGDataError, match="names of other entities already .*'entity:7'"):
+        anonymize_users(replace(bundle, triples=Triples.from_frame(facts, {})))
 
 
 # -- the card ---------------------------------------------------------------------------------------------------------
