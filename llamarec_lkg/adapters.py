@@ -214,10 +214,29 @@ class AdapterMixin:
             )
         if self.has_adapter:
             self.language_model = self.language_model.merge_and_unload()
-            self.config.external_backbone = self.config.has_adapter = False
-            self._own_backbone = True
+            self.config.has_adapter = False
+            self.mark_backbone_changed()
             self._adapter_starts.clear()
         return self
+
+    def mark_backbone_changed(self) -> None:
+        """Say that the backbone's weights are no longer those of the base it names: from now on the model is saved
+        whole, and takes no adapter. Merging, loading a whole checkpoint and `LlamaRecLKGTrainer` say so themselves."""
+        self._own_backbone = True
+        self.config.external_backbone = False
+
+    def trains_backbone(self) -> bool:
+        """Whether weights of the backbone that no adapter's file would hold are open to training."""
+        if self.language_model is None:
+            return False
+        trained = {name for name, weight in self.language_model.named_parameters() if weight.requires_grad}
+        if self.has_adapter:
+            saved = self._adapter_state(self.active_adapter)  # with `bias="all"` weights that bear no adapter's name
+            trained = {name for name in trained - saved.keys() if not self._belongs_to_adapter(name)}
+        return bool(trained)
+
+    def _belongs_to_adapter(self, weight: str) -> bool:
+        return any(f".{adapter}." in f"{weight}." for adapter in self.adapter_names)
 
     # -- files ------------------------------------------------------------------------------------------------------
 
@@ -343,8 +362,8 @@ class AdapterMixin:
             )
         if self._own_backbone:
             raise LKGDataError(
-                "The backbone of this model has weights of its own (merged, or saved whole), which an adapter "
-                "repository would not hold: it would be loaded on another base. Save "
+                "The backbone of this model has weights of its own (trained, merged, or saved whole), which an "
+                "adapter repository would not hold: it would be loaded on another base. Save "
                 "`model.language_model.save_pretrained(folder)`, and build on it with `from_backbone(folder, config)`."
             )
 

@@ -286,9 +286,13 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
 
         Args:
             include_backbone: False saves the small form of a model without adapter as well (its backbone is then
-                taken to be untrained).
+                taken to be untrained; after weights of it were changed by hand, call `mark_backbone_changed` first).
             kwargs: for `PreTrainedModel.save_pretrained`, and with `push_to_hub=True` for `push_to_hub`, whose
                 `repo_id` is by default the folder's name.
+
+        Raises:
+            LKGDataError: the small form is asked for, but the backbone's weights are not those of the base it would
+                name (trained, merged, or loaded from a whole checkpoint).
         """
         push, folder = take_push_options(kwargs), Path(save_directory)
         repo_id, wanted = kwargs.pop("repo_id", folder.name), kwargs.pop("push_to_hub", False)
@@ -303,6 +307,13 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
         )
         if self.has_adapter and not external:
             raise LKGDataError("A model with an adapter is saved whole after `model.merge_adapter()`.")
+        if external and self.language_model is not None and self._own_backbone:
+            remedy = "Call `model.merge_adapter()`, and save" if self.has_adapter else "Save"
+            raise LKGDataError(
+                "The backbone of this model has weights of its own (trained, merged, or saved whole); the small form "
+                f"would name {self.config.backbone_name_or_path!r} in their place. {remedy} the whole model with "
+                "`include_backbone=True`."
+            )
         self.config.external_backbone = external and self.language_model is not None
         self.config.has_adapter = self.has_adapter
         if kwargs.get("is_main_process", True) and not self.has_adapter:
@@ -454,6 +465,7 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
             tied = set(self.all_tied_weights_keys or ())
             if result.unexpected_keys or set(result.missing_keys) - tied:
                 raise LKGDataError(f"The checkpoint in {folder} does not fit this model: {result}.")
+            self.mark_backbone_changed()
             return
         self.load_own_weights(folder / SAFE_WEIGHTS_NAME)
         if self.has_adapter:

@@ -156,6 +156,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         if not resume_from_checkpoint and self.args.heads_warm_up_epochs > 0 and not self._heads_are_warm:
             self.warm_up_heads()
+        if self.model.trains_backbone():
+            self.model.mark_backbone_changed()  # every checkpoint from here on holds it, and no small form will do
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.create_model_card()
         return result
