@@ -192,12 +192,11 @@ def test_merging_is_for_the_only_adapter_and_the_result_is_no_base(tenants, film
                 use(merged)
 
 
-@pytest.mark.parametrize("how", ["merged", "fine-tuned", "fine-tuned beside an adapter", "checkpoint", "whole"])
+@pytest.mark.parametrize("how", ["merged", "fine-tuned", "checkpoint", "whole"])
 def test_a_changed_backbone_is_never_left_out_of_what_is_saved(films, film_dataset, base, tmp_path, how):
     ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
-    if how in ("merged", "fine-tuned beside an adapter"):
-        ranker.add_adapter(LoraConfig(**LORA))
     if how == "merged":
+        ranker.add_adapter(LoraConfig(**LORA))
         perturbed(ranker, 1).merge_adapter()
     elif how in ("checkpoint", "whole"):
         perturbed(ranker, 1).save_pretrained(tmp_path / "first", include_backbone=True)
@@ -218,15 +217,21 @@ def test_a_changed_backbone_is_never_left_out_of_what_is_saved(films, film_datas
     with pytest.raises(LKGDataError, match=f"would name '{base}' in their place.*include_backbone=True"):
         ranker.save_pretrained(small, include_backbone=False)
     assert not small.exists(), "nothing is written before it is known to be whole"
-    if ranker.has_adapter:
-        with pytest.raises(LKGDataError, match="merge_adapter"):
-            ranker.save_pretrained(small)
-        ranker.merge_adapter()
-    else:
-        with pytest.raises(LKGDataError, match="weights of its own"):
-            ranker.add_adapter(LoraConfig(**LORA))
+    with pytest.raises(LKGDataError, match="weights of its own"):
+        ranker.add_adapter(LoraConfig(**LORA))
     Recommender(ranker, films).save_pretrained(tmp_path / "saved")
     torch.testing.assert_close(logits(AutoModel.from_pretrained(tmp_path / "saved"), batch), expected)
+
+
+def test_a_backbone_is_not_trained_beside_an_adapter(films, film_dataset, base, tmp_path):
+    ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
+    ranker.add_adapter(LoraConfig(**LORA))
+    ranker.get_input_embeddings().weight.requires_grad_(True)
+    with pytest.raises(LKGDataError, match="1 weights of the backbone would be trained.*embed_tokens.weight"):
+        trained(ranker, films, film_dataset, tmp_path)
+    ranker.mark_backbone_changed()
+    with pytest.raises(LKGDataError, match="merge_adapter"):
+        ranker.save_pretrained(tmp_path / "small")
 
 
 @pytest.mark.parametrize("adapter", [None, LoraConfig(**LORA), LoraConfig(**LORA, bias="all")])
