@@ -66,6 +66,24 @@ def changes_base(adapter_config: Any) -> bool:
     return str(getattr(adapter_config, "init_lora_weights", True)).lower().startswith(BASE_CHANGING)
 
 
+def trained_outside_adapters(language_model: nn.Module | None) -> list[str]:
+    """The backbone's weights that are open to training and that no adapter's file would hold."""
+    if language_model is None:
+        return []
+    adapters = getattr(language_model, "peft_config", {})
+    saved: set[str] = set()
+    if adapters:
+        from peft import get_peft_model_state_dict
+
+        name = language_model.active_adapter  # with `bias="all"` its file holds weights that do not bear its name
+        saved = set(get_peft_model_state_dict(language_model, adapter_name=name, save_embedding_layers=False))
+    return [
+        name
+        for name, weight in language_model.named_parameters()
+        if weight.requires_grad and name not in saved and not any(f".{one}." in f"{name}." for one in adapters)
+    ]
+
+
 def save_as_plain_lora(folder: Path, start: Mapping[str, torch.Tensor]) -> None:
     """Rewrite a saved PiSSA or OLoRA adapter as LoRA of twice the rank on the untouched base.
 

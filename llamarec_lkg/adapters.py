@@ -26,8 +26,9 @@ from .adapter_files import (
     save_as_plain_lora,
     without_start,
 )
+from .backbones import lasting_name
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
-from .hub import fetch
+from .hub import HUB_KEYS, fetch
 from .hub_repository import ADAPTER_FOLDER
 from .schema import LKGDataError
 from .storage import atomic_folder
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 
 DEFAULT_ADAPTER = "default"
-HUB_KEYS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 # those whose change to the backbone cannot be told from two small matrices, or that need data before they start
 REFUSED_INITIALISATIONS = ("loftq", "corda", "lora_ga", "eva")
 
@@ -134,14 +134,13 @@ class AdapterMixin:
             processor: the one that will feed it; checked against the repository's configuration before anything is
                 loaded.
             same_backbone: say that the backbone is the same although the repository calls it by another name.
-            kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`.
+            kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`.
 
         Raises:
             LKGDataError: the repository has no adapter, was trained on another backbone, does not fit the processor,
                 or is not whole.
         """
-        unknown = sorted(set(kwargs) - set(HUB_KEYS))
-        if unknown:
+        if unknown := sorted(set(kwargs) - set(HUB_KEYS)):
             raise LKGDataError(f"load_adapter does not know {unknown}; beside its own arguments it takes {HUB_KEYS}.")
         self._require_base()
         name = str(pretrained_model_name_or_path)
@@ -162,6 +161,7 @@ class AdapterMixin:
         load_heads(nn.ModuleDict({"preference": tenant.preference, "fusion": tenant.fusion}), name, **kwargs)
         first = not self.has_adapter
         self._attach_adapter(name, adapter_name, is_trainable, **kwargs)
+        self._note_place(name, kwargs)
         if first:
             self._take(tenant)
         else:
@@ -214,10 +214,15 @@ class AdapterMixin:
             )
         if self.has_adapter:
             self.language_model = self.language_model.merge_and_unload()
-            self.config.external_backbone = self.config.has_adapter = False
-            self._own_backbone = True
+            self.config.has_adapter = False
+            self.mark_backbone_changed()
             self._adapter_starts.clear()
         return self
+
+    def mark_backbone_changed(self) -> None:
+        """Say that the backbone is no longer the base it names: the model is then saved whole, without adapters."""
+        self._own_backbone = True
+        self.config.external_backbone = False
 
     # -- files ------------------------------------------------------------------------------------------------------
 
@@ -343,14 +348,14 @@ class AdapterMixin:
             )
         if self._own_backbone:
             raise LKGDataError(
-                "The backbone of this model has weights of its own (merged, or saved whole), which an adapter "
-                "repository would not hold: it would be loaded on another base. Save "
+                "The backbone of this model has weights of its own (trained, merged, or saved whole); no adapter "
+                "repository holds them: it would be loaded on another base. Save "
                 "`model.language_model.save_pretrained(folder)`, and build on it with `from_backbone(folder, config)`."
             )
 
     def _check_backbone(self, config: LlamaRecLKGConfig, who: str) -> None:
         def place(c: LlamaRecLKGConfig) -> tuple[str | None, str]:
-            return c.backbone_name_or_path, c.backbone_revision or "main"
+            return lasting_name(c.backbone_name_or_path or "") or None, c.backbone_revision or "main"
 
         if place(config) != place(self.config) and config.backbone_name_or_path is not None:
             raise LKGDataError(

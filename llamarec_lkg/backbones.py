@@ -27,6 +27,13 @@ def is_local(name_or_path: str) -> bool:
     return path.is_absolute() or name_or_path.startswith((".", "~")) or path.exists()
 
 
+def lasting_name(name_or_path: str) -> str:
+    """A backbone's name that means the same from every working directory: a folder by its absolute path."""
+    path = Path(name_or_path).expanduser()
+    local = name_or_path and name_or_path not in HUB_IDS and path.is_dir()
+    return str(path.resolve()) if local else name_or_path
+
+
 def missing_backbone(place: str | Path, wanted: Any, error: Exception) -> LKGDataError:
     """What to say where the backbone of a small form saved in `place` cannot be loaded."""
     same = HUB_IDS.get(wanted) if isinstance(wanted, str) else None

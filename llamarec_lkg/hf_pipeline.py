@@ -15,13 +15,12 @@ from typing import Any, Literal
 import numpy as np
 from huggingface_hub import CommitInfo
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
-from .hub import HUB_KEYS
 from .hub_repository import RETRIEVER_FOLDER
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
-from .pipeline import Recommender, Request
+from .pipeline import Recommender, Request, load_retriever
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
 from .retrieval import Retriever
 from .schema import LKGDataError, RankingExample
@@ -212,27 +211,15 @@ def _each(inputs: Any) -> Iterator[Any]:
     return (request for request in inputs)
 
 
-class _Loader:
-    """Loads the ranker for `pipeline` and notes where from: revision and token are not told to the pipeline itself."""
-
-    @classmethod
-    def from_pretrained(cls, name: str, **kwargs: Any) -> LlamaRecLKGForRanking:
-        model = LlamaRecLKGForRanking.from_pretrained(name, **kwargs)
-        model.loaded_from = {"name": name, **{key: kwargs[key] for key in HUB_KEYS if key in kwargs}}
-        return model
-
-
-def _find_retriever(model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor) -> LRURecForRetrieval | None:
-    """The retriever saved beside the model, or beside the processor where those were not loaded by `pipeline`."""
-    file = f"{RETRIEVER_FOLDER}/config.json"
-    places = [getattr(model, "loaded_from", None)]
-    if places == [None]:
-        places = [{"name": name} for name in (model.name_or_path, processor.tokenizer.name_or_path) if name]
-        places = [place for place in places if (Path(place["name"]) / file).exists()]
-    for place in places:
-        hub = {key: value for key, value in place.items() if key != "name"}
-        if cached_file(place["name"], file, _raise_exceptions_for_missing_entries=False, **hub) is not None:
-            return LRURecForRetrieval.from_pretrained(place["name"], subfolder=RETRIEVER_FOLDER, **hub)
+def _find_retriever(model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor) -> LRURecRetriever | None:
+    """The retriever in the repository that the model came from, or in the processor's folder."""
+    place, hub = model.place or ("", {})
+    retriever = load_retriever(place, hub) if place else None
+    beside = processor.tokenizer.name_or_path
+    if retriever is None and beside and (Path(beside) / RETRIEVER_FOLDER).is_dir():
+        retriever = load_retriever(beside, {})
+    if retriever is not None:
+        return retriever
     logger.warning(
         f"There is no folder {RETRIEVER_FOLDER!r} beside the model, so every request must bring its candidates, whose "
         "first-stage scores are 0. Give `retriever=`, or `retriever=False` if that is meant."
@@ -240,4 +227,4 @@ def _find_retriever(model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcesso
     return None
 
 
-PIPELINE_REGISTRY.register_pipeline(TASK, RecommendationPipeline, pt_model=_Loader)
+PIPELINE_REGISTRY.register_pipeline(TASK, RecommendationPipeline, pt_model=LlamaRecLKGForRanking)

@@ -16,7 +16,8 @@ from transformers.utils import cached_file
 from .schema import LKGDataError
 
 
-HUB_KEYS = ("revision", "token", "cache_dir", "local_files_only")
+HUB_KEYS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+"""What says where a repository is and how to get at it, for every `from_pretrained`."""
 HUB_ERRORS = (OSError, HTTPError, ValueError, RuntimeError)
 """What the client raises: answers of the Hub, broken connections, and either inside a `RuntimeError` (large files)."""
 
@@ -39,12 +40,17 @@ def template_text(name: str) -> str:
     )
 
 
+def hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a `from_pretrained`'s arguments that every part of a repository is loaded with."""
+    return {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
+
+
 def fetch(name: str | Path, file: str, *, optional: bool = False, **hub: Any) -> str | None:
     """Where a file of a folder or Hub repository is on this machine, downloaded if need be.
 
     Args:
         optional: None where the repository has no such file, in place of an error.
-        hub: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`.
+        hub: any of `HUB_KEYS`.
 
     Raises:
         LKGDataError: the download broke off; it goes on where it stopped when it is tried again.

@@ -19,15 +19,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, ModelOutput
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, ModelOutput
 
 from .adapter_files import require_same_shapes
 from .adapters import DEFAULT_ADAPTER, AdapterMixin, Tenant
 from .assembly import AssembledPrompt, assemble_prompt, select_paths
-from .backbones import check_same_backbone, missing_backbone, resolve_backbone
+from .backbones import check_same_backbone, is_local, lasting_name, missing_backbone, resolve_backbone
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .evidence import STATISTICS
-from .hub import HUB_ERRORS, fetch
+from .hub import HUB_ERRORS, fetch, hub_options
 from .hub_repository import (
     ADAPTER_FOLDER,
     MODEL_MAP,
@@ -192,6 +192,8 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
         # first weights of those whose initialisation changed the backbone
         self._adapter_starts: dict[str, dict[str, torch.Tensor]] = {}
         self._own_backbone = False  # whether its weights are others than those of the base it names
+        self._left_backbone_out = False  # whether it was loaded without the one it was trained around
+        self._places: dict[str, tuple[str, dict[str, Any]]] = {}  # of the repositories in it, and how they are reached
         if config.use_language_model and language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         elif language_model is not None:
@@ -242,23 +244,26 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
         Args:
             backbone: a model, a folder, a Hub id, or a name known to `backbones.py`.
             config: its `text_config` and `backbone_name_or_path` are filled in here.
-            kwargs: for `AutoModelForCausalLM.from_pretrained`: `dtype`, `quantization_config`, `device_map`, ...
+            kwargs: for `AutoModelForCausalLM.from_pretrained`: `dtype`, `quantization_config`, `device_map`, ...; with
+                `output_loading_info=True` what loading the backbone found is returned, too.
         """
+        wants_info, info = kwargs.pop("output_loading_info", False), {}
         if not isinstance(backbone, PreTrainedModel):
-            config.backbone_name_or_path = str(backbone)
+            config.backbone_name_or_path = lasting_name(str(backbone))
             kwargs.setdefault("revision", config.backbone_revision)
             config.backbone_revision = kwargs["revision"]
             kwargs = {name: value for name, value in kwargs.items() if value is not None}
-            backbone = AutoModelForCausalLM.from_pretrained(resolve_backbone(str(backbone)), **kwargs)
+            place = resolve_backbone(config.backbone_name_or_path)
+            backbone, info = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **kwargs)
             # what is saved names the backbone as the user did, not the folder of this machine it was found in
             backbone.name_or_path = backbone.config._name_or_path = config.backbone_name_or_path
         elif config.backbone_name_or_path is None:
-            config.backbone_name_or_path = backbone.config.name_or_path or None
+            config.backbone_name_or_path = lasting_name(backbone.config.name_or_path or "") or None
         config.text_config = backbone.config
         model = cls(config, language_model=backbone)
         model.preference.to(backbone.device)
         model.fusion.to(backbone.device)
-        return model.eval()
+        return (model.eval(), info) if wants_info else model.eval()
 
     def get_input_embeddings(self) -> nn.Module | None:
         return None if self.language_model is None else self.language_model.get_input_embeddings()
@@ -286,9 +291,13 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
 
         Args:
             include_backbone: False saves the small form of a model without adapter as well (its backbone is then
-                taken to be untrained).
+                taken to be untrained; after weights of it were changed by hand, call `mark_backbone_changed` first).
             kwargs: for `PreTrainedModel.save_pretrained`, and with `push_to_hub=True` for `push_to_hub`, whose
                 `repo_id` is by default the folder's name.
+
+        Raises:
+            LKGDataError: the small form is asked for, but the backbone's weights are not those of the base it would
+                name (trained, merged, or loaded from a whole checkpoint).
         """
         push, folder = take_push_options(kwargs), Path(save_directory)
         repo_id, wanted = kwargs.pop("repo_id", folder.name), kwargs.pop("push_to_hub", False)
@@ -298,11 +307,24 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
 
     def _save(self, folder: Path, include_backbone: bool | None, **kwargs: Any) -> None:
         refuse_root_adapter(folder)
+        if self._left_backbone_out and (folder / CONFIG_NAME).exists():
+            if (folder / ADAPTER_FOLDER).exists() or read_json(folder / CONFIG_NAME).get("use_language_model", True):
+                raise LKGDataError(
+                    f"{folder} holds a ranker with its language model, and this one was loaded with backbone=False: "
+                    "saved there it would take the place of the other's weights. Save it in a folder of its own."
+                )
         external = (
             (self.has_adapter or self.language_model is None) if include_backbone is None else not include_backbone
         )
         if self.has_adapter and not external:
             raise LKGDataError("A model with an adapter is saved whole after `model.merge_adapter()`.")
+        if external and self.language_model is not None and self._own_backbone:
+            remedy = "Call `model.merge_adapter()`, and save" if self.has_adapter else "Save"
+            raise LKGDataError(
+                "The backbone of this model has weights of its own (trained, merged, or saved whole); the small form "
+                f"would name {self.config.backbone_name_or_path!r} in their place. {remedy} the whole model with "
+                "`include_backbone=True`."
+            )
         self.config.external_backbone = external and self.language_model is not None
         self.config.has_adapter = self.has_adapter
         if kwargs.get("is_main_process", True) and not self.has_adapter:
@@ -333,43 +355,75 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
 
         Args:
             config: a `LlamaRecLKGConfig` to use in place of the saved one.
-            backbone: a folder, Hub id or model to use in place of the one that a small form names.
+            backbone: a folder, Hub id or model to use in place of the one that a small form names; its branch is then
+                the default one. False leaves the language model out and ranks by retriever and evidence. None and
+                True are what was saved.
             is_trainable (`bool`): whether a saved adapter can be trained on. Default False.
-            backbone (`bool`): False leaves the language model out and ranks by retriever and evidence. Default True.
             adapter_name (`str`): what a saved adapter is called, where `load_adapter` adds further ones. Default
                 "default".
-            kwargs: for the backbone: `dtype`, `quantization_config`, `device_map`, `attn_implementation`, ...
+            kwargs: `HUB_KEYS` of hub.py for all files; for the backbone `dtype`, `quantization_config`, `device_map`,
+                `attn_implementation`, ...; `output_loading_info=True` returns what loading the backbone found, too.
 
         Raises:
-            LKGDataError: weights of the preference module are missing, or the backbone cannot be found or is another.
+            LKGDataError: weights of the preference module are missing, the backbone cannot be found or is another, or
+                one was given where the saved model has its own.
         """
-        hub = {
-            k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only", "subfolder") if k in kwargs
-        }
+        hub = hub_options(kwargs)
         config = kwargs.pop("config", None)
         if not isinstance(config, LlamaRecLKGConfig):
             config = LlamaRecLKGConfig.from_pretrained(pretrained_model_name_or_path, **hub)
         if Path(pretrained_model_name_or_path).is_dir():
-            refuse_root_adapter(pretrained_model_name_or_path)
+            refuse_root_adapter(Path(pretrained_model_name_or_path, hub.get("subfolder") or ""))
         is_trainable, backbone = kwargs.pop("is_trainable", False), kwargs.pop("backbone", None)
+        backbone = None if backbone is True else backbone
         adapter_name = kwargs.pop("adapter_name", DEFAULT_ADAPTER)
+        wants_info = kwargs.pop("output_loading_info", False)
         if backbone is False:
-            return cls._without_backbone(pretrained_model_name_or_path, config, hub)
-        if not config.external_backbone and config.use_language_model:
-            return cls._from_whole(pretrained_model_name_or_path, *args, config=config, **kwargs)
+            model, info = cls._without_backbone(pretrained_model_name_or_path, config, hub), {}
+        elif backbone is not None and not (config.external_backbone and config.use_language_model):
+            raise LKGDataError(
+                f"backbone={str(backbone)[:200]!r} was given, but {pretrained_model_name_or_path} names no backbone "
+                "that it could stand for: it was saved whole, or ranks without one. Leave `backbone=` out."
+            )
+        elif not config.external_backbone and config.use_language_model:
+            model, info = cls._from_whole(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        else:
+            model, info = cls._from_small(pretrained_model_name_or_path, backbone, config, kwargs, hub)
+            if config.has_adapter:
+                model._attach_adapter(str(pretrained_model_name_or_path), adapter_name, is_trainable, **hub)
+            model.eval()
+        # `pipeline` passes a configuration that does not know its place
+        model.config.name_or_path = model.name_or_path = str(pretrained_model_name_or_path)
+        model._note_place(pretrained_model_name_or_path, hub)
+        empty = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+        return (model, {**empty, **info}) if wants_info else model
+
+    def _note_place(self, name: str | Path, hub: dict[str, Any]) -> None:
+        """Note how a repository was reached: what else lies in it is loaded the same way."""
+        self._places[str(name)] = (lasting_name(str(name)), hub)
+
+    @property
+    def place(self) -> tuple[str, dict[str, Any]] | None:
+        """The folder or Hub id that what is in use was loaded from, and the `HUB_KEYS` it was loaded with; None where
+        it was made here, or the folder is gone."""
+        place = self._places.get(self.config.name_or_path)
+        gone = place is not None and is_local(place[0]) and not Path(place[0]).is_dir()
+        return None if gone else place
+
+    @classmethod
+    def _from_small(
+        cls, name: str | Path, backbone: Any, config: LlamaRecLKGConfig, kwargs: dict[str, Any], hub: dict[str, Any]
+    ) -> tuple[LlamaRecLKGForRanking, dict[str, Any]]:
+        """The ranker of a small form without its adapter, and what loading the backbone found."""
         # these say where the ranker is, not where its backbone is
         kwargs = {
             k: v for k, v in kwargs.items() if k not in ("revision", "subfolder", "adapter_kwargs", "_from_auto")
         }
-        if config.use_language_model:
-            model = cls._around_backbone(pretrained_model_name_or_path, backbone, config, kwargs)
-        else:
-            model = cls(config)
-        weights = fetch(pretrained_model_name_or_path, SAFE_WEIGHTS_NAME, **hub)
-        model.load_own_weights(weights)
-        if config.has_adapter:
-            model._attach_adapter(str(pretrained_model_name_or_path), adapter_name, is_trainable, **hub)
-        return model.eval()
+        model, info = cls(config) if not config.use_language_model else None, {}
+        if model is None:
+            model, info = cls._around_backbone(name, backbone, config, kwargs)
+        model.load_own_weights(fetch(name, SAFE_WEIGHTS_NAME, **hub))
+        return model, info
 
     @classmethod
     def _without_backbone(cls, name: str | Path, config: LlamaRecLKGConfig, hub: dict[str, Any]) -> Any:
@@ -383,29 +437,31 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
         else:
             paths = [path]
         model.load_own_weights(*paths)
+        model._left_backbone_out = True
         return model.eval()
 
     @classmethod
     def _around_backbone(
         cls, name: str | Path, backbone: Any, config: LlamaRecLKGConfig, kwargs: dict[str, Any]
-    ) -> LlamaRecLKGForRanking:
+    ) -> tuple[LlamaRecLKGForRanking, dict[str, Any]]:
         """A new ranker around the backbone of a small form, or the given one, which must be the same architecture."""
         wanted, saved = (config.backbone_name_or_path if backbone is None else backbone), config.text_config
         if wanted is None:
             raise LKGDataError(
                 f"{name} holds no backbone and does not name one. Give `backbone=`, a folder or Hub id."
             )
+        if isinstance(backbone, str | Path) and str(backbone) != config.backbone_name_or_path:
+            config.backbone_revision = None  # of the repository that this one stands for
         try:
-            model = cls.from_backbone(wanted, config, **kwargs)
+            model, info = cls.from_backbone(wanted, config, output_loading_info=True, **kwargs)
         except HUB_ERRORS as error:
             raise missing_backbone(name, wanted, error) from error
         check_same_backbone(name, saved, config.text_config)
-        return model
+        return model, info
 
     @classmethod
     def _from_whole(cls, name: str | Path, *args: Any, **kwargs: Any) -> Any:
         """A checkpoint with its backbone; a weight of our own that is missing in it is an error, not a new start."""
-        wants_info = kwargs.pop("output_loading_info", False)
         try:
             model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         except RuntimeError as error:
@@ -425,7 +481,7 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
             if own.device.type != "meta":  # out of the file's map, whose alignment changes the last bit of a product
                 own.data = own.data.clone()
         model._own_backbone = True
-        return (model, info) if wants_info else model
+        return model, info
 
     def load_own_weights(self, *paths: str | Path) -> None:
         """Load preference and fusion weights from safetensors files; every one of them must be there. Those of a
@@ -454,6 +510,7 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
             tied = set(self.all_tied_weights_keys or ())
             if result.unexpected_keys or set(result.missing_keys) - tied:
                 raise LKGDataError(f"The checkpoint in {folder} does not fit this model: {result}.")
+            self.mark_backbone_changed()
             return
         self.load_own_weights(folder / SAFE_WEIGHTS_NAME)
         if self.has_adapter:

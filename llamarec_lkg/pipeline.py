@@ -15,7 +15,7 @@ from huggingface_hub import CommitInfo
 from transformers.utils.hub import resolve_revision
 
 from .explanations import LANGUAGE_MODEL, PATH, RETRIEVER, Reason, Recommendation, reasons_for
-from .hub import HUB_KEYS, fetch
+from .hub import fetch, hub_options
 from .hub_repository import CONFIG_FILE, RETRIEVER_FOLDER, take_push_options
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
@@ -73,14 +73,14 @@ class Recommender:
             kwargs: for the ranker's `from_pretrained`.
         """
         name = str(pretrained_model_name_or_path)
-        hub = {k: kwargs[k] for k in HUB_KEYS if k in kwargs}
+        hub = hub_options(kwargs)
         if not Path(name).is_dir():  # all parts from the same commit, whatever is pushed meanwhile
-            known = {k: v for k, v in hub.items() if k != "revision"}
+            known = {k: v for k, v in hub.items() if k in ("token", "cache_dir", "local_files_only")}
             hub["revision"] = kwargs["revision"] = resolve_revision(name, hub.get("revision"), **known)
         return cls(
             LlamaRecLKGForRanking.from_pretrained(name, **kwargs),
             LlamaRecLKGProcessor.from_pretrained(name, **hub),
-            _load_retriever(name, hub),
+            load_retriever(name, hub),
         )
 
     def load_adapter(
@@ -103,7 +103,7 @@ class Recommender:
             )
         name = str(pretrained_model_name_or_path)
         processor = LlamaRecLKGProcessor.from_pretrained(name, **hub)
-        retriever = _load_retriever(name, hub)
+        retriever = load_retriever(name, hub)
         self.model.load_adapter(name, adapter_name, processor=processor, same_backbone=same_backbone, **hub)
         self.model.set_adapter(adapter_name)
         if retriever is not None:
@@ -328,8 +328,9 @@ class Recommender:
         )
 
 
-def _load_retriever(name: str, hub: dict[str, Any]) -> LRURecRetriever | None:
+def load_retriever(name: str, hub: dict[str, Any]) -> LRURecRetriever | None:
     """The retriever of a repository, where it holds one."""
     if fetch(name, f"{RETRIEVER_FOLDER}/{CONFIG_FILE}", optional=True, **hub) is None:
         return None
-    return LRURecRetriever(LRURecForRetrieval.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **hub))
+    place = {**hub, "subfolder": "/".join(filter(None, (hub.get("subfolder"), RETRIEVER_FOLDER)))}
+    return LRURecRetriever(LRURecForRetrieval.from_pretrained(name, **place))

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, BatchFeature, EarlyStoppingCallback, EvalPrediction
 from transformers.utils import logging
 
+from .adapter_files import trained_outside_adapters
 from .backbones import resolve_backbone
 from .candidates import to_dataset
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
@@ -154,6 +155,15 @@ class LlamaRecLKGTrainer(PushingTrainer):
     # -- training ---------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        trained = trained_outside_adapters(self.model.language_model)
+        if trained and self.model.has_adapter:
+            raise LKGDataError(
+                f"{len(trained)} weights of the backbone would be trained beside the adapter, the first is "
+                f"{trained[0]!r}, and no file of an adapter holds them. Freeze them (`requires_grad_(False)`), or "
+                "name their layers in the adapter's `target_modules` or `modules_to_save`."
+            )
+        if trained:
+            self.model.mark_backbone_changed()  # what is saved from here on is the whole model
         if not resume_from_checkpoint and self.args.heads_warm_up_epochs > 0 and not self._heads_are_warm:
             self.warm_up_heads()
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)

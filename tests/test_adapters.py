@@ -192,6 +192,74 @@ def test_merging_is_for_the_only_adapter_and_the_result_is_no_base(tenants, film
                 use(merged)
 
 
+@pytest.mark.parametrize("how", ["merged", "fine-tuned", "checkpoint", "whole"])
+def test_a_changed_backbone_is_never_left_out_of_what_is_saved(films, film_dataset, base, tmp_path, how):
+    ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
+    if how == "merged":
+        ranker.add_adapter(LoraConfig(**LORA))
+        perturbed(ranker, 1).merge_adapter()
+    elif how in ("checkpoint", "whole"):
+        perturbed(ranker, 1).save_pretrained(tmp_path / "first", include_backbone=True)
+        if how == "whole":
+            ranker = AutoModel.from_pretrained(tmp_path / "first")
+        else:
+            ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
+            ranker.load_trained_weights(tmp_path / "first")
+    else:
+        ranker.get_input_embeddings().weight.requires_grad_(True)
+        before = ranker.get_input_embeddings().weight.detach().clone()
+        trained(ranker, films, film_dataset, tmp_path)
+        assert not torch.equal(before, ranker.get_input_embeddings().weight)
+    ranker.eval()
+    batch = dict(films(examples(film_dataset)))
+    expected = logits(ranker, batch)
+    small = tmp_path / "small"
+    with pytest.raises(LKGDataError, match=f"would name '{base}' in their place.*include_backbone=True"):
+        ranker.save_pretrained(small, include_backbone=False)
+    assert not small.exists(), "nothing is written before it is known to be whole"
+    with pytest.raises(LKGDataError, match="weights of its own"):
+        ranker.add_adapter(LoraConfig(**LORA))
+    Recommender(ranker, films).save_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(logits(AutoModel.from_pretrained(tmp_path / "saved"), batch), expected)
+
+
+def test_a_backbone_is_not_trained_beside_an_adapter(films, film_dataset, base, tmp_path):
+    ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
+    ranker.add_adapter(LoraConfig(**LORA))
+    ranker.get_input_embeddings().weight.requires_grad_(True)
+    with pytest.raises(LKGDataError, match="1 weights of the backbone would be trained.*embed_tokens.weight"):
+        trained(ranker, films, film_dataset, tmp_path)
+    ranker.mark_backbone_changed()
+    with pytest.raises(LKGDataError, match="merge_adapter"):
+        ranker.save_pretrained(tmp_path / "small")
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(**LORA), LoraConfig(**LORA, bias="all")])
+def test_a_backbone_that_was_not_trained_is_still_left_out(films, film_dataset, base, tmp_path, adapter):
+    ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
+    if adapter is None:
+        ranker.language_model.requires_grad_(False)
+    else:
+        ranker.add_adapter(adapter)
+    trained(ranker, films, film_dataset, tmp_path)
+    ranker.save_pretrained(tmp_path / "small", include_backbone=False)
+    assert ranker.config.external_backbone and (tmp_path / "small" / "model.safetensors").stat().st_size < 20_000
+
+
+def trained(ranker, proc, dataset, tmp_path):
+    args = LlamaRecLKGTrainingArguments(
+        str(tmp_path / "out"),
+        max_steps=2,
+        warmup_steps=0,
+        learning_rate=1e-2,
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        heads_warm_up_epochs=0,
+    )
+    LlamaRecLKGTrainer(ranker, args, examples(dataset), None, proc).train()
+
+
 def test_a_tenant_is_trained_beside_others_which_stay_as_they_are(tenants, films, film_dataset, tmp_path):
     ranker = loaded(tmp_path, ("films", "books"))
     ranker.add_adapter(LoraConfig(**LORA), "new", config=films.model_config(user_dropout=0.0, preference_dropout=0.0))

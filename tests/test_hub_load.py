@@ -10,7 +10,15 @@ from huggingface_hub import HfApi, snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import examples, processor, tokenizer
-from transformers import AutoConfig, AutoModel, AutoProcessor, BitsAndBytesConfig, Trainer, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    Trainer,
+    pipeline,
+)
 
 from llamarec_lkg import (
     KnowledgeGraph,
@@ -114,6 +122,19 @@ def test_the_pipeline_loads_and_pushes_the_same_repository(hub, whole):
     assert uploaded(hub, "tester/again").keys() == uploaded(hub).keys() and hub.repository("tester/again").private
 
 
+def test_the_pipeline_finds_the_retriever_of_parts_that_were_loaded_from_the_hub(hub, whole, caplog):
+    whole.push_to_hub(RANKER, revision="v1", private=True)
+    model, proc = (auto.from_pretrained(RANKER, revision="v1") for auto in (AutoModel, AutoProcessor))
+    with caplog.at_level("WARNING"):
+        recommend = pipeline("recommendation", model=model, processor=proc, device="cpu")
+    assert isinstance(recommend.recommender.retriever, LRURecRetriever) and "retriever" not in caplog.text
+    wanted = Recommender.from_pretrained(RANKER, revision="v1").recommend(["1", "4"], k=3)
+    assert [item["item_id"] for item in recommend({"history": ["1", "4"]}, top_k=3)] == [i.item_id for i in wanted]
+    made = ranker(proc)  # was loaded from nowhere
+    assert made.place is None
+    assert pipeline("recommendation", model=made, processor=proc, device="cpu").recommender.retriever is None
+
+
 def test_a_repository_without_a_retriever_ranks_what_it_is_given(hub, whole):
     Recommender(whole.model, whole.processor).push_to_hub(RANKER)
     again = Recommender.from_pretrained(RANKER)
@@ -179,6 +200,91 @@ def test_the_quickstarts_backbone_has_a_name_everywhere(monkeypatch):
     config = LlamaRecLKGConfig(relations=["A"], backbone_name_or_path=SMOLLM2_NAME)
     with pytest.raises(LKGDataError, match=rf"no network.*On the Hub it is '{HUB_IDS[SMOLLM2_NAME]}'"):
         LlamaRecLKGForRanking._around_backbone("x", None, config, {})
+
+
+def test_backbone_true_is_what_was_saved(hub, whole, dataset):
+    whole.model.push_to_hub(RANKER)
+    again = AutoModel.from_pretrained(RANKER, backbone=True)
+    assert torch.equal(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
+
+
+def test_a_backbone_for_a_model_that_has_its_own_is_refused(hub, whole):
+    whole.model.merge_adapter().push_to_hub(RANKER)
+    with pytest.raises(LKGDataError, match="backbone='tester/copy' was given, but tester/ranker names no backbone"):
+        AutoModel.from_pretrained(RANKER, backbone="tester/copy")
+
+
+def test_another_copy_of_the_backbone_is_not_asked_for_the_firsts_branch(hub, whole, dataset):
+    whole.model.config.backbone_revision = "v1"
+    whole.model.push_to_hub(RANKER)
+    push_backbone("tester/copy")
+    with pytest.raises(LKGDataError, match="v1"):
+        AutoModel.from_pretrained(RANKER)
+    again = AutoModel.from_pretrained(RANKER, backbone="tester/copy")
+    assert torch.equal(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
+
+
+@pytest.mark.parametrize("kind", ["adapter", "whole"])
+def test_a_ranker_loaded_without_its_backbone_does_not_overwrite_the_one_with_it(whole, tmp_path, kind):
+    model = whole.model if kind == "adapter" else whole.model.merge_adapter()
+    model.save_pretrained(tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    heads = AutoModel.from_pretrained(tmp_path / "run", backbone=False)
+    with pytest.raises(LKGDataError, match="loaded with backbone=False"):
+        heads.save_pretrained(tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for _ in range(2):  # over itself it may be saved
+        heads.save_pretrained(tmp_path / "heads")
+    assert AutoModel.from_pretrained(tmp_path / "heads").language_model is None
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged", "no backbone"])
+def test_what_loading_found_is_told_for_every_form(whole, tmp_path, kind):
+    model = whole.model.merge_adapter() if kind == "merged" else whole.model
+    model.save_pretrained(tmp_path / "run")
+    options = {"backbone": False} if kind == "no backbone" else {}
+    again, info = AutoModel.from_pretrained(tmp_path / "run", output_loading_info=True, **options)
+    assert type(again) is LlamaRecLKGForRanking
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+
+
+def test_a_backbones_folder_is_a_folder_from_everywhere(whole, dataset, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    whole.model.language_model.unload().save_pretrained(tmp_path / "here" / "base")
+    monkeypatch.chdir(tmp_path / "here")
+    model = LlamaRecLKGForRanking.from_backbone("base", whole.processor.model_config())
+    config = whole.processor.model_config()
+    given = LlamaRecLKGForRanking.from_backbone(AutoModelForCausalLM.from_pretrained("base"), config)
+    model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained("run")
+    monkeypatch.chdir(tmp_path)
+    assert model.config.backbone_name_or_path == given.config.backbone_name_or_path == str(tmp_path / "here" / "base")
+    again = AutoModel.from_pretrained("here/run")
+    assert torch.equal(logits(again, whole.processor, dataset), logits(model, whole.processor, dataset))
+    with pytest.raises(LKGDataError, match="no name that others can load"):
+        model.push_to_hub(RANKER)
+
+
+# -- subfolders -------------------------------------------------------------------------------------------------------
+
+
+def test_a_repository_in_a_subfolder_is_loaded_whole_from_there(hub, whole, dataset, tmp_path):
+    """Beside another one at the root, whose retriever and graph must not come in."""
+    whole.push_to_hub(RANKER)
+    torch.manual_seed(7)
+    other = LRURecRetriever(LRURecForRetrieval(LRURecConfig(num_items=6, hidden_size=16)).eval())
+    second = Recommender(ranker(whole.processor), whole.processor, other)
+    second.model.fusion.evidence_weight.data.fill_(5.0)
+    second.save_pretrained(tmp_path / "v2")
+    HfApi().upload_folder(repo_id=RANKER, folder_path=tmp_path / "v2", path_in_repo="v2")
+    wanted = second.recommend(["1", "4"], k=3)
+    for again in (
+        Recommender.from_pretrained(RANKER, subfolder="v2", force_download=True),
+        Recommender.from_pretrained(RANKER).load_adapter(RANKER, "v2", subfolder="v2"),
+    ):
+        assert again.retriever.model.config.hidden_size == 16
+        assert again.model.fusion.evidence_weight.item() == 5.0
+        assert again.recommend(["1", "4"], k=3) == wanted
 
 
 # -- wrong combinations -----------------------------------------------------------------------------------------------
