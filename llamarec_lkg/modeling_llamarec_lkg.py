@@ -392,7 +392,7 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
             if config.has_adapter:
                 model._attach_adapter(str(pretrained_model_name_or_path), adapter_name, is_trainable, **hub)
             model.eval()
-        # `pipeline` passes a configuration that does not know its place
+        # a configuration that was passed need not know its place; `place` looks it up by this name
         model.config.name_or_path = model.name_or_path = str(pretrained_model_name_or_path)
         model._note_place(pretrained_model_name_or_path, hub)
         empty = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
