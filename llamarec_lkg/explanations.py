@@ -266,7 +266,8 @@ def draw_preferences(preferences: Mapping[str, float], path: str | Path, title: 
     figure, axes = _figure(8, 1.2 + 0.32 * len(names))
     axes.barh(range(len(names)), [preferences[name] for name in names], color="#1f6feb")
     axes.axvline(1 / len(names), color="#888888", linewidth=1, linestyle="--")
-    for label in axes.set_yticks(range(len(names)), names) and axes.get_yticklabels():
+    axes.set_yticks(range(len(names)), names)
+    for label in axes.get_yticklabels():
         label.set_parse_math(False)
     axes.set_xlabel("preference (dashed: all relations alike)")
     axes.set_title(title, fontsize=10, parse_math=False)

@@ -1,11 +1,8 @@
 """On real films, without a language model: personal evidence beats global evidence and the retriever."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
-from tiny import backbone, examples, processor, tokenizer
+from tiny import backbone, example_module, examples, processor, tokenizer
 
 from llamarec_lkg import LlamaRecLKGForRanking
 from llamarec_lkg.evaluation import comparison_rows
@@ -13,15 +10,9 @@ from llamarec_lkg.heads import catalogue_scores, score_heads
 from llamarec_lkg.retrieval import PopularityRetriever, exclude_history
 
 
-PATH = Path(__file__).resolve().parents[1] / "examples" / "graph_evidence.py"
-
-
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("graph_evidence", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return example_module("graph_evidence")
 
 
 @pytest.mark.slow

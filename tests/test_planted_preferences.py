@@ -1,29 +1,22 @@
 """The proof in small: preferences find what was planted when a gradient reaches them, and nothing when none does."""
 
-import importlib.util
 import json
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny import example_module
 
 from llamarec_lkg import LlamaRecLKGForRanking
 from llamarec_lkg.heads import fit_heads, heads_batch
 from llamarec_lkg.synthetic import PlantedWorld, PlantedWorldSettings
 
 
-PATH = Path(__file__).resolve().parents[1] / "examples" / "planted_preferences.py"
-
-
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("planted_preferences", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return example_module("planted_preferences")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -23,6 +27,15 @@ SIZES = {
     "max_position_embeddings": 2048,
 }
 SETTINGS = {"num_candidates": 5, "history_length": 4, "num_paths": 3, "max_title_tokens": 20, "max_length": 1024}
+
+
+def example_module(name: str) -> ModuleType:
+    """A script of `examples/`, imported."""
+    path = Path(__file__).resolve().parents[1] / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
