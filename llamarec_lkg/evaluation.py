@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from .knowledge_graph import KnowledgeGraph
 from .metrics import DEFAULT_KS, MISS, bootstrap_interval, metrics_per_user, require_finite, target_ranks
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
-from .schema import LKGDataError, RankingExample
+from .schema import UNKNOWN_USER, LKGDataError, RankingExample
 from .storage import atomic_file, write_json
 
 
 REFERENCE = "retriever"
+RANKER, AS_PUBLISHED, CEILING = "ranker", "ranker-as-published", "ceiling"
 SHOWN_METRICS = ("mrr@10", "ndcg@5", "ndcg@10", "recall@1", "recall@5", "recall@10")
 
 
@@ -106,11 +108,32 @@ def control_scores(
         finally:
             hook.remove()
     changed = graph.shuffle_items(seed) if name == "shuffled-kg" else graph.without_relations(graph.relations)
-    processor.use_knowledge_graph(changed)
+    return _scores_with_graph(changed, model, processor, examples, **options)
+
+
+def published_scores(
+    model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, examples: Sequence[RankingExample], **options: Any
+) -> np.ndarray:
+    """`ranker_scores` of what a push publishes by default: nobody has weights of their own, and the graph has no
+    people."""
+    strangers = [replace(example, user=UNKNOWN_USER) for example in examples]
+    graph = processor.knowledge_graph.without_people(processor.user_ids)
+    return _scores_with_graph(graph, model, processor, strangers, **options)
+
+
+def _scores_with_graph(
+    graph: KnowledgeGraph,
+    model: LlamaRecLKGForRanking,
+    processor: LlamaRecLKGProcessor,
+    examples: Sequence[RankingExample],
+    **options: Any,
+) -> np.ndarray:
+    own = processor.knowledge_graph
+    processor.use_knowledge_graph(graph)
     try:
         return ranker_scores(model, processor, examples, **options)
     finally:
-        processor.use_knowledge_graph(graph)
+        processor.use_knowledge_graph(own)
 
 
 def other_users(examples: Sequence[RankingExample], seed: int = 0) -> list[RankingExample]:
@@ -164,7 +187,7 @@ class Report:
             raise LKGDataError(
                 f"A report compares rows on the same targets with a {REFERENCE!r} row; found {lengths}."
             )
-        ranks = {**ranks, "ceiling": np.where(found, 1, MISS)}
+        ranks = {**ranks, CEILING: np.where(found, 1, MISS)}
         interval = {"ks": ks, "resamples": resamples, "seed": seed}
         return cls(
             protocol={
@@ -183,6 +206,9 @@ class Report:
     def row(self, name: str) -> dict[str, Any]:
         return next(row for row in self.rows if row["name"] == name)
 
+    def has_row(self, name: str) -> bool:
+        return any(row["name"] == name for row in self.rows)
+
     def to_json(self) -> dict[str, Any]:
         return {"protocol": self.protocol, "rows": self.rows, "reranked_rows": self.reranked_rows}
 
@@ -195,7 +221,7 @@ class Report:
         lines += [f"- {key}: {value}" for key, value in self.protocol.items()]
         lines += ["", "## All targets (one that was not retrieved counts as a miss)", "", *table(self.rows)]
         lines += ["", "## Re-ranked targets only (the retriever found them)", "", *table(self.reranked_rows)]
-        verdicts = [verdict(row) for row in self.rows if row["name"] not in (REFERENCE, "ceiling", "popularity")]
+        verdicts = [verdict(row) for row in self.rows if row["name"] not in (REFERENCE, CEILING, "popularity")]
         return "\n".join([*lines, "", "## In words", "", *verdicts, ""])
 
     def save(self, folder: str | Path) -> None:
@@ -276,7 +302,7 @@ def draw(report: Report, path: str | Path, metric: str = "ndcg@10") -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [row for row in report.rows if row["name"] != "ceiling"][::-1]
+    rows = [row for row in report.rows if row["name"] != CEILING][::-1]
     figure = Figure(figsize=(10, 1.4 + 0.42 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)

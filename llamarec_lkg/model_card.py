@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard as HubModelCard
 from transformers.utils import logging
 
 from .backbones import HUB_IDS
-from .evaluation import REFERENCE, Report, table, verdict
+from .evaluation import AS_PUBLISHED, CEILING, RANKER, REFERENCE, Report, table, verdict
 from .hub import template_text
 from .schema import LKGDataError
 from .storage import atomic_file
@@ -53,7 +53,8 @@ class ModelCard:
         adapter (`str`): the PEFT adapter in words; empty where the backbone itself was trained, or none.
         uses_language_model, has_retriever (`bool`): what the repository holds beside preferences and fusion.
         metrics: of the trainer's own evaluation, shown where there is no report.
-        withheld: what the figures were measured with and the repository does not hold.
+        withheld: what the row "ranker" was measured with and the repository does not hold.
+        published_row (`str`): the row of the report that is about what the repository holds.
         report: the evaluation, if there is one.
         graph (`str`): one line on the knowledge graph.
     """
@@ -76,6 +77,7 @@ class ModelCard:
     data_license: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     withheld: list[str] = field(default_factory=list)
+    published_row: str = RANKER
     report: Report | None = None
 
     def __post_init__(self) -> None:
@@ -156,22 +158,26 @@ class ModelCard:
             template_str=template_text("model_card.md.j2"),
             card=self,
             results=None if rows is None else "\n".join(table(rows)),
-            verdicts=None if rows is None else "\n".join(verdict(r) for r in rows if r["name"].startswith("ranker")),
+            verdicts=None if rows is None else "\n".join(verdict(r) for r in rows if r["name"].startswith(RANKER)),
+            as_published=AS_PUBLISHED,
             citation=CITATION,
             base_id=base,
         )
 
     def _eval_results(self) -> list[EvalResult]:
-        """Every metric of every row, the ranker's first: retriever and controls stand beside it on the Hub as well.
+        """Every metric of every row, first those of what the repository holds: retriever and controls stand beside
+        it on the Hub as well. (The ceiling is no system, and on the Hub it would be taken for one.)
 
         `metric_args` names the row, its 95% interval, and the paired difference to the retriever with its own.
         """
         protocol = self.report.protocol
+        rows = [row for row in self.report.rows if row["name"] != CEILING]
         results = []
-        for row in sorted(self.report.rows, key=lambda row: row["name"] != "ranker"):
+        for row in sorted(rows, key=lambda row: row["name"] != self.published_row):
+            suffix = "" if row["name"] == self.published_row else f" ({row['name']})"
             for metric, value in row["metrics"].items():
                 details = {"row": row["name"], "ci95": _rounded(row["ci95"][metric])}
-                if self.withheld:
+                if self.withheld and row["name"].startswith((RANKER, "no-lm")) and row["name"] != AS_PUBLISHED:
                     details["measured_with_what_is_not_here"] = list(self.withheld)
                 if row["name"] != REFERENCE:
                     details["minus_retriever"] = round(row["difference_to_retriever"][metric], 5)
@@ -185,7 +191,8 @@ class ModelCard:
                         dataset_split=str(protocol.get("split", "test")),
                         dataset_args={"targets": protocol["targets"], "retrieved": protocol["retrieved"]},
                         metric_type=metric,
-                        metric_name=metric.upper() + ("" if row["name"] == "ranker" else f" ({row['name']})"),
+                        metric_name=metric.upper()
+                        + ("" if row["name"] == self.published_row else f" ({row['name']})"),
                         metric_value=round(value, 5),
                         metric_args=details,
                     )

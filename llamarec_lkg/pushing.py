@@ -11,7 +11,7 @@ from huggingface_hub import CommitInfo
 from transformers.utils import logging
 
 from .backbones import is_local
-from .evaluation import Report
+from .evaluation import AS_PUBLISHED, RANKER, Report
 from .hub_repository import CONFIG_FILE, GRAPH_FOLDER, RETRIEVER_FOLDER, USERS_FILE, push_saved
 from .knowledge_graph import KnowledgeGraph
 from .model_card import ModelCard
@@ -54,7 +54,7 @@ def run_card(
     user_weights: bool = False,
 ) -> ModelCard:
     """The card of a run's folder as that of a repository: no folder of this machine is named, the graph is the one
-    that is published, and what the figures were measured with beyond that is said.
+    that is published, and the figures that come first are those of what is published, where they were measured.
 
     Args:
         interactions, user_weights: whether these are published.
@@ -72,6 +72,7 @@ def run_card(
     card = ModelCard(**read_json(folder / CARD_FACTS))
     base = backbone or card.base_model
     report = _report(folder)
+    exact = not interactions and not user_weights and report is not None and report.has_row(AS_PUBLISHED)
     return replace(
         card,
         model_id=repo_id,
@@ -79,6 +80,7 @@ def run_card(
         dataset_name=_public_name(card.dataset_name),
         report=report,
         withheld=withheld,
+        published_row=AS_PUBLISHED if exact and withheld else RANKER,
         **described,
         has_retriever=(folder / RETRIEVER_FOLDER).exists(),
     )

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,16 @@ from trl import get_quantization_config
 from .backbones import resolve_backbone
 from .candidates import evaluation_examples, training_examples
 from .dataset import SequenceDataset, prepare_dataset
-from .evaluation import CONTROLS, Report, control_scores, ranker_scores, reranked
+from .evaluation import (
+    AS_PUBLISHED,
+    CONTROLS,
+    RANKER,
+    Report,
+    control_scores,
+    published_scores,
+    ranker_scores,
+    reranked,
+)
 from .evidence import STATISTICS
 from .heads import without_language_model
 from .hub_repository import RETRIEVER_FOLDER
@@ -43,8 +53,9 @@ logger = logging.getLogger(__name__)
 
 HONEST_RETRIEVER_FOLDER = "retriever-honest"
 STAGE_FILE = "stage.json"
-# training arguments that change what is shown, not what is learned
 MODEL_VERSION = 2  # goes up when the same settings make another model; older runs are then made anew
+REPORT_VERSION = 2  # goes up when the same settings make other rows; older reports are then made anew
+# training arguments that change what is shown, not what is learned
 COSMETIC_ARGUMENTS = ("disable_tqdm", "logging_steps", "report_to", "per_device_eval_batch_size")
 
 
@@ -191,7 +202,7 @@ class Workflow:
     def evaluate(self) -> Report:
         """Score every row on the same targets and write the report; the card is written anew with it."""
         section = self.config.evaluation
-        key = fingerprint(self._ranker_key(), as_plain(section))
+        key = fingerprint(self._ranker_key(), as_plain(section), REPORT_VERSION)
         if (self.folder / "report.json").exists():
             content = read_json(self.folder / "report.json")
             if content["protocol"].get("key") == key:
@@ -214,14 +225,18 @@ class Workflow:
         arguments = {name: value for name, value in self._backbone_arguments().items() if name != "revision"}
         model = LlamaRecLKGForRanking.from_pretrained(self.folder, **arguments)
         model = self._placed(model)
-        ranks["ranker"] = self._rank(model, processor, examples, "rank")
+        ranks[RANKER] = self._rank(model, processor, examples, "rank")
+        if processor.user_ids:
+            ranks[AS_PUBLISHED] = self._rank(model, processor, examples, "rank, as published", published_scores)
         for name in section.controls:
-            ranks[f"ranker-{name}"] = self._rank(model, processor, examples, f"rank, {name}", control=name)
+            control = partial(control_scores, name, seed=section.seed)
+            ranks[f"ranker-{name}"] = self._rank(model, processor, examples, f"rank, {name}", control)
         with without_language_model(model):
             ranks["no-lm"] = self._rank(model, processor, examples, "rank, no language model")
             for name in CONTROLS:
                 text = f"rank, no language model, {name}"
-                ranks[f"no-lm-{name}"] = self._rank(model, processor, examples, text, control=name)
+                control = partial(control_scores, name, seed=section.seed)
+                ranks[f"no-lm-{name}"] = self._rank(model, processor, examples, text, control)
         report = Report.from_ranks(
             ranks,
             np.array([example.label >= 0 for example in examples]),
@@ -320,15 +335,10 @@ class Workflow:
         processor: LlamaRecLKGProcessor,
         examples: list[RankingExample],
         text: str,
-        control: str | None = None,
+        score: Callable[..., np.ndarray] = ranker_scores,
     ) -> np.ndarray:
-        section = self.config.evaluation
-        options = {"batch_size": section.batch_size, "description": text, "progress": self.progress}
-        if control is None:
-            scores = ranker_scores(model, processor, examples, **options)
-        else:
-            scores = control_scores(control, model, processor, examples, seed=section.seed, **options)
-        return reranked(scores, examples)
+        options = {"batch_size": self.config.evaluation.batch_size, "progress": self.progress}
+        return reranked(score(model, processor, examples, description=text, **options), examples)
 
     def _protocol(self, split: str, processor: LlamaRecLKGProcessor, key: str) -> dict[str, Any]:
         data = self.prepare()

@@ -12,11 +12,20 @@ from peft import IA3Config, LoraConfig
 from test_workflow_and_cli import settings, write_world
 from tiny import backbone, examples, model, processor, tokenizer
 
-from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking, LlamaRecLKGTrainer, LlamaRecLKGTrainingArguments
+from llamarec_lkg import (
+    LKGDataError,
+    LlamaRecLKGForRanking,
+    LlamaRecLKGProcessor,
+    LlamaRecLKGTrainer,
+    LlamaRecLKGTrainingArguments,
+)
 from llamarec_lkg.backbones import SMOLLM2_NAME
-from llamarec_lkg.evaluation import Report
+from llamarec_lkg.evaluation import Report, ranker_scores, reranked
+from llamarec_lkg.hub_repository import public_copy
+from llamarec_lkg.metrics import metrics_per_user
 from llamarec_lkg.model_card import ModelCard as Card
 from llamarec_lkg.model_card import read_emissions
+from llamarec_lkg.pushing import run_card
 from llamarec_lkg.run_config import RunConfig
 from llamarec_lkg.storage import read_json
 from llamarec_lkg.workflow import Workflow
@@ -131,9 +140,12 @@ def test_every_metric_of_every_row_is_in_the_metadata_with_its_interval(run):
     name, results = model_index_to_eval_results(data["model-index"])
     assert name == str(run)
     found = {(result.metric_args["row"], result.metric_type): result for result in results}
-    assert len(found) == len(results) == sum(len(row["metrics"]) for row in report.rows)
-    assert {"ranker", "retriever", "ranker-shuffled-kg", "no-lm", "no-lm-no-kg", "ceiling"} <= {r for r, _ in found}
-    for row in report.rows:
+    rows = [row for row in report.rows if row["name"] != "ceiling"]  # no system
+    assert len(found) == len(results) == sum(len(row["metrics"]) for row in rows) and len(rows) < len(report.rows)
+    assert {"ranker", "ranker-as-published", "retriever", "ranker-shuffled-kg", "no-lm", "no-lm-no-kg"} <= {
+        name for name, _ in found
+    }
+    for row in rows:
         for metric, value in row["metrics"].items():
             result = found[row["name"], metric]
             assert result.metric_value == pytest.approx(value, abs=1e-5)
@@ -150,6 +162,33 @@ def test_every_metric_of_every_row_is_in_the_metadata_with_its_interval(run):
     assert results[0].metric_name == results[0].metric_type.upper()
     assert any(result.metric_name == "NDCG@10 (no-lm-no-kg)" for result in results)
     assert data["metrics"] == ["mrr", "ndcg", "recall"]
+
+
+def test_the_figures_that_come_first_are_those_of_what_is_published(run, tmp_path):
+    """Measured again here with what a stranger loads."""
+    report = Report(**read_json(run / "report.json"))
+    public_copy(run, tmp_path, backbone=str(run.parent / "backbone"))
+    stranger = LlamaRecLKGForRanking.from_pretrained(tmp_path), LlamaRecLKGProcessor.from_pretrained(tmp_path)
+    workflow = Workflow(RunConfig.from_mapping(yaml.safe_load((run / "config.yaml").read_text())), progress=False)
+    lists = workflow.lists(workflow.train_retriever(), "test")
+    ranks = reranked(ranker_scores(*stranger, [replace(example, user=0) for example in lists]), lists)
+    measured = {name: values.mean() for name, values in metrics_per_user(ranks, (1, 5, 10)).items()}
+    assert report.row("ranker-as-published")["metrics"] == pytest.approx(measured)
+    assert measured != report.row("ranker")["metrics"], "this world tells the two apart"
+    home, away = run_card(run, REPO), run_card(run, REPO, interactions=True, user_weights=True)
+    for card, row in ((home, "ranker-as-published"), (away, "ranker")):
+        data = card.to_hub_card().data.eval_results
+        first = {result.metric_type: result for result in data[: len(measured)]}
+        for metric, value in report.row(row)["metrics"].items():
+            assert first[metric].metric_value == pytest.approx(value, abs=1e-5)
+            assert first[metric].metric_name == metric.upper() and first[metric].metric_args["row"] == row
+            assert "measured_with_what_is_not_here" not in first[metric].metric_args
+        assert ("is what this repository holds" in card.to_hub_card().text) == (row != "ranker")
+    away = {r.metric_args["row"]: "measured_with_what_is_not_here" in r.metric_args for r in home._eval_results()}
+    assert away["ranker"] and away["no-lm-no-kg"] and not away["retriever"] and not away["popularity"]
+    mixed = run_card(run, REPO, user_weights=True)  # neither row is about this one
+    assert mixed.to_hub_card().data.eval_results[0].metric_args["measured_with_what_is_not_here"]
+    assert "may\nrank differently" in mixed.to_hub_card().text
 
 
 def test_what_only_the_user_knows_is_on_the_card(run):
