@@ -191,8 +191,7 @@ class ModelCard:
                         dataset_split=str(protocol.get("split", "test")),
                         dataset_args={"targets": protocol["targets"], "retrieved": protocol["retrieved"]},
                         metric_type=metric,
-                        metric_name=metric.upper()
-                        + ("" if row["name"] == self.published_row else f" ({row['name']})"),
+                        metric_name=metric.upper() + suffix,
                         metric_value=round(value, 5),
                         metric_args=details,
                     )
