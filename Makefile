@@ -8,11 +8,12 @@ CONFIG ?= examples/configs/quickstart.yaml
 ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help quickstart test test-slow check clean
+.PHONY: help quickstart data test test-slow check clean
 
 help:
 	@echo "make quickstart   train, evaluate and explain a ranker on MovieLens-100K, into outputs/quickstart"
-	@echo "make test         run the tests"
+	@echo "make data         fetch what the quickstart needs, MovieLens-100K and SmolLM2-135M, into the cache"
+	@echo "make test         run the tests; some are skipped without \`make data\`"
 	@echo "make test-slow    run the long ones as well"
 	@echo "make check        ruff"
 
@@ -25,6 +26,9 @@ $(VENV)/installed: setup.py constraints.txt
 
 quickstart: $(VENV)/installed
 	$(BIN)/python examples/quickstart.py --config $(CONFIG) $(ARGS)
+
+data: $(VENV)/installed
+	$(BIN)/python -c "from llamarec_lkg import backbones, sources; sources.load_dataset_bundle('ml-100k'); backbones.smollm2_135m()"
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-fail-under=90

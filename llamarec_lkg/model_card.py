@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub import ModelCard as HubModelCard
+from transformers import Trainer
 from transformers.utils import logging
 
 from .backbones import HUB_IDS
@@ -17,10 +18,6 @@ from .evaluation import AS_PUBLISHED, CEILING, RANKER, REFERENCE, Report, table,
 from .hub import template_text
 from .schema import LKGDataError
 from .storage import atomic_file
-
-
-if TYPE_CHECKING:
-    from .trainer import LlamaRecLKGTrainer
 
 
 logger = logging.get_logger(__name__)
@@ -89,7 +86,7 @@ class ModelCard:
             )
 
     @classmethod
-    def from_trainer(cls, trainer: LlamaRecLKGTrainer, report: Report | None = None, **given: Any) -> ModelCard:
+    def from_trainer(cls, trainer: Trainer, report: Report | None = None, **given: Any) -> ModelCard:
         """A card with all that a trainer knows, and codecarbon's figure where its file is in the output folder;
         `given` overrides it."""
         import accelerate
@@ -239,7 +236,7 @@ def read_emissions(folder: str | Path) -> dict[str, Any] | None:
     }
 
 
-def _trainer_metrics(trainer: LlamaRecLKGTrainer) -> dict[str, float]:
+def _trainer_metrics(trainer: Trainer) -> dict[str, float]:
     """What the trainer's last evaluation found, if it was of the weights as they are now."""
     logs = trainer.state.log_history
     if trainer.args.load_best_model_at_end:  # at the end of training older weights came back
