@@ -11,7 +11,7 @@ from huggingface_hub import CommitInfo
 from transformers.utils import logging
 
 from .backbones import is_local
-from .evaluation import AS_PUBLISHED, RANKER, Report
+from .evaluation import AS_PUBLISHED, RANKER, REFERENCE, Report
 from .hub_repository import CONFIG_FILE, GRAPH_FOLDER, RETRIEVER_FOLDER, USERS_FILE, push_saved
 from .knowledge_graph import KnowledgeGraph
 from .model_card import ModelCard
@@ -41,7 +41,13 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
             "interactions": bool(options.get("include_interactions")),
             "user_weights": users if weights is None else weights,
         }
-        options["card"] = lambda repo: str(run_card(folder, repo, options.get("backbone"), **sharing).to_hub_card())
+
+        def card(repo: str) -> str:
+            found = run_card(folder, repo, options.get("backbone"), **sharing)
+            _say_what_it_costs(found)
+            return str(found.to_hub_card())
+
+        options["card"] = card
     return push_saved(folder, repo_id, **options)
 
 
@@ -84,6 +90,20 @@ def run_card(
         **described,
         has_retriever=(folder / RETRIEVER_FOLDER).exists(),
     )
+
+
+def _say_what_it_costs(card: ModelCard, metric: str = "ndcg@10") -> None:
+    """Tell who publishes less than was measured what it is worth, before readers find out."""
+    if card.published_row != AS_PUBLISHED:
+        return
+    values = {name: card.report.row(name)["metrics"][metric] for name in (AS_PUBLISHED, RANKER, REFERENCE)}
+    if values[AS_PUBLISHED] < values[RANKER]:
+        logger.warning(
+            f"As published, without {' and '.join(card.withheld)}, this ranker has {metric} "
+            f"{values[AS_PUBLISHED]:.4f}; here it has {values[RANKER]:.4f}, its retriever alone "
+            f"{values[REFERENCE]:.4f}. The card says so. `include_interactions=True` (--include-interactions) "
+            "publishes who rated what, with people as numbers."
+        )
 
 
 def _report(folder: Path) -> Report | None:

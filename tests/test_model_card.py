@@ -1,6 +1,8 @@
 """The model card: the Hub's own checks, every figure of the report in its metadata, and snippets that run."""
 
+import logging
 import re
+import shutil
 from dataclasses import replace
 from math import nan
 
@@ -25,9 +27,9 @@ from llamarec_lkg.hub_repository import public_copy
 from llamarec_lkg.metrics import metrics_per_user
 from llamarec_lkg.model_card import ModelCard as Card
 from llamarec_lkg.model_card import read_emissions
-from llamarec_lkg.pushing import run_card
+from llamarec_lkg.pushing import push_folder, run_card
 from llamarec_lkg.run_config import RunConfig
-from llamarec_lkg.storage import read_json
+from llamarec_lkg.storage import read_json, write_json
 from llamarec_lkg.workflow import Workflow
 
 
@@ -189,6 +191,21 @@ def test_the_figures_that_come_first_are_those_of_what_is_published(run, tmp_pat
     mixed = run_card(run, REPO, user_weights=True)  # neither row is about this one
     assert mixed.to_hub_card().data.eval_results[0].metric_args["measured_with_what_is_not_here"]
     assert "may\nrank differently" in mixed.to_hub_card().text
+
+
+def test_who_publishes_less_than_was_measured_is_told_what_it_costs(run, hub, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("llamarec_lkg"), "propagate", True)
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    content = read_json(folder / "report.json")
+    rows = {row["name"]: row["metrics"] for row in content["rows"]}
+    for value, told in ((0.1234, True), (0.5, False)):
+        rows["ranker"]["ndcg@10"], rows["ranker-as-published"]["ndcg@10"] = 0.4321, value
+        write_json(folder / "report.json", content)
+        caplog.clear()
+        push_folder(folder, REPO, backbone="you/base")
+        assert ("ndcg@10 0.1234; here it has 0.4321, its retriever alone" in caplog.text) == told
+        assert ("--include-interactions" in caplog.text) == told
 
 
 def test_what_only_the_user_knows_is_on_the_card(run):
