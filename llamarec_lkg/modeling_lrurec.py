@@ -32,6 +32,8 @@ class LRURecConfig(PreTrainedConfig):
         max_length (`int`): how much history is read; older items are cut off.
         radius_min, radius_max (`float`): ring of the complex plane in which the eigenvalues start. Nearer 1 is longer
             memory.
+        catalogue (`str`, optional): [`~storage.catalogue_fingerprint`] of the items it was trained to find; None, as in
+            what was saved before there was this field, is not compared with anything.
     """
 
     model_type = "lrurec"
@@ -44,6 +46,7 @@ class LRURecConfig(PreTrainedConfig):
     radius_min: float = 0.8
     radius_max: float = 0.99
     initializer_range: float = 0.02
+    catalogue: str | None = None
 
 
 @dataclass
@@ -223,6 +226,11 @@ class LRURecRetriever:
         self.model = model
         self.batch_size = batch_size
         self.num_items = model.config.num_items
+
+    @property
+    def catalogue(self) -> str | None:
+        """Fingerprint of the items it was trained to find, where it is known."""
+        return self.model.config.catalogue
 
     @torch.inference_mode()
     def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:

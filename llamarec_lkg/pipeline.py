@@ -21,7 +21,7 @@ from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
 from .pushing import push_folder
-from .retrieval import Retriever, exclude_history, top_k
+from .retrieval import Retriever, check_retriever, exclude_history, top_k
 from .schema import UNKNOWN_USER, LKGDataError, RankingExample
 from .windows import rank_many
 
@@ -55,11 +55,8 @@ class Recommender:
         self, model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, retriever: Retriever | None = None
     ):
         processor.check_model(model.config)
-        if retriever is not None and retriever.num_items != len(processor.item_ids):
-            raise LKGDataError(
-                f"The retriever knows {retriever.num_items} items, the processor {len(processor.item_ids)}. Give the "
-                "retriever that was trained on the same data set."
-            )
+        if retriever is not None:
+            check_retriever(retriever, processor.item_ids)
         self.model, self.processor, self.retriever = model.eval(), processor, retriever
         self.adapter_name = model.active_adapter
 
@@ -104,6 +101,8 @@ class Recommender:
         name = str(pretrained_model_name_or_path)
         processor = LlamaRecLKGProcessor.from_pretrained(name, **hub)
         retriever = load_retriever(name, hub)
+        if retriever is not None:
+            check_retriever(retriever, processor.item_ids)  # before the model changes
         self.model.load_adapter(name, adapter_name, processor=processor, same_backbone=same_backbone, **hub)
         self.model.set_adapter(adapter_name)
         if retriever is not None:

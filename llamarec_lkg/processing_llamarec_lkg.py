@@ -59,7 +59,7 @@ from .schema import (
     RankingExample,
     clean_text,
 )
-from .storage import atomic_file, fingerprint, read_json, write_json
+from .storage import atomic_file, catalogue_fingerprint, read_json, write_json
 
 
 INSTRUCTION = (
@@ -213,7 +213,7 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
     @cached_property
     def catalogue(self) -> str:
         """Fingerprint of the items, in their order."""
-        return fingerprint(list(self.item_ids))
+        return catalogue_fingerprint(self.item_ids)
 
     # -- graph and evidence -----------------------------------------------------------------------------------------
 

@@ -31,7 +31,10 @@ from llamarec_lkg import (
     LRURecForRetrieval,
     Recommender,
 )
+from llamarec_lkg.dataset import PreprocessingSettings, prepare_dataset
 from llamarec_lkg.modeling_lrurec import LRURecRetriever
+from llamarec_lkg.retrieval import PopularityRetriever
+from llamarec_lkg.training_lrurec import LRURecTrainingArguments, train_lrurec
 
 
 pytestmark = pytest.mark.hub
@@ -361,6 +364,75 @@ def test_the_retriever_of_another_data_set_is_refused(whole):
     retriever = LRURecRetriever(LRURecForRetrieval(LRURecConfig(num_items=9, hidden_size=8)).eval())
     with pytest.raises(LKGDataError, match="retriever knows 9 items, the processor 6"):
         Recommender(whole.model, whole.processor, retriever)
+
+
+@pytest.fixture
+def trained(dataset, other_dataset, tmp_path):
+    """Retrievers of the two data sets, each saved and loaded again."""
+    found = []
+    for number, one in enumerate((dataset, other_dataset)):
+        model, _ = train_lrurec(one, LRURecTrainingArguments(hidden_size=8, max_steps=1, eval_steps=1), progress=False)
+        model.save_pretrained(tmp_path / f"retriever{number}")
+        found.append(LRURecForRetrieval.from_pretrained(tmp_path / f"retriever{number}"))
+    return found
+
+
+def test_the_retriever_of_another_data_set_with_as_many_items_is_refused(hub, whole, trained):
+    own, other = map(LRURecRetriever, trained)
+    assert own.num_items == other.num_items == len(whole.item_ids), "nothing else tells them apart"
+    model, proc = whole.model, whole.processor
+    for combine in (
+        lambda: Recommender(model, proc, other),
+        lambda: pipeline("recommendation", model=model, processor=proc, retriever=other.model, device="cpu"),
+        lambda: LlamaRecLKGTrainer(model, processing_class=proc, retriever=other),
+        lambda: LlamaRecLKGTrainer(model, processing_class=proc, retriever=other.model),
+    ):
+        with pytest.raises(LKGDataError, match=r"trained to find other items than the 6 .*look like \['1', '2', '3'\]"):
+            combine()
+    Recommender(model, proc, own).push_to_hub(RANKER)
+    assert Recommender.from_pretrained(RANKER).recommend(["1"], k=2)
+    assert LlamaRecLKGTrainer(model, processing_class=proc, retriever=own).retriever is own.model
+
+
+def test_the_retriever_of_another_data_set_in_a_repository_is_refused_before_its_adapter_is_loaded(
+    hub, whole, trained, tmp_path
+):
+    own, other = map(LRURecRetriever, trained)
+    Recommender(whole.model, whole.processor, own).save_pretrained(tmp_path / "run")
+    other.model.save_pretrained(tmp_path / "run" / "retriever")
+    for load in (
+        lambda: Recommender.from_pretrained(tmp_path / "run"),
+        lambda: pipeline("recommendation", model=str(tmp_path / "run"), device="cpu"),
+        lambda: whole.load_adapter(tmp_path / "run", "second"),
+    ):
+        with pytest.raises(LKGDataError, match="trained to find other items"):
+            load()
+    assert whole.model.adapter_names == ["default"]
+
+
+def test_a_retriever_that_does_not_know_its_catalogue_is_not_checked(whole, trained, dataset, tmp_path):
+    """Those of earlier versions, and those that are not of this library."""
+    other = trained[1]
+    other.config.catalogue = None
+    other.save_pretrained(tmp_path / "older")
+    content = json.loads((tmp_path / "older" / "config.json").read_text())
+    content.pop("catalogue", None)
+    (tmp_path / "older" / "config.json").write_text(json.dumps(content))
+    older = LRURecRetriever(LRURecForRetrieval.from_pretrained(tmp_path / "older"))
+    for retriever in (older, PopularityRetriever.from_dataset(dataset)):
+        assert Recommender(whole.model, whole.processor, retriever).recommend(["1"], k=2)
+
+
+def test_training_notes_the_items_that_the_processor_knows_from_wherever_they_come(whole, trained, make_bundle):
+    """The ids of a table, of prepared data that was read again, and of a saved processor are the same."""
+    rows = [(u, f"{(n + s) % 6 + 1}", 100 * s, 1.0) for n, u in enumerate(USERS) for s in range(5)]
+    settings = PreprocessingSettings(min_user_interactions=1, min_item_interactions=1)
+    found = {trained[0].config.catalogue, whole.processor.catalogue}
+    for _ in range(2):  # the second time out of the cache
+        dataset = prepare_dataset(make_bundle(rows), settings)
+        arguments = LRURecTrainingArguments(hidden_size=8, max_steps=1, eval_steps=1)
+        found |= {train_lrurec(dataset, arguments, progress=False)[0].config.catalogue, processor(dataset).catalogue}
+    assert len(found) == 1 and None not in found
 
 
 # -- where preferences could get lost ---------------------------------------------------------------------------------
