@@ -32,8 +32,8 @@ class LRURecConfig(PreTrainedConfig):
         max_length (`int`): how much history is read; older items are cut off.
         radius_min, radius_max (`float`): ring of the complex plane in which the eigenvalues start. Nearer 1 is longer
             memory.
-        catalogue (`str`, optional): [`~storage.catalogue_fingerprint`] of the items it was trained to find; None, as in
-            what was saved before there was this field, is not compared with anything.
+        catalogue (`str`, optional): [`~storage.catalogue_fingerprint`] of the items it was trained to find; None, as
+            in what was saved before there was this field, is not compared with anything.
     """
 
     model_type = "lrurec"

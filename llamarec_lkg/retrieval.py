@@ -45,8 +45,8 @@ def check_retriever(retriever: Retriever, item_ids: Sequence[str]) -> None:
     catalogue = getattr(retriever, "catalogue", None)  # a user's own retriever need not have it
     if catalogue is not None and catalogue != catalogue_fingerprint(item_ids):
         raise LKGDataError(
-            f"The retriever was trained to find other items than the {len(item_ids):,} of the processor, whose ids look "
-            f"like {list(item_ids[:3])}. {remedy} If ids have been renamed on purpose, in the same order, set "
+            f"The retriever was trained to find other items than the {len(item_ids):,} of the processor, whose ids "
+            f"look like {list(item_ids[:3])}. {remedy} If ids have been renamed on purpose, in the same order, set "
             "`retriever.model.config.catalogue = None`."
         )
 

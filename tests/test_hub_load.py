@@ -387,7 +387,9 @@ def test_the_retriever_of_another_data_set_with_as_many_items_is_refused(hub, wh
         lambda: LlamaRecLKGTrainer(model, processing_class=proc, retriever=other),
         lambda: LlamaRecLKGTrainer(model, processing_class=proc, retriever=other.model),
     ):
-        with pytest.raises(LKGDataError, match=r"trained to find other items than the 6 .*look like \['1', '2', '3'\]"):
+        with pytest.raises(
+            LKGDataError, match=r"trained to find other items than the 6 .*look like \['1', '2', '3'\]"
+        ):
             combine()
     Recommender(model, proc, own).push_to_hub(RANKER)
     assert Recommender.from_pretrained(RANKER).recommend(["1"], k=2)
