@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,6 +170,17 @@ class LRURecForRetrieval(PreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.blocks = nn.ModuleList([LRURecBlock(config) for _ in range(config.num_hidden_layers)])
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As upstream, with the weights in memory of their own: in the file's map they may lie at odd addresses, which
+        changes the last bit of a product, and scores would not be those of the process that trained."""
+        result = super().from_pretrained(*args, **kwargs)
+        model = result[0] if isinstance(result, tuple) else result  # with `output_loading_info`
+        for weight in model.parameters():
+            if weight.device.type != "meta":
+                weight.data = weight.data.clone()
+        return result
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
