@@ -17,6 +17,7 @@ from transformers import (
     AutoProcessor,
     BitsAndBytesConfig,
     Trainer,
+    TrainingArguments,
     pipeline,
 )
 
@@ -27,6 +28,7 @@ from llamarec_lkg import (
     LlamaRecLKGForRanking,
     LlamaRecLKGProcessor,
     LlamaRecLKGTrainer,
+    LlamaRecLKGTrainingArguments,
     LRURecConfig,
     LRURecForRetrieval,
     Recommender,
@@ -377,7 +379,7 @@ def trained(dataset, other_dataset, tmp_path):
     return found
 
 
-def test_the_retriever_of_another_data_set_with_as_many_items_is_refused(hub, whole, trained):
+def test_the_retriever_of_another_data_set_with_as_many_items_is_refused(hub, whole, trained, tmp_path):
     own, other = map(LRURecRetriever, trained)
     assert own.num_items == other.num_items == len(whole.item_ids), "nothing else tells them apart"
     model, proc = whole.model, whole.processor
@@ -393,7 +395,8 @@ def test_the_retriever_of_another_data_set_with_as_many_items_is_refused(hub, wh
             combine()
     Recommender(model, proc, own).push_to_hub(RANKER)
     assert Recommender.from_pretrained(RANKER).recommend(["1"], k=2)
-    assert LlamaRecLKGTrainer(model, processing_class=proc, retriever=own).retriever is own.model
+    args = LlamaRecLKGTrainingArguments(str(tmp_path / "run"), use_cpu=True)
+    assert LlamaRecLKGTrainer(model, args, processing_class=proc, retriever=own).retriever is own.model
 
 
 def test_the_retriever_of_another_data_set_in_a_repository_is_refused_before_its_adapter_is_loaded(
@@ -488,7 +491,8 @@ def test_our_trainer_refuses_a_wrapped_model(whole):
 
 
 def test_the_ordinary_trainer_saves_all_of_it(whole, dataset, tmp_path):
-    trainer = Trainer(whole.model, processing_class=whole.processor)
+    args = TrainingArguments(str(tmp_path / "run"), use_cpu=True)
+    trainer = Trainer(whole.model, args, processing_class=whole.processor)
     trainer.save_model(tmp_path / "saved")
     again = Recommender.from_pretrained(tmp_path / "saved")
     found = logits(again.model, again.processor, dataset, known=True)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-import shutil
+import os
 import subprocess
 import sys
 import textwrap
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hub_client import ROOT, run_python, use_hub
+from hub_client import ROOT, install, run_python, use_hub
 from hub_world import BACKBONE, LORA, RANKER, USERS, named_dataset, push_backbone, readable, recommender, uploaded
 from huggingface_hub import ModelCard
 from peft import LoraConfig
@@ -386,10 +386,14 @@ for part in loaded[1:3]:
     part.save_pretrained("copy")
 loaded[1].merge_adapter().save_pretrained("whole")
 """
+PACKAGE = """
+import llamarec_lkg
+print(llamarec_lkg.__file__)
+"""
 
 
-def test_a_virtual_environment_without_the_package_and_then_with_it(published, tmp_path):
-    """What the package needs is seen through the parent's; the package is installed as its wheel would be."""
+def test_a_virtual_environment_without_the_package_and_then_with_it(published, wheel, tmp_path):
+    """What the package needs is seen through the parent's; the package itself is installed from its wheel."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
     (site / "parent.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
@@ -403,15 +407,18 @@ def test_a_virtual_environment_without_the_package_and_then_with_it(published, t
     for line in lines[3:]:  # without trust nothing else is returned: not the tokenizer, not a plain backbone
         assert line.startswith("False ValueError") and "trust_remote_code=True" in line
 
-    shutil.copytree(ROOT / "llamarec_lkg", site / "llamarec_lkg")
-    shutil.copytree(ROOT / "hub_cards", site / "llamarec_lkg" / "hub_cards")
-    lines = run_python(published, REMOTE + SAVE, home, **options).stdout.splitlines()
+    install(wheel, Path(options["python"]))
+    *lines, package = run_python(published, REMOTE + SAVE + PACKAGE, home, **options).stdout.splitlines()
+    assert Path(package).parents[1] == site
     names = ["LlamaRecLKGConfig", "LlamaRecLKGForRanking", "LlamaRecLKGProcessor"]
     assert lines == [f"{trust} {name}" for trust in (True, False) for name in names]
     for folder in ("copy", "whole"):
         assert [path.name for path in (home / folder).glob("*.py")] == ["modeling_llamarec_lkg_hub.py"]
         content = json.loads((home / folder / "config.json").read_text())
         assert content["auto_map"]["AutoModel"] == "modeling_llamarec_lkg_hub.LlamaRecLKGForRanking"
+    command = [str(Path(options["python"]).with_name("llamarec-lkg")), "push", "--help"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "--include-users" in done.stdout, done.stderr
 
 
 # -- size -------------------------------------------------------------------------------------------------------------
