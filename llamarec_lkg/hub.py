@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_session
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the second of whichever client it uses
 from transformers.utils import cached_file
 
@@ -22,7 +23,30 @@ HUB_ERRORS = (OSError, HTTPError, ValueError, RuntimeError)
 """What the client raises: answers of the Hub, broken connections, and either inside a `RuntimeError` (large files)."""
 
 
+ANSWER_TIMEOUT = 180.0
+"""Seconds that a push waits for the next sign of life of the Hub; a commit of large files may take it a minute."""
 ADVICE = "Check the network, the id and your token (`hf auth whoami`), and push again."
+
+
+@contextlib.contextmanager
+def answers_in_time() -> Iterator[None]:
+    """Within the block, or a function that it decorates, no request waits longer than `ANSWER_TIMEOUT` for an answer.
+
+    The client has timeouts of its own for downloads; for all else it waits for ever, and has no argument for it.
+    Requests of other threads are limited meanwhile, too.
+    """
+
+    def limit(request: Any) -> None:
+        given = request.extensions.get("timeout") or {}
+        kinds = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = {kind: given.get(kind) or ANSWER_TIMEOUT for kind in kinds}
+
+    hooks = get_session().event_hooks["request"]
+    hooks.append(limit)
+    try:
+        yield
+    finally:
+        hooks.remove(limit)
 
 
 def template_text(name: str) -> str:
@@ -69,6 +93,7 @@ def fetch(name: str | Path, file: str, *, optional: bool = False, **hub: Any) ->
         raise OSError(f"{file} of {name} could not be loaded: {error}") from error  # the client names its host alone
 
 
+@answers_in_time()
 def whole_id(repo_id: str, token: str | bool | None = None) -> str:
     """ "owner/name" of a repository that may be named without its owner, who is then the one the token belongs to.
 
@@ -88,6 +113,7 @@ def whole_id(repo_id: str, token: str | bool | None = None) -> str:
         ) from error
 
 
+@answers_in_time()
 def make_repository(
     repo_id: str,
     *,
@@ -128,6 +154,7 @@ def _make_branch(api: HfApi, repo_id: str, repo_type: str, revision: str, create
             raise
 
 
+@answers_in_time()
 def push_files(
     repo_id: str,
     content: Mapping[str, str | Path | bytes],
@@ -185,9 +212,10 @@ def push_files(
             return commit()
     except HUB_ERRORS as error:
         broken = isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
+        reason = f"{error} {error.__cause__}" if isinstance(error, RuntimeError) and error.__cause__ else error
         lost = ", or all of it, if only the last answer was lost" if broken else ""
         raise LKGDataError(
-            f"{what} could not be pushed to {repo_id!r} ({error}). Nothing of it is visible there{lost}, since a "
+            f"{what} could not be pushed to {repo_id!r} ({reason}). Nothing of it is visible there{lost}, since a "
             "commit is whole or absent (a new repository may be there, empty), and your files are as they were. "
             f"{ADVICE}"
         ) from error

@@ -2,11 +2,12 @@
 lost."""
 
 import json
+import time
 
 import pytest
 import torch
 from hub_world import BACKBONE, RANKER, USERS, logits, named_dataset, push_backbone, ranker, recommender, uploaded
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, get_session, snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import examples, processor, tokenizer
@@ -555,3 +556,32 @@ def test_a_download_that_fails_is_told_or_passes_and_the_next_one_succeeds(hub, 
 def test_a_name_that_is_nowhere_is_told(hub):
     with pytest.raises(OSError, match="tester/nothing"):
         Recommender.from_pretrained("tester/nothing")
+
+
+# -- a Hub that does not answer ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "match, said",
+    [
+        ("GET /api/whoami-v2", "Whose 'ranker' is to be could not be found out"),
+        ("POST /api/repos/create", "could not be opened for writing"),
+        ("GET /api/models/tester/ranker", "could not be opened for writing"),
+        ("GET */tree/*", "tester/ranker"),
+        ("POST */preupload/*", "could not be pushed to 'tester/ranker'"),
+        ("PUT *", "could not be pushed to 'tester/ranker'"),
+        ("POST */commit/*", "could not be pushed to 'tester/ranker'"),
+    ],
+)
+def test_a_push_to_a_hub_that_never_answers_ends_in_an_error(hub, whole, monkeypatch, match, said):
+    """The client waits for ever for all of these."""
+    monkeypatch.setattr("llamarec_lkg.hub.ANSWER_TIMEOUT", 0.3)
+    hub.fail(match, "timeout", times=None, seconds=10)
+    start = time.monotonic()
+    with pytest.raises(LKGDataError, match=f"(?s){said}.*timed out.*hf auth"):
+        whole.push_to_hub("ranker", private=True)
+    assert time.monotonic() - start < 8
+    hub.heal()
+    whole.push_to_hub(RANKER, private=True)
+    left = [hook for hook in get_session().event_hooks["request"] if hook.__module__.startswith("llamarec_lkg")]
+    assert not left, "the client is as it was"
