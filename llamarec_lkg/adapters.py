@@ -30,7 +30,7 @@ from .adapter_files import (
 )
 from .backbones import lasting_name
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
-from .hub import HUB_KEYS, fetch
+from .hub import HUB_KEYS, fetch, pinned
 from .hub_repository import ADAPTER_FOLDER
 from .schema import LKGDataError
 from .storage import atomic_folder
@@ -146,6 +146,7 @@ class AdapterMixin:
             raise LKGDataError(f"load_adapter does not know {unknown}; beside its own arguments it takes {HUB_KEYS}.")
         self._require_base()
         name = str(pretrained_model_name_or_path)
+        kwargs = pinned(name, kwargs)
         found = LlamaRecLKGConfig.get_config_dict(name, **kwargs)[0]
         if found.get("model_type") != LlamaRecLKGConfig.model_type or not found.get("has_adapter"):
             raise LKGDataError(

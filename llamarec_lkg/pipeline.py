@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import CommitInfo
-from transformers.utils.hub import resolve_revision
 
 from .explanations import LANGUAGE_MODEL, PATH, RETRIEVER, Reason, Recommendation, reasons_for
-from .hub import fetch, hub_options
+from .hub import fetch, hub_options, pinned
 from .hub_repository import CONFIG_FILE, RETRIEVER_FOLDER, take_push_options
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
@@ -68,14 +67,15 @@ class Recommender:
 
         Args:
             kwargs: for the ranker's `from_pretrained`.
+
+        Raises:
+            LKGDataError: the name is no folder and cannot be a Hub id, or what is there is not whole.
+            OSError: the name is no folder, and the Hub has no such repository or cannot be reached.
         """
         name = str(pretrained_model_name_or_path)
-        hub = hub_options(kwargs)
-        if not Path(name).is_dir():  # all parts from the same commit, whatever is pushed meanwhile
-            known = {k: v for k, v in hub.items() if k in ("token", "cache_dir", "local_files_only")}
-            hub["revision"] = kwargs["revision"] = resolve_revision(name, hub.get("revision"), **known)
+        hub = pinned(name, hub_options(kwargs))  # all parts from the same commit, whatever is pushed meanwhile
         return cls(
-            LlamaRecLKGForRanking.from_pretrained(name, **kwargs),
+            LlamaRecLKGForRanking.from_pretrained(name, **{**kwargs, **hub}),
             LlamaRecLKGProcessor.from_pretrained(name, **hub),
             load_retriever(name, hub),
         )
@@ -99,6 +99,7 @@ class Recommender:
                 "replaced. Load an adapter repository first, and further ones beside it."
             )
         name = str(pretrained_model_name_or_path)
+        hub = pinned(name, hub)
         processor = LlamaRecLKGProcessor.from_pretrained(name, **hub)
         retriever = load_retriever(name, hub)
         if retriever is not None:

@@ -35,7 +35,7 @@ from transformers import AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedT
 from . import paths
 from .configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
 from .evidence import EvidenceIndex
-from .hub import fetch, hub_options
+from .hub import fetch, hub_options, pinned
 from .hub_repository import (
     GRAPH_FILES,
     GRAPH_FOLDER,
@@ -647,7 +647,7 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
             OSError: a file is absent.
         """
         name = str(pretrained_model_name_or_path)
-        hub = hub_options(kwargs)
+        hub = pinned(name, hub_options(kwargs))
         description = read_json(fetch(name, PROCESSOR_FILE, **hub))
         graph_files = [fetch(name, f"{GRAPH_FOLDER}/{file}", **hub) for file in GRAPH_FILES]
         try:
