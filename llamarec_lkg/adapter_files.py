@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -61,6 +62,69 @@ def require_same_shapes(
         )
 
 
+def adapter_state(language_model: nn.Module, adapter_name: str) -> dict[str, torch.Tensor]:
+    """What the file of an adapter holds."""
+    from peft import get_peft_model_state_dict
+
+    return get_peft_model_state_dict(language_model, adapter_name=adapter_name, save_embedding_layers=False)
+
+
+def read_adapter_weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    """The weights in the folder of an adapter.
+
+    Raises:
+        LKGDataError: the file is not there, or is damaged.
+    """
+    path = Path(folder) / ADAPTER_WEIGHTS
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise LKGDataError(f"{path} is not there. Copy or download all of the folder, or save it again.") from error
+    except SafetensorError as error:
+        raise LKGDataError(f"{path} is not readable ({error}). Copy or download it again.") from error
+
+
+def check_adapter_weights(
+    language_model: nn.Module, adapter_name: str, found: Mapping[str, torch.Tensor], source: str | Path
+) -> None:
+    """Raise `LKGDataError` unless a file's weights are those of an adapter by name: one that is missing would keep its
+    random start, or be the backbone's."""
+    needed = adapter_state(language_model, adapter_name).keys()
+    missing, left_over = sorted(needed - found.keys()), sorted(found.keys() - needed)
+    if missing or left_over:
+        raise LKGDataError(
+            f"The adapter of {source} is not whole or does not fit this backbone: {len(missing)} weights are missing "
+            f"{missing[:3]}, {len(left_over)} are left over {left_over[:3]}. Copy or download it again; if it "
+            "is whole, it belongs to another backbone, or its files do not belong to each other."
+        )
+
+
+def load_adapter_weights(
+    language_model: nn.Module, adapter_name: str, folder: Path, start: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """The weights of a checkpoint into an adapter that is there; a file that does not fit changes nothing.
+
+    Args:
+        folder: of the checkpoint's adapter.
+        start: what the adapter started from, where it was converted when it was saved (`save_as_plain_lora`).
+
+    Raises:
+        LKGDataError: a weight is missing, left over or of another shape, or the start is another.
+    """
+    from peft import set_peft_model_state_dict
+
+    weights = read_adapter_weights(folder)
+    check_adapter_weights(language_model, adapter_name, weights, folder)
+    if start is not None:
+        weights = without_start(weights, start, folder)
+    try:
+        set_peft_model_state_dict(language_model, weights, adapter_name)
+    except RuntimeError as error:
+        raise LKGDataError(
+            f"The adapter in {folder} does not fit this model ({error}). Resume with the settings it was trained with."
+        ) from error
+
+
 def changes_base(adapter_config: Any) -> bool:
     """Whether adding this adapter takes its start out of the backbone's weights."""
     return str(getattr(adapter_config, "init_lora_weights", True)).lower().startswith(BASE_CHANGING)
@@ -72,11 +136,8 @@ def trained_outside_adapters(language_model: nn.Module | None) -> list[str]:
         return []
     adapters = getattr(language_model, "peft_config", {})
     saved: set[str] = set()
-    if adapters:
-        from peft import get_peft_model_state_dict
-
-        name = language_model.active_adapter  # with `bias="all"` its file holds weights that do not bear its name
-        saved = set(get_peft_model_state_dict(language_model, adapter_name=name, save_embedding_layers=False))
+    if adapters:  # with `bias="all"` its file holds weights that do not bear its name
+        saved = set(adapter_state(language_model, language_model.active_adapter))
     return [
         name
         for name, weight in language_model.named_parameters()
@@ -112,8 +173,6 @@ def without_start(
     """What `save_as_plain_lora` put together, apart again; its start must be the one this model has."""
     trained = {}
     for key, value in weights.items():
-        if key not in start:
-            raise LKGDataError(f"The adapter in {folder} does not fit this model: {key}.")
         dim, sign = (0, 1) if "lora_A" in key else (1, -1)
         rank = start[key].shape[dim]
         trained[key], first = value.narrow(dim, 0, rank), sign * value.narrow(dim, rank, value.shape[dim] - rank)

@@ -14,21 +14,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from .adapter_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BASE_CHANGING,
+    adapter_state,
     changes_base,
+    check_adapter_weights,
+    load_adapter_weights,
     load_heads,
+    read_adapter_weights,
     save_as_plain_lora,
-    without_start,
 )
 from .backbones import lasting_name
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
-from .hub import HUB_KEYS, fetch
+from .hub import HUB_KEYS, fetch, pinned
 from .hub_repository import ADAPTER_FOLDER
 from .schema import LKGDataError
 from .storage import atomic_folder
@@ -109,7 +111,7 @@ class AdapterMixin:
                 )
             self.language_model = get_peft_model(self.language_model, adapter_config, adapter_name=adapter_name)
         if changes_base(adapter_config):
-            start = self._adapter_state(adapter_name)
+            start = adapter_state(self.language_model, adapter_name)
             self._adapter_starts[adapter_name] = {key: value.detach().cpu().clone() for key, value in start.items()}
 
     def load_adapter(
@@ -144,6 +146,7 @@ class AdapterMixin:
             raise LKGDataError(f"load_adapter does not know {unknown}; beside its own arguments it takes {HUB_KEYS}.")
         self._require_base()
         name = str(pretrained_model_name_or_path)
+        kwargs = pinned(name, kwargs)
         found = LlamaRecLKGConfig.get_config_dict(name, **kwargs)[0]
         if found.get("model_type") != LlamaRecLKGConfig.model_type or not found.get("has_adapter"):
             raise LKGDataError(
@@ -274,13 +277,9 @@ class AdapterMixin:
         if first:
             language_model = get_peft_model(language_model, adapter_config, adapter_name=adapter_name)
         try:
-            result = language_model.load_adapter(folder, adapter_name, is_trainable=is_trainable)
-            wrong = [*result.missing_keys, *result.unexpected_keys]
-            if wrong:
-                raise LKGDataError(
-                    f"The adapter of {source} does not fit this backbone: {len(wrong)} weights are missing or left "
-                    f"over, the first is {wrong[0]}. It belongs to another backbone, or its files to each other."
-                )
+            found = read_adapter_weights(folder)
+            language_model.load_adapter(folder, adapter_name, is_trainable=is_trainable)
+            check_adapter_weights(language_model, adapter_name, found, source)
         except (RuntimeError, ValueError, KeyError) as error:  # LKGDataError is a ValueError
             if first:
                 self.language_model = language_model.unload()
@@ -297,15 +296,8 @@ class AdapterMixin:
 
     def _load_adapter_weights(self, folder: Path) -> None:
         """The weights of a checkpoint into the adapter in use."""
-        from peft import set_peft_model_state_dict
-
-        weights = load_file(folder / ADAPTER_WEIGHTS)
-        start = self._adapter_starts.get(self.active_adapter)
-        if start is not None:
-            weights = without_start(weights, start, folder)
-        result = set_peft_model_state_dict(self.language_model, weights, self.active_adapter)
-        if result.unexpected_keys:
-            raise LKGDataError(f"The adapter in {folder} does not fit this model: {result.unexpected_keys[:3]}.")
+        name = self.active_adapter
+        load_adapter_weights(self.language_model, name, folder, self._adapter_starts.get(name))
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
@@ -323,11 +315,6 @@ class AdapterMixin:
         config.backbone_name_or_path = self.config.backbone_name_or_path
         config.backbone_revision = self.config.backbone_revision
         return config
-
-    def _adapter_state(self, adapter_name: str) -> dict[str, torch.Tensor]:
-        from peft import get_peft_model_state_dict
-
-        return get_peft_model_state_dict(self.language_model, adapter_name=adapter_name, save_embedding_layers=False)
 
     def _is_trainable(self) -> bool:
         mark = f".{self.active_adapter}."

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the second of whichever client it uses
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_session
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # of whichever client it uses
+    RepositoryNotFoundError,
+    RevisionResolutionError,
+)
 from transformers.utils import cached_file
 
 from .schema import LKGDataError
@@ -22,7 +30,30 @@ HUB_ERRORS = (OSError, HTTPError, ValueError, RuntimeError)
 """What the client raises: answers of the Hub, broken connections, and either inside a `RuntimeError` (large files)."""
 
 
+ANSWER_TIMEOUT = 180.0
+"""Seconds that a push waits for the next sign of life of the Hub; a commit of large files may take it a minute."""
 ADVICE = "Check the network, the id and your token (`hf auth whoami`), and push again."
+
+
+@contextlib.contextmanager
+def answers_in_time() -> Iterator[None]:
+    """Within the block, or a function that it decorates, no request waits longer than `ANSWER_TIMEOUT` for an answer.
+
+    The client has timeouts of its own for downloads; for all else it waits for ever, and has no argument for it.
+    Requests of other threads are limited meanwhile, too.
+    """
+
+    def limit(request: Any) -> None:
+        given = request.extensions.get("timeout") or {}
+        kinds = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = {kind: given.get(kind) or ANSWER_TIMEOUT for kind in kinds}
+
+    hooks = get_session().event_hooks["request"]
+    hooks.append(limit)
+    try:
+        yield
+    finally:
+        hooks.remove(limit)
 
 
 def template_text(name: str) -> str:
@@ -43,6 +74,51 @@ def template_text(name: str) -> str:
 def hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a `from_pretrained`'s arguments that every part of a repository is loaded with."""
     return {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
+
+
+@answers_in_time()
+def pinned(name: str | Path, hub: Mapping[str, Any]) -> dict[str, Any]:
+    """`hub` with the commit that its revision means now: all parts of a repository then come from the same one, and
+    what is in the cache is not asked for again.
+
+    A Hub that cannot be reached is asked once. (The client would ask for each file six times, 23 seconds long.)
+
+    Args:
+        name: folder, for which nothing changes, or Hub id.
+        hub: any of `HUB_KEYS`.
+
+    Raises:
+        LKGDataError: `name` is no folder and cannot be an id.
+        OSError: `name` is no folder, and the Hub has no such repository, or cannot be reached and the cache is empty.
+    """
+    name, place = str(name), Path(name)
+    if place.is_dir():
+        return dict(hub)
+    here = f"There is no folder {name!r}" + ("" if place.is_absolute() else f" in {Path.cwd()}")
+    known = {key: hub[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in hub}
+    try:
+        return {**hub, "revision": HfApi().resolve_revision(name, **known)}
+    except HFValidationError as error:
+        full = place.expanduser()
+        hint = f"Give the folder as {str(full)!r}." if full.is_dir() else "Check the path."
+        raise LKGDataError(f"{here}, and it cannot be an id on the Hub, which is 'owner/name'. {hint}") from error
+    except RevisionResolutionError as error:
+        cause = error.__cause__
+        if isinstance(cause, HTTPError) and not type(cause).__name__.startswith("Connect"):
+            return dict(hub)  # it is there and in trouble: the client tries again, file by file
+        raise OSError(
+            f"{here}, and the Hub could not be asked for a repository of this id ({cause or error}), of which "
+            "nothing is in the cache. Check the path, or the network."
+        ) from error
+    except GatedRepoError:
+        return dict(hub)
+    except RepositoryNotFoundError as error:
+        raise OSError(
+            f"{here}, and on the Hub there is no repository of this id, or none that your token may see. Check the "
+            f"path or the id, or log in (`hf auth login`). {error}"
+        ) from error
+    except HUB_ERRORS:
+        return dict(hub)  # such as a revision that is not there: whoever asks for a file says what is wrong
 
 
 def fetch(name: str | Path, file: str, *, optional: bool = False, **hub: Any) -> str | None:
@@ -69,6 +145,7 @@ def fetch(name: str | Path, file: str, *, optional: bool = False, **hub: Any) ->
         raise OSError(f"{file} of {name} could not be loaded: {error}") from error  # the client names its host alone
 
 
+@answers_in_time()
 def whole_id(repo_id: str, token: str | bool | None = None) -> str:
     """ "owner/name" of a repository that may be named without its owner, who is then the one the token belongs to.
 
@@ -88,6 +165,7 @@ def whole_id(repo_id: str, token: str | bool | None = None) -> str:
         ) from error
 
 
+@answers_in_time()
 def make_repository(
     repo_id: str,
     *,
@@ -128,6 +206,7 @@ def _make_branch(api: HfApi, repo_id: str, repo_type: str, revision: str, create
             raise
 
 
+@answers_in_time()
 def push_files(
     repo_id: str,
     content: Mapping[str, str | Path | bytes],
@@ -185,9 +264,10 @@ def push_files(
             return commit()
     except HUB_ERRORS as error:
         broken = isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
+        reason = f"{error} {error.__cause__}" if isinstance(error, RuntimeError) and error.__cause__ else error
         lost = ", or all of it, if only the last answer was lost" if broken else ""
         raise LKGDataError(
-            f"{what} could not be pushed to {repo_id!r} ({error}). Nothing of it is visible there{lost}, since a "
+            f"{what} could not be pushed to {repo_id!r} ({reason}). Nothing of it is visible there{lost}, since a "
             "commit is whole or absent (a new repository may be there, empty), and your files are as they were. "
             f"{ADVICE}"
         ) from error

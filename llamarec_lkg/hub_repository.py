@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .backbones import is_local
-from .hub import make_repository, matches, push_files, template_text, whole_id
+from .hub import answers_in_time, make_repository, matches, push_files, template_text, whole_id
 from .knowledge_graph import KnowledgeGraph
 from .repository_card import (
     CARD_FILE,
@@ -151,6 +151,7 @@ def public_backbone(saved: str | None, given: str | None = None) -> str:
     return given or saved
 
 
+@answers_in_time()
 def push_saved(
     folder: str | Path,
     repo_id: str,

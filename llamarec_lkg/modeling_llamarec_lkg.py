@@ -27,7 +27,7 @@ from .assembly import AssembledPrompt, assemble_prompt, select_paths
 from .backbones import check_same_backbone, is_local, lasting_name, missing_backbone, resolve_backbone
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .evidence import STATISTICS
-from .hub import HUB_ERRORS, fetch, hub_options
+from .hub import HUB_ERRORS, fetch, hub_options, pinned
 from .hub_repository import (
     ADAPTER_FOLDER,
     MODEL_MAP,
@@ -368,7 +368,8 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
             LKGDataError: weights of the preference module are missing, the backbone cannot be found or is another, or
                 one was given where the saved model has its own.
         """
-        hub = hub_options(kwargs)
+        hub = pinned(pretrained_model_name_or_path, hub_options(kwargs))
+        kwargs.update(hub)
         config = kwargs.pop("config", None)
         if not isinstance(config, LlamaRecLKGConfig):
             config = LlamaRecLKGConfig.from_pretrained(pretrained_model_name_or_path, **hub)

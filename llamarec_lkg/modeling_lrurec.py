@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ class LRURecConfig(PreTrainedConfig):
         max_length (`int`): how much history is read; older items are cut off.
         radius_min, radius_max (`float`): ring of the complex plane in which the eigenvalues start. Nearer 1 is longer
             memory.
+        catalogue (`str`, optional): [`~storage.catalogue_fingerprint`] of the items it was trained to find; None, as
+            in what was saved before there was this field, is not compared with anything.
     """
 
     model_type = "lrurec"
@@ -44,6 +47,7 @@ class LRURecConfig(PreTrainedConfig):
     radius_min: float = 0.8
     radius_max: float = 0.99
     initializer_range: float = 0.02
+    catalogue: str | None = None
 
 
 @dataclass
@@ -167,6 +171,17 @@ class LRURecForRetrieval(PreTrainedModel):
         self.blocks = nn.ModuleList([LRURecBlock(config) for _ in range(config.num_hidden_layers)])
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As upstream, with the weights in memory of their own: in the file's map they may lie at odd addresses, which
+        changes the last bit of a product, and scores would not be those of the process that trained."""
+        result = super().from_pretrained(*args, **kwargs)
+        model = result[0] if isinstance(result, tuple) else result  # with `output_loading_info`
+        for weight in model.parameters():
+            if weight.device.type != "meta":
+                weight.data = weight.data.clone()
+        return result
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
@@ -223,6 +238,11 @@ class LRURecRetriever:
         self.model = model
         self.batch_size = batch_size
         self.num_items = model.config.num_items
+
+    @property
+    def catalogue(self) -> str | None:
+        """Fingerprint of the items it was trained to find, where it is known."""
+        return self.model.config.catalogue
 
     @torch.inference_mode()
     def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:

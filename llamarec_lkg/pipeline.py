@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import CommitInfo
-from transformers.utils.hub import resolve_revision
 
 from .explanations import LANGUAGE_MODEL, PATH, RETRIEVER, Reason, Recommendation, reasons_for
-from .hub import fetch, hub_options
+from .hub import fetch, hub_options, pinned
 from .hub_repository import CONFIG_FILE, RETRIEVER_FOLDER, take_push_options
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
 from .pushing import push_folder
-from .retrieval import Retriever, exclude_history, top_k
+from .retrieval import Retriever, check_retriever, exclude_history, top_k
 from .schema import UNKNOWN_USER, LKGDataError, RankingExample
 from .windows import rank_many
 
@@ -55,11 +54,8 @@ class Recommender:
         self, model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, retriever: Retriever | None = None
     ):
         processor.check_model(model.config)
-        if retriever is not None and retriever.num_items != len(processor.item_ids):
-            raise LKGDataError(
-                f"The retriever knows {retriever.num_items} items, the processor {len(processor.item_ids)}. Give the "
-                "retriever that was trained on the same data set."
-            )
+        if retriever is not None:
+            check_retriever(retriever, processor.item_ids)
         self.model, self.processor, self.retriever = model.eval(), processor, retriever
         self.adapter_name = model.active_adapter
 
@@ -71,14 +67,15 @@ class Recommender:
 
         Args:
             kwargs: for the ranker's `from_pretrained`.
+
+        Raises:
+            LKGDataError: the name is no folder and cannot be a Hub id, or what is there is not whole.
+            OSError: the name is no folder, and the Hub has no such repository or cannot be reached.
         """
         name = str(pretrained_model_name_or_path)
-        hub = hub_options(kwargs)
-        if not Path(name).is_dir():  # all parts from the same commit, whatever is pushed meanwhile
-            known = {k: v for k, v in hub.items() if k in ("token", "cache_dir", "local_files_only")}
-            hub["revision"] = kwargs["revision"] = resolve_revision(name, hub.get("revision"), **known)
+        hub = pinned(name, hub_options(kwargs))  # all parts from the same commit, whatever is pushed meanwhile
         return cls(
-            LlamaRecLKGForRanking.from_pretrained(name, **kwargs),
+            LlamaRecLKGForRanking.from_pretrained(name, **{**kwargs, **hub}),
             LlamaRecLKGProcessor.from_pretrained(name, **hub),
             load_retriever(name, hub),
         )
@@ -102,8 +99,11 @@ class Recommender:
                 "replaced. Load an adapter repository first, and further ones beside it."
             )
         name = str(pretrained_model_name_or_path)
+        hub = pinned(name, hub)
         processor = LlamaRecLKGProcessor.from_pretrained(name, **hub)
         retriever = load_retriever(name, hub)
+        if retriever is not None:
+            check_retriever(retriever, processor.item_ids)  # before the model changes
         self.model.load_adapter(name, adapter_name, processor=processor, same_backbone=same_backbone, **hub)
         self.model.set_adapter(adapter_name)
         if retriever is not None:

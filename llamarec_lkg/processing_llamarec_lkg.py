@@ -35,7 +35,7 @@ from transformers import AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedT
 from . import paths
 from .configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
 from .evidence import EvidenceIndex
-from .hub import fetch, hub_options
+from .hub import fetch, hub_options, pinned
 from .hub_repository import (
     GRAPH_FILES,
     GRAPH_FOLDER,
@@ -59,7 +59,7 @@ from .schema import (
     RankingExample,
     clean_text,
 )
-from .storage import atomic_file, fingerprint, read_json, write_json
+from .storage import atomic_file, catalogue_fingerprint, read_json, write_json
 
 
 INSTRUCTION = (
@@ -213,7 +213,7 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
     @cached_property
     def catalogue(self) -> str:
         """Fingerprint of the items, in their order."""
-        return fingerprint(list(self.item_ids))
+        return catalogue_fingerprint(self.item_ids)
 
     # -- graph and evidence -----------------------------------------------------------------------------------------
 
@@ -647,7 +647,7 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
             OSError: a file is absent.
         """
         name = str(pretrained_model_name_or_path)
-        hub = hub_options(kwargs)
+        hub = pinned(name, hub_options(kwargs))
         description = read_json(fetch(name, PROCESSOR_FILE, **hub))
         graph_files = [fetch(name, f"{GRAPH_FOLDER}/{file}", **hub) for file in GRAPH_FILES]
         try:

@@ -13,7 +13,8 @@ import torch
 
 from .dataset import SequenceDataset
 from .metrics import target_ranks
-from .schema import PADDING_ITEM
+from .schema import PADDING_ITEM, LKGDataError
+from .storage import catalogue_fingerprint
 
 
 class Retriever(Protocol):
@@ -27,6 +28,27 @@ class Retriever(Protocol):
         Scores are unnormalised log-probabilities: the ranker adds them to its own.
         """
         ...
+
+
+def check_retriever(retriever: Retriever, item_ids: Sequence[str]) -> None:
+    """Raise `LKGDataError` where a retriever was trained to find other items than these: its scores would go to the
+    wrong ones.
+
+    Args:
+        retriever: beyond what a `Retriever` must have, a `catalogue` says which items it knows
+            ([`~storage.catalogue_fingerprint`]); without one, or with None, only their number is compared.
+        item_ids: raw ids of dense items 1, 2, ...
+    """
+    remedy = "Give the retriever that was trained on the same data set."
+    if retriever.num_items != len(item_ids):
+        raise LKGDataError(f"The retriever knows {retriever.num_items} items, the processor {len(item_ids)}. {remedy}")
+    catalogue = getattr(retriever, "catalogue", None)  # a user's own retriever need not have it
+    if catalogue is not None and catalogue != catalogue_fingerprint(item_ids):
+        raise LKGDataError(
+            f"The retriever was trained to find other items than the {len(item_ids):,} of the processor, whose ids "
+            f"look like {list(item_ids[:3])}. {remedy} If ids have been renamed on purpose, in the same order, set "
+            "`retriever.model.config.catalogue = None`."
+        )
 
 
 class PopularityRetriever:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,11 @@ def fingerprint(*parts: Any) -> str:
     for part in parts:
         _feed(digest, part)
     return digest.hexdigest()[:16]
+
+
+def catalogue_fingerprint(item_ids: Sequence[str]) -> str:
+    """What tells one list of items from another: a [`fingerprint`] of their raw ids, in their order."""
+    return fingerprint([str(raw) for raw in item_ids])
 
 
 def _feed(digest: Any, part: Any) -> None:

@@ -24,6 +24,7 @@ from .metrics import mean_metrics, require_finite, target_ranks
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
+from .retrieval import check_retriever
 from .schema import LKGDataError, RankingExample
 from .storage import atomic_file
 from .trainer_hub import PushingTrainer, check_push
@@ -75,7 +76,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
         kwargs: for `transformers.Trainer`.
 
     Raises:
-        LKGDataError: model and processor were not made for each other, or `train_dataset` has rows without a target.
+        LKGDataError: model, processor and retriever were not made for each other, or `train_dataset` has rows without
+            a target.
     """
 
     def __init__(
@@ -124,6 +126,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
             )
         processing_class.check_model(model.config)
         self.retriever = retriever.model if isinstance(retriever, LRURecRetriever) else retriever
+        if self.retriever is not None:
+            check_retriever(LRURecRetriever(self.retriever), processing_class.item_ids)
         if peft_config is not None and model.has_adapter:
             raise LKGDataError("The model has an adapter already; leave peft_config out to go on training it.")
         if peft_config is not None:

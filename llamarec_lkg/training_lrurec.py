@@ -14,6 +14,7 @@ from .metrics import mean_metrics
 from .modeling_lrurec import LRURecConfig, LRURecForRetrieval, LRURecRetriever
 from .retrieval import Retriever, pad_left, retriever_ranks
 from .schema import LKGDataError
+from .storage import catalogue_fingerprint
 
 
 @dataclass
@@ -75,6 +76,7 @@ def train_lrurec(
         num_hidden_layers=args.num_hidden_layers,
         hidden_dropout_prob=args.dropout,
         max_length=args.max_length,
+        catalogue=catalogue_fingerprint(dataset.items.ids),
     )
     model = LRURecForRetrieval(config).to(device)
     optimizer = torch.optim.AdamW(

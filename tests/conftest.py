@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hub_client import hub, hub_server  # noqa: F401 (fixtures)
+from hub_client import hub, hub_server, wheel  # noqa: F401 (fixtures)
 
 from llamarec_lkg.dataset import PreprocessingSettings, SequenceDataset
 from llamarec_lkg.schema import (

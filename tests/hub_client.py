@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -181,3 +182,30 @@ def hub(hub_server, tmp_path_factory) -> Iterator[HubServer]:
     """A stand-in that is the Hub of this process, for its own user, with empty caches."""
     with use_hub(hub_server, tmp_path_factory.mktemp("hf_home")):
         yield hub_server
+
+
+# -- the package as others have it ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of this checkout, built from a copy of it and without the network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    leave = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "outputs", "*.egg-info")
+    shutil.copytree(ROOT, folder / "checkout", ignore=leave)
+    _pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, folder / "checkout")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def install(wheel: Path, python: Path) -> None:
+    """Install a wheel into the environment of an interpreter, which need not have pip."""
+    # another copy may be visible there without being importable, as an editable one of the parent's environment is
+    _pip("--python", python, "install", "--no-deps", "--no-index", "--ignore-installed", "--no-compile", wheel)
+
+
+def _pip(*arguments: str | Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-m", "pip", "--isolated", "--disable-pip-version-check", *map(str, arguments)]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert not process.returncode, f"{command} failed.\n{process.stdout}\n{process.stderr}"

@@ -2,6 +2,7 @@
 refused."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -378,7 +379,7 @@ def test_a_damaged_repository_is_refused_and_changes_nothing(tenants, films, tmp
         shutil.rmtree(folder / "adapter")
     message = {
         "preference": "preference.bias",
-        "half an adapter": "1 weights are missing or left",
+        "half an adapter": "1 weights are missing",
         "no adapter": "is not whole",
         "other shapes": "does not fit this backbone",
         "half a json": "is not readable",
@@ -490,6 +491,62 @@ def test_a_converted_checkpoint_is_resumed_where_it_stood(films, film_dataset, b
     torch.testing.assert_close(logits(resumed, batch), logits(ranker, batch), rtol=1e-4, atol=1e-5)
     with pytest.raises(LKGDataError, match="was trained from another start"):
         fresh("olora" if start == "pissa" else "pissa").load_trained_weights(tmp_path / "checkpoint")
+
+
+PARTIAL = {
+    **{kind: KINDS[kind] for kind in ("lora", "dora", "olora", "ia3", "vera")},
+    "modules_to_save": LoraConfig(**LORA, modules_to_save=["lm_head"]),
+    "bias": LoraConfig(**LORA, bias="all"),
+}
+
+
+@pytest.mark.parametrize("kind", PARTIAL)
+def test_an_adapter_file_that_lacks_a_weight_is_refused_where_it_is_loaded_and_where_it_is_resumed(
+    films, film_dataset, tmp_path, kind
+):
+    """The weight would keep its random start, or the backbone's, without a word. Each weight is tried."""
+    from copy import deepcopy
+
+    backbone(attention_bias=kind == "bias").save_pretrained(tmp_path / "base")
+    batch = dict(films(examples(film_dataset)))
+
+    def fresh():
+        ranker = LlamaRecLKGForRanking.from_backbone(str(tmp_path / "base"), films.model_config(letter_scale=1.0))
+        torch.manual_seed(5)
+        ranker.add_adapter(deepcopy(PARTIAL[kind]))
+        return ranker.eval()
+
+    perturbed(fresh(), 1).save_pretrained(tmp_path / "run")
+    file = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    weights, resumed = load_file(file), fresh()
+    untouched = {name: value.clone() for name, value in resumed.language_model.state_dict().items()}
+    for lost in weights:
+        save_file({name: value for name, value in weights.items() if name != lost}, file, metadata={"format": "pt"})
+        with pytest.raises(LKGDataError, match=f"(?s)not whole.*missing.*{re.escape(lost)}"):
+            resumed.load_trained_weights(tmp_path / "run")
+        with pytest.raises(LKGDataError, match=f"does not fit this backbone.*({re.escape(lost)}|vera)"):
+            AutoModel.from_pretrained(tmp_path / "run")
+    for name, value in resumed.language_model.state_dict().items():
+        assert torch.equal(value, untouched[name]), "a refused file changes no weight"
+    save_file({**weights, "base_model.model.extra.weight": torch.ones(1)}, file, metadata={"format": "pt"})
+    with pytest.raises(LKGDataError, match="left over.*extra"):
+        resumed.load_trained_weights(tmp_path / "run")
+    save_file(weights, file, metadata={"format": "pt"})
+    resumed.load_trained_weights(tmp_path / "run")
+    whole = AutoModel.from_pretrained(tmp_path / "run")
+    torch.testing.assert_close(logits(resumed, batch), logits(whole, batch), rtol=1e-3, atol=1e-3)
+
+
+def test_an_adapter_file_that_was_cut_off_or_is_absent_is_refused(films, base, tmp_path):
+    ranker = save_tenant(films, base, tmp_path / "run", 1)
+    file = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    for load in (ranker.load_trained_weights, AutoModel.from_pretrained):
+        with pytest.raises(LKGDataError, match="adapter_model.safetensors is not readable"):
+            load(tmp_path / "run")
+    file.unlink()
+    with pytest.raises(LKGDataError, match="adapter_model.safetensors is not there"):
+        ranker.load_trained_weights(tmp_path / "run")
 
 
 def test_pissa_trains_alone_and_shares_a_backbone_once_saved(tenants, films, film_dataset, base, tmp_path):

@@ -2,11 +2,12 @@
 lost."""
 
 import json
+import time
 
 import pytest
 import torch
 from hub_world import BACKBONE, RANKER, USERS, logits, named_dataset, push_backbone, ranker, recommender, uploaded
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, get_session, snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import examples, processor, tokenizer
@@ -17,6 +18,7 @@ from transformers import (
     AutoProcessor,
     BitsAndBytesConfig,
     Trainer,
+    TrainingArguments,
     pipeline,
 )
 
@@ -27,11 +29,15 @@ from llamarec_lkg import (
     LlamaRecLKGForRanking,
     LlamaRecLKGProcessor,
     LlamaRecLKGTrainer,
+    LlamaRecLKGTrainingArguments,
     LRURecConfig,
     LRURecForRetrieval,
     Recommender,
 )
+from llamarec_lkg.dataset import PreprocessingSettings, prepare_dataset
 from llamarec_lkg.modeling_lrurec import LRURecRetriever
+from llamarec_lkg.retrieval import PopularityRetriever
+from llamarec_lkg.training_lrurec import LRURecTrainingArguments, train_lrurec
 
 
 pytestmark = pytest.mark.hub
@@ -363,6 +369,78 @@ def test_the_retriever_of_another_data_set_is_refused(whole):
         Recommender(whole.model, whole.processor, retriever)
 
 
+@pytest.fixture
+def trained(dataset, other_dataset, tmp_path):
+    """Retrievers of the two data sets, each saved and loaded again."""
+    found = []
+    for number, one in enumerate((dataset, other_dataset)):
+        model, _ = train_lrurec(one, LRURecTrainingArguments(hidden_size=8, max_steps=1, eval_steps=1), progress=False)
+        model.save_pretrained(tmp_path / f"retriever{number}")
+        found.append(LRURecForRetrieval.from_pretrained(tmp_path / f"retriever{number}"))
+    return found
+
+
+def test_the_retriever_of_another_data_set_with_as_many_items_is_refused(hub, whole, trained, tmp_path):
+    own, other = map(LRURecRetriever, trained)
+    assert own.num_items == other.num_items == len(whole.item_ids), "nothing else tells them apart"
+    model, proc = whole.model, whole.processor
+    for combine in (
+        lambda: Recommender(model, proc, other),
+        lambda: pipeline("recommendation", model=model, processor=proc, retriever=other.model, device="cpu"),
+        lambda: LlamaRecLKGTrainer(model, processing_class=proc, retriever=other),
+        lambda: LlamaRecLKGTrainer(model, processing_class=proc, retriever=other.model),
+    ):
+        with pytest.raises(
+            LKGDataError, match=r"trained to find other items than the 6 .*look like \['1', '2', '3'\]"
+        ):
+            combine()
+    Recommender(model, proc, own).push_to_hub(RANKER)
+    assert Recommender.from_pretrained(RANKER).recommend(["1"], k=2)
+    args = LlamaRecLKGTrainingArguments(str(tmp_path / "run"), use_cpu=True)
+    assert LlamaRecLKGTrainer(model, args, processing_class=proc, retriever=own).retriever is own.model
+
+
+def test_the_retriever_of_another_data_set_in_a_repository_is_refused_before_its_adapter_is_loaded(
+    hub, whole, trained, tmp_path
+):
+    own, other = map(LRURecRetriever, trained)
+    Recommender(whole.model, whole.processor, own).save_pretrained(tmp_path / "run")
+    other.model.save_pretrained(tmp_path / "run" / "retriever")
+    for load in (
+        lambda: Recommender.from_pretrained(tmp_path / "run"),
+        lambda: pipeline("recommendation", model=str(tmp_path / "run"), device="cpu"),
+        lambda: whole.load_adapter(tmp_path / "run", "second"),
+    ):
+        with pytest.raises(LKGDataError, match="trained to find other items"):
+            load()
+    assert whole.model.adapter_names == ["default"]
+
+
+def test_a_retriever_that_does_not_know_its_catalogue_is_not_checked(whole, trained, dataset, tmp_path):
+    """Those of earlier versions, and those that are not of this library."""
+    other = trained[1]
+    other.config.catalogue = None
+    other.save_pretrained(tmp_path / "older")
+    content = json.loads((tmp_path / "older" / "config.json").read_text())
+    content.pop("catalogue", None)
+    (tmp_path / "older" / "config.json").write_text(json.dumps(content))
+    older = LRURecRetriever(LRURecForRetrieval.from_pretrained(tmp_path / "older"))
+    for retriever in (older, PopularityRetriever.from_dataset(dataset)):
+        assert Recommender(whole.model, whole.processor, retriever).recommend(["1"], k=2)
+
+
+def test_training_notes_the_items_that_the_processor_knows_from_wherever_they_come(whole, trained, make_bundle):
+    """The ids of a table, of prepared data that was read again, and of a saved processor are the same."""
+    rows = [(u, f"{(n + s) % 6 + 1}", 100 * s, 1.0) for n, u in enumerate(USERS) for s in range(5)]
+    settings = PreprocessingSettings(min_user_interactions=1, min_item_interactions=1)
+    found = {trained[0].config.catalogue, whole.processor.catalogue}
+    for _ in range(2):  # the second time out of the cache
+        dataset = prepare_dataset(make_bundle(rows), settings)
+        arguments = LRURecTrainingArguments(hidden_size=8, max_steps=1, eval_steps=1)
+        found |= {train_lrurec(dataset, arguments, progress=False)[0].config.catalogue, processor(dataset).catalogue}
+    assert len(found) == 1 and None not in found
+
+
 # -- where preferences could get lost ---------------------------------------------------------------------------------
 
 
@@ -414,7 +492,8 @@ def test_our_trainer_refuses_a_wrapped_model(whole):
 
 
 def test_the_ordinary_trainer_saves_all_of_it(whole, dataset, tmp_path):
-    trainer = Trainer(whole.model, processing_class=whole.processor)
+    args = TrainingArguments(str(tmp_path / "run"), use_cpu=True)
+    trainer = Trainer(whole.model, args, processing_class=whole.processor)
     trainer.save_model(tmp_path / "saved")
     again = Recommender.from_pretrained(tmp_path / "saved")
     found = logits(again.model, again.processor, dataset, known=True)
@@ -477,3 +556,32 @@ def test_a_download_that_fails_is_told_or_passes_and_the_next_one_succeeds(hub, 
 def test_a_name_that_is_nowhere_is_told(hub):
     with pytest.raises(OSError, match="tester/nothing"):
         Recommender.from_pretrained("tester/nothing")
+
+
+# -- a Hub that does not answer ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "match, said",
+    [
+        ("GET /api/whoami-v2", "Whose 'ranker' is to be could not be found out"),
+        ("POST /api/repos/create", "could not be opened for writing"),
+        ("GET /api/models/tester/ranker", "could not be opened for writing"),
+        ("GET */tree/*", "tester/ranker"),
+        ("POST */preupload/*", "could not be pushed to 'tester/ranker'"),
+        ("PUT *", "could not be pushed to 'tester/ranker'"),
+        ("POST */commit/*", "could not be pushed to 'tester/ranker'"),
+    ],
+)
+def test_a_push_to_a_hub_that_never_answers_ends_in_an_error(hub, whole, monkeypatch, match, said):
+    """The client waits for ever for all of these."""
+    monkeypatch.setattr("llamarec_lkg.hub.ANSWER_TIMEOUT", 0.3)
+    hub.fail(match, "timeout", times=None, seconds=10)
+    start = time.monotonic()
+    with pytest.raises(LKGDataError, match=f"(?s){said}.*timed out.*hf auth"):
+        whole.push_to_hub("ranker", private=True)
+    assert time.monotonic() - start < 8
+    hub.heal()
+    whole.push_to_hub(RANKER, private=True)
+    left = [hook for hook in get_session().event_hooks["request"] if hook.__module__.startswith("llamarec_lkg")]
+    assert not left, "the client is as it was"

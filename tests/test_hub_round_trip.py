@@ -2,7 +2,7 @@
 
 import json
 import logging
-import shutil
+import os
 import subprocess
 import sys
 import textwrap
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hub_client import ROOT, run_python, use_hub
+from hub_client import ROOT, install, run_python, use_hub
 from hub_world import BACKBONE, LORA, RANKER, USERS, named_dataset, push_backbone, readable, recommender, uploaded
 from huggingface_hub import ModelCard
 from peft import LoraConfig
@@ -231,11 +231,14 @@ WORLD = f"""
 import sys
 sys.path[:0] = [{str(ROOT / "tests")!r}]
 import json, torch, pandas as pd
+from dataclasses import asdict
 from pathlib import Path
 from conftest import _bundle
 from hub_world import *
 from llamarec_lkg import *
 from llamarec_lkg.dataset import PreprocessingSettings
+from llamarec_lkg.hub_repository import public_copy
+from llamarec_lkg.modeling_lrurec import LRURecRetriever
 from transformers import AutoModel, AutoProcessor
 
 ITEMS = pd.DataFrame({{"item_id": range(1, 7), "title": list("ABCDEF"), "GENRE_IS": list("xxyyzz")}})
@@ -245,49 +248,97 @@ def make(rows, items):
 
 dataset = named_dataset(make, ITEMS)
 
-def train(model, proc, folder):
+def train(model, proc, retriever, folder, repo_id=RANKER):
     args = LlamaRecLKGTrainingArguments(folder, per_device_train_batch_size=4, num_train_epochs=1, use_cpu=True,
-        heads_warm_up_epochs=2, disable_tqdm=True, save_strategy="no", hub_model_id=RANKER)
-    trainer = LlamaRecLKGTrainer(model, args, examples(dataset, count=8), None, proc,
+        heads_warm_up_epochs=2, disable_tqdm=True, save_strategy="no", hub_model_id=repo_id)
+    trainer = LlamaRecLKGTrainer(model, args, examples(dataset, count=8), None, proc, retriever=retriever,
                                  peft_config=LORA if isinstance(model, str) else None)
     trainer.train()
+    trainer.model.eval()
     return trainer
 
+def whole(trainer):
+    return Recommender(trainer.model, trainer.processing_class, LRURecRetriever(trainer.retriever))
+
+def asked(whole, histories, known=True):
+    # all that users are recommended, and why; and the plain logits of lists of theirs
+    lists = [whole.recommend(history, user=user, k=6) for user, history in histories.items()]
+    return dict(recommended=[[asdict(item) for item in one] for one in lists],
+                logits=logits(whole.model, whole.processor, dataset, known=known).tolist())
+
+def histories(proc):
+    found = dict((user, [proc.item_ids[item - 1] for item in proc.known_history(user)]) for user in USERS[:3])
+    assert all(len(history) == 3 for history in found.values())
+    return found
+
 def write(name, values):
-    Path(name).write_text(json.dumps(values.tolist()))
+    Path(name).write_text(json.dumps(values if isinstance(values, dict) else values.tolist()))
 """
+EVERYBODY = "tester/everybody"
 
 
 def test_train_push_load_the_same_scores_train_on_and_push_again(hub_server, tmp_path):
-    """Each step in a process of its own, over HTTP; scores are those of the pushed parts, bit for bit."""
+    """Each step in a process of its own, over HTTP; scores are those of the pushed parts, bit for bit.
+
+    Pushed twice: as it is by default, without what is about people, and with everybody, to `EVERYBODY`.
+    """
     with use_hub(hub_server, tmp_path / "maker"):
         push_backbone()
-    first = """
-    trainer = train(BACKBONE, processor(dataset), "run")
+    first = f"""
+    torch.manual_seed(0)
+    retriever = LRURecForRetrieval(LRURecConfig(num_items=6, hidden_size=8)).eval()
+    trainer = train(BACKBONE, processor(dataset), retriever, "run")
+    write("pushed.json", logits(trainer.model, processor(dataset).fit(examples(dataset, count=8)), dataset))
+    home = whole(trainer)
+    write("home.json", asked(home, histories(home.processor)))
+    nobody = {{f"not {{user}}": history for user, history in histories(home.processor).items()}}
+    write("strangers.json", asked(home, nobody))
     trainer.push_to_hub()
-    write("pushed.json", logits(trainer.model.eval(), processor(dataset).fit(examples(dataset, count=8)), dataset))
+    Path("public").mkdir()
+    public_copy("run", "public")
+    write("copy.json", asked(Recommender.from_pretrained("public"), histories(home.processor), known=False))
+    write("histories.json", histories(home.processor))
+    trainer.hub_model_id = {EVERYBODY!r}
+    trainer.push_to_hub(include_users=True, include_interactions=True)
     """
-    second = """
+    second = f"""
     import llamarec_lkg
     model = AutoModel.from_pretrained(RANKER)
     local = processor(dataset).fit(examples(dataset, count=8))
     write("loaded.json", logits(model, local, dataset))
     write("public.json", logits(model, AutoProcessor.from_pretrained(RANKER), dataset))
+    known = json.loads(Path("histories.json").read_text())
+    write("default.json", asked(Recommender.from_pretrained(RANKER), known, known=False))
+
+    everybody = Recommender.from_pretrained({EVERYBODY!r})
+    assert histories(everybody.processor) == known, "who rated what, and in which order, came along"
+    write("recommender.json", asked(everybody, known))
+    parts = [kind.from_pretrained({EVERYBODY!r}) for kind in (AutoModel, AutoProcessor)]
+    write("parts.json", asked(Recommender(*parts, everybody.retriever), known))
     """
-    third = """
+    third = f"""
     proc = AutoProcessor.from_pretrained(RANKER)
     model = LlamaRecLKGForRanking.from_pretrained(RANKER, is_trainable=True)
     before = logits(model, proc, dataset)
     write("before.json", before)
-    trainer = train(model, proc, "run2")
-    after = logits(trainer.model.eval(), proc, dataset)
+    trainer = train(model, proc, None, "run2")
+    after = logits(trainer.model, proc, dataset)
     assert not torch.equal(before, after)
     trainer.push_to_hub(commit_message="trained on")
     write("again.json", after)
+
+    everybody = Recommender.from_pretrained({EVERYBODY!r}, is_trainable=True)
+    known = histories(everybody.processor)
+    write("home_before.json", asked(everybody, known))
+    trainer = train(everybody.model, everybody.processor, everybody.retriever, "run3", {EVERYBODY!r})
+    write("home_again.json", asked(whole(trainer), known))
+    trainer.push_to_hub(commit_message="trained on", include_users=True, include_interactions=True)
     """
-    fourth = """
+    fourth = f"""
     proc = AutoProcessor.from_pretrained(RANKER)
     write("last.json", logits(AutoModel.from_pretrained(RANKER), proc, dataset))
+    everybody = Recommender.from_pretrained({EVERYBODY!r})
+    write("home_last.json", asked(everybody, histories(everybody.processor)))
     """
     home = tmp_path / "user"
     for step in (first, second, third, fourth):
@@ -295,7 +346,19 @@ def test_train_push_load_the_same_scores_train_on_and_push_again(hub_server, tmp
     found = {path.stem: json.loads(path.read_text()) for path in home.glob("*.json")}
     assert found["loaded"] == found["pushed"], "bitwise: json keeps every digit of a float"
     assert found["before"] == found["public"] != found["again"] == found["last"]
-    assert [c.title for c in hub_server.commits(RANKER)] == ["trained on", "End of training", "initial commit"]
+    assert found["default"] == found["copy"], "what is public is the public copy"
+    assert found["recommender"] == found["parts"] == found["home"], "what is pushed with everybody is what is at home"
+    assert found["home_before"] == found["home"] != found["home_again"] == found["home_last"]
+    scores = {
+        name: [[item["score"] for item in one] for one in found[name]["recommended"]]
+        for name in ("home", "strangers", "copy")
+    }
+    for number in range(3):
+        assert len(scores["home"][number]) == 3 and scores["home"][number] != scores["strangers"][number]
+        assert scores["home"][number] != scores["copy"][number]
+    for repo_id in (RANKER, EVERYBODY):
+        titles = [commit.title for commit in hub_server.commits(repo_id)]
+        assert titles == ["trained on", "End of training", "initial commit"]
 
 
 @pytest.fixture
@@ -323,10 +386,14 @@ for part in loaded[1:3]:
     part.save_pretrained("copy")
 loaded[1].merge_adapter().save_pretrained("whole")
 """
+PACKAGE = """
+import llamarec_lkg
+print(llamarec_lkg.__file__)
+"""
 
 
-def test_a_virtual_environment_without_the_package_and_then_with_it(published, tmp_path):
-    """What the package needs is seen through the parent's; the package is installed as its wheel would be."""
+def test_a_virtual_environment_without_the_package_and_then_with_it(published, wheel, tmp_path):
+    """What the package needs is seen through the parent's; the package itself is installed from its wheel."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
     (site / "parent.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
@@ -340,15 +407,18 @@ def test_a_virtual_environment_without_the_package_and_then_with_it(published, t
     for line in lines[3:]:  # without trust nothing else is returned: not the tokenizer, not a plain backbone
         assert line.startswith("False ValueError") and "trust_remote_code=True" in line
 
-    shutil.copytree(ROOT / "llamarec_lkg", site / "llamarec_lkg")
-    shutil.copytree(ROOT / "hub_cards", site / "llamarec_lkg" / "hub_cards")
-    lines = run_python(published, REMOTE + SAVE, home, **options).stdout.splitlines()
+    install(wheel, Path(options["python"]))
+    *lines, package = run_python(published, REMOTE + SAVE + PACKAGE, home, **options).stdout.splitlines()
+    assert Path(package).parents[1] == site
     names = ["LlamaRecLKGConfig", "LlamaRecLKGForRanking", "LlamaRecLKGProcessor"]
     assert lines == [f"{trust} {name}" for trust in (True, False) for name in names]
     for folder in ("copy", "whole"):
         assert [path.name for path in (home / folder).glob("*.py")] == ["modeling_llamarec_lkg_hub.py"]
         content = json.loads((home / folder / "config.json").read_text())
         assert content["auto_map"]["AutoModel"] == "modeling_llamarec_lkg_hub.LlamaRecLKGForRanking"
+    command = [str(Path(options["python"]).with_name("llamarec-lkg")), "push", "--help"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "--include-users" in done.stdout, done.stderr
 
 
 # -- size -------------------------------------------------------------------------------------------------------------

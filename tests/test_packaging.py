@@ -1,9 +1,14 @@
 """What an installed copy carries."""
 
+import configparser
+import email
+import re
+import zipfile
 from pathlib import Path
 
 import pytest
 
+import llamarec_lkg
 from llamarec_lkg import LKGDataError
 from llamarec_lkg.model_card import template_text
 
@@ -17,6 +22,25 @@ def test_every_card_template_is_found_and_packed():
     for name in templates:
         assert template_text(name) == (ROOT / "hub_cards" / name).read_text(encoding="utf-8")
     assert '"llamarec_lkg.hub_cards": ["*.j2"]' in (ROOT / "setup.py").read_text(encoding="utf-8")
+
+
+def test_the_wheel_holds_the_package_and_its_templates_and_nothing_else(wheel):
+    """No tests, no data, no examples; what is in it is what is in the checkout."""
+    wanted = {f"llamarec_lkg/{path.name}": path for path in (ROOT / "llamarec_lkg").glob("*.py")}
+    wanted |= {f"llamarec_lkg/hub_cards/{path.name}": path for path in (ROOT / "hub_cards").glob("*.j2")}
+    with zipfile.ZipFile(wheel) as file:
+        content = {name: file.read(name) for name in file.namelist()}
+    about = {name.split("/", 1)[1]: data for name, data in content.items() if ".dist-info/" in name}
+    assert {name for name in content if ".dist-info/" not in name} == set(wanted)
+    assert all(content[name] == path.read_bytes() for name, path in wanted.items())
+    assert about["licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
+    entry_points = configparser.ConfigParser()
+    entry_points.read_string(about["entry_points.txt"].decode())
+    assert dict(entry_points["console_scripts"]) == {"llamarec-lkg": "llamarec_lkg.cli:main"}
+    metadata = email.message_from_bytes(about["METADATA"])
+    assert (metadata["Name"], metadata["Version"]) == ("llamarec-lkg", llamarec_lkg.__version__)
+    needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert {"transformers", "peft", "huggingface_hub"} <= {re.match(r"[\w-]+", line)[0] for line in needed}
 
 
 def test_a_missing_template_says_what_to_do():
