@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,8 @@ def read_json(path: str | Path) -> Any:
 
 
 def fingerprint(*parts: Any) -> str:
-    """A name of 16 hex digits for content and settings: equal parts give equal names, on every machine."""
+    """A name of 16 hex digits for content and settings: equal parts give equal names, on every machine. Fields of
+    dataclasses with `metadata={"fingerprint": False}` do not count."""
     digest = hashlib.sha256()
     for part in parts:
         _feed(digest, part)
@@ -110,7 +111,8 @@ def fingerprint(*parts: Any) -> str:
 
 def _feed(digest: Any, part: Any) -> None:
     if is_dataclass(part) and not isinstance(part, type):
-        part = {"__type__": type(part).__name__, **{k: getattr(part, k) for k in part.__dataclass_fields__}}
+        counted = (field.name for field in fields(part) if field.metadata.get("fingerprint", True))
+        part = {"__type__": type(part).__name__, **{name: getattr(part, name) for name in counted}}
     if isinstance(part, np.ndarray) and part.dtype != object:
         digest.update(f"{part.dtype}{part.shape}".encode())
         digest.update(np.ascontiguousarray(part).data)
