@@ -13,6 +13,7 @@ from huggingface_hub import CommitOperationDelete, DatasetCard, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from llamarec_lkg import SequenceDataset, anonymize_users, load_dataset_bundle, push_dataset, write_dataset
+from llamarec_lkg.cli import main
 from llamarec_lkg.dataset import PreprocessingSettings
 from llamarec_lkg.publishing import size_category
 from llamarec_lkg.schema import DatasetBundle, Interactions, ItemTable, LKGDataError, Triples
@@ -296,6 +297,28 @@ def test_users_whom_the_triples_name_do_not_go_up_with_the_items(hub, bundle):
     with pytest.raises(LKGDataError, match="name 2 users as heads or tails, 'ada@example.org' for example"):
         push_dataset(with_friends(bundle), "you/name", include_interactions=False)
     assert not hub.calls
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_a_user_who_was_filtered_out_leaves_no_facts_behind(hub, tmp_path, links):
+    """Zed has one rating, so `convert --min-user-interactions 2` drops him; 'i9' is dropped too, but is an item."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    rows = [f"{user},i{item},{item}" for user in ("ada@x", "bob@x") for item in range(3)]
+    rows = ["user_id,item_id,timestamp", *rows, "zed@x,i1,7", "zoe@x,i9,8", ""]
+    (folder / "interactions.csv").write_text("\n".join(rows))
+    (folder / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},T{n}\n" for n in (0, 1, 2, 9)))
+    facts = ["zed@x,TRUSTS,bob@x", "ada@x,TRUSTS,zed@x", "ada@x,TRUSTS,bob@x", "zoe@x,IN,town", "i1,IN,town"]
+    (folder / "triples.csv").write_text("\n".join(["head,relation,tail", *facts, ""]))
+    if links:  # the entity that is named like zed is an item
+        (folder / "links.csv").write_text("entity_id,item_id\nzed@x,i2\n")
+    assert main(["convert", str(folder), str(tmp_path / "few"), "--min-user-interactions", "2"]) == 0
+    few = load_dataset_bundle(tmp_path / "few")
+    assert "zoe@x" not in contents(tmp_path / "few") and (few.triples.heads == "i1").sum() == 1
+    push_dataset(few, "you/name")
+    text = contents(hub.root / "you/name")
+    assert "town" in text and "ada@x" not in text and "bob@x" not in text
+    assert ("zed@x" in text) is links and len(few.triples) == (4 if links else 2)
 
 
 def test_a_number_that_another_entity_has_is_not_given_to_a_user(bundle):
