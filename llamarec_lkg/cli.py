@@ -76,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "source", help="folder of raw files (MovieLens, Amazon Reviews, RecBole), one of them, or a name"
     )
-    convert.add_argument("target", help="new folder for interactions, items and triples")
+    convert.add_argument("target", help="new or empty folder for interactions, items and triples")
+    convert.add_argument("--overwrite", action="store_true", help="replace what `convert` wrote there before")
     convert.add_argument("--format", help="by default the file names tell; a wrong one lists the right ones")
     convert.add_argument("--triples", metavar="FILE", help="further facts: .csv, .tsv, .parquet or .graphml")
     for kind in ("user", "item"):
@@ -137,7 +138,7 @@ def _convert(args: argparse.Namespace) -> None:
     filtered = max(args.min_user_interactions, args.min_item_interactions) > 1
     if filtered:
         raw = filter_core(raw, args.min_user_interactions, args.min_item_interactions)
-    card = write_dataset(raw, args.target, items_with_interactions_only=filtered)
+    card = write_dataset(raw, args.target, overwrite=args.overwrite, items_with_interactions_only=filtered)
     for table in card.tables:
         print(f"{Path(args.target) / table.name}.parquet: {table.rows:,} rows")
 

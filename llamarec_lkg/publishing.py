@@ -137,6 +137,7 @@ def write_dataset(
     data: DatasetBundle | RawDataset,
     folder: str | Path,
     *,
+    overwrite: bool = False,
     include_interactions: bool = True,
     items_with_interactions_only: bool = False,
     dataset_id: str | None = None,
@@ -149,7 +150,8 @@ def write_dataset(
 
     Args:
         data: in memory, or found by `converters.open_raw`, whose interactions then pass through batch by batch.
-        folder: a new or empty one, or one that this function wrote.
+        folder: a new or an empty one.
+        overwrite: replace what this function wrote into the folder before.
         include_interactions: False leaves users out.
         items_with_interactions_only: leave out items that nobody touched.
         dataset_id: what the card's snippets load; by default the folder.
@@ -159,11 +161,11 @@ def write_dataset(
         What the card says.
 
     Raises:
-        LKGDataError: the folder holds other things, there are no interactions, or an attribute's name is not in
-            capitals, which reading would change.
+        LKGDataError: the folder is not empty, there are no interactions, or an attribute's name is not in capitals,
+            which reading would change. Files that this function does not write are refused in any case.
     """
     target = Path(folder).resolve()
-    refuse_foreign_files(target)
+    _require_room(target, overwrite)
     raw = RawDataset.from_bundle(data) if isinstance(data, DatasetBundle) else data
     with atomic_folder(target) as temporary:
         num_users, seen = 0, None
@@ -328,12 +330,18 @@ def _people_in_triples(bundle: DatasetBundle) -> set[str]:
     return entities & set(bundle.interactions.users)
 
 
-def refuse_foreign_files(target: Path) -> None:
-    """Raise `LKGDataError` where writing to `target` would replace what `write_dataset` has not written."""
+def _require_room(target: Path, overwrite: bool) -> None:
+    """Raise `LKGDataError` where writing to `target` would replace what it should not."""
     if target.is_dir():
-        others = sorted({path.name for path in target.iterdir()} - {CARD, *(f"{name}.parquet" for name in TABLES)})
+        found = sorted(path.name for path in target.iterdir())
+        others = [name for name in found if name not in (CARD, *(f"{table}.parquet" for table in TABLES))]
         if others:
             raise LKGDataError(f"{target} holds {others[:12]}, which would be lost. Name a new or an empty folder.")
+        if found and not overwrite:
+            raise LKGDataError(
+                f"{target} holds a data set already ({found}). Name a new or an empty folder, or replace it with "
+                "overwrite=True (on the command line --overwrite)."
+            )
     elif target.exists():
         raise LKGDataError(f"{target} is a file. Name a new or an empty folder.")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llamarec_lkg import KnowledgeGraph, raw_files, raw_formats
+from llamarec_lkg import KnowledgeGraph, raw_files, raw_formats, write_dataset
 from llamarec_lkg.cli import main
 from llamarec_lkg.converters import FORMATS, as_triples, convert, open_raw, with_triples
 from llamarec_lkg.raw_formats import ACTOR, DIRECTOR, GENRE, YEAR
@@ -539,7 +539,7 @@ def test_the_command_filters_and_adds_facts(amazon_2014_files, tmp_path, capsys)
     assert rows(written) == [["A2", "B002", 1.0, 1355443200], ["A1", "B002", 3.0, 1404691200]]
     assert written.items.ids == ("B002",)
     assert facts(written) == [("B002", "MADE_IN", "France"), ("B003", "MADE_IN", "Italy")]
-    assert main([*command, "--min-item-interactions", "9"]) == 1
+    assert main([*command, "--min-item-interactions", "9", "--overwrite"]) == 1
     assert "Lower those bounds" in capsys.readouterr().err
     assert same(load_dataset_bundle(tmp_path / "out"), written), "a failure leaves what was there"
 
@@ -550,10 +550,33 @@ def test_the_command_replaces_no_folder_it_did_not_write(amazon_2014_files, tmp_
     assert len(list(amazon_2014_files.iterdir())) == 2
     assert main(["convert", str(amazon_2014_files), str(amazon_2014_files / "ratings_Beauty.csv")]) == 1
     assert "is a file" in capsys.readouterr().err
-    for _ in range(2):
-        assert main(["convert", str(amazon_2014_files), str(tmp_path / "new" / "out")]) == 0
+    assert main(["convert", str(amazon_2014_files), str(amazon_2014_files), "--overwrite"]) == 1
+    assert "which would be lost" in capsys.readouterr().err, "what it did not write stays in any case"
+    assert len(list(amazon_2014_files.iterdir())) == 2
+    assert main(["convert", str(amazon_2014_files), str(tmp_path / "new" / "out")]) == 0
     assert main(["convert", str(tmp_path / "absent"), str(tmp_path / "other")]) == 1
     assert "No data set" in capsys.readouterr().err
+
+
+def test_the_command_replaces_tables_only_when_told_to(amazon_2014_files, ml_1m_files, tmp_path, capsys):
+    target = tmp_path / "out"
+    target.mkdir()
+    assert main(["convert", str(amazon_2014_files), str(target)]) == 0, "an empty folder is as good as none"
+    capsys.readouterr()
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    assert main(["convert", str(ml_1m_files), str(target)]) == 1
+    said = capsys.readouterr().err
+    assert (
+        "holds a data set already (['README.md', 'interactions.parquet', 'items.parquet', 'triples.parquet'])" in said
+    )
+    assert "Name a new or an empty folder" in said and "--overwrite" in said
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert main(["convert", str(ml_1m_files), str(target), "--overwrite"]) == 0
+    assert same(load_dataset_bundle(target), convert(ml_1m_files)), "the old triples are gone"
+    with pytest.raises(LKGDataError, match=r"holds a data set already .*overwrite=True"):
+        write_dataset(convert(amazon_2014_files), target)
+    write_dataset(convert(amazon_2014_files), target, overwrite=True)
+    assert same(load_dataset_bundle(target), convert(amazon_2014_files))
 
 
 # -- real data --------------------------------------------------------------------------------------------------------
