@@ -19,6 +19,7 @@ from .raw_formats import (
     Catalogue,
     RawDataset,
     folder_of,
+    join_sources,
     movielens_1m,
     movielens_100k,
     movielens_latest,
@@ -96,19 +97,41 @@ def _recognise(path: Path, names: list[str]) -> str | None:
 # -- facts from elsewhere ---------------------------------------------------------------------------------------------
 
 
-def with_triples(bundle: DatasetBundle, source: nx.Graph | pd.DataFrame | str | Path) -> DatasetBundle:
-    """The bundle with further facts beside those it has; `source` is what `as_triples` takes."""
-    return replace(bundle, triples=_joined(bundle.triples, as_triples(source, bundle.items)))
+def with_triples(
+    bundle: DatasetBundle, source: nx.Graph | pd.DataFrame | str | Path, *, citation: str = "", license: str = ""
+) -> DatasetBundle:
+    """The bundle with further facts beside those it has.
+
+    Args:
+        source: what `as_triples` takes.
+        citation, license: of the facts, named beside those of the bundle.
+
+    Raises:
+        LKGDataError: as `as_triples`.
+    """
+    return replace(
+        bundle,
+        triples=_joined(bundle.triples, as_triples(source, bundle.items)),
+        citation=join_sources(bundle.citation, citation),
+        license=join_sources(bundle.license, license),
+    )
 
 
-def with_facts(raw: RawDataset, source: nx.Graph | pd.DataFrame | str | Path) -> RawDataset:
+def with_facts(
+    raw: RawDataset, source: nx.Graph | pd.DataFrame | str | Path, *, citation: str = "", license: str = ""
+) -> RawDataset:
     """`with_triples` for a data set that has not been read yet."""
 
     def catalogue(wanted: Container[str] | None) -> Catalogue:
         items, triples = raw.catalogue(wanted)
         return items, _joined(triples, as_triples(source, items))
 
-    return replace(raw, catalogue=catalogue)
+    return replace(
+        raw,
+        catalogue=catalogue,
+        citation=join_sources(raw.citation, citation),
+        license=join_sources(raw.license, license),
+    )
 
 
 def _joined(known: Triples | None, added: Triples) -> Triples:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DatasetBundle, ItemTable, LKGDataError, natural_order
-from .storage import as_plain, atomic_files, cache_dir, fingerprint, read_json, write_json
+from .storage import as_plain, atomic_files, cache_dir, file_name, fingerprint, read_json, write_json
 
 
 logger = logging.getLogger(__name__)
@@ -241,7 +241,7 @@ def prepare_dataset(bundle: DatasetBundle, settings: PreprocessingSettings | Non
     """`SequenceDataset.from_bundle`, kept in the cache under a name made of the content and the settings."""
     settings = settings or PreprocessingSettings()
     key = fingerprint(FORMAT_VERSION, bundle.interactions, bundle.items, as_plain(settings))
-    folder = cache_dir() / "prepared" / f"{bundle.name}-{key}"
+    folder = cache_dir() / "prepared" / f"{file_name(bundle.name)}-{key}"
     if folder.exists():
         return SequenceDataset.load(folder)
     dataset = SequenceDataset.from_bundle(bundle, settings)

@@ -8,18 +8,18 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import CommitInfo, DatasetCardData
-from huggingface_hub import DatasetCard as HubDatasetCard
+from huggingface_hub import CommitInfo
 
-from .hub import push_files, template_text
-from .raw_formats import ENTITY_ID, RawDataset
+from .dataset_card import DatasetCard, TableInfo
+from .hub import push_files
+from .raw_formats import CARD, ENTITY_ID, RawDataset, join_sources, sources_of
 from .schema import (
     HEAD,
     ITEM_ID,
@@ -39,9 +39,6 @@ from .streaming import INTERACTIONS_SCHEMA, hash_ids, record_batches
 
 
 TABLES = ("interactions", "items", "triples", "links")
-CARD = "README.md"
-# the Hub's names for licences are of this form; any other text is a licence of its own
-LICENSE_ID = re.compile(r"[a-z0-9.-]+")
 
 RAW_IDS = (
     "User ids are those of the source. Together with times and items they can show who somebody is and what they "
@@ -56,83 +53,6 @@ OTHER_NAMES = "give entities names that no user has, 'entity:7' in place of '7' 
 NO_USERS = "There is no data about people in this repository: no interactions and no user ids."
 
 
-@dataclass(frozen=True)
-class TableInfo:
-    name: str
-    rows: int
-    bytes: int
-    columns: str
-
-
-@dataclass(frozen=True)
-class DatasetCard:
-    """
-    Args:
-        dataset_id (`str`): name on the Hub, or of the folder: what the snippets load.
-        pretty_name, source_license, citation, language, tags: what the source and the user say.
-        tables, num_users, relations: what was written; `relations` counts the triples of each.
-        privacy (`str`): what was done with user ids.
-    """
-
-    dataset_id: str
-    pretty_name: str
-    tables: tuple[TableInfo, ...]
-    privacy: str
-    num_users: int = 0
-    relations: dict[str, int] | None = None
-    source_license: str = ""
-    citation: str = ""
-    language: str | None = None
-    tags: tuple[str, ...] = ()
-
-    @property
-    def has_interactions(self) -> bool:
-        return any(table.name == "interactions" for table in self.tables)
-
-    @property
-    def has_links(self) -> bool:
-        return any(table.name == "links" for table in self.tables)
-
-    def to_hub_card(self) -> HubDatasetCard:
-        """The rendered card with its metadata, as `huggingface_hub` knows it."""
-        source = {"citation": self.citation, "license": self.source_license}
-        license_id = "other" if self.source_license else "unknown"
-        data = DatasetCardData(
-            pretty_name=self.pretty_name,
-            language=self.language,
-            license=self.source_license if LICENSE_ID.fullmatch(self.source_license) else license_id,
-            size_categories=[size_category(max(table.rows for table in self.tables))],
-            task_categories=["text-ranking"],
-            tags=["recommendation", "sequential-recommendation", "knowledge-graph", "llamarec-lkg", *self.tags],
-            configs=[
-                {"config_name": table.name, "data_files": [{"split": "train", "path": f"{table.name}.parquet"}]}
-                for table in self.tables
-            ],
-            # `datasets` checks the number of rows, and hands citation and licence on to whoever loads
-            dataset_info=[
-                {
-                    "config_name": table.name,
-                    "splits": [{"name": "train", "num_bytes": table.bytes, "num_examples": table.rows}],
-                    **{key: text for key, text in source.items() if text},
-                }
-                for table in self.tables
-            ],
-        )
-        return HubDatasetCard.from_template(data, template_str=template_text("dataset_card.md.j2"), card=self)
-
-
-def size_category(rows: int) -> str:
-    """The Hub's name for a number of rows."""
-    bounds = [("1K", 10**3), ("10K", 10**4), ("100K", 10**5), ("1M", 10**6), ("10M", 10**7), ("100M", 10**8),
-              ("1B", 10**9), ("10B", 10**10), ("100B", 10**11), ("1T", 10**12)]  # fmt: skip
-    lower = None
-    for name, bound in bounds:
-        if rows < bound:
-            return f"n<{name}" if lower is None else f"{lower}<n<{name}"
-        lower = name
-    return "n>1T"
-
-
 def write_dataset(
     data: DatasetBundle | RawDataset,
     folder: str | Path,
@@ -142,6 +62,8 @@ def write_dataset(
     items_with_interactions_only: bool = False,
     dataset_id: str | None = None,
     privacy: str = RAW_IDS,
+    license: str | Sequence[str] | None = None,
+    citation: str | Sequence[str] | None = None,
     language: str | None = None,
     tags: Sequence[str] = (),
 ) -> DatasetCard:
@@ -155,6 +77,8 @@ def write_dataset(
         include_interactions: False leaves users out.
         items_with_interactions_only: leave out items that nobody touched.
         dataset_id: what the card's snippets load; by default the folder.
+        license, citation: in place of what the data say, one for each source. A licence is a name of the Hub
+            ("cc-by-4.0") or any text.
         privacy, language, tags: for the card.
 
     Returns:
@@ -167,6 +91,7 @@ def write_dataset(
     target = Path(folder).resolve()
     _require_room(target, overwrite)
     raw = RawDataset.from_bundle(data) if isinstance(data, DatasetBundle) else data
+    raw = replace(raw, license=_said(license, raw.license), citation=_said(citation, raw.citation))
     with atomic_folder(target) as temporary:
         num_users, seen = 0, None
         if include_interactions:
@@ -182,8 +107,8 @@ def write_dataset(
             privacy=privacy if include_interactions else NO_USERS,
             num_users=num_users,
             relations=None if triples is None else dict(Counter(triples.relations.tolist()).most_common()),
-            source_license=raw.license,
-            citation=raw.citation,
+            licenses=sources_of(raw.license),
+            citations=sources_of(raw.citation),
             language=language,
             tags=tuple(tags),
         )
@@ -200,8 +125,8 @@ def push_dataset(
     create_pr: bool = False,
     include_interactions: bool = True,
     anonymize: bool = True,
-    license: str | None = None,
-    citation: str | None = None,
+    license: str | Sequence[str] | None = None,
+    citation: str | Sequence[str] | None = None,
     language: str | None = None,
     tags: Sequence[str] = (),
     commit_message: str = "Upload data set with llamarec_lkg",
@@ -223,7 +148,8 @@ def push_dataset(
         include_interactions: False publishes items and triples only.
         anonymize: replace user ids by numbers (`anonymize_users`), also in the triples; False publishes them as they
             are.
-        license, citation: override what the bundle says. A licence is a name of the Hub ("cc-by-4.0") or any text.
+        license, citation: in place of what the data say, one for each source. A licence is a name of the Hub
+            ("cc-by-4.0") or any text.
         language: of the titles, "en" for example.
         tags: further tags of the card.
         commit_message: of the commit.
@@ -247,12 +173,6 @@ def push_dataset(
             f"The triples name {len(people)} users as heads or tails, {sorted(people)[0]!r} for example, and the "
             f"interactions are not to be published. Leave these facts out; if they are no users, {OTHER_NAMES}."
         )
-    if license is not None or citation is not None:
-        bundle = replace(
-            bundle,
-            license=bundle.license if license is None else license,
-            citation=bundle.citation if citation is None else citation,
-        )
     if include_interactions and anonymize:
         bundle = anonymize_users(bundle)
     with tempfile.TemporaryDirectory() as temporary:
@@ -263,6 +183,8 @@ def push_dataset(
             include_interactions=include_interactions,
             dataset_id=repo_id,
             privacy=NUMBERED_IDS if anonymize else RAW_IDS,
+            license=license,
+            citation=citation,
             language=language,
             tags=tags,
         )
@@ -328,6 +250,11 @@ def _people_in_triples(bundle: DatasetBundle) -> set[str]:
         return set()
     entities = {*bundle.triples.heads, *bundle.triples.tails} - set(bundle.triples.item_of_entity)
     return entities & set(bundle.interactions.users)
+
+
+def _said(given: str | Sequence[str] | None, known: str) -> str:
+    """What the user says of the sources, else what the data say."""
+    return join_sources(*([known] if given is None else [given] if isinstance(given, str) else given))
 
 
 def _require_room(target: Path, overwrite: bool) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,11 @@ from .schema import LKGDataError
 def cache_dir() -> Path:
     """`$LLAMAREC_LKG_CACHE`, else `llamarec_lkg` in the Hugging Face home."""
     return Path(os.environ.get("LLAMAREC_LKG_CACHE") or Path(HF_HOME) / "llamarec_lkg")
+
+
+def file_name(name: str) -> str:
+    """The name of a data set as that of a file: "owner/name" is no folder in another."""
+    return re.sub(r"[^\w.-]+", "--", name)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ LAYERS = [
     ["paths", "synthetic"],
     ["evidence"],
     ["retrieval"],
-    ["repository_card"],
+    ["repository_card", "dataset_card"],
     ["hub_repository"],
     ["modeling_lrurec"],
     ["training_lrurec"],

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 
 from llamarec_lkg import KnowledgeGraph, raw_files, raw_formats, write_dataset
 from llamarec_lkg.cli import main
-from llamarec_lkg.converters import FORMATS, as_triples, convert, open_raw, with_triples
-from llamarec_lkg.raw_formats import ACTOR, DIRECTOR, GENRE, YEAR
+from llamarec_lkg.converters import FORMATS, as_triples, convert, open_raw, with_facts, with_triples
+from llamarec_lkg.raw_formats import ACTOR, DIRECTOR, GENRE, YEAR, RawDataset
 from llamarec_lkg.schema import LKGDataError
 from llamarec_lkg.sources import load_dataset_bundle
 from llamarec_lkg.storage import fingerprint
@@ -439,6 +440,17 @@ def test_triples_come_from_files_too_and_join_those_there(bundle, tmp_path, suff
     twice = with_triples(once, pd.DataFrame({"head": ["x"], "relation": ["IN"], "tail": ["town"]}))
     assert facts(twice) == [("1", "R", "x"), ("2", "R", "3"), ("x", "IN", "town")]
     assert {"1": "1", "2": "2", "3": "3"}.items() >= once.triples.item_of_entity.items()
+
+
+def test_facts_of_another_source_bring_their_licence_and_citation(bundle):
+    facts = pd.DataFrame({"head": ["1"], "relation": ["IN"], "tail": ["x"]})
+    own = replace(bundle, license="mit", citation="Me.")
+    joined = with_triples(own, facts, license="cc-by-4.0", citation="You.")
+    assert (joined.license, joined.citation) == ("mit\n\ncc-by-4.0", "Me.\n\nYou.")
+    again = with_triples(joined, facts, license="mit", citation="You.")
+    assert (again.license, again.citation) == (joined.license, joined.citation), "each once"
+    raw = with_facts(RawDataset.from_bundle(own), facts, license="cc-by-4.0")
+    assert (raw.license, raw.citation) == ("mit\n\ncc-by-4.0", "Me.")
 
 
 def test_a_file_of_facts_that_cannot_be_read_is_named(bundle, tmp_path):

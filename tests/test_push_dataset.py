@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from hub_card_checks import validate
 from huggingface_hub import CommitOperationDelete, DatasetCard, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from llamarec_lkg import SequenceDataset, anonymize_users, load_dataset_bundle, push_dataset, write_dataset
 from llamarec_lkg.cli import main
 from llamarec_lkg.dataset import PreprocessingSettings
-from llamarec_lkg.publishing import size_category
+from llamarec_lkg.dataset_card import size_category
 from llamarec_lkg.schema import DatasetBundle, Interactions, ItemTable, LKGDataError, Triples
 from llamarec_lkg.sources import _load_hub
 from llamarec_lkg.streaming import _hub_batches
@@ -87,7 +88,10 @@ def hub(tmp_path, monkeypatch):
                 shutil.copy(operation.path_or_fileobj, target / operation.path_in_repo)
         return types.SimpleNamespace(commit_url=f"/{repo_id}/commit/1")
 
-    for method in (create_repo, create_branch, repo_info, list_repo_files, create_commit):
+    def hf_hub_download(self, repo_id, name, **options):
+        return str(state.root / repo_id / name)
+
+    for method in (create_repo, create_branch, repo_info, list_repo_files, create_commit, hf_hub_download):
         monkeypatch.setattr(HfApi, method.__name__, method)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
     state.root.mkdir()
@@ -360,6 +364,55 @@ def test_a_licence_of_its_own_is_quoted_and_kept(hub, bundle):
     push_dataset(DatasetBundle("x", bundle.interactions, bundle.items), "you/other")
     assert card_of(hub, "you/other").data.license == "unknown"
     assert "licence of the source was not stated" in card_of(hub, "you/other").text
+
+
+TERMS, FACTS = "For research only; ask the owner", "A. Author: Facts, 2019."
+
+
+@pytest.mark.parametrize("how", ["bundle", "push", "write"])
+def test_two_sources_are_named_once_each(hub, bundle, tmp_path, how):
+    """Interactions of one source and facts of another: two licences and two citations, the second of two lines."""
+    films = 'A. Author: "Films", 2020.\nSecond line.'
+    said = {"license": ["cc-by-4.0", TERMS, "cc-by-4.0"], "citation": [FACTS, films]}
+    joined = {"license": f"cc-by-4.0\n\n{TERMS}", "citation": f"{FACTS}\n\n{films}"}
+    if how == "bundle":
+        push_dataset(replace(bundle, **joined), "you/name")
+    elif how == "push":
+        push_dataset(bundle, "you/name", **said)
+    else:
+        write_dataset(bundle, hub.root / "you" / "name", **said)
+    card = card_of(hub)
+    assert card.data.license == ["cc-by-4.0", "other"]
+    assert validate(str(card), "dataset") == ([], [])
+    for text in ("cc-by-4.0", TERMS, FACTS, films):
+        assert card.text.count(text) == 1, text
+    first, *others = card.data.to_dict()["dataset_info"]
+    assert {key: first[key] for key in joined} == joined
+    assert others and not any({"license", "citation"} & set(info) for info in others)
+    for loaded in (load_dataset_bundle("you/name"), _load_hub("you/name", None)):
+        assert {"license": loaded.license, "citation": loaded.citation} == joined
+
+
+@pytest.mark.parametrize("load", [load_dataset_bundle, lambda name: _load_hub(name, None)], ids=["folder", "datasets"])
+@pytest.mark.parametrize(
+    "head, licence",
+    [
+        ("license: cc-by-4.0", "cc-by-4.0"),
+        ("license: [cc-by-4.0, mit]", "cc-by-4.0\n\nmit"),
+        ("license: other\nlicense_name: films-1\nlicense_link: LICENSE", "films-1 (LICENSE)"),
+        ("license: other\nlicense_name: films-1", "films-1"),
+        ("license: [other, mit]", "mit"),
+        ("license: unknown", ""),
+        ("language: en", ""),
+    ],
+)
+def test_the_licence_of_a_card_of_other_making_comes_along(hub, bundle, load, head, licence):
+    push_dataset(bundle, "you/name")
+    path = hub.root / "you/name/README.md"
+    configs = yaml.safe_dump({"configs": card_of(hub).data.to_dict()["configs"]})
+    path.write_text(f"---\n{head}\n{configs}---\n# Films\n", encoding="utf-8")
+    loaded = load("you/name")
+    assert (loaded.license, loaded.citation) == (licence, "")
 
 
 @pytest.mark.parametrize("interactions", [True, False])

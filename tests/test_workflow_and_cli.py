@@ -75,6 +75,7 @@ def run(tmp_path_factory):
     """A finished run, its folder and its configuration file; the cache lasts as long as the module."""
     folder = tmp_path_factory.mktemp("whole")
     write_world(folder / "world")
+    (folder / "world" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
     backbone().save_pretrained(folder / "backbone")
     tokenizer().save_pretrained(folder / "backbone")
     (folder / "config.yaml").write_text(yaml.safe_dump(settings(folder)))
@@ -121,6 +122,7 @@ def test_the_card_holds_the_table_and_passes_the_hubs_parser(run):
     assert card.data.library_name == "llamarec_lkg" and card.data.pipeline_tag == "text-ranking"
     assert {"ndcg@10", "mrr@10", "recall@10"} <= {result.metric_type for result in card.data.eval_results}
     assert "| ranker |" in card.content and "FOLLOWED_BY" in card.content
+    assert "Data: cc-by-4.0" in card.content, "as the data set's own card says"
 
 
 def test_a_second_run_reuses_every_stage(run, monkeypatch, capsys):
