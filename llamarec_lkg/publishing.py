@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tempfile
 from collections import Counter
@@ -12,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import CommitInfo
 
+from .anonymizing import OTHER_NAMES, anonymize_users, entities_like_people
 from .dataset_card import DatasetCard, TableInfo
 from .hub import push_files
-from .raw_formats import CARD, ENTITY_ID, RawDataset, join_sources, sources_of
+from .raw_formats import CARD, ENTITY_ID, RawDataset, join_sources, only, sources_of
 from .schema import (
     HEAD,
     ITEM_ID,
@@ -29,13 +28,12 @@ from .schema import (
     TITLE,
     USER_ID,
     DatasetBundle,
-    Interactions,
     ItemTable,
     LKGDataError,
     Triples,
 )
 from .storage import atomic_folder
-from .streaming import INTERACTIONS_SCHEMA, hash_ids, record_batches
+from .streaming import INTERACTIONS_SCHEMA, hash_ids, open_source, record_batches
 
 
 TABLES = ("interactions", "items", "triples", "links")
@@ -49,7 +47,6 @@ NUMBERED_IDS = (
     "rows were put in the order of these numbers. Ratings, items and times are those of the source, so somebody who "
     "knows part of a person's history from elsewhere can still find the rest: treat the interactions as personal data."
 )
-OTHER_NAMES = "give entities names that no user has, 'entity:7' in place of '7' for example"
 NO_USERS = "There is no data about people in this repository: no interactions and no user ids."
 
 
@@ -117,7 +114,7 @@ def write_dataset(
 
 
 def push_dataset(
-    bundle: DatasetBundle,
+    data: DatasetBundle | RawDataset | str | Path,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -140,7 +137,9 @@ def push_dataset(
     ```
 
     Args:
-        bundle: the data.
+        data: a bundle; or what was found by `converters.open_raw` or is found by `streaming.open_source` under this
+            name, whose interactions then are never held as text: numbering takes some twenty bytes for each, and
+            without it they pass through batch by batch.
         repo_id (`str`): "owner/name"; made if it does not exist.
         private: whether a new repository is private; None leaves it to the owner's settings.
         revision: branch to write to, made if it does not exist.
@@ -161,24 +160,19 @@ def push_dataset(
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise LKGDataError(f"repo_id={repo_id!r} was given; it has the form 'owner/name'.")
-    rated = 0 if bundle.triples is None else int((bundle.triples.relations == RATED).sum())
-    if rated:
-        raise LKGDataError(
-            f"The triples hold {rated} {RATED} facts, which name users. Who rated what belongs to the interactions: "
-            f"leave these facts out of the triples."
-        )
-    people = _people_in_triples(bundle)
-    if people and not include_interactions:
-        raise LKGDataError(
-            f"The triples name {len(people)} users as heads or tails, {sorted(people)[0]!r} for example, and the "
-            f"interactions are not to be published. Leave these facts out; if they are no users, {OTHER_NAMES}."
-        )
+    if isinstance(data, str | Path):
+        data = open_source(data)
+    raw = RawDataset.from_bundle(data) if isinstance(data, DatasetBundle) else data
+    items, triples = raw.catalogue(None)
+    if triples is not None:
+        _require_no_people(raw, triples, include_interactions)
+    raw = replace(raw, catalogue=lambda wanted: (only(items, wanted), triples))  # read once
     if include_interactions and anonymize:
-        bundle = anonymize_users(bundle)
+        raw = anonymize_users(raw)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "dataset"
         write_dataset(
-            bundle,
+            raw,
             folder,
             include_interactions=include_interactions,
             dataset_id=repo_id,
@@ -203,53 +197,25 @@ def push_dataset(
         )
 
 
-def anonymize_users(bundle: DatasetBundle) -> DatasetBundle:
-    """The bundle with users named "1", "2", ... and rows in the order of these numbers, each user's in file order.
-
-    The numbers follow a hash of the ids keyed with the data themselves: the same data always get the same numbers,
-    and to undo them takes the raw data. (Numbers in the order of the ids would leave ids that are numbers already
-    almost as they were.) Heads and tails of triples that are users, and not linked to items, get the same numbers.
-
-    Raises:
-        LKGDataError: such a number is the name of another entity of the triples already.
-    """
-    table = bundle.interactions
-    codes, raw_ids = pd.factorize(table.users)
-    key = hashlib.sha256()
-    for part in (codes.astype(np.int64), table.timestamps, table.ratings):
-        key.update(np.ascontiguousarray(part).data)
-    key.update("\n".join(raw_ids).encode())
-    digests = [hashlib.sha256(key.digest() + raw.encode()).digest() for raw in raw_ids]
-    numbers = np.empty(len(raw_ids), dtype=np.int64)
-    numbers[sorted(range(len(raw_ids)), key=digests.__getitem__)] = np.arange(1, len(raw_ids) + 1)
-    users = numbers[codes]
-    order = np.argsort(users, kind="stable")
-    names = np.arange(len(raw_ids) + 1).astype(str).astype(object)
-    interactions = Interactions(names[users[order]], table.items[order], table.ratings[order], table.timestamps[order])
-    people = _people_in_triples(bundle)
-    if not people:
-        return replace(bundle, interactions=interactions)
-    new = {raw: str(number) for raw, number in zip(raw_ids, numbers, strict=True) if raw in people}
-    triples = bundle.triples
-    taken = sorted(set(new.values()) & (({*triples.heads, *triples.tails} - people) | set(triples.item_of_entity)))
-    if taken:
+def _require_no_people(raw: RawDataset, triples: Triples, include_interactions: bool) -> None:
+    """Raise `LKGDataError` where the triples say who rated what, or name users who are not to be published."""
+    rated = int((triples.relations == RATED).sum())
+    if rated:
         raise LKGDataError(
-            f"The triples name {len(people)} users, {sorted(people)[0]!r} for example, and the numbers that would "
-            f"replace them are names of other entities already ({taken[:3]}): {OTHER_NAMES}."
+            f"The triples hold {rated} {RATED} facts, which name users. Who rated what belongs to the interactions: "
+            f"leave these facts out of the triples."
         )
-    heads, tails = (
-        np.array([new.get(entity, entity) for entity in column], dtype=object)
-        for column in (triples.heads, triples.tails)
-    )
-    return replace(bundle, interactions=interactions, triples=replace(triples, heads=heads, tails=tails))
-
-
-def _people_in_triples(bundle: DatasetBundle) -> set[str]:
-    """Entities of the triples that are named like a user and linked to no item."""
-    if bundle.triples is None:
-        return set()
-    entities = {*bundle.triples.heads, *bundle.triples.tails} - set(bundle.triples.item_of_entity)
-    return entities & set(bundle.interactions.users)
+    entities = entities_like_people(triples)
+    if include_interactions or not entities:
+        return
+    people: set[str] = set()
+    for batch in record_batches(raw.batches()):
+        people |= entities.intersection(batch.column(USER_ID).unique().to_pylist())
+    if people:
+        raise LKGDataError(
+            f"The triples name {len(people)} users as heads or tails, {min(people)!r} for example, and the "
+            f"interactions are not to be published. Leave these facts out; if they are no users, {OTHER_NAMES}."
+        )
 
 
 def _said(given: str | Sequence[str] | None, known: str) -> str:

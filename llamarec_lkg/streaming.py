@@ -68,6 +68,18 @@ def stream_interactions(
     return record_batches(batches())
 
 
+def open_source(name_or_path: str | Path, *, format: str | None = None, revision: str | None = None) -> RawDataset:
+    """A data set whose interactions need not be in memory; the arguments are those of `stream_interactions`. Only a
+    known name or a Hub data set is loaded here, whole.
+
+    Raises:
+        LKGDataError: as `load_dataset_bundle`.
+    """
+    if Path(name_or_path).exists() or format is not None:
+        return open_raw(name_or_path, format)
+    return RawDataset.from_bundle(load_dataset_bundle(name_or_path, revision=revision))
+
+
 def record_batches(frames: Iterator[pd.DataFrame]) -> Iterator[pa.RecordBatch]:
     """Frames of interactions, checked, as record batches of one schema.
 

@@ -19,6 +19,7 @@ LAYERS = [
     ["converters"],
     ["sources", "backbones"],
     ["streaming"],
+    ["anonymizing"],
     ["dataset"],
     ["knowledge_graph"],
     ["paths", "synthetic"],

@@ -15,8 +15,10 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from llamarec_lkg import SequenceDataset, anonymize_users, load_dataset_bundle, push_dataset, write_dataset
 from llamarec_lkg.cli import main
+from llamarec_lkg.converters import open_raw
 from llamarec_lkg.dataset import PreprocessingSettings
 from llamarec_lkg.dataset_card import size_category
+from llamarec_lkg.raw_formats import RawDataset
 from llamarec_lkg.schema import DatasetBundle, Interactions, ItemTable, LKGDataError, Triples
 from llamarec_lkg.sources import _load_hub
 from llamarec_lkg.streaming import _hub_batches
@@ -86,7 +88,7 @@ def hub(tmp_path, monkeypatch):
                 (target / operation.path_in_repo).unlink()
             else:
                 shutil.copy(operation.path_or_fileobj, target / operation.path_in_repo)
-        return types.SimpleNamespace(commit_url=f"/{repo_id}/commit/1")
+        return types.SimpleNamespace(commit_url=f"/{repo_id}/commit/1", pr_url=None)
 
     def hf_hub_download(self, repo_id, name, **options):
         return str(state.root / repo_id / name)
@@ -466,3 +468,97 @@ def test_the_cards_metadata_is_plain_yaml(bundle, tmp_path):
     write_dataset(bundle, tmp_path / "out", tags=["a: b", "- c"])
     head = (tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("---\n")[1]
     assert yaml.safe_load(head)["tags"][-2:] == ["a: b", "- c"]
+
+
+# -- from raw files, and from the command line ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def raw_folder(bundle, tmp_path):
+    """The bundle with two users who trust each other, as csv tables."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    friends = with_friends(bundle)
+    friends.interactions.to_frame().to_csv(folder / "interactions.csv", index=False)
+    friends.items.to_frame()[["item_id", "title"]].assign(title=["Bond", "B", "C"]).to_csv(
+        folder / "items.csv", index=False
+    )
+    friends.triples.to_frame().to_csv(folder / "triples.csv", index=False)
+    links = friends.triples.item_of_entity
+    pd.DataFrame({"entity_id": list(links), "item_id": list(links.values())}).to_csv(folder / "links.csv", index=False)
+    return folder
+
+
+@pytest.mark.parametrize("options", [{}, {"anonymize": False}], ids=["numbered", "as they are"])
+def test_a_data_set_not_yet_read_is_pushed_as_one_in_memory(hub, raw_folder, options, monkeypatch):
+    push_dataset(load_dataset_bundle(raw_folder), "you/memory", **options)
+    monkeypatch.setattr(RawDataset, "to_bundle", lambda self: pytest.fail("the interactions were read whole"))
+    monkeypatch.setattr("llamarec_lkg.raw_files.BATCH_ROWS", 2)
+    monkeypatch.setattr("llamarec_lkg.anonymizing.BATCH_ROWS", 2)
+    push_dataset(open_raw(raw_folder), "you/raw", **options)
+    push_dataset(raw_folder, "you/path", **options)
+    assert published(hub, "you/raw") == published(hub, "you/path") == published(hub, "you/memory")
+    for name in ("interactions", "items", "triples", "links"):
+        frames = [pd.read_parquet(hub.root / "you" / repo / f"{name}.parquet") for repo in ("memory", "raw", "path")]
+        assert frames[0].equals(frames[1]) and frames[0].equals(frames[2]), name
+    assert len(frames[0]) == 2 and len(pd.read_parquet(hub.root / "you/raw/interactions.parquet")) == 6
+
+
+def test_facts_about_people_are_found_in_raw_files_too(hub, raw_folder):
+    with pytest.raises(LKGDataError, match="name 2 users as heads or tails, 'ada@example.org' for example"):
+        push_dataset(open_raw(raw_folder), "you/name", include_interactions=False)
+    (raw_folder / "triples.csv").write_text("head,relation,tail\nada@example.org,RATED,m.1\n")
+    with pytest.raises(LKGDataError, match="triples hold 1 RATED facts"):
+        push_dataset(open_raw(raw_folder), "you/name")
+    (raw_folder / "triples.csv").write_text("head,relation,tail\nuser-7,IS,1\nuser-7,IS,2\nuser-7,IS,3\n")
+    with pytest.raises(LKGDataError, match="names of other entities already"):
+        push_dataset(open_raw(raw_folder), "you/name")
+    assert not hub.calls
+
+
+def test_the_command_pushes_what_convert_takes(hub, raw_folder, capsys):
+    assert main(["push-dataset", str(raw_folder), "you/name"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "/you/name/commit/1"
+    push_dataset(load_dataset_bundle(raw_folder), "you/other")
+    read = [contents(hub.root / "you" / name) for name in ("name", "other")]
+    assert read[0] == read[1].replace("you/other", "you/name"), "the same code path"
+    assert "ada@example.org" not in read[0]
+    options = ["--private", "--revision", "v2", "--create-pr", "--commit-message", "first", "--keep-user-ids"]
+    options += ["--license", "cc-by-4.0", "--license", "mit", "--citation", "Me."]
+    hub.calls.clear()
+    assert main(["push-dataset", str(raw_folder / "interactions.csv"), "you/kept", *options]) == 0
+    assert hub.calls[0][2]["private"] is True and hub.calls[1][2]["branch"] == "v2"
+    asked = hub.calls[2][2]
+    assert (asked["revision"], asked["create_pr"], asked["commit_message"]) == ("v2", True, "first")
+    assert "ada@example.org" in contents(hub.root / "you" / "kept")
+    assert card_of(hub, "you/kept").data.license == ["cc-by-4.0", "mit"] and "Me." in card_of(hub, "you/kept").text
+
+
+def test_the_command_leaves_people_out_adds_facts_and_knows_names(
+    hub, raw_folder, tmp_path, bundle, capsys, monkeypatch
+):
+    (raw_folder / "triples.csv").unlink()
+    (tmp_path / "facts.csv").write_text("head,relation,tail\n007,IN,Jamaica\n")
+    command = ["push-dataset", str(raw_folder), "you/name", "--format", "tables"]
+    assert main([*command, "--no-interactions", "--triples", str(tmp_path / "facts.csv")]) == 0
+    text = contents(hub.root / "you/name")
+    assert "Jamaica" in text and "There is no data about people" in text and "ada@example.org" not in text
+    assert main([*command, "--include-interactions"]) == 0 and "interactions.parquet" in published(hub)
+    monkeypatch.setitem(load_dataset_bundle.__globals__["KNOWN_DATASETS"], "films", lambda: bundle)
+    assert main(["push-dataset", "films", "you/known"]) == 0 and len(published(hub, "you/known")) == 5
+    capsys.readouterr()
+    for source, said in (
+        ("no-such-data", "No data set 'no-such-data'"),
+        (str(tmp_path), "Needed: interactions.parquet"),
+    ):
+        assert main(["push-dataset", source, "you/name"]) == 1
+        assert said in capsys.readouterr().err
+    assert main(["push-dataset", str(raw_folder), "name"]) == 1
+    assert "has the form 'owner/name'" in capsys.readouterr().err
+
+
+def test_the_command_names_the_pull_request(hub, raw_folder, capsys, monkeypatch):
+    done = types.SimpleNamespace(pr_url="/you/name/discussions/1", commit_url="/you/name/commit/1")
+    monkeypatch.setattr("llamarec_lkg.publishing.push_files", lambda *args, **options: done)
+    assert main(["push-dataset", str(raw_folder), "you/name", "--create-pr"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "/you/name/discussions/1"
