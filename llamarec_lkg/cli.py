@@ -9,8 +9,9 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from .converters import describe_formats
 from .run_config import RunConfig
 from .schema import LKGDataError
 
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "convert",
         help="turn a raw data set into the library's tables",
         description="Read a raw data set batch by batch and write it as parquet tables with a card.",
+        **_formats_below(),
     )
     _add_source(convert)
     convert.add_argument("target", help="new or empty folder for interactions, items and triples")
@@ -97,11 +99,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _formats_below() -> dict[str, Any]:
+    return {
+        "epilog": f"formats:\n{describe_formats()}",
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+
+
 def _add_source(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "source", help="folder of raw files (MovieLens, Amazon Reviews, RecBole, tables), one of them, or a name"
     )
-    command.add_argument("--format", help="by default the file names tell; a wrong one lists the right ones")
+    command.add_argument("--format", metavar="NAME", help="one of those below; by default the file names tell")
     command.add_argument("--triples", metavar="FILE", help="further facts: .csv, .tsv, .parquet or .graphml")
     for name, text in (("license", 'a name of the Hub ("cc-by-4.0") or any text'), ("citation", "as text")):
         text += "; replaces what the source says, once for each source"
@@ -114,6 +123,7 @@ def _add_push_dataset(commands: argparse._SubParsersAction) -> None:
         "push-dataset",
         help=text,
         description=f"{text[0].upper()}{text[1:]}. Users are numbered in no order of their ids, or left out.",
+        **_formats_below(),
     )
     _add_source(push)
     push.add_argument("repo_id", help="owner/name; made if it does not exist")

@@ -3,6 +3,7 @@
 import gzip
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
@@ -359,13 +360,36 @@ def test_raw_folders_are_data_sets_everywhere(request, name):
 
 def test_a_format_can_be_named_and_an_unknown_one_lists_the_known(ml_1m_files):
     assert same(convert(ml_1m_files, "movielens-1m"), convert(ml_1m_files))
-    with pytest.raises(LKGDataError, match=r"format='ml-1m' was given; the formats are .*'movielens-1m'"):
+    with pytest.raises(LKGDataError, match=r"format='ml-1m' was given; did you mean 'movielens-1m'\? The formats are"):
         convert(ml_1m_files, "ml-1m")
+    with pytest.raises(LKGDataError, match=r"(?s)format='x' was given. The formats are:\n.*movielens-10m .*ml-10m"):
+        convert(ml_1m_files, "x")
     with pytest.raises(LKGDataError, match="nowhere does not exist"):
         open_raw(ml_1m_files / "nowhere")
     with pytest.raises(LKGDataError, match=r"holds \['movies.dat', .*Needed: .*u.data and u.item"):
         open_raw(ml_1m_files / "users.dat")
-    assert len(FORMATS) == 7
+
+
+def test_every_format_is_named_in_the_help_the_error_and_the_readme(ml_1m_files, tmp_path, capsys):
+    for command in ("convert", "push-dataset"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert all(f"{name} ({format.reads})" in said for name, format in FORMATS.items())
+        assert main([command, str(ml_1m_files), str(tmp_path / "out"), "--format", "ml-10m"]) == 1
+        said = capsys.readouterr().err
+        assert "did you mean 'movielens-10m'?" in said
+        assert all(f"{name} ({format.reads})" in said for name, format in FORMATS.items())
+    root = Path(__file__).resolve().parents[1]
+    text = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    for name in ("100K", "1M", "10M", "20M", "25M", "32M", "latest", "2014", "2023", "RecBole"):
+        assert name in text, name
+
+
+def test_movielens_10m_has_a_name_of_its_own_and_the_reader_of_1m(ml_1m_files):
+    (ml_1m_files / "movies.dat").write_text("1193::Café (1990)::Drama\n661::B (1991)::Drama\n", encoding="utf-8")
+    assert same(convert(ml_1m_files, "movielens-10m"), convert(ml_1m_files))
+    assert convert(ml_1m_files, "movielens-10m").interactions.ratings.tolist() == [5, 3, 4.5]
 
 
 # -- facts from elsewhere ---------------------------------------------------------------------------------------------
