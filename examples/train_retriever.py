@@ -16,7 +16,7 @@ import numpy as np
 from llamarec_lkg import load_dataset_bundle, prepare_dataset
 from llamarec_lkg.modeling_lrurec import LRURecRetriever
 from llamarec_lkg.retrieval import PopularityRetriever
-from llamarec_lkg.storage import write_json
+from llamarec_lkg.storage import file_name, write_json
 from llamarec_lkg.training_lrurec import LRURecTrainingArguments, evaluate_retriever, train_lrurec
 
 
@@ -50,7 +50,8 @@ def main() -> None:
         print(f"{row['name']:<14}", json.dumps({name: round(row[name], 4) for name in shown}))
     args.output.mkdir(parents=True, exist_ok=True)
     write_json(
-        args.output / f"{dataset.name}.json", {"arguments": vars(args) | {"output": str(args.output)}, "rows": rows}
+        args.output / f"{file_name(dataset.name)}.json",
+        {"arguments": vars(args) | {"output": str(args.output)}, "rows": rows},
     )
 
 

@@ -4,6 +4,7 @@ Importing the package registers its configurations, models and processor with th
 "recommendation" with `transformers.pipeline`.
 """
 
+from .anonymizing import anonymize_users
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .converters import convert, with_triples
 from .dataset import PreprocessingSettings, SequenceDataset, prepare_dataset
@@ -14,7 +15,7 @@ from .modeling_llamarec_lkg import LlamaRecLKGForRanking, RankingOutput
 from .modeling_lrurec import LRURecConfig, LRURecForRetrieval
 from .pipeline import Recommender
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
-from .publishing import anonymize_users, push_dataset, write_dataset
+from .publishing import push_dataset, write_dataset
 from .schema import DatasetBundle, Interactions, ItemTable, LKGDataError, RankingExample, Triples
 from .sources import load_dataset_bundle
 from .streaming import stream_interactions

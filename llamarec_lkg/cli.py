@@ -9,9 +9,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from .converters import describe_formats
 from .run_config import RunConfig
 from .schema import LKGDataError
+
+
+if TYPE_CHECKING:
+    from .raw_formats import RawDataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,18 +78,17 @@ def _parser() -> argparse.ArgumentParser:
         "convert",
         help="turn a raw data set into the library's tables",
         description="Read a raw data set batch by batch and write it as parquet tables with a card.",
+        **_formats_below(),
     )
-    convert.add_argument(
-        "source", help="folder of raw files (MovieLens, Amazon Reviews, RecBole), one of them, or a name"
-    )
-    convert.add_argument("target", help="new folder for interactions, items and triples")
-    convert.add_argument("--format", help="by default the file names tell; a wrong one lists the right ones")
-    convert.add_argument("--triples", metavar="FILE", help="further facts: .csv, .tsv, .parquet or .graphml")
+    _add_source(convert)
+    convert.add_argument("target", help="new or empty folder for interactions, items and triples")
+    convert.add_argument("--overwrite", action="store_true", help="replace what `convert` wrote there before")
     for kind in ("user", "item"):
         text = f"drop {kind}s with fewer (with either bound, also items nobody touched)"
         convert.add_argument(f"--min-{kind}-interactions", type=int, default=1, metavar="N", help=text)
     convert.set_defaults(run=_convert)
     _add_push(commands)
+    _add_push_dataset(commands)
     text = "write MRR, NDCG and Recall as folders for Spaces, which evaluate.load reads"
     metrics = commands.add_parser("export-metrics", help=text, description=text)
     metrics.add_argument("folder", help="where mrr, ndcg and recall go")
@@ -92,6 +97,51 @@ def _parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():
         command.add_argument("--verbose", action="store_true", help="say what is being done")
     return parser
+
+
+def _formats_below() -> dict[str, Any]:
+    return {
+        "epilog": f"formats:\n{describe_formats()}",
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+
+
+def _add_source(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "source", help="folder of raw files (MovieLens, Amazon Reviews, RecBole, tables), one of them, or a name"
+    )
+    command.add_argument("--format", metavar="NAME", help="one of those below; by default the file names tell")
+    command.add_argument("--triples", metavar="FILE", help="further facts: .csv, .tsv, .parquet or .graphml")
+    for name, text in (("license", 'a name of the Hub ("cc-by-4.0") or any text'), ("citation", "as text")):
+        text += "; replaces what the source says, once for each source"
+        command.add_argument(f"--{name}", action="append", metavar="TEXT", help=text)
+
+
+def _add_push_dataset(commands: argparse._SubParsersAction) -> None:
+    text = "publish a data set on the Hub, with a card, as one commit"
+    push = commands.add_parser(
+        "push-dataset",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. Users are numbered in no order of their ids, or left out.",
+        **_formats_below(),
+    )
+    _add_source(push)
+    push.add_argument("repo_id", help="owner/name; made if it does not exist")
+    _add_commit(push)
+    push.add_argument("--keep-user-ids", action="store_true", help="publish user ids as they are")
+    text = "who did what and when (the default)"
+    push.add_argument("--include-interactions", action="store_true", default=True, help=text)
+    text = "items and triples only, nothing about people"
+    push.add_argument("--no-interactions", action="store_false", dest="include_interactions", help=text)
+    push.add_argument("--language", metavar="CODE", help='of the titles, "en" for example')
+    push.set_defaults(run=_push_dataset)
+
+
+def _add_commit(push: argparse.ArgumentParser) -> None:
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--revision", help="branch to write to, made if it does not exist")
+    push.add_argument("--create-pr", action="store_true", help="propose the commit as a pull request")
+    push.add_argument("--commit-message", metavar="TEXT")
 
 
 def _add_push(commands: argparse._SubParsersAction) -> None:
@@ -103,10 +153,7 @@ def _add_push(commands: argparse._SubParsersAction) -> None:
     )
     push.add_argument("folder", help="what `llamarec-lkg train` or the trainer wrote")
     push.add_argument("repo_id", help="owner/name; made if it does not exist")
-    push.add_argument("--private", action="store_true", help="make a new repository private")
-    push.add_argument("--revision", help="branch to write to, made if it does not exist")
-    push.add_argument("--create-pr", action="store_true", help="propose the commit as a pull request")
-    push.add_argument("--commit-message", metavar="TEXT")
+    _add_commit(push)
     push.add_argument("--include-users", action="store_true", help="raw user ids, and the weights of single users")
     push.add_argument("--include-interactions", action="store_true", help="the graph with who rated what, and when")
     push.add_argument(
@@ -121,23 +168,30 @@ def _workflow(args: argparse.Namespace):
     return Workflow(RunConfig.from_yaml(args.config, args.overrides))
 
 
+def _source(args: argparse.Namespace) -> RawDataset:
+    from .converters import with_facts
+    from .streaming import open_source
+
+    raw = open_source(args.source, format=args.format)
+    return with_facts(raw, args.triples) if args.triples else raw
+
+
 def _convert(args: argparse.Namespace) -> None:
-    from .converters import open_raw, with_facts
     from .publishing import write_dataset
-    from .raw_formats import RawDataset
-    from .sources import load_dataset_bundle
     from .streaming import filter_core
 
-    if Path(args.source).exists() or args.format:
-        raw = open_raw(args.source, args.format)
-    else:
-        raw = RawDataset.from_bundle(load_dataset_bundle(args.source))
-    if args.triples:
-        raw = with_facts(raw, args.triples)
+    raw = _source(args)
     filtered = max(args.min_user_interactions, args.min_item_interactions) > 1
     if filtered:
         raw = filter_core(raw, args.min_user_interactions, args.min_item_interactions)
-    card = write_dataset(raw, args.target, items_with_interactions_only=filtered)
+    card = write_dataset(
+        raw,
+        args.target,
+        overwrite=args.overwrite,
+        items_with_interactions_only=filtered,
+        license=args.license,
+        citation=args.citation,
+    )
     for table in card.tables:
         print(f"{Path(args.target) / table.name}.parquet: {table.rows:,} rows")
 
@@ -252,6 +306,19 @@ def _push(args: argparse.Namespace) -> None:
         args.repo_id,
         private=args.private or None,
         **{name: getattr(args, name) for name in options},
+    )
+    print(done.pr_url or done.commit_url)
+
+
+def _push_dataset(args: argparse.Namespace) -> None:
+    from .publishing import push_dataset
+
+    options = ("revision", "create_pr", "include_interactions", "license", "citation", "language")
+    given = {name: getattr(args, name) for name in options}
+    if args.commit_message is not None:
+        given["commit_message"] = args.commit_message
+    done = push_dataset(
+        _source(args), args.repo_id, private=args.private or None, anonymize=not args.keep_user_ids, **given
     )
     print(done.pr_url or done.commit_url)
 

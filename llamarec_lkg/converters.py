@@ -3,10 +3,12 @@ triples."""
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Container
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import networkx as nx
 import numpy as np
@@ -19,6 +21,7 @@ from .raw_formats import (
     Catalogue,
     RawDataset,
     folder_of,
+    join_sources,
     movielens_1m,
     movielens_100k,
     movielens_latest,
@@ -28,20 +31,46 @@ from .raw_formats import (
 from .schema import HEAD, RATED, RELATION, TAIL, DatasetBundle, ItemTable, LKGDataError, Triples
 
 
-# name -> the function that opens it, and patterns for the files a folder of it holds, the interactions first. The
-# first format whose files are all there is taken.
-FORMATS: dict[str, tuple[Callable[[Path], RawDataset], tuple[str, ...]]] = {
-    "movielens-latest": (movielens_latest, (r"ratings\.csv", r"movies\.csv")),
-    "movielens-1m": (movielens_1m, (r"ratings\.dat", r"movies\.dat")),
-    "movielens-100k": (movielens_100k, (r"u\.data", r"u\.item")),
-    "recbole": (recbole_atomic, (r".+\.inter",)),
-    "tables": (tables, (r"interactions\.(parquet|csv)", r"items\.(parquet|csv)")),
-    "amazon-2014": (
+class Format(NamedTuple):
+    """How a format is read: by which function, which files a folder of it holds (patterns, the interactions first),
+    and what to tell people."""
+
+    opens: Callable[[Path], RawDataset]
+    signs: tuple[str, ...]
+    reads: str
+
+
+MOVIELENS_DAT = (r"ratings\.dat", r"movies\.dat")
+# the first format whose files are all there is taken
+FORMATS: dict[str, Format] = {
+    "movielens-latest": Format(
+        movielens_latest,
+        (r"ratings\.csv", r"movies\.csv"),
+        "ml-latest, ml-latest-small, ml-20m, ml-25m, ml-32m: ratings.csv and movies.csv",
+    ),
+    "movielens-1m": Format(movielens_1m, MOVIELENS_DAT, "ml-1m: ratings.dat and movies.dat"),
+    "movielens-10m": Format(movielens_1m, MOVIELENS_DAT, "ml-10m: files as of ml-1m, which the same reader takes"),
+    "movielens-100k": Format(movielens_100k, (r"u\.data", r"u\.item"), "ml-100k: u.data and u.item"),
+    "recbole": Format(recbole_atomic, (r".+\.inter",), "X.inter and X.item, optionally X.kg with X.link"),
+    "tables": Format(
+        tables,
+        (r"interactions\.(parquet|csv)", r"items\.(parquet|csv)"),
+        "interactions and items, optionally triples and links, as parquet or csv",
+    ),
+    "amazon-2014": Format(
         amazon_2014,
         (r"(ratings_.+\.csv|reviews_.+\.json)(\.gz)?", r"meta_.+\.json(\.gz)?"),
+        "ratings_X.csv or reviews_X_5.json.gz, with meta_X.json.gz",
     ),
-    "amazon-2023": (amazon_2023, (r"(?!meta_).+\.jsonl(\.gz)?", r"meta_.+\.jsonl(\.gz)?")),
+    "amazon-2023": Format(
+        amazon_2023, (r"(?!meta_).+\.jsonl(\.gz)?", r"meta_.+\.jsonl(\.gz)?"), "X.jsonl.gz, with meta_X.jsonl.gz"
+    ),
 }
+
+
+def describe_formats() -> str:
+    """The formats and their files, one a line."""
+    return "\n".join(f"  {name} ({format.reads})" for name, format in FORMATS.items())
 
 
 def convert(path: str | Path, format: str | None = None) -> DatasetBundle:
@@ -66,7 +95,9 @@ def open_raw(path: str | Path, format: str | None = None) -> RawDataset:
     """
     path = Path(path)
     if format is not None and format not in FORMATS:
-        raise LKGDataError(f"format={format!r} was given; the formats are {sorted(FORMATS)}.")
+        close = difflib.get_close_matches(format, FORMATS, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}? The formats are" if close else ". The formats are"
+        raise LKGDataError(f"format={format!r} was given{hint}:\n{describe_formats()}")
     if not path.exists():
         raise LKGDataError(f"{path} does not exist. Pass a folder of raw files, or one of them.")
     folder = folder_of(path)
@@ -80,35 +111,57 @@ def open_raw(path: str | Path, format: str | None = None) -> RawDataset:
             "*.inter and *.item files; or Amazon ratings_X.csv or reviews_X_5.json.gz with meta_X.json.gz, or "
             "X.jsonl.gz with meta_X.jsonl.gz)."
         )
-    return FORMATS[format][0](path)
+    return FORMATS[format].opens(path)
 
 
-def _recognise(path: Path, names: list[str]) -> str | None:
-    for format, (_, signs) in FORMATS.items():
+def _recognise(path: Path, files: list[str]) -> str | None:
+    for name, format in FORMATS.items():
         if path.is_file():
-            if re.fullmatch(signs[0], path.name):
-                return format
-        elif all(any(re.fullmatch(sign, name) for name in names) for sign in signs):
-            return format
+            if re.fullmatch(format.signs[0], path.name):
+                return name
+        elif all(any(re.fullmatch(sign, file) for file in files) for sign in format.signs):
+            return name
     return None
 
 
 # -- facts from elsewhere ---------------------------------------------------------------------------------------------
 
 
-def with_triples(bundle: DatasetBundle, source: nx.Graph | pd.DataFrame | str | Path) -> DatasetBundle:
-    """The bundle with further facts beside those it has; `source` is what `as_triples` takes."""
-    return replace(bundle, triples=_joined(bundle.triples, as_triples(source, bundle.items)))
+def with_triples(
+    bundle: DatasetBundle, source: nx.Graph | pd.DataFrame | str | Path, *, citation: str = "", license: str = ""
+) -> DatasetBundle:
+    """The bundle with further facts beside those it has.
+
+    Args:
+        source: what `as_triples` takes.
+        citation, license: of the facts, named beside those of the bundle.
+
+    Raises:
+        LKGDataError: as `as_triples`.
+    """
+    return replace(
+        bundle,
+        triples=_joined(bundle.triples, as_triples(source, bundle.items)),
+        citation=join_sources(bundle.citation, citation),
+        license=join_sources(bundle.license, license),
+    )
 
 
-def with_facts(raw: RawDataset, source: nx.Graph | pd.DataFrame | str | Path) -> RawDataset:
+def with_facts(
+    raw: RawDataset, source: nx.Graph | pd.DataFrame | str | Path, *, citation: str = "", license: str = ""
+) -> RawDataset:
     """`with_triples` for a data set that has not been read yet."""
 
     def catalogue(wanted: Container[str] | None) -> Catalogue:
         items, triples = raw.catalogue(wanted)
         return items, _joined(triples, as_triples(source, items))
 
-    return replace(raw, catalogue=catalogue)
+    return replace(
+        raw,
+        catalogue=catalogue,
+        citation=join_sources(raw.citation, citation),
+        license=join_sources(raw.license, license),
+    )
 
 
 def _joined(known: Triples | None, added: Triples) -> Triples:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DatasetBundle, ItemTable, LKGDataError, natural_order
-from .storage import as_plain, atomic_files, cache_dir, fingerprint, read_json, write_json
+from .storage import as_plain, atomic_files, cache_dir, file_name, fingerprint, read_json, write_json
 
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ARRAYS_FILE = "sequences.safetensors"
 TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
@@ -77,6 +77,8 @@ class SequenceDataset:
         labels (`np.ndarray` of `int8`, shape (N,)): TRAIN, VALIDATION, TEST or UNUSED for each position. A VALIDATION
             or TEST position is a target; its history is everything the user did before it.
         dropped_items (`ItemTable`): the catalogue's items that the filter removed.
+        dropped_users (`tuple[str, ...]`): raw ids of users whom the filter removed. Facts may name them all the same,
+            and they are people. Not part of the data's fingerprint: what they change is the graph, which has its own.
     """
 
     name: str
@@ -89,6 +91,7 @@ class SequenceDataset:
     labels: np.ndarray
     dropped_items: ItemTable
     settings: PreprocessingSettings
+    dropped_users: tuple[str, ...] = field(default=(), metadata={"fingerprint": False})
 
     @classmethod
     def from_bundle(cls, bundle: DatasetBundle, settings: PreprocessingSettings | None = None) -> SequenceDataset:
@@ -137,6 +140,7 @@ class SequenceDataset:
             labels=split(offsets, timestamps, settings),
             dropped_items=bundle.items.select([raw for raw in bundle.items.ids if raw not in kept]),
             settings=settings,
+            dropped_users=tuple(natural_order(set(bundle.interactions.users) - set(user_ids))),
         )
         if not (dataset.labels == TEST).any():
             raise LKGDataError(
@@ -195,7 +199,8 @@ class SequenceDataset:
             save_file({name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}, temporary / ARRAYS_FILE)
             self.items.to_frame().to_parquet(temporary / "items.parquet")
             self.dropped_items.to_frame().to_parquet(temporary / "dropped_items.parquet")
-            pd.DataFrame({USER_ID: list(self.user_ids)}).to_parquet(temporary / "users.parquet")
+            for name, users in (("users", self.user_ids), ("dropped_users", self.dropped_users)):
+                pd.DataFrame({USER_ID: list(users)}, dtype=str).to_parquet(temporary / f"{name}.parquet")
             description = {"format_version": FORMAT_VERSION, "name": self.name, "settings": as_plain(self.settings)}
             write_json(temporary / "dataset.json", description)
 
@@ -204,14 +209,20 @@ class SequenceDataset:
         """Read what `save` wrote.
 
         Raises:
-            LKGDataError: a file is absent or damaged.
+            LKGDataError: a file is absent or damaged, or another version wrote them.
         """
         folder = Path(folder)
         description = read_json(folder / "dataset.json")
+        if description.get("format_version") != FORMAT_VERSION:
+            raise LKGDataError(
+                f"{folder} holds prepared data in format {description.get('format_version')}; this version reads "
+                f"{FORMAT_VERSION}. Prepare the data again."
+            )
         try:
             return cls(
                 name=description["name"],
                 user_ids=tuple(pd.read_parquet(folder / "users.parquet")[USER_ID]),
+                dropped_users=tuple(pd.read_parquet(folder / "dropped_users.parquet")[USER_ID]),
                 items=_read_items(folder / "items.parquet"),
                 dropped_items=_read_items(folder / "dropped_items.parquet"),
                 settings=PreprocessingSettings(**description["settings"]),
@@ -230,7 +241,7 @@ def prepare_dataset(bundle: DatasetBundle, settings: PreprocessingSettings | Non
     """`SequenceDataset.from_bundle`, kept in the cache under a name made of the content and the settings."""
     settings = settings or PreprocessingSettings()
     key = fingerprint(FORMAT_VERSION, bundle.interactions, bundle.items, as_plain(settings))
-    folder = cache_dir() / "prepared" / f"{bundle.name}-{key}"
+    folder = cache_dir() / "prepared" / f"{file_name(bundle.name)}-{key}"
     if folder.exists():
         return SequenceDataset.load(folder)
     dataset = SequenceDataset.from_bundle(bundle, settings)

@@ -83,9 +83,9 @@ class KnowledgeGraph:
 
         Args:
             dataset: its training interactions become edges.
-            triples: further facts. Linked entities are the items themselves; others that are named like a user stand
-                for people, and are published no more than users are. A relation that is another one read backwards
-                (Freebase stores both directions) is merged with it.
+            triples: further facts. Linked entities are the items themselves; others that are named like a user, also
+                like one whom the filter dropped, stand for people, and are published no more than users are. A
+                relation that is another one read backwards (Freebase stores both directions) is merged with it.
             include_heldout: add validation and test interactions, as the published graph does. A ranker evaluated
                 with such a graph has seen its answers; only the published counts need it.
             whole_values: attribute relations whose values of an item are joined into one entity ("Action|Crime"), as
@@ -118,7 +118,8 @@ class KnowledgeGraph:
                     builder.node(relation, _joined(values), _joined(values))
             builder.edges(relation, [a for a, _ in pairs], [b for _, b in pairs])
         if triples is not None:
-            builder.add_triples(triples, dict(zip(dataset.items.ids, items, strict=True)), set(dataset.user_ids))
+            people = {*dataset.user_ids, *dataset.dropped_users}
+            builder.add_triples(triples, dict(zip(dataset.items.ids, items, strict=True)), people)
         return builder.build(item_nodes=[-1, *items])
 
     @classmethod

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import CommitInfo, DatasetCardData
-from huggingface_hub import DatasetCard as HubDatasetCard
+from huggingface_hub import CommitInfo
 
-from .hub import push_files, template_text
-from .raw_formats import ENTITY_ID, RawDataset
+from .anonymizing import OTHER_NAMES, anonymize_users, entities_like_people
+from .dataset_card import DatasetCard, TableInfo
+from .hub import push_files
+from .raw_formats import CARD, ENTITY_ID, RawDataset, join_sources, only, sources_of
 from .schema import (
     HEAD,
     ITEM_ID,
@@ -29,19 +28,15 @@ from .schema import (
     TITLE,
     USER_ID,
     DatasetBundle,
-    Interactions,
     ItemTable,
     LKGDataError,
     Triples,
 )
 from .storage import atomic_folder
-from .streaming import INTERACTIONS_SCHEMA, hash_ids, record_batches
+from .streaming import INTERACTIONS_SCHEMA, hash_ids, open_source, record_batches
 
 
 TABLES = ("interactions", "items", "triples", "links")
-CARD = "README.md"
-# the Hub's names for licences are of this form; any other text is a licence of its own
-LICENSE_ID = re.compile(r"[a-z0-9.-]+")
 
 RAW_IDS = (
     "User ids are those of the source. Together with times and items they can show who somebody is and what they "
@@ -52,95 +47,20 @@ NUMBERED_IDS = (
     "rows were put in the order of these numbers. Ratings, items and times are those of the source, so somebody who "
     "knows part of a person's history from elsewhere can still find the rest: treat the interactions as personal data."
 )
-OTHER_NAMES = "give entities names that no user has, 'entity:7' in place of '7' for example"
 NO_USERS = "There is no data about people in this repository: no interactions and no user ids."
-
-
-@dataclass(frozen=True)
-class TableInfo:
-    name: str
-    rows: int
-    bytes: int
-    columns: str
-
-
-@dataclass(frozen=True)
-class DatasetCard:
-    """
-    Args:
-        dataset_id (`str`): name on the Hub, or of the folder: what the snippets load.
-        pretty_name, source_license, citation, language, tags: what the source and the user say.
-        tables, num_users, relations: what was written; `relations` counts the triples of each.
-        privacy (`str`): what was done with user ids.
-    """
-
-    dataset_id: str
-    pretty_name: str
-    tables: tuple[TableInfo, ...]
-    privacy: str
-    num_users: int = 0
-    relations: dict[str, int] | None = None
-    source_license: str = ""
-    citation: str = ""
-    language: str | None = None
-    tags: tuple[str, ...] = ()
-
-    @property
-    def has_interactions(self) -> bool:
-        return any(table.name == "interactions" for table in self.tables)
-
-    @property
-    def has_links(self) -> bool:
-        return any(table.name == "links" for table in self.tables)
-
-    def to_hub_card(self) -> HubDatasetCard:
-        """The rendered card with its metadata, as `huggingface_hub` knows it."""
-        source = {"citation": self.citation, "license": self.source_license}
-        license_id = "other" if self.source_license else "unknown"
-        data = DatasetCardData(
-            pretty_name=self.pretty_name,
-            language=self.language,
-            license=self.source_license if LICENSE_ID.fullmatch(self.source_license) else license_id,
-            size_categories=[size_category(max(table.rows for table in self.tables))],
-            task_categories=["text-ranking"],
-            tags=["recommendation", "sequential-recommendation", "knowledge-graph", "llamarec-lkg", *self.tags],
-            configs=[
-                {"config_name": table.name, "data_files": [{"split": "train", "path": f"{table.name}.parquet"}]}
-                for table in self.tables
-            ],
-            # `datasets` checks the number of rows, and hands citation and licence on to whoever loads
-            dataset_info=[
-                {
-                    "config_name": table.name,
-                    "splits": [{"name": "train", "num_bytes": table.bytes, "num_examples": table.rows}],
-                    **{key: text for key, text in source.items() if text},
-                }
-                for table in self.tables
-            ],
-        )
-        return HubDatasetCard.from_template(data, template_str=template_text("dataset_card.md.j2"), card=self)
-
-
-def size_category(rows: int) -> str:
-    """The Hub's name for a number of rows."""
-    bounds = [("1K", 10**3), ("10K", 10**4), ("100K", 10**5), ("1M", 10**6), ("10M", 10**7), ("100M", 10**8),
-              ("1B", 10**9), ("10B", 10**10), ("100B", 10**11), ("1T", 10**12)]  # fmt: skip
-    lower = None
-    for name, bound in bounds:
-        if rows < bound:
-            return f"n<{name}" if lower is None else f"{lower}<n<{name}"
-        lower = name
-    return "n>1T"
 
 
 def write_dataset(
     data: DatasetBundle | RawDataset,
     folder: str | Path,
     *,
+    overwrite: bool = False,
     include_interactions: bool = True,
     items_with_interactions_only: bool = False,
     dataset_id: str | None = None,
     privacy: str = RAW_IDS,
+    license: str | Sequence[str] | None = None,
+    citation: str | Sequence[str] | None = None,
     language: str | None = None,
     tags: Sequence[str] = (),
 ) -> DatasetCard:
@@ -149,22 +69,26 @@ def write_dataset(
 
     Args:
         data: in memory, or found by `converters.open_raw`, whose interactions then pass through batch by batch.
-        folder: a new or empty one, or one that this function wrote.
+        folder: a new or an empty one.
+        overwrite: replace what this function wrote into the folder before.
         include_interactions: False leaves users out.
         items_with_interactions_only: leave out items that nobody touched.
         dataset_id: what the card's snippets load; by default the folder.
+        license, citation: in place of what the data say, one for each source. A licence is a name of the Hub
+            ("cc-by-4.0") or any text.
         privacy, language, tags: for the card.
 
     Returns:
         What the card says.
 
     Raises:
-        LKGDataError: the folder holds other things, there are no interactions, or an attribute's name is not in
-            capitals, which reading would change.
+        LKGDataError: the folder is not empty, there are no interactions, or an attribute's name is not in capitals,
+            which reading would change. Files that this function does not write are refused in any case.
     """
     target = Path(folder).resolve()
-    refuse_foreign_files(target)
+    _require_room(target, overwrite)
     raw = RawDataset.from_bundle(data) if isinstance(data, DatasetBundle) else data
+    raw = replace(raw, license=_said(license, raw.license), citation=_said(citation, raw.citation))
     with atomic_folder(target) as temporary:
         num_users, seen = 0, None
         if include_interactions:
@@ -180,8 +104,8 @@ def write_dataset(
             privacy=privacy if include_interactions else NO_USERS,
             num_users=num_users,
             relations=None if triples is None else dict(Counter(triples.relations.tolist()).most_common()),
-            source_license=raw.license,
-            citation=raw.citation,
+            licenses=sources_of(raw.license),
+            citations=sources_of(raw.citation),
             language=language,
             tags=tuple(tags),
         )
@@ -190,7 +114,7 @@ def write_dataset(
 
 
 def push_dataset(
-    bundle: DatasetBundle,
+    data: DatasetBundle | RawDataset | str | Path,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -198,8 +122,8 @@ def push_dataset(
     create_pr: bool = False,
     include_interactions: bool = True,
     anonymize: bool = True,
-    license: str | None = None,
-    citation: str | None = None,
+    license: str | Sequence[str] | None = None,
+    citation: str | Sequence[str] | None = None,
     language: str | None = None,
     tags: Sequence[str] = (),
     commit_message: str = "Upload data set with llamarec_lkg",
@@ -213,7 +137,9 @@ def push_dataset(
     ```
 
     Args:
-        bundle: the data.
+        data: a bundle; or what was found by `converters.open_raw` or is found by `streaming.open_source` under this
+            name, whose interactions then are never held as text: numbering takes some twenty bytes for each, and
+            without it they pass through batch by batch.
         repo_id (`str`): "owner/name"; made if it does not exist.
         private: whether a new repository is private; None leaves it to the owner's settings.
         revision: branch to write to, made if it does not exist.
@@ -221,7 +147,8 @@ def push_dataset(
         include_interactions: False publishes items and triples only.
         anonymize: replace user ids by numbers (`anonymize_users`), also in the triples; False publishes them as they
             are.
-        license, citation: override what the bundle says. A licence is a name of the Hub ("cc-by-4.0") or any text.
+        license, citation: in place of what the data say, one for each source. A licence is a name of the Hub
+            ("cc-by-4.0") or any text.
         language: of the titles, "en" for example.
         tags: further tags of the card.
         commit_message: of the commit.
@@ -233,34 +160,25 @@ def push_dataset(
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise LKGDataError(f"repo_id={repo_id!r} was given; it has the form 'owner/name'.")
-    rated = 0 if bundle.triples is None else int((bundle.triples.relations == RATED).sum())
-    if rated:
-        raise LKGDataError(
-            f"The triples hold {rated} {RATED} facts, which name users. Who rated what belongs to the interactions: "
-            f"leave these facts out of the triples."
-        )
-    people = _people_in_triples(bundle)
-    if people and not include_interactions:
-        raise LKGDataError(
-            f"The triples name {len(people)} users as heads or tails, {sorted(people)[0]!r} for example, and the "
-            f"interactions are not to be published. Leave these facts out; if they are no users, {OTHER_NAMES}."
-        )
-    if license is not None or citation is not None:
-        bundle = replace(
-            bundle,
-            license=bundle.license if license is None else license,
-            citation=bundle.citation if citation is None else citation,
-        )
+    if isinstance(data, str | Path):
+        data = open_source(data)
+    raw = RawDataset.from_bundle(data) if isinstance(data, DatasetBundle) else data
+    items, triples = raw.catalogue(None)
+    if triples is not None:
+        _require_no_people(raw, triples, include_interactions)
+    raw = replace(raw, catalogue=lambda wanted: (only(items, wanted), triples))  # read once
     if include_interactions and anonymize:
-        bundle = anonymize_users(bundle)
+        raw = anonymize_users(raw)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "dataset"
         write_dataset(
-            bundle,
+            raw,
             folder,
             include_interactions=include_interactions,
             dataset_id=repo_id,
             privacy=NUMBERED_IDS if anonymize else RAW_IDS,
+            license=license,
+            citation=citation,
             language=language,
             tags=tags,
         )
@@ -279,61 +197,44 @@ def push_dataset(
         )
 
 
-def anonymize_users(bundle: DatasetBundle) -> DatasetBundle:
-    """The bundle with users named "1", "2", ... and rows in the order of these numbers, each user's in file order.
-
-    The numbers follow a hash of the ids keyed with the data themselves: the same data always get the same numbers,
-    and to undo them takes the raw data. (Numbers in the order of the ids would leave ids that are numbers already
-    almost as they were.) Heads and tails of triples that are users, and not linked to items, get the same numbers.
-
-    Raises:
-        LKGDataError: such a number is the name of another entity of the triples already.
-    """
-    table = bundle.interactions
-    codes, raw_ids = pd.factorize(table.users)
-    key = hashlib.sha256()
-    for part in (codes.astype(np.int64), table.timestamps, table.ratings):
-        key.update(np.ascontiguousarray(part).data)
-    key.update("\n".join(raw_ids).encode())
-    digests = [hashlib.sha256(key.digest() + raw.encode()).digest() for raw in raw_ids]
-    numbers = np.empty(len(raw_ids), dtype=np.int64)
-    numbers[sorted(range(len(raw_ids)), key=digests.__getitem__)] = np.arange(1, len(raw_ids) + 1)
-    users = numbers[codes]
-    order = np.argsort(users, kind="stable")
-    names = np.arange(len(raw_ids) + 1).astype(str).astype(object)
-    interactions = Interactions(names[users[order]], table.items[order], table.ratings[order], table.timestamps[order])
-    people = _people_in_triples(bundle)
-    if not people:
-        return replace(bundle, interactions=interactions)
-    new = {raw: str(number) for raw, number in zip(raw_ids, numbers, strict=True) if raw in people}
-    triples = bundle.triples
-    taken = sorted(set(new.values()) & (({*triples.heads, *triples.tails} - people) | set(triples.item_of_entity)))
-    if taken:
+def _require_no_people(raw: RawDataset, triples: Triples, include_interactions: bool) -> None:
+    """Raise `LKGDataError` where the triples say who rated what, or name users who are not to be published."""
+    rated = int((triples.relations == RATED).sum())
+    if rated:
         raise LKGDataError(
-            f"The triples name {len(people)} users, {sorted(people)[0]!r} for example, and the numbers that would "
-            f"replace them are names of other entities already ({taken[:3]}): {OTHER_NAMES}."
+            f"The triples hold {rated} {RATED} facts, which name users. Who rated what belongs to the interactions: "
+            f"leave these facts out of the triples."
         )
-    heads, tails = (
-        np.array([new.get(entity, entity) for entity in column], dtype=object)
-        for column in (triples.heads, triples.tails)
-    )
-    return replace(bundle, interactions=interactions, triples=replace(triples, heads=heads, tails=tails))
+    entities = entities_like_people(triples)
+    if include_interactions or not entities:
+        return
+    people: set[str] = set()
+    for batch in record_batches(raw.batches()):
+        people |= entities.intersection(batch.column(USER_ID).unique().to_pylist())
+    if people:
+        raise LKGDataError(
+            f"The triples name {len(people)} users as heads or tails, {min(people)!r} for example, and the "
+            f"interactions are not to be published. Leave these facts out; if they are no users, {OTHER_NAMES}."
+        )
 
 
-def _people_in_triples(bundle: DatasetBundle) -> set[str]:
-    """Entities of the triples that are named like a user and linked to no item."""
-    if bundle.triples is None:
-        return set()
-    entities = {*bundle.triples.heads, *bundle.triples.tails} - set(bundle.triples.item_of_entity)
-    return entities & set(bundle.interactions.users)
+def _said(given: str | Sequence[str] | None, known: str) -> str:
+    """What the user says of the sources, else what the data say."""
+    return join_sources(*([known] if given is None else [given] if isinstance(given, str) else given))
 
 
-def refuse_foreign_files(target: Path) -> None:
-    """Raise `LKGDataError` where writing to `target` would replace what `write_dataset` has not written."""
+def _require_room(target: Path, overwrite: bool) -> None:
+    """Raise `LKGDataError` where writing to `target` would replace what it should not."""
     if target.is_dir():
-        others = sorted({path.name for path in target.iterdir()} - {CARD, *(f"{name}.parquet" for name in TABLES)})
+        found = sorted(path.name for path in target.iterdir())
+        others = [name for name in found if name not in (CARD, *(f"{table}.parquet" for table in TABLES))]
         if others:
             raise LKGDataError(f"{target} holds {others[:12]}, which would be lost. Name a new or an empty folder.")
+        if found and not overwrite:
+            raise LKGDataError(
+                f"{target} holds a data set already ({found}). Name a new or an empty folder, or replace it with "
+                "overwrite=True (on the command line --overwrite)."
+            )
     elif target.exists():
         raise LKGDataError(f"{target} is a file. Name a new or an empty folder.")
 

@@ -4,9 +4,11 @@ be read batch by batch, and the catalogue of items with the facts about them."""
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Container, Iterator
+import re
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from huggingface_hub.repocard import RepoCard
@@ -47,6 +49,7 @@ ML_100K_GENRES = (
 
 INTERACTION_COLUMNS = (USER_ID, ITEM_ID, RATING, TIMESTAMP)
 ENTITY_ID = "entity_id"
+CARD = "README.md"  # says what tables are, beside them
 # ids are text: read as numbers, the ISBN 0205616461 would lose its zero
 ID_TYPES = {USER_ID: str, ITEM_ID: str, HEAD: str, RELATION: str, TAIL: str, ENTITY_ID: str}
 
@@ -63,7 +66,7 @@ class RawDataset:
             has it, `rating`.
         catalogue: reads the items and triples. Given a container of raw item ids, only of those; large catalogues
             hold no others in memory.
-        citation, license (`str`): of the source.
+        citation, license (`str`): of the source; where there are several, with an empty line between them.
     """
 
     name: str
@@ -121,7 +124,7 @@ def tables(path: Path) -> RawDataset:
         items, triples = catalogue_of_tables(**frames)
         return only(items, wanted), triples
 
-    return RawDataset(folder.resolve().name, batches, catalogue, **read_source(folder))
+    return RawDataset(folder.resolve().name, batches, catalogue, **read_source(folder / CARD))
 
 
 def catalogue_of_tables(
@@ -146,13 +149,12 @@ def folder_of(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def read_source(folder: Path) -> dict[str, str]:
-    """Citation and licence from the card (`README.md`) of a folder of tables, empty where it has none.
+def read_source(card: Path) -> dict[str, str]:
+    """Citation and licence from the card (`README.md`) beside some tables, empty where it has none or is absent.
 
     Raises:
         LKGDataError: the card's metadata is no YAML.
     """
-    card = folder / "README.md"
     if not card.exists():
         return {"citation": "", "license": ""}
     try:
@@ -161,7 +163,30 @@ def read_source(folder: Path) -> dict[str, str]:
         raise LKGDataError(f"The metadata of {card} cannot be read ({error}). Mend or delete the card.") from error
     infos = data.get("dataset_info") or [{}]
     info = infos[0] if isinstance(infos, list) else infos
-    return {"citation": str(info.get("citation") or ""), "license": str(info.get("license") or "")}
+    return {
+        "citation": str(info.get("citation") or ""),
+        "license": str(info.get("license") or "") or _license_of(data.to_dict()),
+    }
+
+
+def _license_of(metadata: Mapping[str, Any]) -> str:
+    """The licences that the Hub's own fields name; one that the Hub has no name for by the owner's, and its place."""
+    ids = metadata.get("license") or []
+    ids = [ids] if isinstance(ids, str) else ids
+    name, link = metadata.get("license_name"), metadata.get("license_link")
+    own = " ".join(str(part) for part in (name, f"({link})" if name and link else link) if part)
+    return join_sources(*(own if text == "other" else "" if text == "unknown" else str(text) for text in ids))
+
+
+def sources_of(text: str) -> tuple[str, ...]:
+    """The single citations or licences of a text that names several, with an empty line between them; each once."""
+    parts = (part.strip("\n") for part in re.split(r"\n[ \t]*\n", text))
+    return tuple(dict.fromkeys(part for part in parts if part.strip()))
+
+
+def join_sources(*texts: str) -> str:
+    """What several sources say as one text that `sources_of` takes apart."""
+    return "\n\n".join(sources_of("\n\n".join(texts)))
 
 
 def _table(folder: Path, name: str, needed: bool = False) -> Path | None:

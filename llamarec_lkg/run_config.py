@@ -180,7 +180,7 @@ class RunConfig:
     def from_mapping(cls, content: Mapping[str, Any]) -> RunConfig:
         """
         Raises:
-            LKGDataError: a section or a key in one is not known.
+            LKGDataError: a section or a key in one is not known, or a section is none.
         """
         if not isinstance(content, Mapping):
             raise LKGDataError(f"A configuration is a mapping of sections; this is a {type(content).__name__}.")
@@ -189,18 +189,18 @@ class RunConfig:
         values: dict[str, Any] = {}
         for name, value in content.items():
             default = known[name].default_factory() if known[name].default is dataclasses.MISSING else None
+            if default is not None and not isinstance(value, Mapping | None):
+                raise LKGDataError(f"{name} is a section; it holds keys with values, and is {value!r} here.")
             if dataclasses.is_dataclass(default):
                 _require_known(name, value or {}, {f.name for f in dataclasses.fields(default)})
                 values[name] = dataclasses.replace(default, **(value or {}))
             else:
                 values[name] = value if value is not None else default
         config = cls(**values)
-        model_fields = {f.name for f in dataclasses.fields(LlamaRecLKGConfig)}
-        _require_known("prompt", config.prompt, SHARED_SETTINGS)
-        _require_known("model", config.model, model_fields - set(SHARED_SETTINGS))
-        training_fields = dataclasses.fields(LlamaRecLKGTrainingArguments)
-        _require_known("training", config.training, {f.name for f in training_fields})
-        _require_numbers("training", config.training, training_fields)
+        keys = _known_keys()
+        for name in ("prompt", "model", "training"):
+            _require_known(name, getattr(config, name), keys[name])
+        _require_numbers("training", config.training, dataclasses.fields(LlamaRecLKGTrainingArguments))
         _require_known("adapter", config.adapter, _adapter_fields(config.adapter))
         return config
 
@@ -209,7 +209,8 @@ class RunConfig:
         """A file, changed by `section.key=value` overrides whose values are YAML.
 
         Raises:
-            LKGDataError: the file is absent or not YAML, or an override is not of that form.
+            LKGDataError: the file is absent or not YAML, an override is not of that form, or what either names is not
+                known; the error says which of the two it was.
         """
         content: dict[str, Any] = {}
         if path is not None:
@@ -217,18 +218,23 @@ class RunConfig:
                 content = _parse(Path(path).read_text(encoding="utf-8")) or {}
             except OSError as error:
                 raise LKGDataError(f"The configuration {path} cannot be read: {error}.") from error
+        known = _known_keys() if overrides else {}
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator or not key:
                 raise LKGDataError(
                     f"The override {override!r} is not of the form section.key=value, as in training.seed=1."
                 )
+            parsed = _parse(value)
+            _require_known_override(override, parsed, known)
             target = content
             *sections, last = key.split(".")
             for section in sections:
+                if not isinstance(target.get(section), Mapping | None):
+                    raise _no_section(override, section)
                 target[section] = dict(target.get(section) or {})
                 target = target[section]
-            target[last] = _parse(value)
+            target[last] = parsed
         return cls.from_mapping(content)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -239,6 +245,67 @@ class RunConfig:
         if not self.adapter or not self.backbone.use_peft:
             return get_peft_config(self.backbone)
         return peft.get_peft_config({"task_type": self.backbone.lora_task_type, **self.adapter})
+
+
+def _known_keys() -> dict[str, dict[str, Any]]:
+    """Section -> its keys with their defaults; none for what is no section. `adapter` has those of every kind."""
+    known: dict[str, dict[str, Any]] = {}
+    for field_ in dataclasses.fields(RunConfig):
+        default = None if field_.default_factory is dataclasses.MISSING else field_.default_factory()
+        known[field_.name] = dict(vars(default)) if dataclasses.is_dataclass(default) else {}
+    model = {f.name: f.default for f in dataclasses.fields(LlamaRecLKGConfig)}
+    known["prompt"] = {name: model.get(name) for name in SHARED_SETTINGS}
+    known["model"] = {name: default for name, default in model.items() if name not in SHARED_SETTINGS}
+    known["training"] = {f.name: f.default for f in dataclasses.fields(LlamaRecLKGTrainingArguments)}
+    kinds = peft.PEFT_TYPE_TO_CONFIG_MAPPING.values()
+    known["adapter"] = {f.name: None for kind in kinds for f in dataclasses.fields(kind)}
+    return known
+
+
+def _require_known_override(override: str, value: Any, known: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise `LKGDataError` where an override names what there is not; `known` is what `_known_keys` says."""
+    section, *rest = override.partition("=")[0].split(".")
+    if section not in known:
+        raise LKGDataError(
+            f"Unknown section {section!r} in the override {override!r}{_hint(_near(section, rest, known))} "
+            f"The sections are {', '.join(known)}."
+        )
+    keys = known[section]
+    if not rest:
+        if keys and not isinstance(value, Mapping | None):
+            raise LKGDataError(
+                f"{section} is a section; the override {override!r} gives it {value!r}. Name a key of it, as in "
+                f"{section}.key=value; {section} knows {', '.join(sorted(keys))}."
+            )
+        return
+    if not keys:
+        raise _no_section(override, section)
+    if rest[0] not in keys:
+        near = _near(section, rest, known)
+        listed = "" if near else f" The section {section} knows {', '.join(sorted(keys))}."
+        raise LKGDataError(f"Unknown key {rest[0]!r} in the override {override!r}{_hint(near)}{listed}")
+    holds = (type(None), Mapping, str, type(dataclasses.MISSING))  # a text may stand for a mapping, as json
+    if rest[1:] and not isinstance(keys[rest[0]], holds):
+        raise _no_section(override, f"{section}.{rest[0]}")
+
+
+def _near(section: str, rest: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What may have been meant: the same key in another section, else keys of this one that are spelt alike."""
+    key = rest[0] if rest else section
+    places = [name for name in known if key in known[name]]
+    places = difflib.get_close_matches(section, places, n=1) or places
+    names = [f"{name}.{key}" for name in places]
+    if not names and section in known:
+        names = [f"{section}.{match}" for match in difflib.get_close_matches(key, known[section], n=3)]
+    return names
+
+
+def _hint(names: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(map(repr, names))}?" if names else "."
+
+
+def _no_section(override: str, place: str) -> LKGDataError:
+    return LKGDataError(f"The override {override!r} goes into {place}, which is no section. Give {place}=value.")
 
 
 def _adapter_fields(given: Mapping[str, Any]) -> set[str]:

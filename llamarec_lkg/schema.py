@@ -256,7 +256,8 @@ class Triples:
 
 @dataclass(frozen=True)
 class DatasetBundle:
-    """What a source delivers: the raw tables, and what a card has to say about where they come from."""
+    """What a source delivers: the raw tables, and what a card has to say about where they come from. Where there are
+    several sources, their citations have an empty line between them, and so have their licences."""
 
     name: str
     interactions: Interactions

@@ -9,26 +9,39 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from huggingface_hub.errors import HTTPError  # of whichever client it uses
+from huggingface_hub import HfApi
+from huggingface_hub.errors import EntryNotFoundError, HTTPError  # the second of whichever client it uses
+from transformers.utils import logging
 
 from .converters import convert
 from .downloads import ML_100K_WHEEL, extract, fetch_url, fetch_wheel
+from .hub import HUB_ERRORS
 from .raw_formats import (
     ACTOR,
+    CARD,
     DIRECTOR,
     MOVIELENS_CITATION,
     MOVIELENS_LICENSE,
     catalogue_of_tables,
+    join_sources,
     movielens_latest,
+    read_source,
     recbole_atomic,
 )
 from .schema import DatasetBundle, Interactions, LKGDataError, Triples
 from .storage import atomic_folder, cache_dir, hash_file
 
 
+logger = logging.get_logger(__name__)
+
 KB4REC_CITATION = (
     "Wayne Xin Zhao et al. 2019. KB4Rec: A Data Set for Linking Knowledge Bases with Recommender Systems. "
     "Data Intelligence 1, 2: 121-136."
+)
+
+KB4REC_LICENSE = (
+    "KB4Rec terms: no commercial use, cite the paper, do not pass on the links or changed versions of them; the "
+    "Freebase facts are CC BY"
 )
 
 ML_LATEST_SMALL_URL = "https://files.grouplens.org/datasets/movielens/ml-latest-small.zip"
@@ -131,9 +144,22 @@ def _load_hub(repo_id: str, revision: str | None) -> DatasetBundle:
             f"{repo_id} has the configs {configs}; it needs 'interactions' and 'items' ('triples' if any)."
         )
     info = loaded["interactions"].info
-    return bundle_from_frames(
-        repo_id.replace("/", "--"), **frames, citation=info.citation or "", license=info.license or ""
-    )
+    said = {"citation": info.citation or "", "license": info.license or ""}
+    if not all(said.values()):  # a card of other making says it in the Hub's own fields alone
+        card = _fetch_card(repo_id, revision)
+        said = {key: text or card[key] for key, text in said.items()}
+    return bundle_from_frames(repo_id, **frames, **said)
+
+
+def _fetch_card(repo_id: str, revision: str | None) -> dict[str, str]:
+    """Citation and licence from the card of a Hub data set, empty where there is none."""
+    try:
+        return read_source(Path(HfApi().hf_hub_download(repo_id, CARD, repo_type="dataset", revision=revision)))
+    except EntryNotFoundError:
+        pass
+    except HUB_ERRORS as error:  # offline, say, with the tables in a cache: they are no worse for it
+        logger.warning(f"The card of {repo_id} could not be read, so its licence is not known here ({error}).")
+    return {"citation": "", "license": ""}
 
 
 def ml_100k() -> DatasetBundle:
@@ -149,8 +175,8 @@ def ml_100k() -> DatasetBundle:
         bundle.interactions,
         bundle.items,
         _name_relations(bundle.triples, FREEBASE_RELATIONS),
-        citation=f"{MOVIELENS_CITATION} {KB4REC_CITATION}",
-        license=MOVIELENS_LICENSE,
+        citation=join_sources(MOVIELENS_CITATION, KB4REC_CITATION),
+        license=join_sources(MOVIELENS_LICENSE, KB4REC_LICENSE),
     )
 
 

@@ -7,10 +7,11 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ from .schema import LKGDataError
 def cache_dir() -> Path:
     """`$LLAMAREC_LKG_CACHE`, else `llamarec_lkg` in the Hugging Face home."""
     return Path(os.environ.get("LLAMAREC_LKG_CACHE") or Path(HF_HOME) / "llamarec_lkg")
+
+
+def file_name(name: str) -> str:
+    """The name of a data set as that of a file: "owner/name" is no folder in another."""
+    return re.sub(r"[^\w.-]+", "--", name)
 
 
 @contextlib.contextmanager
@@ -101,7 +107,8 @@ def read_json(path: str | Path) -> Any:
 
 
 def fingerprint(*parts: Any) -> str:
-    """A name of 16 hex digits for content and settings: equal parts give equal names, on every machine."""
+    """A name of 16 hex digits for content and settings: equal parts give equal names, on every machine. Fields of
+    dataclasses with `metadata={"fingerprint": False}` do not count."""
     digest = hashlib.sha256()
     for part in parts:
         _feed(digest, part)
@@ -115,7 +122,8 @@ def catalogue_fingerprint(item_ids: Sequence[str]) -> str:
 
 def _feed(digest: Any, part: Any) -> None:
     if is_dataclass(part) and not isinstance(part, type):
-        part = {"__type__": type(part).__name__, **{k: getattr(part, k) for k in part.__dataclass_fields__}}
+        counted = (field.name for field in fields(part) if field.metadata.get("fingerprint", True))
+        part = {"__type__": type(part).__name__, **{name: getattr(part, name) for name in counted}}
     if isinstance(part, np.ndarray) and part.dtype != object:
         digest.update(f"{part.dtype}{part.shape}".encode())
         digest.update(np.ascontiguousarray(part).data)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from tqdm.auto import tqdm
 
 from .converters import open_raw
 from .raw_files import BATCH_ROWS
-from .raw_formats import RawDataset
-from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Interactions, LKGDataError
+from .raw_formats import Catalogue, RawDataset
+from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Interactions, LKGDataError, Triples
 from .sources import HUB_ID, KNOWN_DATASETS, load_dataset_bundle
 
 
@@ -63,8 +64,20 @@ def stream_interactions(
     else:
         batches = RawDataset.from_bundle(load_dataset_bundle(name)).batches
     if max(min_user_interactions, min_item_interactions) > 1:
-        batches = _filtered(batches, min_user_interactions, min_item_interactions)
+        batches, _ = _filtered(batches, min_user_interactions, min_item_interactions)
     return record_batches(batches())
+
+
+def open_source(name_or_path: str | Path, *, format: str | None = None, revision: str | None = None) -> RawDataset:
+    """A data set whose interactions need not be in memory; the arguments are those of `stream_interactions`. Only a
+    known name or a Hub data set is loaded here, whole.
+
+    Raises:
+        LKGDataError: as `load_dataset_bundle`.
+    """
+    if Path(name_or_path).exists() or format is not None:
+        return open_raw(name_or_path, format)
+    return RawDataset.from_bundle(load_dataset_bundle(name_or_path, revision=revision))
 
 
 def record_batches(frames: Iterator[pd.DataFrame]) -> Iterator[pa.RecordBatch]:
@@ -90,25 +103,51 @@ def record_batches(frames: Iterator[pd.DataFrame]) -> Iterator[pa.RecordBatch]:
 
 
 def filter_core(raw: RawDataset, min_user_interactions: int, min_item_interactions: int) -> RawDataset:
-    """The data set without users and items that have fewer interactions, as `stream_interactions` leaves them out."""
-    return replace(raw, batches=_filtered(raw.batches, min_user_interactions, min_item_interactions))
+    """The data set without users and items that have fewer interactions, as `stream_interactions` leaves them out.
+    Facts that name such a user go with them: nobody could tell later on that it is a person."""
+    batches, dropped_users = _filtered(raw.batches, min_user_interactions, min_item_interactions)
+
+    def catalogue(wanted: Container[str] | None) -> Catalogue:
+        items, triples = raw.catalogue(wanted)
+        return items, None if triples is None else _without(triples, dropped_users())
+
+    return replace(raw, batches=batches, catalogue=catalogue)
+
+
+def _without(triples: Triples, dropped_users: np.ndarray) -> Triples:
+    """The facts whose head and tail are none of these users; an entity that is linked to an item is no user."""
+    entities = np.array(sorted({*triples.heads, *triples.tails} - set(triples.item_of_entity)), dtype=object)
+    people = set(entities[np.isin(pd.util.hash_array(entities), dropped_users)])
+    keep = np.array(
+        [head not in people and tail not in people for head, tail in zip(triples.heads, triples.tails, strict=True)],
+        dtype=bool,
+    )
+    columns = (column[keep] for column in (triples.heads, triples.relations, triples.tails))
+    return Triples(*columns, item_of_entity=triples.item_of_entity)
 
 
 def _filtered(
     batches: Callable[[], Iterator[pd.DataFrame]], min_user: int, min_item: int
-) -> Callable[[], Iterator[pd.DataFrame]]:
+) -> tuple[Callable[[], Iterator[pd.DataFrame]], Callable[[], np.ndarray]]:
+    """What reads the interactions that the k-core filter keeps, and what tells the hashes of the users it drops. The
+    source is counted once for both."""
+
+    @cache
+    def core() -> tuple[np.ndarray, np.ndarray]:
+        return _core_rows(batches(), min_user, min_item)
+
     def filtered() -> Iterator[pd.DataFrame]:
-        keep = _core_rows(batches(), min_user, min_item)
+        keep, _ = core()
         start = 0
         for frame in batches():
             yield frame[keep[start : start + len(frame)]]
             start += len(frame)
 
-    return filtered
+    return filtered, lambda: core()[1]
 
 
-def _core_rows(frames: Iterator[pd.DataFrame], min_user: int, min_item: int) -> np.ndarray:
-    """Which rows the k-core filter keeps, shape (N,) of `bool`.
+def _core_rows(frames: Iterator[pd.DataFrame], min_user: int, min_item: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows the k-core filter keeps, shape (N,) of `bool`, and the hashes of the users of whom it keeps none.
 
     Ids are held as 64-bit hashes: among ten million of them two are the same with a chance of three in a million.
     """
@@ -117,8 +156,9 @@ def _core_rows(frames: Iterator[pd.DataFrame], min_user: int, min_item: int) -> 
         for column, parts in hashes.items():
             parts.append(hash_ids(batch, column))
     if not hashes[USER_ID]:
-        return np.zeros(0, dtype=bool)
-    users, items = (pd.factorize(np.concatenate(hashes.pop(column)))[0] for column in (USER_ID, ITEM_ID))
+        return np.zeros(0, dtype=bool), np.zeros(0, dtype=np.uint64)
+    users, user_hashes = pd.factorize(np.concatenate(hashes.pop(USER_ID)))
+    items, _ = pd.factorize(np.concatenate(hashes.pop(ITEM_ID)))
     keep, left = np.ones(len(users), dtype=bool), -1
     while keep.sum() != left:
         left = keep.sum()
@@ -129,7 +169,7 @@ def _core_rows(frames: Iterator[pd.DataFrame], min_user: int, min_item: int) -> 
             f"No interaction of {len(keep)} is left after dropping users with fewer than {min_user} or items with "
             f"fewer than {min_item} interactions. Lower those bounds."
         )
-    return keep
+    return keep, user_hashes[np.bincount(users[keep], minlength=len(user_hashes)) == 0]
 
 
 def hash_ids(batch: pa.RecordBatch, column: str) -> np.ndarray:

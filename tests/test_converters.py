@@ -2,16 +2,18 @@
 
 import gzip
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
 
-from llamarec_lkg import KnowledgeGraph, raw_files, raw_formats
+from llamarec_lkg import KnowledgeGraph, raw_files, raw_formats, write_dataset
 from llamarec_lkg.cli import main
-from llamarec_lkg.converters import FORMATS, as_triples, convert, open_raw, with_triples
-from llamarec_lkg.raw_formats import ACTOR, DIRECTOR, GENRE, YEAR
+from llamarec_lkg.converters import FORMATS, as_triples, convert, open_raw, with_facts, with_triples
+from llamarec_lkg.raw_formats import ACTOR, DIRECTOR, GENRE, YEAR, RawDataset
 from llamarec_lkg.schema import LKGDataError
 from llamarec_lkg.sources import load_dataset_bundle
 from llamarec_lkg.storage import fingerprint
@@ -358,13 +360,36 @@ def test_raw_folders_are_data_sets_everywhere(request, name):
 
 def test_a_format_can_be_named_and_an_unknown_one_lists_the_known(ml_1m_files):
     assert same(convert(ml_1m_files, "movielens-1m"), convert(ml_1m_files))
-    with pytest.raises(LKGDataError, match=r"format='ml-1m' was given; the formats are .*'movielens-1m'"):
+    with pytest.raises(LKGDataError, match=r"format='ml-1m' was given; did you mean 'movielens-1m'\? The formats are"):
         convert(ml_1m_files, "ml-1m")
+    with pytest.raises(LKGDataError, match=r"(?s)format='x' was given. The formats are:\n.*movielens-10m .*ml-10m"):
+        convert(ml_1m_files, "x")
     with pytest.raises(LKGDataError, match="nowhere does not exist"):
         open_raw(ml_1m_files / "nowhere")
     with pytest.raises(LKGDataError, match=r"holds \['movies.dat', .*Needed: .*u.data and u.item"):
         open_raw(ml_1m_files / "users.dat")
-    assert len(FORMATS) == 7
+
+
+def test_every_format_is_named_in_the_help_the_error_and_the_readme(ml_1m_files, tmp_path, capsys):
+    for command in ("convert", "push-dataset"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert all(f"{name} ({format.reads})" in said for name, format in FORMATS.items())
+        assert main([command, str(ml_1m_files), str(tmp_path / "out"), "--format", "ml-10m"]) == 1
+        said = capsys.readouterr().err
+        assert "did you mean 'movielens-10m'?" in said
+        assert all(f"{name} ({format.reads})" in said for name, format in FORMATS.items())
+    root = Path(__file__).resolve().parents[1]
+    text = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    for name in ("100K", "1M", "10M", "20M", "25M", "32M", "latest", "2014", "2023", "RecBole"):
+        assert name in text, name
+
+
+def test_movielens_10m_has_a_name_of_its_own_and_the_reader_of_1m(ml_1m_files):
+    (ml_1m_files / "movies.dat").write_text("1193::Café (1990)::Drama\n661::B (1991)::Drama\n", encoding="utf-8")
+    assert same(convert(ml_1m_files, "movielens-10m"), convert(ml_1m_files))
+    assert convert(ml_1m_files, "movielens-10m").interactions.ratings.tolist() == [5, 3, 4.5]
 
 
 # -- facts from elsewhere ---------------------------------------------------------------------------------------------
@@ -439,6 +464,17 @@ def test_triples_come_from_files_too_and_join_those_there(bundle, tmp_path, suff
     twice = with_triples(once, pd.DataFrame({"head": ["x"], "relation": ["IN"], "tail": ["town"]}))
     assert facts(twice) == [("1", "R", "x"), ("2", "R", "3"), ("x", "IN", "town")]
     assert {"1": "1", "2": "2", "3": "3"}.items() >= once.triples.item_of_entity.items()
+
+
+def test_facts_of_another_source_bring_their_licence_and_citation(bundle):
+    facts = pd.DataFrame({"head": ["1"], "relation": ["IN"], "tail": ["x"]})
+    own = replace(bundle, license="mit", citation="Me.")
+    joined = with_triples(own, facts, license="cc-by-4.0", citation="You.")
+    assert (joined.license, joined.citation) == ("mit\n\ncc-by-4.0", "Me.\n\nYou.")
+    again = with_triples(joined, facts, license="mit", citation="You.")
+    assert (again.license, again.citation) == (joined.license, joined.citation), "each once"
+    raw = with_facts(RawDataset.from_bundle(own), facts, license="cc-by-4.0")
+    assert (raw.license, raw.citation) == ("mit\n\ncc-by-4.0", "Me.")
 
 
 def test_a_file_of_facts_that_cannot_be_read_is_named(bundle, tmp_path):
@@ -539,7 +575,7 @@ def test_the_command_filters_and_adds_facts(amazon_2014_files, tmp_path, capsys)
     assert rows(written) == [["A2", "B002", 1.0, 1355443200], ["A1", "B002", 3.0, 1404691200]]
     assert written.items.ids == ("B002",)
     assert facts(written) == [("B002", "MADE_IN", "France"), ("B003", "MADE_IN", "Italy")]
-    assert main([*command, "--min-item-interactions", "9"]) == 1
+    assert main([*command, "--min-item-interactions", "9", "--overwrite"]) == 1
     assert "Lower those bounds" in capsys.readouterr().err
     assert same(load_dataset_bundle(tmp_path / "out"), written), "a failure leaves what was there"
 
@@ -550,10 +586,33 @@ def test_the_command_replaces_no_folder_it_did_not_write(amazon_2014_files, tmp_
     assert len(list(amazon_2014_files.iterdir())) == 2
     assert main(["convert", str(amazon_2014_files), str(amazon_2014_files / "ratings_Beauty.csv")]) == 1
     assert "is a file" in capsys.readouterr().err
-    for _ in range(2):
-        assert main(["convert", str(amazon_2014_files), str(tmp_path / "new" / "out")]) == 0
+    assert main(["convert", str(amazon_2014_files), str(amazon_2014_files), "--overwrite"]) == 1
+    assert "which would be lost" in capsys.readouterr().err, "what it did not write stays in any case"
+    assert len(list(amazon_2014_files.iterdir())) == 2
+    assert main(["convert", str(amazon_2014_files), str(tmp_path / "new" / "out")]) == 0
     assert main(["convert", str(tmp_path / "absent"), str(tmp_path / "other")]) == 1
     assert "No data set" in capsys.readouterr().err
+
+
+def test_the_command_replaces_tables_only_when_told_to(amazon_2014_files, ml_1m_files, tmp_path, capsys):
+    target = tmp_path / "out"
+    target.mkdir()
+    assert main(["convert", str(amazon_2014_files), str(target)]) == 0, "an empty folder is as good as none"
+    capsys.readouterr()
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    assert main(["convert", str(ml_1m_files), str(target)]) == 1
+    said = capsys.readouterr().err
+    assert (
+        "holds a data set already (['README.md', 'interactions.parquet', 'items.parquet', 'triples.parquet'])" in said
+    )
+    assert "Name a new or an empty folder" in said and "--overwrite" in said
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert main(["convert", str(ml_1m_files), str(target), "--overwrite"]) == 0
+    assert same(load_dataset_bundle(target), convert(ml_1m_files)), "the old triples are gone"
+    with pytest.raises(LKGDataError, match=r"holds a data set already .*overwrite=True"):
+        write_dataset(convert(amazon_2014_files), target)
+    write_dataset(convert(amazon_2014_files), target, overwrite=True)
+    assert same(load_dataset_bundle(target), convert(amazon_2014_files))
 
 
 # -- real data --------------------------------------------------------------------------------------------------------

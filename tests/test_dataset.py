@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -232,7 +233,8 @@ def test_an_interrupted_save_leaves_nothing(film_dataset, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
-FILES = ["sequences.safetensors", "items.parquet", "dropped_items.parquet", "users.parquet", "dataset.json"]
+FILES = ["sequences.safetensors", "items.parquet", "dropped_items.parquet", "users.parquet", "dropped_users.parquet",
+         "dataset.json"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -313,3 +315,11 @@ def test_the_published_protocol_gives_the_published_counts(movielens_dataset):
     assert counts.min() >= 5 and np.diff(movielens_dataset.offsets).min() >= 5
     assert (np.diff(np.array(movielens_dataset.items.ids).astype(int)) > 0).all()
     assert len(movielens_dataset.dropped_items) == 9742 - 3650
+
+
+def test_data_saved_by_an_older_version_are_prepared_again(film_dataset, tmp_path):
+    film_dataset.save(tmp_path)
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps({**description, "format_version": 1}))
+    with pytest.raises(LKGDataError, match="in format 1; this version reads 2. Prepare the data again"):
+        SequenceDataset.load(tmp_path)

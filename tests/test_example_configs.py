@@ -13,12 +13,14 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+from hub_card_checks import metadata, validate
 from safetensors.torch import load_file
 from test_workflow_and_cli import settings, write_world
 from tiny import backbone, tokenizer
 
 from llamarec_lkg import LlamaRecLKGConfig, LlamaRecLKGForRanking, LlamaRecLKGProcessor
 from llamarec_lkg.evaluation import ranker_scores
+from llamarec_lkg.model_card import ModelCard
 from llamarec_lkg.run_config import RunConfig
 from llamarec_lkg.workflow import Workflow
 
@@ -85,6 +87,16 @@ def small(world, tmp_path, name):
 
 def test_every_configuration_is_tested_here():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(BACKBONES)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_configuration_claims_no_licence_that_its_data_do_not_give(name):
+    """MovieLens is for research, so what was trained on it is under no licence that the Hub has a name for."""
+    config = RunConfig.from_yaml(CONFIGS / f"{name}.yaml")
+    assert config.data.dataset in ("ml-100k", "ml-latest-small")
+    card = str(ModelCard("you/ranker", base_model="you/backbone", **config.card.given()).to_hub_card())
+    assert validate(card, "model") == ([], [])
+    assert metadata(card)["license"] == "other"
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -1,11 +1,17 @@
 """Data sets pushed and loaded by the real client over HTTP, and what is left when that fails."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
+import yaml
 from hub_client import use_hub
+from huggingface_hub import DatasetCard, HfApi
 
-from llamarec_lkg import load_dataset_bundle, push_dataset
+from llamarec_lkg import PreprocessingSettings, load_dataset_bundle, prepare_dataset, push_dataset, write_dataset
+from llamarec_lkg.model_card import ModelCard
 from llamarec_lkg.schema import DatasetBundle, Interactions, ItemTable, LKGDataError, Triples
+from llamarec_lkg.storage import cache_dir
 
 
 pytestmark = pytest.mark.hub
@@ -34,6 +40,44 @@ def test_a_data_set_comes_back_as_it_went(hub, bundle):
     assert TABLES | {"README.md"} <= set(hub.files(NAME, repo_type="dataset"))
     again = load_dataset_bundle(NAME)
     assert plain(again) == plain(bundle) and again.citation == "Me"
+
+
+def test_a_data_set_has_the_name_it_is_loaded_by_and_files_another(hub, bundle, tmp_path):
+    push_dataset(bundle, NAME, anonymize=False)
+    again = load_dataset_bundle(NAME)
+    assert again.name == NAME
+    settings = PreprocessingSettings(min_user_interactions=1, min_item_interactions=1)
+    rows = pd.DataFrame({"user_id": ["a"] * 3, "item_id": ["a", "b", "c"], "timestamp": [1, 2, 3]})
+    dataset = prepare_dataset(replace(again, interactions=Interactions.from_frame(rows)), settings)
+    assert dataset.name == NAME
+    (folder,) = (cache_dir() / "prepared").iterdir()
+    assert folder.name.startswith("tester--films-") and (folder / "dataset.json").exists()
+    write_dataset(again, tmp_path / "copy")
+    assert "pretty_name: tester/films" in (tmp_path / "copy" / "README.md").read_text()
+    assert ModelCard("tester/ranker", dataset_name=again.name).to_hub_card().data.datasets == [NAME]
+
+
+def test_the_licence_is_taken_from_the_card_where_the_tables_have_none(hub, bundle):
+    push_dataset(bundle, NAME, anonymize=False)
+    assert load_dataset_bundle(NAME).license == ""
+    configs = DatasetCard.load(NAME).data.to_dict()["configs"]
+    content = f"---\nlicense: cc-by-4.0\n{yaml.safe_dump({'configs': configs})}---\nHello"
+    HfApi().upload_file(path_or_fileobj=content.encode(), path_in_repo="README.md", repo_id=NAME, repo_type="dataset")
+    assert load_dataset_bundle(NAME).license == "cc-by-4.0"
+
+
+def test_a_card_that_cannot_be_read_is_told_and_the_tables_are_loaded(hub, bundle, monkeypatch):
+    push_dataset(bundle, NAME, anonymize=False)
+    said = []
+
+    class Offline(HfApi):
+        def hf_hub_download(self, *args, **options):
+            raise OSError("no network, and the card is in no cache")
+
+    monkeypatch.setattr("llamarec_lkg.sources.HfApi", Offline)
+    monkeypatch.setattr("llamarec_lkg.sources.logger.warning", said.append)
+    assert plain(load_dataset_bundle(NAME)) == plain(bundle)
+    assert len(said) == 1 and "card of tester/films could not be read" in said[0]
 
 
 @pytest.mark.parametrize("how", ["401", "429", "cut"])

@@ -4,11 +4,15 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
+from hub_world import RANKER, readable, uploaded
+from tiny import tokenizer
 
+from llamarec_lkg import LlamaRecLKGProcessor
 from llamarec_lkg import knowledge_graph as module
-from llamarec_lkg.dataset import TRAIN
+from llamarec_lkg.dataset import TRAIN, PreprocessingSettings, SequenceDataset
 from llamarec_lkg.knowledge_graph import UNDATED, KnowledgeGraph, map_safetensors, merge_inverses
 from llamarec_lkg.schema import HEAD, RATED, RELATION, TAIL, LKGDataError, Triples
+from llamarec_lkg.storage import fingerprint
 
 
 ARRAYS = ("offsets", "targets", "edge_relations", "timestamps", "node_types", "item_nodes", "node_keys", "node_names")
@@ -527,3 +531,51 @@ def test_numbers_of_people_follow_no_order_of_their_ids(make_dataset):
     first = [int(np.asarray(graph.timestamps)[graph.offsets[node] : graph.offsets[node + 1]].min()) for node in people]
     order = np.array(first) // 1000  # the time tells who it was
     assert sorted(order) == list(range(1, 101)) and abs(np.corrcoef(order, np.arange(100))[0, 1]) < 0.3
+
+
+def test_users_whom_the_filter_dropped_are_people_too(make_bundle, tmp_path):
+    """Zed rated twice and is dropped; who trusts whom says his name all the same."""
+    rows = [(user, f"i{item}", item) for user in ("ada", "bob") for item in range(5)] + [("zed", "i1", 7)] * 2
+    facts = pd.DataFrame({"head": ["zed", "i1", "ada"], "relation": ["TRUSTS", "IN", "TRUSTS"],
+                          "tail": ["bob", "town", "zed"]})  # fmt: skip
+    triples = Triples.from_frame(facts, {"i1": "i1"})
+    settings = PreprocessingSettings(min_user_interactions=3, min_item_interactions=1)
+    dataset = SequenceDataset.from_bundle(make_bundle(rows), settings)
+    assert dataset.user_ids == ("ada", "bob") and dataset.dropped_users == ("zed",)
+    dataset.save(tmp_path)
+    for data in (dataset, SequenceDataset.load(tmp_path), dataset.without_last_training(1)):
+        graph = KnowledgeGraph.from_dataset(data, triples)
+        assert set(graph.node_keys[graph.people()]) == {"ada", "bob", "zed"}
+        assert [str(key) for key in graph.without_people(data.user_ids).node_keys] == [*data.items.ids, "town"]
+        numbered = graph.with_numbered_people()
+        assert not {"ada", "bob", "zed"} & set(numbered.node_keys)
+        assert (numbered.edge_relations // 2 == graph.relations.index("TRUSTS")).sum() == 4
+
+
+def test_the_dropped_users_make_no_other_run(make_bundle):
+    """What they change shows in the graph, which has a name of its own; retrievers are not trained anew for them."""
+    rows = [("ada", f"i{item}", item) for item in range(5)]
+    settings = PreprocessingSettings(min_user_interactions=3, min_item_interactions=1)
+    one, two = (SequenceDataset.from_bundle(make_bundle(r), settings) for r in (rows, [*rows, ("zed", "i1", 7)]))
+    assert one.dropped_users != two.dropped_users and fingerprint(one) == fingerprint(two)
+    triples = Triples.from_frame(pd.DataFrame({"head": ["zed"], "relation": ["R"], "tail": ["i1"]}), {"i1": "i1"})
+    graphs = [KnowledgeGraph.from_dataset(data, triples) for data in (one, two)]
+    assert fingerprint(graphs[0]) != fingerprint(graphs[1])
+
+
+@pytest.mark.hub
+@pytest.mark.parametrize("interactions", [False, True])
+def test_a_dropped_user_whom_facts_name_is_in_no_uploaded_byte(hub, make_bundle, interactions):
+    people = [f"{name}@example.org" for name in ("ada", "bob")]
+    rows = [(user, f"i{item}", item) for user in people for item in range(5)] + [("zed@example.org", "i1", 7)]
+    facts = pd.DataFrame({"head": ["zed@example.org", "i1"], "relation": ["TRUSTS", "IN"], "tail": [people[1], "m.9"]})
+    settings = PreprocessingSettings(min_user_interactions=3, min_item_interactions=1)
+    dataset = SequenceDataset.from_bundle(make_bundle(rows), settings)
+    graph = KnowledgeGraph.from_dataset(dataset, Triples.from_frame(facts, {"i1": "i1"}))
+    items = dataset.items
+    LlamaRecLKGProcessor(tokenizer(), graph, items.ids, items.titles, dataset.user_ids).push_to_hub(
+        RANKER, include_interactions=interactions
+    )
+    text = readable(uploaded(hub))
+    assert b"m.9" in text, "the search finds what is there"
+    assert not any(user.encode() in text for user in [*people, "zed@example.org"])

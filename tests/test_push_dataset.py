@@ -9,12 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from hub_card_checks import validate
 from huggingface_hub import CommitOperationDelete, DatasetCard, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from llamarec_lkg import SequenceDataset, anonymize_users, load_dataset_bundle, push_dataset, write_dataset
+from llamarec_lkg.cli import main
+from llamarec_lkg.converters import open_raw
 from llamarec_lkg.dataset import PreprocessingSettings
-from llamarec_lkg.publishing import size_category
+from llamarec_lkg.dataset_card import size_category
+from llamarec_lkg.raw_formats import RawDataset
 from llamarec_lkg.schema import DatasetBundle, Interactions, ItemTable, LKGDataError, Triples
 from llamarec_lkg.sources import _load_hub
 from llamarec_lkg.streaming import _hub_batches
@@ -84,9 +88,12 @@ def hub(tmp_path, monkeypatch):
                 (target / operation.path_in_repo).unlink()
             else:
                 shutil.copy(operation.path_or_fileobj, target / operation.path_in_repo)
-        return types.SimpleNamespace(commit_url=f"/{repo_id}/commit/1")
+        return types.SimpleNamespace(commit_url=f"/{repo_id}/commit/1", pr_url=None)
 
-    for method in (create_repo, create_branch, repo_info, list_repo_files, create_commit):
+    def hf_hub_download(self, repo_id, name, **options):
+        return str(state.root / repo_id / name)
+
+    for method in (create_repo, create_branch, repo_info, list_repo_files, create_commit, hf_hub_download):
         monkeypatch.setattr(HfApi, method.__name__, method)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
     state.root.mkdir()
@@ -298,6 +305,28 @@ def test_users_whom_the_triples_name_do_not_go_up_with_the_items(hub, bundle):
     assert not hub.calls
 
 
+@pytest.mark.parametrize("links", [False, True])
+def test_a_user_who_was_filtered_out_leaves_no_facts_behind(hub, tmp_path, links):
+    """Zed has one rating, so `convert --min-user-interactions 2` drops him; 'i9' is dropped too, but is an item."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    rows = [f"{user},i{item},{item}" for user in ("ada@x", "bob@x") for item in range(3)]
+    rows = ["user_id,item_id,timestamp", *rows, "zed@x,i1,7", "zoe@x,i9,8", ""]
+    (folder / "interactions.csv").write_text("\n".join(rows))
+    (folder / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},T{n}\n" for n in (0, 1, 2, 9)))
+    facts = ["zed@x,TRUSTS,bob@x", "ada@x,TRUSTS,zed@x", "ada@x,TRUSTS,bob@x", "zoe@x,IN,town", "i1,IN,town"]
+    (folder / "triples.csv").write_text("\n".join(["head,relation,tail", *facts, ""]))
+    if links:  # the entity that is named like zed is an item
+        (folder / "links.csv").write_text("entity_id,item_id\nzed@x,i2\n")
+    assert main(["convert", str(folder), str(tmp_path / "few"), "--min-user-interactions", "2"]) == 0
+    few = load_dataset_bundle(tmp_path / "few")
+    assert "zoe@x" not in contents(tmp_path / "few") and (few.triples.heads == "i1").sum() == 1
+    push_dataset(few, "you/name")
+    text = contents(hub.root / "you/name")
+    assert "town" in text and "ada@x" not in text and "bob@x" not in text
+    assert ("zed@x" in text) is links and len(few.triples) == (4 if links else 2)
+
+
 def test_a_number_that_another_entity_has_is_not_given_to_a_user(bundle):
     facts = pd.DataFrame({"head": ["user-7"] * 3, "relation": ["KNOWS"] * 3, "tail": ["1", "2", "3"]})
     with pytest.raises(LKGDataError, match="names of other entities already .*'entity:7'"):
@@ -337,6 +366,55 @@ def test_a_licence_of_its_own_is_quoted_and_kept(hub, bundle):
     push_dataset(DatasetBundle("x", bundle.interactions, bundle.items), "you/other")
     assert card_of(hub, "you/other").data.license == "unknown"
     assert "licence of the source was not stated" in card_of(hub, "you/other").text
+
+
+TERMS, FACTS = "For research only; ask the owner", "A. Author: Facts, 2019."
+
+
+@pytest.mark.parametrize("how", ["bundle", "push", "write"])
+def test_two_sources_are_named_once_each(hub, bundle, tmp_path, how):
+    """Interactions of one source and facts of another: two licences and two citations, the second of two lines."""
+    films = 'A. Author: "Films", 2020.\nSecond line.'
+    said = {"license": ["cc-by-4.0", TERMS, "cc-by-4.0"], "citation": [FACTS, films]}
+    joined = {"license": f"cc-by-4.0\n\n{TERMS}", "citation": f"{FACTS}\n\n{films}"}
+    if how == "bundle":
+        push_dataset(replace(bundle, **joined), "you/name")
+    elif how == "push":
+        push_dataset(bundle, "you/name", **said)
+    else:
+        write_dataset(bundle, hub.root / "you" / "name", **said)
+    card = card_of(hub)
+    assert card.data.license == ["cc-by-4.0", "other"]
+    assert validate(str(card), "dataset") == ([], [])
+    for text in ("cc-by-4.0", TERMS, FACTS, films):
+        assert card.text.count(text) == 1, text
+    first, *others = card.data.to_dict()["dataset_info"]
+    assert {key: first[key] for key in joined} == joined
+    assert others and not any({"license", "citation"} & set(info) for info in others)
+    for loaded in (load_dataset_bundle("you/name"), _load_hub("you/name", None)):
+        assert {"license": loaded.license, "citation": loaded.citation} == joined
+
+
+@pytest.mark.parametrize("load", [load_dataset_bundle, lambda name: _load_hub(name, None)], ids=["folder", "datasets"])
+@pytest.mark.parametrize(
+    "head, licence",
+    [
+        ("license: cc-by-4.0", "cc-by-4.0"),
+        ("license: [cc-by-4.0, mit]", "cc-by-4.0\n\nmit"),
+        ("license: other\nlicense_name: films-1\nlicense_link: LICENSE", "films-1 (LICENSE)"),
+        ("license: other\nlicense_name: films-1", "films-1"),
+        ("license: [other, mit]", "mit"),
+        ("license: unknown", ""),
+        ("language: en", ""),
+    ],
+)
+def test_the_licence_of_a_card_of_other_making_comes_along(hub, bundle, load, head, licence):
+    push_dataset(bundle, "you/name")
+    path = hub.root / "you/name/README.md"
+    configs = yaml.safe_dump({"configs": card_of(hub).data.to_dict()["configs"]})
+    path.write_text(f"---\n{head}\n{configs}---\n# Films\n", encoding="utf-8")
+    loaded = load("you/name")
+    assert (loaded.license, loaded.citation) == (licence, "")
 
 
 @pytest.mark.parametrize("interactions", [True, False])
@@ -390,3 +468,97 @@ def test_the_cards_metadata_is_plain_yaml(bundle, tmp_path):
     write_dataset(bundle, tmp_path / "out", tags=["a: b", "- c"])
     head = (tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("---\n")[1]
     assert yaml.safe_load(head)["tags"][-2:] == ["a: b", "- c"]
+
+
+# -- from raw files, and from the command line ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def raw_folder(bundle, tmp_path):
+    """The bundle with two users who trust each other, as csv tables."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    friends = with_friends(bundle)
+    friends.interactions.to_frame().to_csv(folder / "interactions.csv", index=False)
+    friends.items.to_frame()[["item_id", "title"]].assign(title=["Bond", "B", "C"]).to_csv(
+        folder / "items.csv", index=False
+    )
+    friends.triples.to_frame().to_csv(folder / "triples.csv", index=False)
+    links = friends.triples.item_of_entity
+    pd.DataFrame({"entity_id": list(links), "item_id": list(links.values())}).to_csv(folder / "links.csv", index=False)
+    return folder
+
+
+@pytest.mark.parametrize("options", [{}, {"anonymize": False}], ids=["numbered", "as they are"])
+def test_a_data_set_not_yet_read_is_pushed_as_one_in_memory(hub, raw_folder, options, monkeypatch):
+    push_dataset(load_dataset_bundle(raw_folder), "you/memory", **options)
+    monkeypatch.setattr(RawDataset, "to_bundle", lambda self: pytest.fail("the interactions were read whole"))
+    monkeypatch.setattr("llamarec_lkg.raw_files.BATCH_ROWS", 2)
+    monkeypatch.setattr("llamarec_lkg.anonymizing.BATCH_ROWS", 2)
+    push_dataset(open_raw(raw_folder), "you/raw", **options)
+    push_dataset(raw_folder, "you/path", **options)
+    assert published(hub, "you/raw") == published(hub, "you/path") == published(hub, "you/memory")
+    for name in ("interactions", "items", "triples", "links"):
+        frames = [pd.read_parquet(hub.root / "you" / repo / f"{name}.parquet") for repo in ("memory", "raw", "path")]
+        assert frames[0].equals(frames[1]) and frames[0].equals(frames[2]), name
+    assert len(frames[0]) == 2 and len(pd.read_parquet(hub.root / "you/raw/interactions.parquet")) == 6
+
+
+def test_facts_about_people_are_found_in_raw_files_too(hub, raw_folder):
+    with pytest.raises(LKGDataError, match="name 2 users as heads or tails, 'ada@example.org' for example"):
+        push_dataset(open_raw(raw_folder), "you/name", include_interactions=False)
+    (raw_folder / "triples.csv").write_text("head,relation,tail\nada@example.org,RATED,m.1\n")
+    with pytest.raises(LKGDataError, match="triples hold 1 RATED facts"):
+        push_dataset(open_raw(raw_folder), "you/name")
+    (raw_folder / "triples.csv").write_text("head,relation,tail\nuser-7,IS,1\nuser-7,IS,2\nuser-7,IS,3\n")
+    with pytest.raises(LKGDataError, match="names of other entities already"):
+        push_dataset(open_raw(raw_folder), "you/name")
+    assert not hub.calls
+
+
+def test_the_command_pushes_what_convert_takes(hub, raw_folder, capsys):
+    assert main(["push-dataset", str(raw_folder), "you/name"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "/you/name/commit/1"
+    push_dataset(load_dataset_bundle(raw_folder), "you/other")
+    read = [contents(hub.root / "you" / name) for name in ("name", "other")]
+    assert read[0] == read[1].replace("you/other", "you/name"), "the same code path"
+    assert "ada@example.org" not in read[0]
+    options = ["--private", "--revision", "v2", "--create-pr", "--commit-message", "first", "--keep-user-ids"]
+    options += ["--license", "cc-by-4.0", "--license", "mit", "--citation", "Me."]
+    hub.calls.clear()
+    assert main(["push-dataset", str(raw_folder / "interactions.csv"), "you/kept", *options]) == 0
+    assert hub.calls[0][2]["private"] is True and hub.calls[1][2]["branch"] == "v2"
+    asked = hub.calls[2][2]
+    assert (asked["revision"], asked["create_pr"], asked["commit_message"]) == ("v2", True, "first")
+    assert "ada@example.org" in contents(hub.root / "you" / "kept")
+    assert card_of(hub, "you/kept").data.license == ["cc-by-4.0", "mit"] and "Me." in card_of(hub, "you/kept").text
+
+
+def test_the_command_leaves_people_out_adds_facts_and_knows_names(
+    hub, raw_folder, tmp_path, bundle, capsys, monkeypatch
+):
+    (raw_folder / "triples.csv").unlink()
+    (tmp_path / "facts.csv").write_text("head,relation,tail\n007,IN,Jamaica\n")
+    command = ["push-dataset", str(raw_folder), "you/name", "--format", "tables"]
+    assert main([*command, "--no-interactions", "--triples", str(tmp_path / "facts.csv")]) == 0
+    text = contents(hub.root / "you/name")
+    assert "Jamaica" in text and "There is no data about people" in text and "ada@example.org" not in text
+    assert main([*command, "--include-interactions"]) == 0 and "interactions.parquet" in published(hub)
+    monkeypatch.setitem(load_dataset_bundle.__globals__["KNOWN_DATASETS"], "films", lambda: bundle)
+    assert main(["push-dataset", "films", "you/known"]) == 0 and len(published(hub, "you/known")) == 5
+    capsys.readouterr()
+    for source, said in (
+        ("no-such-data", "No data set 'no-such-data'"),
+        (str(tmp_path), "Needed: interactions.parquet"),
+    ):
+        assert main(["push-dataset", source, "you/name"]) == 1
+        assert said in capsys.readouterr().err
+    assert main(["push-dataset", str(raw_folder), "name"]) == 1
+    assert "has the form 'owner/name'" in capsys.readouterr().err
+
+
+def test_the_command_names_the_pull_request(hub, raw_folder, capsys, monkeypatch):
+    done = types.SimpleNamespace(pr_url="/you/name/discussions/1", commit_url="/you/name/commit/1")
+    monkeypatch.setattr("llamarec_lkg.publishing.push_files", lambda *args, **options: done)
+    assert main(["push-dataset", str(raw_folder), "you/name", "--create-pr"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "/you/name/discussions/1"

@@ -301,7 +301,10 @@ def test_ml_100k_comes_from_its_wheel_once_with_relations_named_from_the_film(at
             ["m.1", "film.film.runtime", "m.8"],
         ]
         assert bundle.triples.item_of_entity == {"m.1": "242", "m.2": "302"}
-        assert "Harper" in bundle.citation and "KB4Rec" in bundle.citation
+        films, links = bundle.citation.split("\n\n")  # two sources, two citations, two licences
+        assert "Harper" in films and "KB4Rec" in links
+        films, links = bundle.license.split("\n\n")
+        assert "GroupLens" in films and "KB4Rec" in links
     assert calls == [sources.ML_100K_WHEEL]
 
 
@@ -331,7 +334,7 @@ def hub(monkeypatch, interactions, items, triples):
 
 def test_a_hub_data_set_is_read_by_its_configs(hub):
     bundle = load_dataset_bundle("owner/some-data", revision="v1")
-    assert bundle.name == "owner--some-data"
+    assert bundle.name == "owner/some-data"
     assert bundle.items.attributes == {"BRAND": (("x", "y"), ())}
     assert bundle.triples.heads.tolist() == ["a", "x"]
     assert bundle.citation == "Someone. 2020. Some data." and bundle.license == "mit"
