@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,10 @@ from .hub import HUB_ERRORS, hub_options, pinned
 from .hub_repository import HubCitizen, refuse_root_adapter
 from .model_files import ModelFiles, is_own, load_heads, weight_files
 from .schema import UNKNOWN_USER, LKGDataError
+
+
+TOKENS: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
+"""What the repositories in a model were reached with: beside it, since a model may be pickled and sent elsewhere."""
 
 
 @dataclass
@@ -342,14 +347,19 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
     def _note_place(self, name: str | Path, hub: dict[str, Any]) -> None:
         """Note how a repository was reached: what else lies in it is loaded the same way."""
         self._places[str(name)] = (lasting_name(str(name)), {k: v for k, v in hub.items() if k != "token"})
+        if "token" in hub:
+            TOKENS.setdefault(self, {})[str(name)] = hub["token"]
 
     @property
     def place(self) -> tuple[str, dict[str, Any]] | None:
         """The folder or Hub id that what is in use was loaded from, and the `HUB_KEYS` it was loaded with; None where
         it was made here, or the folder is gone."""
-        place = self._places.get(self.config.name_or_path)
-        gone = place is not None and is_local(place[0]) and not Path(place[0]).is_dir()
-        return None if gone else place
+        name = self.config.name_or_path
+        place, hub = self._places.get(name, (None, {}))
+        if place is None or is_local(place) and not Path(place).is_dir():
+            return None
+        token = TOKENS.get(self, {}).get(name)
+        return place, {**hub, **({} if token is None else {"token": token})}
 
     @classmethod
     def _from_small(
