@@ -44,8 +44,8 @@ class ModelFiles:
 
         The small form holds `config.json`, the preference and fusion weights in `model.safetensors`, and the adapter
         in `adapter/`; the backbone is named, not copied. A model that was saved in the folder before is replaced as a
-        whole: a save that fails leaves the earlier one, and one that is killed leaves the earlier one or no
-        `config.json`, never a mixture.
+        whole: a save that fails leaves the earlier one. One that is killed in the moment of replacing leaves no
+        `config.json`, so that nobody loads a mixture; the files of both are then in a hidden folder `.writing.*`.
 
         Args:
             include_backbone: False saves the small form of a model without adapter as well (its backbone is then
