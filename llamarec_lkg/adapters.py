@@ -166,6 +166,7 @@ class AdapterMixin:
         load_heads(heads, fetch(name, SAFE_WEIGHTS_NAME, **kwargs))
         first = not self.has_adapter
         self._attach_adapter(name, adapter_name, is_trainable, **kwargs)
+        config.name_or_path = name  # by which `place` looks it up
         self._note_place(name, kwargs)
         if first:
             self._take(tenant)
