@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from .adapter_files import (
     ADAPTER_CONFIG,
@@ -28,7 +29,7 @@ from .adapter_files import (
     read_adapter_weights,
     save_as_plain_lora,
 )
-from .backbones import lasting_name
+from .backbones import refuse_other_backbone
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .hub import HUB_KEYS, fetch, pinned
 from .hub_repository import ADAPTER_FOLDER
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .processing_llamarec_lkg import LlamaRecLKGProcessor
 
 
+logger = logging.get_logger(__name__)
 DEFAULT_ADAPTER = "default"
 # those whose change to the backbone cannot be told from two small matrices, or that need data before they start
 REFUSED_INITIALISATIONS = ("loftq", "corda", "lora_ga", "eva")
@@ -204,6 +206,16 @@ class AdapterMixin:
         del self._tenants[adapter_name]
         self._adapter_starts.pop(adapter_name, None)
 
+    def require_trainable_adapter(self) -> None:
+        """Raise `LKGDataError` where there is an adapter and nothing of it would be trained."""
+        if self.has_adapter and not self._is_trainable():
+            raise LKGDataError(
+                f"The adapter {self.active_adapter!r} is frozen: training would move only preferences and fusion "
+                "weights beside it. Load it with `is_trainable=True` (`from_pretrained` and `load_adapter` take it), "
+                "or give the trainer the folder or id in place of the model. To fit preferences and fusion weights "
+                "alone, call `trainer.warm_up_heads()`."
+            )
+
     def merge_adapter(self) -> Any:
         """Add the adapter's weights to the backbone's and drop the wrapper, so that the whole can be saved as one.
 
@@ -230,7 +242,7 @@ class AdapterMixin:
     # -- files ------------------------------------------------------------------------------------------------------
 
     def _save_adapter(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write the adapter in use, and no other, whole or not at all.
+        """Write the adapter in use, and no other, whole or not at all. Others that are loaded are named in a warning.
 
         Args:
             folder: the adapter's own.
@@ -239,6 +251,11 @@ class AdapterMixin:
         prefix = "language_model."
         gathered = {k.removeprefix(prefix): v for k, v in (state_dict or {}).items() if k.startswith(prefix)}
         name = self.active_adapter
+        if left_out := [other for other in self.adapter_names if other != name]:
+            logger.warning(
+                f"The adapter in use, {name!r}, is saved, and with it its preferences and fusion weights; {left_out} "
+                "are loaded, but not saved. Switch to each with `set_adapter`, and save it in a folder of its own."
+            )
         with atomic_folder(folder) as temporary:
             self.language_model.save_pretrained(
                 temporary, selected_adapters=[name], state_dict=gathered or None, save_embedding_layers=False
@@ -273,7 +290,7 @@ class AdapterMixin:
             ) from error
         self._check_peft_config(adapter_config, adapter_name)
         adapter_config.inference_mode = not is_trainable
-        first, training, language_model = not self.has_adapter, self.training, self.language_model
+        first, language_model = not self.has_adapter, self.language_model
         if first:
             language_model = get_peft_model(language_model, adapter_config, adapter_name=adapter_name)
         try:
@@ -282,7 +299,7 @@ class AdapterMixin:
             check_adapter_weights(language_model, adapter_name, found, source)
         except (RuntimeError, ValueError, KeyError) as error:  # LKGDataError is a ValueError
             if first:
-                self.language_model = language_model.unload()
+                language_model = language_model.unload()
             elif adapter_name in language_model.peft_config:
                 language_model.delete_adapter(adapter_name)
             if isinstance(error, LKGDataError):
@@ -291,8 +308,8 @@ class AdapterMixin:
                 f"The adapter of {source} does not fit this backbone ({error}). Load it on the backbone it was "
                 "trained on."
             ) from error
-        self.language_model = language_model
-        self.language_model.train(training)
+        finally:
+            self.language_model = language_model.train(self.training)  # PEFT leaves it in a mode of its own
 
     def _load_adapter_weights(self, folder: Path) -> None:
         """The weights of a checkpoint into the adapter in use."""
@@ -341,15 +358,8 @@ class AdapterMixin:
             )
 
     def _check_backbone(self, config: LlamaRecLKGConfig, who: str) -> None:
-        def place(c: LlamaRecLKGConfig) -> tuple[str | None, str]:
-            return lasting_name(c.backbone_name_or_path or "") or None, c.backbone_revision or "main"
-
-        if place(config) != place(self.config) and config.backbone_name_or_path is not None:
-            raise LKGDataError(
-                f"{who} was trained on the backbone {' at '.join(map(str, place(config)))}, this model has "
-                f"{' at '.join(map(str, place(self.config)))}. An adapter works on its own base only. If both names "
-                "mean the same weights, pass same_backbone=True."
-            )
+        wanted, present = ((c.backbone_name_or_path, c.backbone_revision) for c in (config, self.config))
+        refuse_other_backbone(who, wanted, present)
 
     def _check_peft_config(self, adapter_config: Any, adapter_name: str) -> None:
         """Raise `LKGDataError` for what PEFT would do otherwise than one expects."""
