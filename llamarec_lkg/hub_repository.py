@@ -283,6 +283,8 @@ def _publish_model(source: Path, target: Path, chosen: list[str], user_weights: 
     external = bool(config.get("external_backbone"))
     name = config.get("backbone_name_or_path")
     if external:
+        if backbone not in (None, name):
+            config["backbone_revision"] = None  # a commit of the one that was trained around
         name = public_backbone(name, backbone)
     config["backbone_name_or_path"] = None if not name or is_local(name) and not external else name
     config["auto_map"] = MODEL_MAP

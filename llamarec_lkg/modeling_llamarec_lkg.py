@@ -281,8 +281,7 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
         """Save the whole model or, by default when it has an adapter, only what was trained.
 
         The small form holds `config.json`, the preference and fusion weights in `model.safetensors`, and the adapter
-        in `adapter/`; the backbone is named, not copied. Of several loaded adapters only the one in use is saved:
-        switch to each with `set_adapter`, and save it in a folder of its own.
+        in `adapter/`; the backbone is named, not copied.
 
         Args:
             include_backbone: False saves the small form of a model without adapter as well (its backbone is then
