@@ -20,7 +20,6 @@ from transformers.utils import logging
 from .adapter_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    BASE_CHANGING,
     adapter_state,
     changes_base,
     check_adapter_weights,
@@ -29,6 +28,7 @@ from .adapter_files import (
     read_adapter_weights,
     save_as_plain_lora,
 )
+from .adapter_kinds import check_adapter
 from .backbones import refuse_other_backbone
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .hub import HUB_KEYS, fetch, pinned
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 DEFAULT_ADAPTER = "default"
-# those whose change to the backbone cannot be told from two small matrices, or that need data before they start
-REFUSED_INITIALISATIONS = ("loftq", "corda", "lora_ga", "eva")
 
 
 @dataclass
@@ -101,7 +99,7 @@ class AdapterMixin:
         from peft import get_peft_model, prepare_model_for_kbit_training
 
         self._require_base()
-        self._check_peft_config(adapter_config, adapter_name)
+        check_adapter(adapter_config, adapter_name, self.language_model)
         if self.has_adapter:
             config = self._tenant_config(config if config is not None else deepcopy(self.config))
             self._check_backbone(config, "the new adapter")
@@ -292,7 +290,7 @@ class AdapterMixin:
             raise LKGDataError(
                 f"{ADAPTER_CONFIG} of {source} is not readable ({error!r}). Download it again."
             ) from error
-        self._check_peft_config(adapter_config, adapter_name)
+        check_adapter(adapter_config, adapter_name, self.language_model)
         adapter_config.inference_mode = not is_trainable
         first, language_model = not self.has_adapter, self.language_model
         if first:
@@ -364,38 +362,3 @@ class AdapterMixin:
     def _check_backbone(self, config: LlamaRecLKGConfig, who: str) -> None:
         wanted, present = ((c.backbone_name_or_path, c.backbone_revision) for c in (config, self.config))
         refuse_other_backbone(who, wanted, present)
-
-    def _check_peft_config(self, adapter_config: Any, adapter_name: str) -> None:
-        """Raise `LKGDataError` for what PEFT would do otherwise than one expects."""
-        if not adapter_name or "." in adapter_name or adapter_name in self.adapter_names:
-            raise LKGDataError(
-                f"An adapter cannot be called {adapter_name!r}: names have no dot and are given once; loaded are "
-                f"{self.adapter_names}."
-            )
-        if adapter_config.peft_type is None:
-            raise LKGDataError("The adapter's configuration does not say which PEFT kind it is (peft_type).")
-        if adapter_config.is_prompt_learning:
-            raise LKGDataError(
-                f"{adapter_config.peft_type.value} writes tokens of its own into the prompt, which the ranker "
-                "assembles itself. Use an adapter of weights: LoRA and its variants, IA3, VeRA, ..."
-            )
-        start = str(getattr(adapter_config, "init_lora_weights", True)).lower()
-        changes = changes_base(adapter_config)
-        if start.startswith(REFUSED_INITIALISATIONS) or (changes and getattr(adapter_config, "use_dora", False)):
-            raise LKGDataError(
-                f"init_lora_weights={start!r} with use_dora={getattr(adapter_config, 'use_dora', False)} leaves a "
-                "backbone that an adapter repository cannot describe. Use true, 'gaussian', 'orthogonal', or without "
-                "DoRA 'pissa' or 'olora'."
-            )
-        if self.has_adapter:
-            kinds = {config.peft_type for config in self.language_model.peft_config.values()}
-            if {adapter_config.peft_type} != kinds:
-                raise LKGDataError(
-                    f"{adapter_config.peft_type.value} cannot be loaded beside {[kind.value for kind in kinds]}: the "
-                    "adapters of one backbone are of one PEFT kind. Load it in a model of its own."
-                )
-            if changes or any(map(changes_base, self.language_model.peft_config.values())):
-                raise LKGDataError(
-                    f"An adapter that is trained from init_lora_weights={sorted(BASE_CHANGING)} changes the backbone, "
-                    "so no other can share it meanwhile. Train it alone; once saved and loaded it is plain LoRA."
-                )

@@ -93,8 +93,8 @@ def tell_other_commit(place: str | Path, name: str | None, saved: str | None, fo
     """Say that a small form is loaded around another version of its backbone than it was trained around."""
     if saved is not None and saved != found:
         logger.warning(
-            f"{place} was trained around {name!r} at {saved}; what was given is at {found or 'no known commit'}. Scores "
-            "may differ. Leave `backbone=` out to load the very one."
+            f"{place} was trained around {name!r} at {saved}; what was given is at {found or 'no known commit'}. "
+            "Scores may differ. Leave `backbone=` out to load the very one."
         )
 
 

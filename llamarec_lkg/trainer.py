@@ -131,7 +131,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
         if peft_config is not None:
             model.add_adapter(peft_config)
         if args.activation_checkpointing and model.has_adapter:
-            model.enable_input_require_grads()  # a layer whose input needs no gradient could be passed over
+            # whoever checkpoints, and however: a segment whose input needs no gradient may be passed over on the way back
+            model.enable_input_require_grads()
         if args.push_to_hub:
             check_push(args, model)
         self.train_processor = train_processor

@@ -34,6 +34,7 @@ LAYERS = [
     ["processing_llamarec_lkg"],
     ["assembly"],
     ["adapter_files"],
+    ["adapter_kinds"],
     ["adapters"],
     ["modeling_llamarec_lkg"],
     ["heads"],
