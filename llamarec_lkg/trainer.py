@@ -131,7 +131,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
         if peft_config is not None:
             model.add_adapter(peft_config)
         if args.activation_checkpointing and model.has_adapter:
-            # whoever checkpoints, and however: a segment whose input needs no gradient may be passed over on the way back
+            # whoever checkpoints, and however: a segment whose input needs no gradient may be passed over
             model.enable_input_require_grads()
         if args.push_to_hub:
             check_push(args, model)
