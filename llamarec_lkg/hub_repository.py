@@ -296,6 +296,8 @@ def _publish_model(source: Path, target: Path, chosen: list[str], user_weights: 
     _leave_out(target, chosen, {*weights, *adapters} | ({WEIGHTS_INDEX} if weights != [WEIGHTS_FILE] else set()))
     name = config.get("backbone_name_or_path")
     if external:
+        if backbone not in (None, name):
+            config["backbone_revision"] = None  # a commit of the one that was trained around
         name = public_backbone(name, backbone)
     config["backbone_name_or_path"] = None if not name or is_local(name) and not external else name
     config["auto_map"] = MODEL_MAP

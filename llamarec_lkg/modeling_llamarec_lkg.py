@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 
 from .adapters import DEFAULT_ADAPTER, AdapterMixin, Tenant
 from .assembly import AssembledPrompt, assemble_prompt, select_paths
-from .backbones import check_same_backbone, is_local, lasting_name, missing_backbone, resolve_backbone
+from .backbones import check_same_backbone, find_backbone, is_local, lasting_name, missing_backbone, tell_other_commit
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .evidence import STATISTICS
 from .hub import HUB_ERRORS, hub_options, pinned
@@ -237,22 +237,16 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
 
         Args:
             backbone: a model, a folder, a Hub id, or a name known to `backbones.py`.
-            config: its `text_config` and `backbone_name_or_path` are filled in here.
-            kwargs: for `AutoModelForCausalLM.from_pretrained`: `dtype`, `quantization_config`, `device_map`, ...; with
-                `output_loading_info=True` what loading the backbone found is returned, too.
+            config: its `text_config`, `backbone_name_or_path` and `backbone_revision` are filled in here. The last
+                becomes the commit of a backbone on the Hub, so that what is saved is loaded around the very same one.
+            kwargs: for `AutoModelForCausalLM.from_pretrained`: `revision`, `dtype`, `quantization_config`,
+                `device_map`, ...; with `output_loading_info=True` what loading the backbone found is returned, too.
+
+        Raises:
+            LKGDataError: the backbone is, or carries, a PEFT adapter.
         """
-        wants_info, info = kwargs.pop("output_loading_info", False), {}
-        if not isinstance(backbone, PreTrainedModel):
-            config.backbone_name_or_path = lasting_name(str(backbone))
-            kwargs.setdefault("revision", config.backbone_revision)
-            config.backbone_revision = kwargs["revision"]
-            kwargs = {name: value for name, value in kwargs.items() if value is not None}
-            place = resolve_backbone(config.backbone_name_or_path)
-            backbone, info = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **kwargs)
-            # what is saved names the backbone as the user did, not the folder of this machine it was found in
-            backbone.name_or_path = backbone.config._name_or_path = config.backbone_name_or_path
-        elif config.backbone_name_or_path is None:
-            config.backbone_name_or_path = lasting_name(backbone.config.name_or_path or "") or None
+        wants_info = kwargs.pop("output_loading_info", False)
+        backbone, info = find_backbone(backbone, config, **kwargs)
         config.text_config = backbone.config
         model = cls(config, language_model=backbone)
         model.preference.to(backbone.device)
@@ -395,13 +389,16 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
             raise LKGDataError(
                 f"{name} holds no backbone and does not name one. Give `backbone=`, a folder or Hub id."
             )
-        if isinstance(backbone, str | Path) and str(backbone) != config.backbone_name_or_path:
-            config.backbone_revision = None  # of the repository that this one stands for
+        base, commit = config.backbone_name_or_path, config.backbone_revision
+        if isinstance(backbone, str | Path):
+            config.backbone_revision = None  # of the one that this one stands for; its own is the default branch
         try:
             model, info = cls.from_backbone(wanted, config, output_loading_info=True, **kwargs)
         except HUB_ERRORS as error:
-            raise missing_backbone(name, wanted, error) from error
+            raise missing_backbone(name, wanted, config.backbone_revision, error) from error
         check_same_backbone(name, saved, config.text_config)
+        if config.backbone_name_or_path == base:
+            tell_other_commit(name, base, commit, config.backbone_revision)
         return model, info
 
     @classmethod

@@ -65,10 +65,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
         processing_class: the [`LlamaRecLKGProcessor`]. If it has no evidence scale yet, it is fitted on
             `train_dataset`.
         train_knowledge_graph: the graph that training lists are read with, by default the processor's. Give the one
-            that
-            knows no more than the retriever that made the lists: a graph that holds their targets' interactions
-                promises
-            more than it can keep at test time.
+            that knows no more than the retriever that made the lists: a graph that holds their targets' interactions
+            promises more than it can keep at test time.
         peft_config: for the backbone; preferences and fusion are always trained.
         quantization_config: for a backbone given by name.
         retriever: an [`LRURecForRetrieval`] to save and push beside the ranker, so that a `Recommender` can load both.
@@ -132,8 +130,9 @@ class LlamaRecLKGTrainer(PushingTrainer):
             raise LKGDataError("The model has an adapter already; leave peft_config out to go on training it.")
         if peft_config is not None:
             model.add_adapter(peft_config)
-            if args.gradient_checkpointing:
-                model.enable_input_require_grads()
+        if args.activation_checkpointing and model.has_adapter:
+            # whoever checkpoints, and however: a segment whose input needs no gradient may be passed over
+            model.enable_input_require_grads()
         if args.push_to_hub:
             check_push(args, model)
         self.train_processor = train_processor
@@ -159,6 +158,12 @@ class LlamaRecLKGTrainer(PushingTrainer):
     # -- training ---------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As upstream, with the heads' warm-up before and the model card after it.
+
+        Raises:
+            LKGDataError: the adapter was not loaded to be trained, or weights would be trained that no file holds.
+        """
+        self.model.require_trainable_adapter()
         trained = trained_outside_adapters(self.model.language_model)
         if trained and self.model.has_adapter:
             raise LKGDataError(
@@ -316,11 +321,12 @@ def _load(
     quantization_config: Any,
     peft_config: Any,
 ) -> LlamaRecLKGForRanking:
+    path = resolve_backbone(name)
+    saved = AutoConfig.from_pretrained(path)
     kwargs = {} if quantization_config is None else {"quantization_config": quantization_config}
     # frozen weights may be half as wide; weights that are trained need float32 for their small steps
-    frozen = peft_config is not None or quantization_config is not None
+    frozen = peft_config is not None or quantization_config is not None or getattr(saved, "has_adapter", False)
     kwargs["dtype"] = torch.bfloat16 if args.bf16 and frozen else torch.float32
-    path = resolve_backbone(name)
-    if isinstance(AutoConfig.from_pretrained(path), LlamaRecLKGConfig):
+    if isinstance(saved, LlamaRecLKGConfig):
         return LlamaRecLKGForRanking.from_pretrained(path, is_trainable=True, **kwargs)
     return LlamaRecLKGForRanking.from_backbone(name, config or processor.model_config(), **kwargs)

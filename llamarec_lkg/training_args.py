@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from .schema import LKGDataError
+
 
 @dataclass
 class LlamaRecLKGTrainingArguments(TrainingArguments):
@@ -71,3 +73,9 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the columns the collator needs; leave it False.")
+        if self.activation_checkpointing and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise LKGDataError(
+                "activation_checkpointing_kwargs has use_reentrant=True; use False, which is the default. The "
+                "preferences gate every layer of the backbone, and the reentrant kind would go back through them once "
+                "a layer, or lose the adapter's gradients."
+            )

@@ -154,6 +154,82 @@ def test_saving_writes_the_adapter_in_use_and_no_other(tenants, tmp_path):
     assert torch.equal(logits(AutoModel.from_pretrained(tmp_path / "again"), batch), expected)
 
 
+def test_saving_one_of_several_adapters_names_those_that_are_left_out(tenants, tmp_path, caplog):
+    ranker = loaded(tmp_path)
+    with caplog.at_level("WARNING"):
+        ranker.save_pretrained(tmp_path / "again")
+    assert "'films', is saved" in caplog.text and "['books', 'cinema'] are loaded, but not saved" in caplog.text
+    for name in ("books", "cinema"):
+        ranker.delete_adapter(name)
+    caplog.clear()
+    ranker.save_pretrained(tmp_path / "again")
+    assert not caplog.text, "alone it leaves nothing out"
+
+
+# substrings of the names of weights: "self" of the backbone's (self_attn), "a" and "lora" of an adapter's (lora_A)
+@pytest.mark.parametrize("name", ["a", "b", "self", "proj", "lora"])
+def test_a_tenant_may_be_called_by_a_substring_of_a_weights_name(tenants, films, film_dataset, tmp_path, name):
+    ranker = loaded(tmp_path, ("films",))
+    ranker.load_adapter(tmp_path / "books", adapter_name=name)
+    for use, tenant in ((name, "books"), ("films", "films"), (name, "books")):
+        ranker.set_adapter(use)
+        batch, expected = tenants[tenant]
+        assert torch.equal(logits(ranker, batch), expected)
+        ranker.save_pretrained(tmp_path / "again")
+        assert torch.equal(logits(AutoModel.from_pretrained(tmp_path / "again", adapter_name=name), batch), expected)
+    ranker.load_trained_weights(tmp_path / "again")
+    file = tmp_path / "again" / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    weights.pop(sorted(weights)[-1])
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(LKGDataError, match="1 weights are missing"):
+        ranker.load_trained_weights(tmp_path / "again")
+    ranker.set_adapter("films")
+    ranker.delete_adapter(name)
+    with pytest.raises(LKGDataError, match="1 weights are missing"):
+        ranker.load_adapter(tmp_path / "again", adapter_name=name)
+    unchanged(ranker, tenants)
+
+
+@pytest.mark.parametrize("name", ["model", "layers", "q_proj", "0", "weight"])
+def test_a_tenant_is_not_called_like_a_whole_part_of_the_backbone(tenants, films, base, tmp_path, name):
+    """Loaded beside one called "layers", PEFT would save an adapter without any weight."""
+    message = f"cannot be called '{name}', as a part of the backbone is.*'{name}-adapter' say"
+    ranker = loaded(tmp_path, ("films",))
+    for use in (
+        lambda: ranker.load_adapter(tmp_path / "books", adapter_name=name),
+        lambda: ranker.add_adapter(LoraConfig(**LORA), name),
+        lambda: LlamaRecLKGForRanking.from_backbone(base, films.model_config()).add_adapter(LoraConfig(**LORA), name),
+        lambda: AutoModel.from_pretrained(tmp_path / "books", adapter_name=name),
+    ):
+        with pytest.raises(LKGDataError, match=message):
+            use()
+    unchanged(ranker, tenants)
+    ranker.load_adapter(tmp_path / "books", adapter_name=f"{name}-adapter")
+    ranker.save_pretrained(tmp_path / "again")
+    batch, expected = tenants["films"]
+    assert torch.equal(logits(AutoModel.from_pretrained(tmp_path / "again"), batch), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_loading_an_adapter_leaves_the_model_in_the_mode_it_was_in(tenants, films, base, tmp_path, training):
+    def modes(ranker):
+        return {module.training for module in ranker.modules()}
+
+    plain = LlamaRecLKGForRanking.from_backbone(base, films.model_config()).train(training)
+    plain.load_adapter(tmp_path / "films", "films", is_trainable=not training)  # PEFT would decide by this
+    assert modes(plain) == {training}
+    plain.load_adapter(tmp_path / "books", "books", is_trainable=not training)
+    assert modes(plain) == {training}
+    plain.set_adapter("books")
+    assert modes(plain) == {training}
+    (tmp_path / "cinema" / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    for ranker in (plain, LlamaRecLKGForRanking.from_backbone(base, films.model_config()).train(training)):
+        with pytest.raises(LKGDataError, match="not readable"):
+            ranker.load_adapter(tmp_path / "cinema", "cinema")
+        assert modes(ranker) == {training}
+
+
 def test_an_adapter_can_be_loaded_on_a_plain_backbone(tenants, films, base, tmp_path):
     ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
     ranker.load_adapter(tmp_path / "books", adapter_name="books")
@@ -259,6 +335,24 @@ def trained(ranker, proc, dataset, tmp_path):
         heads_warm_up_epochs=0,
     )
     LlamaRecLKGTrainer(ranker, args, examples(dataset), None, proc).train()
+
+
+def test_an_adapter_that_was_loaded_frozen_is_not_trained_without_a_word(tenants, films, film_dataset, tmp_path):
+    frozen = "The adapter '{}' is frozen: training would move only preferences.*is_trainable=True"
+    ranker = loaded(tmp_path, ("films",))
+    before = {name: p.detach().clone() for name, p in ranker.named_parameters()}
+    with pytest.raises(LKGDataError, match=frozen.format("films")):
+        trained(ranker, films, film_dataset, tmp_path)
+    assert all(torch.equal(p, before[name]) for name, p in ranker.named_parameters())
+    ranker.load_adapter(tmp_path / "cinema", "cinema", is_trainable=True)
+    with pytest.raises(LKGDataError, match=frozen.format("films")):
+        trained(ranker, films, film_dataset, tmp_path)
+    ranker.set_adapter("cinema")
+    before = {name: p.detach().clone() for name, p in ranker.named_parameters()}
+    trained(ranker, films, film_dataset, tmp_path)
+    moved = {name for name, p in ranker.named_parameters() if not torch.equal(p, before[name])}
+    assert any("lora_B.cinema." in name for name in moved) and not any(".films." in name for name in moved)
+    assert any(name.startswith("preference.") for name in moved)
 
 
 def test_a_tenant_is_trained_beside_others_which_stay_as_they_are(tenants, films, film_dataset, tmp_path):

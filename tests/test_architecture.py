@@ -35,6 +35,7 @@ LAYERS = [
     ["processing_llamarec_lkg"],
     ["assembly"],
     ["adapter_files", "model_files"],
+    ["adapter_kinds"],
     ["adapters"],
     ["modeling_llamarec_lkg"],
     ["heads"],

@@ -270,7 +270,7 @@ def test_another_backbone_under_the_name_is_refused(hub, whole):
     whole.model.push_to_hub(RANKER)
     push_backbone(num_hidden_layers=1)
     with pytest.raises(LKGDataError, match=r"another backbone than the one loaded; .*'num_hidden_layers': \(2, 1\)"):
-        AutoModel.from_pretrained(RANKER)
+        AutoModel.from_pretrained(RANKER, backbone=BACKBONE)
 
 
 def test_the_quickstarts_backbone_has_a_name_everywhere(monkeypatch):
@@ -282,7 +282,7 @@ def test_the_quickstarts_backbone_has_a_name_everywhere(monkeypatch):
     def fail(name):
         raise LKGDataError("no network")
 
-    monkeypatch.setattr("llamarec_lkg.modeling_llamarec_lkg.resolve_backbone", fail)
+    monkeypatch.setattr("llamarec_lkg.backbones.resolve_backbone", fail)
     config = LlamaRecLKGConfig(relations=["A"], backbone_name_or_path=SMOLLM2_NAME)
     with pytest.raises(LKGDataError, match=rf"no network.*On the Hub it is '{HUB_IDS[SMOLLM2_NAME]}'"):
         LlamaRecLKGForRanking._around_backbone("x", None, config, {})

@@ -408,7 +408,7 @@ def test_a_promised_adapter_that_is_absent_is_an_error_and_a_stale_one_is_not_re
 
 def test_what_is_saved_names_the_backbone_and_no_folder_of_a_cache(proc, tmp_path, monkeypatch):
     folder = saved_backbone(tmp_path)
-    monkeypatch.setattr("llamarec_lkg.modeling_llamarec_lkg.resolve_backbone", lambda name: folder)
+    monkeypatch.setattr("llamarec_lkg.backbones.resolve_backbone", lambda name: folder)
     ranker = LlamaRecLKGForRanking.from_backbone("a-known-name", proc.model_config())
     ranker.add_adapter(LoraConfig(**LORA))
     ranker.save_pretrained(tmp_path / "saved")

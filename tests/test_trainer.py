@@ -170,6 +170,52 @@ def test_what_is_saved_loads_in_one_line_and_holds_no_pickle(proc, lists, tmp_pa
     assert any(p.requires_grad for n, p in again.model.named_parameters() if "lora" in n), "it can be trained on"
 
 
+@pytest.mark.parametrize("kind", ["new adapter", "saved adapter", "saved heads", "new backbone"])
+def test_weights_that_stay_as_they_are_may_be_half_as_wide_and_no_others(proc, lists, tmp_path, kind):
+    backbone().save_pretrained(tmp_path / "base")
+    ranker = LlamaRecLKGForRanking.from_backbone(str(tmp_path / "base"), proc.model_config())
+    ranker.save_pretrained(tmp_path / "saved heads", include_backbone=False)
+    ranker.add_adapter(LORA)
+    ranker.save_pretrained(tmp_path / "saved adapter")
+    place = str(tmp_path / (kind if kind.startswith("saved") else "base"))
+    peft_config = LORA if kind == "new adapter" else None
+    trainer = LlamaRecLKGTrainer(place, arguments(tmp_path, bf16=True), lists, None, proc, peft_config=peft_config)
+    widths = {name: p.dtype for name, p in trainer.model.named_parameters()}
+    trained = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert {widths[name] for name in trained} == {torch.float32}
+    if kind.endswith("adapter"):
+        assert {widths[name] for name in widths if name not in trained} == {torch.bfloat16}
+        assert any("lora_B" in name for name in trained)
+        trainer.train()
+
+
+@pytest.mark.parametrize("start", ["new", "saved"])
+def test_the_adapter_moves_with_activation_checkpointing_whether_new_or_saved(proc, lists, tmp_path, start):
+    backbone().save_pretrained(tmp_path / "base")
+    place, peft_config = str(tmp_path / "base"), LORA
+    if start == "saved":
+        ranker = LlamaRecLKGForRanking.from_backbone(place, proc.model_config())
+        ranker.add_adapter(LORA)
+        ranker.save_pretrained(tmp_path / "saved")
+        place, peft_config = str(tmp_path / "saved"), None
+    args = arguments(tmp_path, max_steps=2, learning_rate=1e-2, warmup_steps=0, activation_checkpointing=True)
+    trainer = LlamaRecLKGTrainer(place, args, lists, None, proc, peft_config=peft_config)
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert trainer.model.get_input_embeddings()(torch.tensor([[1]])).requires_grad, "for reentrant kinds, too"
+    trainer.train()
+    still = [n for n, p in trainer.model.named_parameters() if n in before and torch.equal(p, before[n])]
+    assert any("lora_A" in name for name in before) and not [name for name in still if "lora" in name]
+
+
+@pytest.mark.parametrize("prefix", ["activation", "gradient"])
+def test_reentrant_checkpointing_is_refused_with_the_reason(tmp_path, prefix):
+    kind = {f"{prefix}_checkpointing_kwargs": {"use_reentrant": True}}
+    with pytest.raises(LKGDataError, match="use_reentrant=True; use False.*gate every layer"):
+        arguments(tmp_path, **{f"{prefix}_checkpointing": True}, **kind)
+    arguments(tmp_path, **kind)
+    arguments(tmp_path, activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": False})
+
+
 def test_processor_without_scale_is_fitted_on_the_training_lists(proc, lists, tmp_path):
     assert proc.evidence_scale is None
     LlamaRecLKGTrainer(model(proc), arguments(tmp_path), lists, None, proc)
