@@ -28,15 +28,8 @@ from .backbones import check_same_backbone, is_local, lasting_name, missing_back
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .evidence import STATISTICS
 from .hub import HUB_ERRORS, fetch, hub_options, pinned
-from .hub_repository import (
-    ADAPTER_FOLDER,
-    MODEL_MAP,
-    HubCitizen,
-    push_saved,
-    refuse_root_adapter,
-    take_push_options,
-    write_shim,
-)
+from .hub_citizen import HubCitizen, take_push_options
+from .hub_repository import ADAPTER_FOLDER, MODEL_MAP, push_saved, refuse_root_adapter, write_shim
 from .schema import UNKNOWN_USER, LKGDataError
 from .storage import atomic_file, read_json
 
@@ -299,7 +292,7 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
             LKGDataError: the small form is asked for, but the backbone's weights are not those of the base it would
                 name (trained, merged, or loaded from a whole checkpoint).
         """
-        push, folder = take_push_options(kwargs), Path(save_directory)
+        push, folder = take_push_options(kwargs, PreTrainedModel.save_pretrained), Path(save_directory)
         repo_id, wanted = kwargs.pop("repo_id", folder.name), kwargs.pop("push_to_hub", False)
         self._save(folder, include_backbone, **kwargs)
         if wanted and kwargs.get("is_main_process", True):
@@ -332,7 +325,7 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
         self.config.auto_map = MODEL_MAP
         if kwargs.get("is_main_process", True):
             folder.mkdir(parents=True, exist_ok=True)
-            write_shim(folder)
+            write_shim(folder, about_people=bool(self.config.num_users))
         if not external:
             super().save_pretrained(folder, **kwargs)
             return
