@@ -24,11 +24,12 @@ from hub_world import (
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load
 from tiny import backbone
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 
 from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking, LlamaRecLKGProcessor, Recommender
 from llamarec_lkg.cli import main
 from llamarec_lkg.hub import matches
+from llamarec_lkg.hub_citizen import PUSH_OPTIONS
 from llamarec_lkg.hub_repository import push_saved
 from llamarec_lkg.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.repository_card import say_who_is_in_it
@@ -309,6 +310,88 @@ def test_a_section_in_the_middle_of_a_card_is_replaced():
     card = say_who_is_in_it("# A\n\n## Data about people\n\nbefore\n\n# B\n", ["include_users"])
     assert card.startswith("# A\n\n## Data about people\n\nThis repository holds data about people: user ids.")
     assert card.endswith("\n\n# B\n") and "before" not in card
+
+
+# -- uploads that are not pushes --------------------------------------------------------------------------------------
+
+
+def ordinary(whole, folder):
+    return Trainer(
+        whole.model,
+        TrainingArguments(str(folder), hub_model_id=RANKER, use_cpu=True),
+        processing_class=whole.processor,
+    )
+
+
+def test_the_ordinary_trainer_uploads_nothing_of_a_folder_that_is_about_people(hub, whole, tmp_path):
+    """`transformers.Trainer` uploads its folder whole, `training_args.bin` and all; no class of ours is asked."""
+    ordinary(whole, tmp_path / "run").push_to_hub()
+    assert USERS[0].encode() in readable({p.name: p.read_bytes() for p in (tmp_path / "run").glob("*.parquet")})
+    assert uploaded(hub) == {}
+    push_saved(tmp_path / "run", RANKER)
+    assert set(uploaded(hub)) == MODEL | PROCESSOR
+    assert not any(user.encode() in readable(uploaded(hub)) for user in USERS)
+
+
+def test_the_ordinary_trainer_pushes_what_is_not_about_people(hub, whole, dataset, tmp_path):
+    whole.push_to_hub(RANKER)
+    public = Recommender.from_pretrained(RANKER)
+    public.model.fusion.evidence_weight.data.fill_(7.0)
+    ordinary(public, tmp_path / "run").push_to_hub()
+    assert "training_args.bin" in uploaded(hub)
+    assert not any(user.encode() in readable(uploaded(hub)) for user in USERS)
+    again = Recommender.from_pretrained(RANKER)
+    assert torch.equal(logits(again.model, again.processor, dataset), logits(public.model, public.processor, dataset))
+
+
+@pytest.mark.parametrize("part", ["model", "processor"])
+def test_either_part_keeps_its_folder_at_home(hub, whole, tmp_path, part):
+    api = HfApi()
+    api.create_repo(RANKER)
+    getattr(whole, part).save_pretrained(tmp_path / "run")
+    api.upload_folder(repo_id=RANKER, folder_path=tmp_path / "run")
+    assert uploaded(hub) == {}
+    assert "llamarec-lkg push" in (tmp_path / "run" / ".gitignore").read_text()
+    # as the whole checkpoints of `hub_strategy="checkpoint"` go up: only at the root such a file is heard
+    api.upload_folder(repo_id=RANKER, folder_path=tmp_path / "run", path_in_repo="last-checkpoint")
+    assert any(path.startswith("last-checkpoint/") for path in uploaded(hub))
+
+
+def test_a_graph_of_people_without_their_ids_stays_at_home_too(whole, dataset, tmp_path):
+    proc, items = whole.processor, dataset.items
+    LlamaRecLKGProcessor(proc.tokenizer, proc.knowledge_graph, items.ids, items.titles).save_pretrained(tmp_path / "a")
+    assert (tmp_path / "a" / ".gitignore").exists()
+    graph = proc.knowledge_graph.without_people()
+    LlamaRecLKGProcessor(proc.tokenizer, graph, items.ids, items.titles).save_pretrained(tmp_path / "b")
+    assert not (tmp_path / "b" / ".gitignore").exists()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / ".gitignore").write_text("mine")
+    proc.save_pretrained(tmp_path / "c")
+    assert (tmp_path / "c" / ".gitignore").read_text() == "mine"
+
+
+# -- arguments --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["model", "processor", "recommender", "merged"])
+def test_an_argument_that_nobody_knows_is_refused(hub, whole, tmp_path, part):
+    if part == "merged":
+        whole.model.merge_adapter()
+    pushing = {"model": whole.model, "merged": whole.model, "processor": whole.processor, "recommender": whole}[part]
+    with pytest.raises(TypeError, match="'privat' is no argument of saving or pushing; 'private' is"):
+        pushing.push_to_hub(RANKER, privat=True, commit_message="x")
+    with pytest.raises(TypeError, match="'includ_users' is no .* 'include_users' is.*Nothing was uploaded"):
+        pushing.save_pretrained(tmp_path / "run", push_to_hub=True, repo_id=RANKER, includ_users=True)
+    with pytest.raises(TypeError, match=r"'xyz' is no argument of saving or pushing\. Nothing"):
+        pushing.save_pretrained(tmp_path / "run", xyz=1)
+    assert not hub.exists(RANKER) and not (tmp_path / "run").exists()
+
+
+def test_the_arguments_of_saving_and_pushing_are_known(whole, tmp_path):
+    whole.model.save_pretrained(tmp_path / "a", is_main_process=True, state_dict=None, max_shard_size="1GB")
+    whole.processor.save_pretrained(tmp_path / "a", push_to_hub=False, private=True)
+    assert {"private", "token", "include_users", "remove_retriever"} < PUSH_OPTIONS
+    assert not PUSH_OPTIONS & {"folder", "repo_id", "parts"}
 
 
 # -- the backbone's name ----------------------------------------------------------------------------------------------
