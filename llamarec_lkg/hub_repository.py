@@ -175,6 +175,7 @@ def push_saved(
         place = {"revision": revision, "token": token}
         make_repository(repo_id, private=private, create_pr=create_pr, **place)  # a new branch begins with a card
         there = Repository(repo_id, **place)
+        there.refuse_ignoring([*files, CARD_FILE])
         if "model" in held:
             there.refuse_foreign_adapter(ROOT_ADAPTER)
         if "processor" in held and "retriever" not in [*held, *gone]:

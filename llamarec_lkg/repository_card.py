@@ -8,6 +8,7 @@ import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,20 @@ class Repository:
                 "are pushed without one. Nothing was uploaded. Push the retriever as well (the trainer's "
                 "`retriever=`, `Recommender.push_to_hub`), remove the old one with `remove_retriever=True`, or choose "
                 "another id."
+            )
+
+    def refuse_ignoring(self, paths: Collection[str]) -> None:
+        """Raise `LKGDataError` where its own `.gitignore` would make the Hub leave out some of what is pushed, without
+        a word and in the middle of a commit. (Lines that take back others do not count.)"""
+        lines = (self._text(".gitignore", "its files") or "").splitlines() if ".gitignore" in self.files else []
+        rules = [line.strip().strip("/") for line in lines if line.strip() and line.strip()[0] not in "#!"]
+        fits = [
+            path for path in paths for rule in rules if any(fnmatchcase(p, rule) for p in (path, *path.split("/")))
+        ]
+        if fits:
+            raise LKGDataError(
+                f"{self.repo_id!r} holds a .gitignore, by which the Hub would leave out {sorted({*fits})}. Nothing "
+                "was uploaded. Change or delete that file there, or choose another id."
             )
 
     def _json(self, name: str) -> dict[str, Any]:
