@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from .co_ratings import with_co_ratings
 from .knowledge_graph import KnowledgeGraph
 from .metrics import DEFAULT_KS, MISS, bootstrap_interval, metrics_per_user, require_finite, target_ranks
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
@@ -22,7 +23,8 @@ from .storage import atomic_file, write_json
 
 
 REFERENCE = "retriever"
-RANKER, AS_PUBLISHED, CEILING = "ranker", "ranker-as-published", "ceiling"
+RANKER, CEILING = "ranker", "ceiling"
+AS_PUBLISHED, WITH_CO_RATINGS = "ranker-as-published", "ranker-as-published-with-co-ratings"
 SHOWN_METRICS = ("mrr@10", "ndcg@5", "ndcg@10", "recall@1", "recall@5", "recall@10")
 
 
@@ -112,12 +114,22 @@ def control_scores(
 
 
 def published_scores(
-    model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, examples: Sequence[RankingExample], **options: Any
+    model: LlamaRecLKGForRanking,
+    processor: LlamaRecLKGProcessor,
+    examples: Sequence[RankingExample],
+    *,
+    co_ratings: bool = False,
+    **options: Any,
 ) -> np.ndarray:
     """`ranker_scores` of what a push publishes by default: nobody has weights of their own, and the graph has no
-    people."""
+    people.
+
+    Args:
+        co_ratings: with what a push adds that includes co-ratings.
+    """
     strangers = [replace(example, user=UNKNOWN_USER) for example in examples]
-    graph = processor.knowledge_graph.without_people(processor.user_ids)
+    publish = with_co_ratings if co_ratings else KnowledgeGraph.without_people
+    graph = publish(processor.knowledge_graph, processor.user_ids)
     return _scores_with_graph(graph, model, processor, strangers, **options)
 
 

@@ -4,6 +4,9 @@ Two items share evidence along relation `r` through the entities that `r` ties b
 item), weighted by inverse document frequency, so that a rare shared director says more than a common genre; where `r`
 ties items directly, the edge itself is the evidence. It is the exact, differentiable counterpart of the path texts in
 the prompt: summed over all paths of a relation, not only the few that fit.
+
+An edge with a weight of its own says just that: so co-ratings, which are the evidence along RATED summed over people,
+can stand for the people themselves.
 """
 
 from __future__ import annotations
@@ -105,7 +108,8 @@ class EvidenceIndex:
         ends = np.concatenate(
             [np.stack([sources, relations, targets]), np.stack([targets, relations, sources])], axis=1
         )
-        nodes, relations, others = np.unique(ends[:, item_of_node[ends[0]] > 0], axis=1)
+        at_items = np.flatnonzero(item_of_node[ends[0]] > 0)
+        (nodes, relations, others), first = np.unique(ends[:, at_items], axis=1, return_index=True)
         items = item_of_node[nodes]
         direct = item_of_node[others] > 0
 
@@ -115,6 +119,9 @@ class EvidenceIndex:
         weights = np.where(direct, 1.0, np.log1p(graph.num_items / frequency[columns]))
         groups = items * len(graph.relations) + relations  # each item's part of each relation gets length 1
         weights /= np.sqrt(np.bincount(groups, weights**2))[groups]
+        if graph.weights is not None:
+            own = np.tile(graph.weights, 2)[at_items[first]]
+            weights = np.where(direct & ~np.isnan(own), own, weights)
 
         # as a candidate, a directly tied item is found under its own node
         tied, tied_columns = item_of_node[others[direct]], columns[direct]

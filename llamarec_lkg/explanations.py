@@ -162,12 +162,13 @@ def evidence_paths(
     records = []
     for (item, column), weight in parts.items():
         node = int(index.column_node[column])
-        if graph.entity_types[graph.node_types[node]] == USER:
+        relation = processor.relations[index.column_relation[column]]
+        if relation == RATED or graph.entity_types[graph.node_types[node]] == USER:  # people, or the sum of them
             continue
         direct = node == graph.item_nodes[candidate]
         inner = [] if direct else [clean_text(graph.node_names[node])]
         nodes = [processor.titles[item - 1], *inner, processor.titles[candidate - 1]]
-        records.append((processor.relations[index.column_relation[column]], nodes, weight))
+        records.append((relation, nodes, weight))
     return records
 
 

@@ -140,14 +140,8 @@ class RecommendationPipeline(Pipeline):
                 f"A request has 'history' (a list, which may be empty) and optionally 'user' and 'candidates'; found "
                 f"{sorted(map(str, inputs))}. Rename or leave out the others."
             )
-        for name in ("history", "candidates"):
-            if isinstance(inputs.get(name), str | Mapping) or not isinstance(inputs.get(name, ()), Iterable | None):
-                raise LKGDataError(f"{name!r} is {inputs[name]!r}; it is a list of item ids.")
-        candidates = inputs.get("candidates")
         return self.recommender.request(
-            list(inputs["history"]),
-            user=inputs.get("user"),
-            candidates=None if candidates is None else list(candidates),
+            inputs["history"], user=inputs.get("user"), candidates=inputs.get("candidates")
         )
 
     def _forward(self, requests: Sequence[Request], top_k: int = 10) -> list[Ranked]:

@@ -23,7 +23,7 @@ from .schema import RATED, LKGDataError, Triples, clean_text
 from .storage import atomic_files, read_json, write_json
 
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)  # the second has weights; graphs without any are still written in the first
 UNDATED = np.iinfo(np.int64).min
 USER, ITEM, ENTITY = "user", "item", "entity"
 PERSON = "person"  # an entity of the facts that is named like a user
@@ -53,6 +53,8 @@ class KnowledgeGraph:
         node_types (`np.ndarray`, shape (N,)): index into `entity_types`.
         offsets (N + 1,), targets (E,), edge_relations (E,), timestamps (E,): the edges, ordered by source, edge code
             and target. `UNDATED` marks facts that hold at any time.
+        weights (`np.ndarray` of `float32`, shape (E,), optional): how much an edge between two items says; NaN where
+            an edge has no weight of its own, None where none has.
         item_nodes (`np.ndarray`, shape (num_items + 1,)): node of each dense item, -1 where there is none (and for
             padding).
     """
@@ -67,6 +69,7 @@ class KnowledgeGraph:
     edge_relations: np.ndarray
     timestamps: np.ndarray
     item_nodes: np.ndarray
+    weights: np.ndarray | None = None
 
     # -- making one -------------------------------------------------------------------------------------------------
 
@@ -136,14 +139,14 @@ class KnowledgeGraph:
 
     @classmethod
     def from_networkx(cls, graph: nx.Graph, item_ids: Sequence[str]) -> KnowledgeGraph:
-        """A networkx graph whose edges have `relation` and, optionally, `timestamp`, and whose nodes may have `type`
-        and `name`.
+        """A networkx graph whose edges have `relation` and, optionally, `timestamp` and, between items, `weight`, and
+        whose nodes may have `type` and `name`.
 
         Item nodes are those of type "item" or, where no node has a type, those whose key is in `item_ids`. An
         undirected graph, or an edge with `both_ways=True`, is read in both directions.
 
         Raises:
-            LKGDataError: an edge lacks its relation.
+            LKGDataError: an edge lacks its relation, or its weight is not a number from 0 up.
         """
         builder = _Builder()
         for relation in graph.graph.get("relations", ()):  # keeps the order of a vocabulary that `to_networkx` wrote
@@ -155,7 +158,7 @@ class KnowledgeGraph:
             raw = str(data.get("key", key))
             kind = data.get("type", ENTITY) if typed else (ITEM if raw in wanted else ENTITY)
             nodes[key] = builder.node(kind, raw, clean_text(data.get("name", "" if kind == USER else raw)))
-        grouped: dict[tuple[str, bool], list[tuple[int, int, int]]] = {}
+        grouped: dict[tuple[str, bool], list[tuple[int, int, int, float]]] = {}
         for source, target, data in graph.edges(data=True):
             if "relation" not in data:
                 raise LKGDataError(
@@ -164,15 +167,15 @@ class KnowledgeGraph:
                 )
             both_ways = bool(data.get("both_ways", not graph.is_directed()))
             stamp = int(data.get("timestamp", UNDATED))
-            grouped.setdefault((data["relation"], both_ways), []).append((nodes[source], nodes[target], stamp))
+            edge = nodes[source], nodes[target], stamp, _weight(data, source, target)
+            grouped.setdefault((data["relation"], both_ways), []).append(edge)
         for (relation, both_ways), edges in grouped.items():
-            sources, targets, stamps = zip(*edges, strict=True)
-            builder.edges(relation, sources, targets, stamps, both_ways=both_ways)
+            builder.edges(relation, *zip(*edges, strict=True), both_ways=both_ways)
         return builder.build(item_nodes=[-1, *(builder.index.get((ITEM, raw), -1) for raw in item_ids)])
 
     def to_networkx(self) -> nx.MultiDiGraph:
         """Nodes `0..N-1` with `type`, `key` and `name`; one edge a fact, with `relation`, `both_ways` and any
-        `timestamp`."""
+        `timestamp` and `weight`."""
         graph = nx.MultiDiGraph(relations=list(self.relations))
         for node in range(self.num_nodes):
             kind = self.entity_types[self.node_types[node]]
@@ -192,6 +195,8 @@ class KnowledgeGraph:
             }
             if self.timestamps[edge] != UNDATED:
                 data["timestamp"] = int(self.timestamps[edge])
+            if self.weights is not None and not np.isnan(self.weights[edge]):
+                data["weight"] = float(self.weights[edge])
             graph.add_edge(source, target, **data)
         return graph
 
@@ -249,7 +254,8 @@ class KnowledgeGraph:
     # -- views ------------------------------------------------------------------------------------------------------
 
     def before(self, timestamp: int) -> KnowledgeGraph:
-        """The graph as it was known just before `timestamp`: dated edges from then on are gone, undated facts stay."""
+        """The graph as it was known just before `timestamp`: dated edges from then on are gone, undated facts stay.
+        (Co-ratings have no dates any more, and stay, too.)"""
         return self._keep(np.asarray(self.timestamps) < timestamp)
 
     def without_relations(self, names: Iterable[str]) -> KnowledgeGraph:
@@ -285,12 +291,40 @@ class KnowledgeGraph:
         people[items[items >= 0]] = False
         return people
 
+    def with_weighted_edges(
+        self, relation: str, sources: np.ndarray, targets: np.ndarray, weights: np.ndarray
+    ) -> KnowledgeGraph:
+        """The graph with further undated edges from item to item.
+
+        Args:
+            relation: one of `relations`.
+            sources, targets (`np.ndarray`, shape (M,)): dense items.
+            weights (`np.ndarray`, shape (M,)): how much each says.
+        """
+        count, item_nodes = len(sources), np.asarray(self.item_nodes, dtype=np.int64)
+        own = np.full(self.num_edges, np.nan) if self.weights is None else self.weights
+        starts = np.concatenate([self.edge_sources(), item_nodes[sources]])
+        codes = np.concatenate([self.edge_relations, np.full(count, 2 * self.relations.index(relation))])
+        ends = np.concatenate([self.targets, item_nodes[targets]])
+        order = np.lexsort((ends, codes, starts))
+        return replace(
+            self,
+            offsets=np.concatenate([[0], np.cumsum(np.bincount(starts, minlength=self.num_nodes))]),
+            targets=ends[order].astype(np.int32),
+            edge_relations=codes[order].astype(np.int16),
+            timestamps=np.concatenate([self.timestamps, np.full(count, UNDATED)])[order],
+            weights=np.concatenate([own, weights])[order].astype(np.float32),
+        )
+
     def without_people(self, user_ids: Sequence[str] = ()) -> KnowledgeGraph:
         """The graph without people (see [`people`]) and all their edges, as it may be published; the vocabulary stays,
-        so a model still fits."""
+        so a model still fits. Co-ratings, which are RATED edges from item to item with a weight, stay too."""
         keep, nodes = ~self.people(user_ids), np.asarray(self.item_nodes)
-        graph = self.without_relations([RATED])
-        graph = graph._keep(keep[graph.edge_sources()] & keep[np.asarray(graph.targets)])
+        rated = np.zeros(self.num_edges, dtype=bool)
+        if RATED in self.relations:
+            rated = np.asarray(self.edge_relations) // 2 == self.relations.index(RATED)
+            rated &= True if self.weights is None else np.isnan(self.weights)
+        graph = self._keep(~rated & keep[self.edge_sources()] & keep[np.asarray(self.targets)])
         place = np.cumsum(keep) - 1
         return replace(
             graph,
@@ -298,8 +332,8 @@ class KnowledgeGraph:
             node_names=self.node_names[keep],
             node_types=np.asarray(self.node_types)[keep],
             offsets=np.append(graph.offsets[:-1][keep], graph.num_edges),  # the others have no edges any more
-            targets=place[np.asarray(graph.targets)],
-            item_nodes=np.where(nodes >= 0, place[nodes], -1),
+            targets=place[np.asarray(graph.targets)].astype(np.int32),
+            item_nodes=np.where(nodes >= 0, place[nodes], -1).astype(np.int32),
         )
 
     def with_numbered_people(self, user_ids: Sequence[str] = ()) -> KnowledgeGraph:
@@ -335,17 +369,20 @@ class KnowledgeGraph:
             targets=targets[edges],
             edge_relations=np.asarray(self.edge_relations)[edges],
             timestamps=np.asarray(self.timestamps)[edges],
+            weights=None if self.weights is None else np.asarray(self.weights)[edges],
         )
 
     def _keep(self, edges: np.ndarray) -> KnowledgeGraph:
         counts = np.add.reduceat(np.append(edges, False).astype(np.int64), self.offsets[:-1]) if len(edges) else 0
         counts = np.where(np.diff(self.offsets) > 0, counts, 0)
+        weights = None if self.weights is None else np.asarray(self.weights)[edges]
         return replace(
             self,
             offsets=np.concatenate([[0], np.cumsum(counts)]),
             targets=np.asarray(self.targets)[edges],
             edge_relations=np.asarray(self.edge_relations)[edges],
             timestamps=np.asarray(self.timestamps)[edges],
+            weights=None if weights is None or np.isnan(weights).all() else weights,
         )
 
     # -- keeping it -------------------------------------------------------------------------------------------------
@@ -353,7 +390,7 @@ class KnowledgeGraph:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `graph.safetensors`, `nodes.parquet` and `graph.json` into `folder`, beside what else is there."""
         description = {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSIONS[self.weights is not None],
             "relations": list(self.relations),
             "entity_types": list(self.entity_types),
             "num_nodes": self.num_nodes,
@@ -361,6 +398,8 @@ class KnowledgeGraph:
         }
         with atomic_files(folder) as temporary:
             arrays = {name: np.ascontiguousarray(getattr(self, name), dtype) for name, dtype in _ARRAYS.items()}
+            if self.weights is not None:
+                arrays["weights"] = np.ascontiguousarray(self.weights, np.float32)
             save_file(arrays, temporary / "graph.safetensors")
             nodes = pd.DataFrame({"key": self.node_keys.astype(str), "name": self.node_names.astype(str)})
             nodes.to_parquet(temporary / "nodes.parquet")
@@ -375,10 +414,10 @@ class KnowledgeGraph:
         """
         folder = Path(folder)
         description = read_json(folder / "graph.json")
-        if description.get("format_version") != FORMAT_VERSION:
+        if description.get("format_version") not in FORMAT_VERSIONS:
             raise LKGDataError(
                 f"{folder} holds a graph in format {description.get('format_version')}; this version reads "
-                f"{FORMAT_VERSION}. Build the graph again, or install the version that wrote it."
+                f"{FORMAT_VERSIONS}. Build the graph again, or install the version that wrote it."
             )
         try:
             nodes = pd.read_parquet(folder / "nodes.parquet")
@@ -389,11 +428,13 @@ class KnowledgeGraph:
                 node_keys=nodes["key"].to_numpy(dtype=object),
                 node_names=nodes["name"].to_numpy(dtype=object),
                 **{name: arrays[name] for name in _ARRAYS},
+                weights=arrays["weights"] if description["format_version"] == 2 else None,
             )
             fits = (
                 graph.num_nodes == description["num_nodes"] == len(nodes) == len(graph.node_types)
                 and graph.num_edges == description["num_edges"] == len(graph.edge_relations) == len(graph.timestamps)
                 and int(graph.offsets[-1]) == graph.num_edges
+                and (graph.weights is None or len(graph.weights) == graph.num_edges)
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LKGDataError(
@@ -431,6 +472,16 @@ def map_safetensors(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _weight(data: Mapping[str, Any], source: Any, target: Any) -> float:
+    weight = data.get("weight", np.nan)
+    if isinstance(weight, bool) or not isinstance(weight, int | float | np.number) or weight < 0 or np.isinf(weight):
+        raise LKGDataError(
+            f"Edge {source!r} -> {target!r} has the weight {weight!r}. A weight is a number from 0 up: how much an "
+            "edge between two items says. Remove the attribute, or name it otherwise if it means something else."
+        )
+    return float(weight)
+
+
 def _joined(values: Sequence[str]) -> str:
     return "|".join(values) or "(none listed)"  # the published graph has a node for films without a genre, too
 
@@ -442,7 +493,7 @@ class _Builder:
         self.index: dict[tuple[str, str], int] = {}
         self.names: list[str] = []
         self.relations: dict[str, int] = {}
-        self.parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        self.parts: list[tuple[np.ndarray, ...]] = []
 
     def node(self, kind: str, key: str, name: str) -> int:
         node = self.index.setdefault((kind, str(key)), len(self.index))
@@ -456,14 +507,17 @@ class _Builder:
         sources: Sequence[int] | np.ndarray,
         targets: Sequence[int] | np.ndarray,
         timestamps: Sequence[int] | np.ndarray | None = None,
+        weights: Sequence[float] | np.ndarray | None = None,
         both_ways: bool = True,
     ) -> None:
         code = 2 * self.relations.setdefault(relation, len(self.relations))
         sources, targets = np.asarray(sources, dtype=np.int64), np.asarray(targets, dtype=np.int64)
         stamps = np.full(len(sources), UNDATED) if timestamps is None else np.asarray(timestamps, dtype=np.int64)
-        self.parts.append((sources, np.full(len(sources), code), targets, stamps))
+        weights = np.full(len(sources), np.nan) if weights is None else np.asarray(weights)
+        weights = weights.astype(np.float32)
+        self.parts.append((sources, np.full(len(sources), code), targets, stamps, weights))
         if both_ways:
-            self.parts.append((targets, np.full(len(sources), code + 1), sources, stamps))
+            self.parts.append((targets, np.full(len(sources), code + 1), sources, stamps, weights))
 
     def add_triples(self, triples: Triples, item_node: Mapping[str, int], users: Collection[str] = ()) -> None:
         def node_of(entity: str) -> int:
@@ -487,12 +541,13 @@ class _Builder:
         columns = [
             np.concatenate(column) if column else np.zeros(0, np.int64) for column in zip(*self.parts, strict=True)
         ]
-        sources, codes, targets, stamps = columns or [np.zeros(0, np.int64)] * 4
+        columns = columns or [np.zeros(0, np.int64)] * 5
+        sources, codes, targets, stamps, _ = columns
         order = np.lexsort((stamps, targets, codes, sources))
-        sources, codes, targets, stamps = sources[order], codes[order], targets[order], stamps[order]
-        if len(sources):  # of a fact given twice the earliest date stays
-            new = np.append(True, (np.diff(sources) != 0) | (np.diff(codes) != 0) | (np.diff(targets) != 0))
-            sources, codes, targets, stamps = sources[new], codes[new], targets[new], stamps[new]
+        # of a fact given twice the earliest date stays
+        ends = np.stack([sources[order], codes[order], targets[order]])
+        order = order[np.append(True, (np.diff(ends) != 0).any(axis=0))[: len(order)]]
+        sources, codes, targets, stamps, weights = (column[order] for column in columns)
         kinds = list(dict.fromkeys(kind for kind, _ in self.index))
         return KnowledgeGraph(
             relations=tuple(self.relations),
@@ -505,6 +560,7 @@ class _Builder:
             edge_relations=codes.astype(np.int16),
             timestamps=stamps.astype(np.int64),
             item_nodes=np.asarray(item_nodes, dtype=np.int32),
+            weights=None if np.isnan(weights).all() else weights,
         )
 
 

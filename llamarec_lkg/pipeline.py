@@ -22,7 +22,7 @@ from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
 from .pushing import push_folder
 from .retrieval import Retriever, check_retriever, exclude_history, top_k
-from .schema import UNKNOWN_USER, LKGDataError, RankingExample
+from .schema import UNKNOWN_USER, LKGDataError, RankingExample, raw_id_list
 from .windows import rank_many
 
 
@@ -187,7 +187,7 @@ class Recommender:
             num_reasons: how many paths to name for each item.
 
         Raises:
-            LKGDataError: an item is not known, or candidates repeat.
+            LKGDataError: history or candidates are no list, an item is not known, or candidates repeat.
         """
         request = self.request(history, user=user, candidates=candidates)
         (example,) = self.retrieve([request], k)
@@ -198,11 +198,13 @@ class Recommender:
         self, history: Sequence[str], *, user: str | None = None, candidates: Sequence[str] | None = None
     ) -> Request:
         """Check raw ids; the arguments and errors of `recommend`."""
+        history = raw_id_list("history", history)
         dense_history = self.processor.dense_items(history)
         if candidates is None and self.retriever is None:
             raise LKGDataError("There is no retriever to find candidates; give `candidates`, or a retriever.")
         chosen = None
         if candidates is not None:
+            candidates = raw_id_list("candidates", candidates)
             chosen = self.processor.dense_items(candidates)
             raw_id, times = Counter(map(str, candidates)).most_common(1)[0] if len(candidates) else ("", 0)
             if times > 1:
@@ -285,7 +287,8 @@ class Recommender:
                 statistics in any case.
         """
         self._switch()
-        example = self.processor.history_example(self.processor.dense_items(history), user)
+        dense_history = self.processor.dense_items(raw_id_list("history", history))
+        example = self.processor.history_example(dense_history, user)
         batch = {
             "user_ids": torch.tensor([example.user if use_id else UNKNOWN_USER]),
             "history_relations": torch.from_numpy(self.processor.history_features(example))[None],

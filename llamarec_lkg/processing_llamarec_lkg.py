@@ -57,6 +57,7 @@ from .schema import (
     LKGDataError,
     RankingExample,
     clean_text,
+    raw_id_list,
 )
 from .storage import atomic_file, catalogue_fingerprint, read_json, write_json
 
@@ -292,7 +293,8 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         Raises:
             LKGDataError: an item is not known, a candidate appears twice, there are fewer than two, or lengths differ.
         """
-        dense = {name: self.dense_items(ids) for name, ids in (("history", history), ("candidates", candidates))}
+        history, candidates = raw_id_list("history", history), raw_id_list("candidates", candidates)
+        dense = {"history": self.dense_items(history), "candidates": self.dense_items(candidates)}
         if label is not None and str(label) not in [str(raw) for raw in candidates]:
             raise LKGDataError(f"The label {label!r} is not among the candidates. Give the id of one of them.")
         example = RankingExample(

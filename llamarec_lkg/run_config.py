@@ -218,7 +218,9 @@ class RunConfig:
                 content = _parse(Path(path).read_text(encoding="utf-8")) or {}
             except OSError as error:
                 raise LKGDataError(f"The configuration {path} cannot be read: {error}.") from error
-        known = _known_keys() if overrides else {}
+        if not isinstance(content, Mapping) or not overrides:
+            return cls.from_mapping(content)
+        known = _known_keys()
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator or not key:
@@ -277,7 +279,9 @@ def _require_known_override(override: str, value: Any, known: Mapping[str, Mappi
                 f"{section} is a section; the override {override!r} gives it {value!r}. Name a key of it, as in "
                 f"{section}.key=value; {section} knows {', '.join(sorted(keys))}."
             )
-        return
+        rest = [key for key in (value or {}) if key not in keys] if keys else []  # the whole section at once
+        if not rest:
+            return
     if not keys:
         raise _no_section(override, section)
     if rest[0] not in keys:
@@ -289,9 +293,9 @@ def _require_known_override(override: str, value: Any, known: Mapping[str, Mappi
         raise _no_section(override, f"{section}.{rest[0]}")
 
 
-def _near(section: str, rest: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _near(section: str, rest: Sequence[Any], known: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What may have been meant: the same key in another section, else keys of this one that are spelt alike."""
-    key = rest[0] if rest else section
+    key = str(rest[0]) if rest else section
     places = [name for name in known if key in known[name]]
     places = difflib.get_close_matches(section, places, n=1) or places
     names = [f"{name}.{key}" for name in places]

@@ -7,7 +7,7 @@ no half-checked table travels further than the file it was read from.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -265,6 +265,24 @@ class DatasetBundle:
     triples: Triples | None = None
     citation: str = ""
     license: str = ""
+
+
+def raw_id_list(name: str, value: Any) -> list[Any]:
+    """The raw item ids that were given as the argument `name`, as a list; what they are is not checked here.
+
+    Raises:
+        LKGDataError: a single id, text, which would be read letter by letter, or what has no order.
+    """
+    single = isinstance(value, str | int | np.integer)
+    if not single and isinstance(value, Iterable) and not isinstance(value, bytes | Mapping | Set):
+        try:
+            return list(value)
+        except TypeError:  # an array without a dimension
+            pass
+    hint = f" Give {[str(value)]} for a single one." if single else ""
+    raise LKGDataError(
+        f"{name!r} is {repr(value)[:60]}; it is a list of item ids, such as ['50', '181'] (it may be empty).{hint}"
+    )
 
 
 @dataclass(frozen=True)

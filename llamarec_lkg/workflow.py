@@ -25,6 +25,7 @@ from .evaluation import (
     AS_PUBLISHED,
     CONTROLS,
     RANKER,
+    WITH_CO_RATINGS,
     Report,
     control_scores,
     published_scores,
@@ -226,8 +227,10 @@ class Workflow:
         model = LlamaRecLKGForRanking.from_pretrained(self.folder, **arguments)
         model = self._placed(model)
         ranks[RANKER] = self._rank(model, processor, examples, "rank")
-        if processor.user_ids:
-            ranks[AS_PUBLISHED] = self._rank(model, processor, examples, "rank, as published", published_scores)
+        for name, co_ratings in ((AS_PUBLISHED, False), (WITH_CO_RATINGS, True)):
+            if processor.user_ids:
+                score = partial(published_scores, co_ratings=co_ratings)
+                ranks[name] = self._rank(model, processor, examples, f"rank, {name.removeprefix('ranker-')}", score)
         for name in section.controls:
             control = partial(control_scores, name, seed=section.seed)
             ranks[f"ranker-{name}"] = self._rank(model, processor, examples, f"rank, {name}", control)

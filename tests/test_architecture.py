@@ -24,6 +24,7 @@ LAYERS = [
     ["knowledge_graph"],
     ["paths", "synthetic"],
     ["evidence"],
+    ["co_ratings"],
     ["retrieval"],
     ["repository_card", "dataset_card"],
     ["hub_repository"],

@@ -3,6 +3,7 @@ lost."""
 
 import json
 import time
+import warnings
 
 import pytest
 import torch
@@ -526,6 +527,18 @@ def test_files_that_were_there_before_the_push_go_up_with_it(hub, whole, tmp_pat
     whole.processor.save_pretrained(tmp_path / "run", push_to_hub=True, repo_id=RANKER)
     folder = snapshot_download(RANKER)
     assert LlamaRecLKGProcessor.from_pretrained(folder).relations == whole.processor.relations
+
+
+def test_a_push_does_not_ask_whether_the_tables_of_a_processor_are_meant(hub, whole):
+    """The client warns of every parquet file in a model's repository; these belong there."""
+    before = list(warnings.filters)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        whole.push_to_hub(RANKER)
+        again = HfApi().upload_file(path_or_fileobj=b"x", path_in_repo="x.parquet", repo_id=RANKER)
+    told = [str(warning.message) for warning in heard if "data file" in str(warning.message)]
+    assert again and len(told) == 1 and "(x.parquet)" in told[0], "of others it still warns"
+    assert warnings.filters == before
 
 
 # -- downloads that fail ----------------------------------------------------------------------------------------------

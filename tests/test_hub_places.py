@@ -15,7 +15,7 @@ from llamarec_lkg.cli import main
 
 pytestmark = pytest.mark.hub
 OWN = [Recommender, LlamaRecLKGProcessor, LlamaRecLKGForRanking]
-NO_ID = ["./none", "../none", "/abs/none", "~/none", "outputs/mine/none", r"outputs\none", "outputs/"]
+NO_ID = ["./none", "../none", "/abs/none", "~/none", "outputs/mine/none", r"outputs\none", "none/"]
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ def assert_same(one: KnowledgeGraph, other: KnowledgeGraph) -> None:
     for name in ARRAYS:
         a, b = getattr(one, name), getattr(other, name)
         assert a.dtype == b.dtype and np.array_equal(a, b), name
+    assert (one.weights is None) == (other.weights is None)
+    assert one.weights is None or np.array_equal(one.weights, other.weights, equal_nan=True)
 
 
 def edges_of(graph: KnowledgeGraph) -> list[tuple[str, str, str, int]]:

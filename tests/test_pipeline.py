@@ -1,6 +1,7 @@
 """Recommending for one user: raw ids in, titles, scores and paths out; lists of any length."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import backbone, examples, processor
@@ -67,6 +68,54 @@ def test_bad_input_is_named(saved):
         recommender.recommend(["999"])
     with pytest.raises(LKGDataError, match="appears 2 times"):
         recommender.recommend(["1"], candidates=["2", "2"])
+
+
+@pytest.mark.parametrize("value", ["50", 50, 5.0, b"5", {"50": 1}, {"1", "2"}, np.array("5"), True])
+def test_a_single_id_is_no_list_whoever_is_asked(saved, value):
+    """A string would be read letter by letter, a set in any order."""
+    recommender = Recommender.from_pretrained(saved)
+    processor = recommender.processor
+    for name, ask in (
+        ("history", lambda: recommender.recommend(history=value)),
+        ("history", lambda: recommender.recommend(value, candidates=["1", "2"])),
+        ("candidates", lambda: recommender.recommend(["1"], candidates=value)),
+        ("history", lambda: recommender.request(value)),
+        ("history", lambda: recommender.preferences(value)),
+        ("history", lambda: processor.example(value, ["1", "2"])),
+        ("candidates", lambda: processor.example(["1"], value)),
+    ):
+        with pytest.raises(LKGDataError, match=f"'{name}' is .*a list of item ids.*such as \\['50', '181'\\]"):
+            ask()
+
+
+@pytest.mark.parametrize("value", ["12", "1"])
+def test_a_string_of_known_letters_is_no_list_of_them(saved, value):
+    with pytest.raises(LKGDataError, match=rf"Give \['{value}'\] for a single one"):
+        Recommender.from_pretrained(saved).recommend(value)
+
+
+def test_a_history_that_is_not_there_is_told_and_an_empty_one_is_a_history(saved):
+    recommender = Recommender.from_pretrained(saved)
+    with pytest.raises(LKGDataError, match="'history' is None; .*it may be empty"):
+        recommender.recommend(None)
+    assert len(recommender.recommend([], k=2)) == 2
+
+
+def test_any_list_of_ids_will_do_and_a_number_is_its_digits(saved):
+    recommender = Recommender.from_pretrained(saved)
+    wanted = recommender.recommend(["3", "1"], candidates=["2", "4"])
+    lists = (
+        ("3", "1"),
+        [3, 1],
+        np.array([3, 1]),
+        np.array(["3", "1"]),
+        pd.Series([3, 1]),
+        (raw for raw in ["3", "1"]),
+    )
+    for history in lists:
+        assert recommender.recommend(history, candidates=(raw for raw in [2, 4])) == wanted
+    with pytest.raises(LKGDataError, match="the first is 3.5"):
+        recommender.recommend([3.5])
 
 
 def test_model_and_processor_of_different_runs_are_refused(saved, film_dataset):

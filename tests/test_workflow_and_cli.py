@@ -285,6 +285,7 @@ SECTIONS = "output_dir, data, preprocessing, graph, retriever, examples, backbon
         ("adapter.peft_tipe=LORA", "Unknown key 'peft_tipe' in the override .*; did you mean 'adapter.peft_type'"),
         ("training=1", "training is a section; the override 'training=1' gives it 1. .*as in training.key=value"),
         ("data=ml-100k", "data is a section; .*'data=ml-100k' .*as in data.key=value; data knows dataset, revision"),
+        ("training={bogus: 1, seed: 2}", r"Unknown key 'bogus' in the override 'training=.bogus: 1, seed: 2.'\."),
         ("output_dir.x=1", "'output_dir.x=1' goes into output_dir, which is no section"),
         ("graph.use_triples.x=1", "'graph.use_triples.x=1' goes into graph.use_triples, which is no section"),
     ],
@@ -314,6 +315,9 @@ def test_a_file_is_told_from_its_overrides(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("training: {bogus: 1}\n")
     with pytest.raises(LKGDataError, match="Unknown \\['bogus'\\] in training of the file|Unknown key.*in training"):
+        RunConfig.from_yaml(path, ["training.seed=1"])
+    path.write_text("- training\n")
+    with pytest.raises(LKGDataError, match="A configuration is a mapping of sections; this is a list"):
         RunConfig.from_yaml(path, ["training.seed=1"])
     with pytest.raises(LKGDataError, match="training is a section.*'fast'"):
         RunConfig.from_mapping({"training": "fast"})
