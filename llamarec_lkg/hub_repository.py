@@ -65,7 +65,7 @@ HOME_TEXT = """\
 # What was saved here is about people: ids of users, weights of single users, or who rated what. This file makes git,
 # and uploads of whole folders to the Hub (`upload_folder`, `hf upload`, `transformers.Trainer.push_to_hub`), leave
 # all of it alone. `llamarec-lkg push` and every `push_to_hub` of llamarec_lkg publish it without people, or with
-# those you ask for.
+# those you ask for. An upload that is to take everything leaves this file out (`ignore_patterns=".gitignore"`).
 *
 """
 """The Hub's client and git go by such a file where it lies at the root of what they upload."""

@@ -189,13 +189,12 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
                 "The model reads other letter tokens than this processor's tokenizer writes. Load model and "
                 "processor from the same place; a model is tied to its tokenizer."
             )
-        if self.user_ids and config.num_users:
-            if config.num_users != len(self.user_ids) or config.users not in (None, self.users):
-                same = " others, or in another order" if config.num_users == len(self.user_ids) else ""
-                raise LKGDataError(
-                    f"The model knows {config.num_users:,} users, the processor {len(self.user_ids):,}{same}: a user "
-                    "would get another one's preferences. Load model and processor from the same place."
-                )
+        others = config.num_users != len(self.user_ids) or config.users not in (None, self.users)
+        if self.user_ids and config.num_users and others:
+            raise LKGDataError(
+                f"The model knows {config.num_users:,} users, the processor {len(self.user_ids):,}, not the same or "
+                "in another order: a user would get another one's preferences. Load both from the same place."
+            )
         if config.catalogue is not None and config.catalogue != self.catalogue:
             raise LKGDataError(
                 f"The model was trained to rank other items than the {len(self.item_ids):,} of this processor, whose "
