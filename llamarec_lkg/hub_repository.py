@@ -171,7 +171,7 @@ def push_saved(
         repo_id = whole_id(repo_id, token)
         files = {path: target / path for path in _paths(target)}
         held = [name for name in parts if any(matches(path, PARTS[name]) for path in files)]
-        gone = ["retriever"] if remove_retriever and "retriever" not in held else []
+        gone = ["retriever"] if remove_retriever else []
         place = {"revision": revision, "token": token}
         make_repository(repo_id, private=private, create_pr=create_pr, **place)  # a new branch begins with a card
         there = Repository(repo_id, **place)

@@ -169,8 +169,7 @@ def renewed_card(
     config = read_json(folder / CONFIG_FILE) if "model" in pushed else there.config
     if card is None:
         card = there.card if foreign else short_card(there.repo_id, config, holds, tags, there.card)
-    about = {"processor": "processor" in pushed, "model": "model" in pushed and bool(config.get("num_users"))}
-    shared = [name for name in shared if about[PART_OF[name]]]
+    shared = [name for name in shared if name != "include_user_embedding" or config.get("num_users")]
     return say_who_is_in_it(card, shared, parts=pushed, before=there.card, add=not foreign)
 
 

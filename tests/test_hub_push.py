@@ -329,6 +329,13 @@ def test_a_card_remembers_what_another_part_holds(hub, whole):
     )
 
 
+def test_a_model_that_knows_nobody_has_no_weights_of_users_to_share(hub, whole):
+    LlamaRecLKGForRanking(whole.processor.model_config(num_users=0, use_language_model=False)).push_to_hub(
+        RANKER, include_user_embedding=True
+    )
+    assert "no data about people" in uploaded(hub)["README.md"].decode()
+
+
 def test_a_new_branch_keeps_the_card_it_begins_with(hub, whole):
     whole.push_to_hub(RANKER)
     HfApi().upload_file(path_or_fileobj=b"---\nlicense: mit\n---\nMine", path_in_repo="README.md", repo_id=RANKER)
@@ -361,6 +368,8 @@ def test_a_card_that_a_push_wrote_follows_what_the_repository_holds(hub, whole):
     assert (card().data.base_model, card().data.pipeline_tag) == (BACKBONE, "text-ranking")
     assert "Recommender.from_pretrained" in card().text and "candidates=" in card().text
     assert f"backbone `{BACKBONE}` is loaded by its name" in card().text
+    whole.processor.push_to_hub(RANKER)
+    assert (card().data.base_model, card().data.pipeline_tag) == (BACKBONE, "text-ranking"), "the model is still there"
     whole.push_to_hub(RANKER, tags=["old"])
     assert "candidates=" not in card().text, "there is a retriever now"
     metadata = card()
