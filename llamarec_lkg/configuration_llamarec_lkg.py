@@ -7,6 +7,7 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .hub_citizen import Registered
 from .schema import LKGDataError
 
 
@@ -21,7 +22,7 @@ CHOICES = {
 }
 
 
-class LlamaRecLKGConfig(PreTrainedConfig):
+class LlamaRecLKGConfig(Registered, PreTrainedConfig):
     """Everything about the ranker but its weights.
 
     Args:
@@ -62,6 +63,7 @@ class LlamaRecLKGConfig(PreTrainedConfig):
         prior_input_ids (`list[int]`): the empty prompt on which the letters' own bias is read, set from the processor.
         catalogue (`str`, optional): fingerprint of the items it was trained to rank, set from the processor; None
             leaves it unchecked.
+        users (`str`, optional): fingerprint of the users it has weights for, in the same way.
     """
 
     model_type = "llamarec_lkg"
@@ -105,6 +107,7 @@ class LlamaRecLKGConfig(PreTrainedConfig):
     letter_token_ids: list[int] | None = None
     prior_input_ids: list[int] | None = None
     catalogue: str | None = None
+    users: str | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
@@ -128,10 +131,6 @@ class LlamaRecLKGConfig(PreTrainedConfig):
         self.tie_word_embeddings = self.tie_word_embeddings or bool(
             getattr(self.text_config, "tie_word_embeddings", False)
         )
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Nothing: importing the package has registered it, and saving must not copy the package's code."""
 
     @property
     def num_relations(self) -> int:

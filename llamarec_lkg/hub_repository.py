@@ -1,7 +1,9 @@
 """A saved folder as a repository: which of its files belong there, what of them may be public, and how they go up.
 
-Everything that is pushed comes through here, whoever pushes it. Files are taken by name, so that what else lies in a
-folder (checkpoints, logs, settings of the machine) stays at home.
+Every push of this package comes through here. Files are taken by name, so that what else lies in a folder
+(checkpoints, logs, settings of the machine) stays at home. Who uploads a folder by other means, as
+`transformers.Trainer` does, takes all of it: a saved folder that is about people therefore tells the Hub's client to
+leave it alone (`HOME_TEXT`).
 """
 
 from __future__ import annotations
@@ -9,9 +11,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from huggingface_hub import CommitInfo
@@ -24,15 +25,13 @@ from .knowledge_graph import KnowledgeGraph
 from .repository_card import (
     CARD_FILE,
     CONFIG_FILE,
-    PART_OF,
+    ITEMS_FILE,
     PROCESSOR_FILE,
     RETRIEVER_FOLDER,
-    card_there,
-    refuse_foreign_adapter,
-    say_who_is_in_it,
-    short_card,
+    Repository,
+    renewed_card,
 )
-from .schema import USER_ID, LKGDataError
+from .schema import ITEM_ID, USER_ID, LKGDataError
 from .storage import read_json, write_json
 
 
@@ -48,7 +47,7 @@ PARTS = {
     "model": (CONFIG_FILE, "generation_config.json", WEIGHTS_FILE, WEIGHTS_INDEX, "model-*-of-*.safetensors",
               *(f"{ADAPTER_FOLDER}/{name}" for name in ADAPTER_FILES),
               *(f"{ADAPTER_FOLDER}/*/{name}" for name in ADAPTER_FILES)),
-    "processor": (PROCESSOR_FILE, "items.parquet", USERS_FILE, *TOKENIZER_FILES,
+    "processor": (PROCESSOR_FILE, ITEMS_FILE, USERS_FILE, *TOKENIZER_FILES,
                   *(f"{GRAPH_FOLDER}/{name}" for name in GRAPH_FILES)),
     "retriever": (f"{RETRIEVER_FOLDER}/{CONFIG_FILE}", f"{RETRIEVER_FOLDER}/{WEIGHTS_FILE}"),
 }  # fmt: skip
@@ -61,46 +60,15 @@ SHIM = "modeling_llamarec_lkg_hub"
 MODEL_MAP = {"AutoConfig": f"{SHIM}.LlamaRecLKGConfig", "AutoModel": f"{SHIM}.LlamaRecLKGForRanking"}
 PROCESSOR_MAP = {"AutoProcessor": f"{SHIM}.LlamaRecLKGProcessor"}
 """What `trust_remote_code=True` runs: a file that imports the installed package, or says how to install it."""
-
-PUSH_OPTIONS = ("include_users", "include_interactions", "include_user_embedding", "backbone", "card", "tags",
-                "private", "revision", "create_pr", "commit_message", "commit_description", "token")  # fmt: skip
-
-
-class HubCitizen:
-    """What model and processor have in common on the Hub; `hub_part` names what of a repository they are."""
-
-    hub_part: str
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Push to the Hub, as one commit. What is about people stays at home unless it is asked for.
-
-        A model with an adapter goes up in its small form, any other with its backbone (`include_backbone=False`
-        leaves it out), and without the weights of single users. A processor goes up without user ids and interactions:
-        the graph keeps the relation RATED but none of its edges, so that the model fits as before and reads one kind
-        of evidence less.
-
-        Args:
-            repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
-            kwargs: of [`push_saved`] (`include_users`, `include_interactions`, `include_user_embedding`, `backbone`,
-                `private`, `revision`, `create_pr`, `commit_message`, `token`, `tags`); others are those of
-                `save_pretrained`, as a model's `include_backbone`.
-
-        Raises:
-            LKGDataError: the backbone has no name that others can load, or the upload failed.
-        """
-        push = take_push_options(kwargs)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, **kwargs)
-            return push_saved(folder, repo_id, parts=(self.hub_part,), **push)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Nothing: importing the package has registered it, and saving must not copy the package's code."""
-
-
-def take_push_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Take the arguments of [`push_saved`] out of those of a `save_pretrained`."""
-    return {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
+HOME_FILE = ".gitignore"
+HOME_TEXT = """\
+# What was saved here is about people: ids of users, weights of single users, or who rated what. This file makes git,
+# and uploads of whole folders to the Hub (`upload_folder`, `hf upload`, `transformers.Trainer.push_to_hub`), leave
+# all of it alone. `llamarec-lkg push` and every `push_to_hub` of llamarec_lkg publish it without people, or with
+# those you ask for. An upload that is to take everything leaves this file out (`ignore_patterns=".gitignore"`).
+*
+"""
+"""The Hub's client and git go by such a file where it lies at the root of what they upload."""
 
 
 def check_graph(name: str, relations: Sequence[str], graph: KnowledgeGraph, item_ids: Sequence[str]) -> None:
@@ -120,8 +88,11 @@ def check_graph(name: str, relations: Sequence[str], graph: KnowledgeGraph, item
         )
 
 
-def write_shim(folder: Path) -> None:
-    """Write the file that `MODEL_MAP` and `PROCESSOR_MAP` name."""
+def write_shim(folder: Path, about_people: bool = False) -> None:
+    """Write the file that `MODEL_MAP` and `PROCESSOR_MAP` name; and first `HOME_TEXT`, where what is saved next is
+    about people. (A `.gitignore` that is there stays as it is.)"""
+    if about_people and not (folder / HOME_FILE).exists():
+        (folder / HOME_FILE).write_text(HOME_TEXT, encoding="utf-8")
     (folder / f"{SHIM}.py").write_text(template_text(f"{SHIM}.py.j2"), encoding="utf-8")
 
 
@@ -157,7 +128,8 @@ def push_saved(
     repo_id: str,
     *,
     parts: Sequence[str] = tuple(PARTS),
-    card: str | Callable[[str], str] | None = None,
+    card: str | Callable[[str, Collection[str]], str] | None = None,
+    remove_retriever: bool = False,
     include_users: bool = False,
     include_interactions: bool = False,
     include_user_embedding: bool | None = None,
@@ -172,15 +144,18 @@ def push_saved(
 ) -> CommitInfo:
     """Push the public copy of a folder that `save_pretrained` wrote, as one commit.
 
-    What earlier pushes left of the same parts and is no more is deleted in the same commit; other files stay. (As in
-    every repository they stay in its history: data about people pushed once are gone only with the repository.)
+    What earlier pushes left of the parts that are pushed, and is no more, is deleted in the same commit; other parts
+    and files stay. (As in every repository they stay in its history: data about people pushed once are gone only with
+    the repository.)
 
     Args:
         folder: with a model, a processor, or both, and perhaps a retriever.
         repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
         parts: which of "model", "processor" and "retriever" to push, so far as they are there.
-        card: text of README.md, or what makes it of the whole id. By default the repository's own stays, or a short
-            one is written.
+        card: text of README.md, or what makes it of the whole id and the parts that the repository then holds. By
+            default the repository's own stays; where there is none, or one that this function wrote, a short one is
+            written.
+        remove_retriever: delete the repository's retriever where none is pushed.
         include_users, include_interactions, include_user_embedding, backbone: see [`public_copy`].
         tags: further tags of a short card.
         private, revision, create_pr, commit_message, commit_description, token: see [`~hub.push_files`].
@@ -194,24 +169,27 @@ def push_saved(
         sharing["include_user_embedding"] = include_users if include_user_embedding is None else include_user_embedding
         public_copy(folder, target, parts=parts, backbone=backbone, **sharing)
         repo_id = whole_id(repo_id, token)
-        held = [name for name in parts if any(matches(path, PARTS[name]) for path in _paths(target))]
-        card = card(repo_id) if callable(card) else card
+        files = {path: target / path for path in _paths(target)}
+        held = [name for name in parts if any(matches(path, PARTS[name]) for path in files)]
+        gone = ["retriever"] if remove_retriever else []
         place = {"revision": revision, "token": token}
         make_repository(repo_id, private=private, create_pr=create_pr, **place)  # a new branch begins with a card
+        there = Repository(repo_id, **place)
+        there.refuse_ignoring([*files, CARD_FILE])
         if "model" in held:
-            refuse_foreign_adapter(repo_id, ROOT_ADAPTER, **place)
-        present = card_there(repo_id, **place) if card is None else None
-        card = card or present or short_card(target, repo_id, tags)
-        has_user_weights = "model" in held and bool(read_json(target / CONFIG_FILE).get("num_users"))
-        holds = {"processor": "processor" in held, "model": has_user_weights}
-        shared = [name for name, value in sharing.items() if value and holds[PART_OF[name]]]
-        card = say_who_is_in_it(card, shared, parts=parts, add=present is None)
+            there.refuse_foreign_adapter(ROOT_ADAPTER)
+        if "processor" in held and "retriever" not in [*held, *gone]:
+            there.refuse_other_retriever(pd.read_parquet(target / ITEMS_FILE)[ITEM_ID])
+        holds = [*held, *(part for part in there.parts() if part not in [*held, *gone])]
+        shared = [name for name, value in sharing.items() if value]
+        card = card(repo_id, holds) if callable(card) else card
+        card = renewed_card(there, target, card=card, holds=holds, pushed=held, shared=shared, tags=tags)
         (target / CARD_FILE).write_text(card, encoding="utf-8")
         return push_files(
             repo_id,
-            {path: target / path for path in _paths(target)},
+            {**files, CARD_FILE: target / CARD_FILE},
             what=f"The {' and '.join(held)}",
-            replaces=[pattern for name in parts for pattern in PARTS[name]]
+            replaces=[pattern for name in [*held, *gone] for pattern in PARTS[name]]
             + (list(ROOT_ADAPTER) if "model" in held else []),
             private=private,
             create_pr=create_pr,
@@ -303,7 +281,7 @@ def _publish_model(source: Path, target: Path, chosen: list[str], user_weights: 
     config["auto_map"] = MODEL_MAP
     (config.get("text_config") or {}).pop("_name_or_path", None)
     if not user_weights:
-        config["num_users"] = 0
+        config["num_users"], config["users"] = 0, None
         _drop_user_weights(source, target, weights)
     write_json(target / CONFIG_FILE, config)
     for path in adapters:
@@ -344,7 +322,7 @@ def _drop_user_weights(source: Path, target: Path, weights: Sequence[str]) -> No
 
 
 def _publish_processor(source: Path, target: Path, chosen: list[str], users: bool, interactions: bool) -> None:
-    needed = ["items.parquet", USERS_FILE, *(f"{GRAPH_FOLDER}/{name}" for name in GRAPH_FILES)]
+    needed = [ITEMS_FILE, USERS_FILE, *(f"{GRAPH_FOLDER}/{name}" for name in GRAPH_FILES)]
     lacking = [path for path in needed if path not in chosen]
     if lacking:
         raise LKGDataError(f"The processor in {source} is not whole: {lacking} is missing. Save it again.")

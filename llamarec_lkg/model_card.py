@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from .backbones import HUB_IDS
 from .evaluation import AS_PUBLISHED, CEILING, RANKER, REFERENCE, Report, table, verdict
 from .hub import template_text
 from .schema import LKGDataError
-from .storage import atomic_file
+from .storage import atomic_file, read_json
 
 
 logger = logging.get_logger(__name__)
@@ -123,6 +123,22 @@ class ModelCard:
             "metrics": _trainer_metrics(trainer),
         }
         return cls(**{**known, "report": report, **given})
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> ModelCard:
+        """What a run's `card.json` says. What another version of this package wrote there and this one does not know
+        is told and left out.
+
+        Raises:
+            LKGDataError: the file is absent or not a card's.
+        """
+        content = read_json(path)
+        known = {field.name for field in fields(cls)}
+        if not isinstance(content, dict) or "model_id" not in content:
+            raise LKGDataError(f"{path} holds no `model_id`, which every card has. Delete it, or save the run again.")
+        if unknown := sorted(set(content) - known):
+            logger.warning(f"{path} holds {unknown}, which this version does not know; the card is made without.")
+        return cls(**{name: value for name, value in content.items() if name in known})
 
     def to_hub_card(self) -> HubModelCard:
         """The rendered card with its metadata, as `huggingface_hub` knows it."""

@@ -14,10 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .hub import fetch
-from .hub_repository import ADAPTER_FOLDER, MODEL_MAP, push_saved, refuse_root_adapter, take_push_options, write_shim
+from .hub_citizen import take_push_options
+from .hub_repository import ADAPTER_FOLDER, HOME_FILE, MODEL_MAP, push_saved, refuse_root_adapter, write_shim
 from .schema import LKGDataError
 from .storage import exchanged, read_json
 
@@ -57,7 +59,7 @@ class ModelFiles:
             LKGDataError: the small form is asked for, but the backbone's weights are not those of the base it would
                 name (trained, merged, or loaded from a whole checkpoint).
         """
-        push, folder = take_push_options(kwargs), Path(save_directory)
+        push, folder = take_push_options(kwargs, PreTrainedModel.save_pretrained), Path(save_directory)
         repo_id, wanted = kwargs.pop("repo_id", folder.name), kwargs.pop("push_to_hub", False)
         self._save(folder, include_backbone, **kwargs)
         if wanted and kwargs.get("is_main_process", True):
@@ -70,6 +72,7 @@ class ModelFiles:
         self.config.external_backbone = external and self.language_model is not None
         self.config.has_adapter = self.has_adapter
         self.config.auto_map = MODEL_MAP
+        about_people = bool(self.config.num_users) and not (folder / HOME_FILE).exists()
         writes = kwargs.get("is_main_process", True)
         if external and not writes:
             return
@@ -78,7 +81,7 @@ class ModelFiles:
             return
         try:
             with exchanged(folder, CONFIG_NAME, [ADAPTER_FOLDER, *_weight_patterns(kwargs.get("variant"))]) as new:
-                write_shim(new)
+                write_shim(new, about_people=about_people)
                 if external:
                     self._save_small(new, kwargs.get("state_dict"))
                 else:

@@ -26,7 +26,8 @@ from .backbones import check_same_backbone, find_backbone, is_local, lasting_nam
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .evidence import STATISTICS
 from .hub import HUB_ERRORS, hub_options, pinned
-from .hub_repository import HubCitizen, refuse_root_adapter
+from .hub_citizen import HubCitizen
+from .hub_repository import refuse_root_adapter
 from .model_files import ModelFiles, is_own, load_heads, weight_files
 from .schema import UNKNOWN_USER, LKGDataError
 
@@ -264,7 +265,7 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
     def get_output_embeddings(self) -> nn.Module | None:
         return None if self.language_model is None else self.language_model.get_output_embeddings()
 
-    # -- loading -----------------------------------------------------------------------------------------
+    # -- loading ----------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(

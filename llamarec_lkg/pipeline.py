@@ -15,7 +15,8 @@ from huggingface_hub import CommitInfo
 
 from .explanations import LANGUAGE_MODEL, PATH, RETRIEVER, Reason, Recommendation, reasons_for
 from .hub import fetch, hub_options, pinned
-from .hub_repository import CONFIG_FILE, RETRIEVER_FOLDER, take_push_options
+from .hub_citizen import take_push_options
+from .hub_repository import CONFIG_FILE, PARTS, RETRIEVER_FOLDER
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
@@ -123,6 +124,7 @@ class Recommender:
 
         Raises:
             LKGDataError: the retriever is not one that can be saved.
+            TypeError: an argument is none of these.
         """
         self._switch()
         push, folder = take_push_options(kwargs), Path(save_directory)
@@ -138,6 +140,9 @@ class Recommender:
         self.processor.save_pretrained(folder)
         if self.retriever is not None:
             self.retriever.model.save_pretrained(folder / RETRIEVER_FOLDER)
+        else:
+            for name in PARTS["retriever"]:
+                (folder / name).unlink(missing_ok=True)  # of an earlier recommender
         if wanted:
             push_folder(folder, repo_id, **push)
 

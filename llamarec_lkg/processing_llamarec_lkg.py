@@ -36,16 +36,15 @@ from . import paths
 from .configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
 from .evidence import EvidenceIndex
 from .hub import fetch, hub_options, pinned
+from .hub_citizen import HubCitizen, take_push_options
 from .hub_repository import (
     GRAPH_FILES,
     GRAPH_FOLDER,
     PROCESSOR_FILE,
     PROCESSOR_MAP,
     USERS_FILE,
-    HubCitizen,
     check_graph,
     push_saved,
-    take_push_options,
     write_shim,
 )
 from .knowledge_graph import KnowledgeGraph
@@ -155,7 +154,7 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         processor = cls(tokenizer, knowledge_graph, item_ids, titles, user_ids, **settings)
         config.letter_token_ids = list(processor.letter_token_ids)
         config.prior_input_ids = processor.empty_prompt_ids()
-        config.catalogue = processor.catalogue
+        config.catalogue, config.users = processor.catalogue, processor.users
         if not config.relations:
             config.relations = list(processor.relations)
         processor.check_model(config)
@@ -170,6 +169,7 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
                 "letter_token_ids": list(self.letter_token_ids),
                 "prior_input_ids": self.empty_prompt_ids(),
                 "catalogue": self.catalogue,
+                "users": self.users,
                 **self.settings,
                 **overrides,
             }
@@ -189,10 +189,11 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
                 "The model reads other letter tokens than this processor's tokenizer writes. Load model and "
                 "processor from the same place; a model is tied to its tokenizer."
             )
-        if self.user_ids and config.num_users and config.num_users != len(self.user_ids):
+        others = config.num_users != len(self.user_ids) or config.users not in (None, self.users)
+        if self.user_ids and config.num_users and others:
             raise LKGDataError(
-                f"The model knows {config.num_users:,} users, the processor {len(self.user_ids):,}: a user would get "
-                "another one's preferences. Load model and processor from the same place."
+                f"The model knows {config.num_users:,} users, the processor {len(self.user_ids):,}, not the same or "
+                "in another order: a user would get another one's preferences. Load both from the same place."
             )
         if config.catalogue is not None and config.catalogue != self.catalogue:
             raise LKGDataError(
@@ -215,6 +216,11 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
     def catalogue(self) -> str:
         """Fingerprint of the items, in their order."""
         return catalogue_fingerprint(self.item_ids)
+
+    @cached_property
+    def users(self) -> str | None:
+        """Fingerprint of the users, in their order; None where none is known."""
+        return catalogue_fingerprint(self.user_ids) if self.user_ids else None
 
     # -- graph and evidence -----------------------------------------------------------------------------------------
 
@@ -620,13 +626,14 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Write the tokenizer, `processor_config.json`, `items.parquet`, `users.parquet` and the graph in its
-        folder.
+        folder; and, where there are people in them, a `.gitignore`, so that uploads of whole folders leave it alone.
 
         With `push_to_hub=True` the folder's name, or `repo_id`, is then pushed to, with the other arguments of
-        `push_to_hub`.
+        `push_to_hub`. Any others raise `TypeError`.
         """
-        folder = Path(save_directory)
+        push, folder = take_push_options(kwargs, super().save_pretrained), Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
+        write_shim(folder, about_people=bool(self.user_ids) or bool(self.knowledge_graph.people().any()))
         self.tokenizer.save_pretrained(folder)
         with atomic_file(folder / "items.parquet") as temporary:
             pd.DataFrame({ITEM_ID: list(self.item_ids), TITLE: list(self.titles)}).to_parquet(temporary)
@@ -634,9 +641,7 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
             pd.DataFrame({USER_ID: list(self.user_ids)}).astype(str).to_parquet(temporary)
         self.knowledge_graph.save_pretrained(folder / GRAPH_FOLDER)
         write_json(folder / PROCESSOR_FILE, self.to_dict())  # last: with it the folder is a processor
-        write_shim(folder)
         if push_to_hub:
-            push = take_push_options(kwargs)
             push_saved(folder, kwargs.get("repo_id", folder.name), parts=(self.hub_part,), **push)
         return sorted(str(path) for path in folder.iterdir())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
             "user_weights": users if weights is None else weights,
         }
 
-        def card(repo: str) -> str:
-            found = run_card(folder, repo, options.get("backbone"), **sharing)
+        def card(repo: str, holds: Collection[str]) -> str:
+            found = run_card(folder, repo, options.get("backbone"), has_retriever="retriever" in holds, **sharing)
             _say_what_it_costs(found)
             return str(found.to_hub_card())
 
@@ -58,12 +59,14 @@ def run_card(
     *,
     interactions: bool = False,
     user_weights: bool = False,
+    has_retriever: bool | None = None,
 ) -> ModelCard:
     """The card of a run's folder as that of a repository: no folder of this machine is named, the graph is the one
     that is published, and the figures that come first are those of what is published, where they were measured.
 
     Args:
         interactions, user_weights: whether these are published.
+        has_retriever: whether the repository then holds a retriever; by default, whether the folder does.
     """
     folder = Path(folder)
     withheld, described = [], {}
@@ -75,7 +78,9 @@ def run_card(
         withheld += ["the edges of users"] if public.num_edges < graph.num_edges else []
     if (folder / CONFIG_FILE).exists() and read_json(folder / CONFIG_FILE).get("num_users") and not user_weights:
         withheld.append("the weights of single users")
-    card = ModelCard(**read_json(folder / CARD_FACTS))
+    card = ModelCard.from_json(folder / CARD_FACTS)
+    if has_retriever is None:
+        has_retriever = (folder / RETRIEVER_FOLDER / CONFIG_FILE).exists()
     base = backbone or card.base_model
     report = _report(folder)
     exact = not interactions and not user_weights and report is not None and report.has_row(AS_PUBLISHED)
@@ -88,7 +93,7 @@ def run_card(
         withheld=withheld,
         published_row=AS_PUBLISHED if exact and withheld else RANKER,
         **described,
-        has_retriever=(folder / RETRIEVER_FOLDER).exists(),
+        has_retriever=has_retriever,
     )
 
 
@@ -110,7 +115,11 @@ def _report(folder: Path) -> Report | None:
     """The run's report, if it is about the weights that are in the folder now."""
     if not (folder / REPORT_FILE).exists():
         return None
-    report = Report(**read_json(folder / REPORT_FILE))
+    try:
+        report = Report(**read_json(folder / REPORT_FILE))
+    except TypeError as error:
+        logger.warning(f"{folder / REPORT_FILE} is that of another version ({error}); it is left out.")
+        return None
     if report.protocol.get("weights") != weights_fingerprint(folder):
         logger.warning(f"{folder / REPORT_FILE} is about other weights than those in the folder; it is left out.")
         return None

@@ -1,26 +1,32 @@
-"""The card of a repository that came without one, and what every card says of data about people."""
+"""What a repository holds before a push, and its card after it: a short one where nobody wrote another, and what every
+card says of data about people."""
 
 from __future__ import annotations
 
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub import HfApi, ModelCardData, RepoCard
 from huggingface_hub import ModelCard as HubModelCard
 
 from .backbones import HUB_IDS, is_local
 from .hub import ADVICE, HUB_ERRORS, template_text
 from .schema import LKGDataError
-from .storage import read_json
+from .storage import catalogue_fingerprint, read_json
 
 
 RETRIEVER_FOLDER = "retriever"
 MODEL_TYPE = "llamarec_lkg"
 CONFIG_FILE, PROCESSOR_FILE, CARD_FILE = "config.json", "processor_config.json", "README.md"
+ITEMS_FILE = "items.parquet"
+MARK = "<!-- llamarec_lkg: every push writes this card anew; remove this line to keep your own text -->"
 WITHOUT_PEOPLE = (
     "There is no data about people in this repository: no user ids, no weights of single users and no interactions "
     "(its graph has no edges of users). Every user is the average user, whom the history given tells apart."
@@ -32,96 +38,206 @@ KINDS = {
 }
 PART_OF = {"include_users": "processor", "include_interactions": "processor", "include_user_embedding": "model"}
 PEOPLE_HEADING = "## Data about people"
+PEOPLE_SECTION = re.compile(rf"\n+{re.escape(PEOPLE_HEADING)}\n.*?(?=\n#|\Z)", re.DOTALL)
 WITH_PEOPLE = "This repository holds data about people: {}. Treat it as personal data."
 
 
-def card_there(repo_id: str, revision: str | None = None, token: str | bool | None = None) -> str | None:
-    """The card that a repository has, or None. The branch must be there: of one that is not, none has a card, though
-    a branch made of another one begins with that one's.
+class Repository:
+    """What a repository on the Hub holds before a push; asked for once, when it is needed.
+
+    Args:
+        repo_id (`str`): "owner/name". It and its branch must be there: of a branch that is not, nothing is known,
+            though one made of another begins with that one's files.
+        revision, token: as for `huggingface_hub`.
 
     Raises:
-        LKGDataError: the Hub does not say. (To go on would replace a card that may be there.)
+        LKGDataError: of all it does, where the Hub does not say. (To go on might replace what is there.)
     """
-    return _file_there(repo_id, CARD_FILE, "its card", revision, token)
+
+    def __init__(self, repo_id: str, revision: str | None = None, token: str | bool | None = None):
+        self.repo_id, self.revision, self.api = repo_id, revision, HfApi(token=token)
+
+    @cached_property
+    def files(self) -> set[str]:
+        with self._asking("its files"):
+            return set(self.api.list_repo_files(self.repo_id, revision=self.revision))
+
+    @cached_property
+    def card(self) -> str | None:
+        """The text of its card, or None."""
+        return self._text(CARD_FILE, "its card")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the ranker that it holds; empty where it holds none."""
+        config = self._json(CONFIG_FILE)
+        return config if config.get("model_type") == MODEL_TYPE else {}
+
+    def parts(self) -> list[str]:
+        """Those of "model", "processor" and "retriever" that it holds."""
+        there = {
+            "model": bool(self.config),
+            "processor": {PROCESSOR_FILE, ITEMS_FILE} <= self.files,
+            "retriever": f"{RETRIEVER_FOLDER}/{CONFIG_FILE}" in self.files,
+        }
+        return [name for name, found in there.items() if found]
+
+    def refuse_foreign_adapter(self, names: Sequence[str]) -> None:
+        """Raise `LKGDataError` where it has an adapter at its root and no ranker of ours: pushing a ranker there would
+        have to delete somebody's work."""
+        found = sorted({*names} & self.files)
+        if found and not self.config:
+            raise LKGDataError(
+                f"{self.repo_id!r} holds {found} at its root and no ranker: an adapter of its own, which would hide a "
+                "ranker and would have to be deleted. Nothing was uploaded. Choose another id, or delete these files "
+                "first."
+            )
+
+    def refuse_other_retriever(self, item_ids: Sequence[str]) -> None:
+        """Raise `LKGDataError` where it has a retriever that finds other items than a processor that is pushed without
+        one knows: together they could not be loaded."""
+        known = self._json(f"{RETRIEVER_FOLDER}/{CONFIG_FILE}").get("catalogue")
+        if known is not None and known != catalogue_fingerprint(item_ids):
+            raise LKGDataError(
+                f"The retriever in {self.repo_id!r} was trained to find other items than the {len(item_ids):,} that "
+                "are pushed without one. Nothing was uploaded. Push the retriever as well (the trainer's "
+                "`retriever=`, `Recommender.push_to_hub`), remove the old one with `remove_retriever=True`, or choose "
+                "another id."
+            )
+
+    def refuse_ignoring(self, paths: Collection[str]) -> None:
+        """Raise `LKGDataError` where its own `.gitignore` would make the Hub leave out some of what is pushed, without
+        a word and in the middle of a commit. (Lines that take back others do not count.)"""
+        lines = (self._text(".gitignore", "its files") or "").splitlines() if ".gitignore" in self.files else []
+        rules = [line.strip().strip("/") for line in lines if line.strip() and line.strip()[0] not in "#!"]
+        fits = [
+            path for path in paths for rule in rules if any(fnmatchcase(p, rule) for p in (path, *path.split("/")))
+        ]
+        if fits:
+            raise LKGDataError(
+                f"{self.repo_id!r} holds a .gitignore, by which the Hub would leave out {sorted({*fits})}. Nothing "
+                "was uploaded. Change or delete that file there, or choose another id."
+            )
+
+    def _json(self, name: str) -> dict[str, Any]:
+        with self._asking("its files"):
+            content = json.loads(self._text(name, "its files") or "{}")
+        return content if isinstance(content, dict) else {}
+
+    def _text(self, name: str, what: str) -> str | None:
+        with self._asking(what):
+            if not self.api.file_exists(self.repo_id, name, revision=self.revision):
+                return None
+            with tempfile.TemporaryDirectory() as folder:
+                path = self.api.hf_hub_download(self.repo_id, name, revision=self.revision, local_dir=folder)
+                return Path(path).read_text(encoding="utf-8")
+
+    @contextmanager
+    def _asking(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except LKGDataError:
+            raise
+        except HUB_ERRORS as error:
+            raise LKGDataError(
+                f"{self.repo_id!r} could not be asked for {what} ({error}). Nothing was uploaded. {ADVICE}"
+            ) from error
 
 
-def refuse_foreign_adapter(
-    repo_id: str, names: Sequence[str], revision: str | None = None, token: str | bool | None = None
-) -> None:
-    """Raise `LKGDataError` where a repository has an adapter at its root and no ranker of ours: pushing a ranker
-    there would have to delete somebody's work."""
-    try:
-        found = sorted({*names} & {*HfApi(token=token).list_repo_files(repo_id, revision=revision)})
-        text = _file_there(repo_id, CONFIG_FILE, "its files", revision, token) if found else None
-        config = json.loads(text or "{}")
-    except HUB_ERRORS as error:
-        raise LKGDataError(
-            f"{repo_id!r} could not be asked for its files ({error}). Nothing was uploaded. {ADVICE}"
-        ) from error
-    if found and not (isinstance(config, dict) and config.get("model_type") == MODEL_TYPE):
-        raise LKGDataError(
-            f"{repo_id!r} holds {found} at its root and no ranker: an adapter of its own, which would hide a ranker "
-            "and would have to be deleted. Nothing was uploaded. Choose another id, or delete these files first."
-        )
+def renewed_card(
+    there: Repository,
+    folder: Path,
+    *,
+    card: str | None,
+    holds: Collection[str],
+    pushed: Collection[str],
+    shared: Collection[str],
+    tags: Sequence[str] = (),
+) -> str:
+    """The card of a repository after a push: the given one; else its own, unless a push wrote that one (`MARK`); else
+    a short one. It says whose data are there.
 
-
-def _file_there(
-    repo_id: str, name: str, what: str, revision: str | None = None, token: str | bool | None = None
-) -> str | None:
-    try:
-        api = HfApi(token=token)
-        if not api.file_exists(repo_id, name, revision=revision):
-            return None
-        with tempfile.TemporaryDirectory() as folder:
-            path = api.hf_hub_download(repo_id, name, revision=revision, local_dir=folder)
-            return Path(path).read_text(encoding="utf-8")
-    except HUB_ERRORS as error:
-        raise LKGDataError(
-            f"{repo_id!r} could not be asked for {what} ({error}). Nothing was uploaded. {ADVICE}"
-        ) from error
+    Args:
+        there: the repository before the push.
+        folder: what is pushed.
+        card: the given one.
+        holds, pushed: parts that the repository then holds, and those that are pushed.
+        shared: names in `KINDS` of what the push includes, where there is any of it.
+        tags: further tags of a short card.
+    """
+    foreign = card is None and there.card is not None and MARK not in there.card
+    config = read_json(folder / CONFIG_FILE) if "model" in pushed else there.config
+    if card is None:
+        card = there.card if foreign else short_card(there.repo_id, config, holds, tags, there.card)
+    shared = [name for name in shared if name != "include_user_embedding" or config.get("num_users")]
+    return say_who_is_in_it(card, shared, parts=pushed, before=there.card, add=not foreign)
 
 
 def say_who_is_in_it(
-    card: str, shared: Sequence[str], *, parts: Sequence[str] = ("model", "processor"), add: bool = True
+    card: str,
+    shared: Collection[str],
+    *,
+    parts: Collection[str] = ("model", "processor"),
+    before: str | None = None,
+    add: bool = True,
 ) -> str:
     """The card with a true section on data about people.
 
     Args:
         shared: names in `KINDS` of what a push holds.
-        parts: what it replaces. What the card's section says of other parts goes on being true.
-        add: whether a card without such a section gets one.
+        parts: what it replaces. What `before` says of other parts goes on being true.
+        before: the card that this one takes the place of; by default itself.
+        add: whether a card without such a section gets one that says that there are none. That there are some is said
+            in any case.
     """
-    found = re.search(rf"\n+{re.escape(PEOPLE_HEADING)}\n.*?(?=\n#|\Z)", card, re.DOTALL)
-    if not found and not add:
+    found = PEOPLE_SECTION.search(card)
+    old = PEOPLE_SECTION.search(card if before is None else before)
+    said = re.search(re.escape(WITH_PEOPLE).replace(re.escape("{}"), "(.*)"), old.group()) if old else None
+    known = said.group(1) if said else ""
+    shared = [name for name, text in KINDS.items() if (name in shared if PART_OF[name] in parts else text in known)]
+    if not (found or shared or add):
         return card
-    said = re.search(re.escape(WITH_PEOPLE).replace(re.escape("{}"), "(.*)"), found.group()) if found else None
-    before = said.group(1) if said else ""
-    shared = [name for name, text in KINDS.items() if (name in shared if PART_OF[name] in parts else text in before)]
     text = WITH_PEOPLE.format(", ".join(KINDS[name] for name in shared)) if shared else WITHOUT_PEOPLE
     section = f"\n\n{PEOPLE_HEADING}\n\n{text}\n"
     return card[: found.start()] + section + card[found.end() :] if found else card.rstrip() + section
 
 
-def short_card(folder: Path, repo_id: str, tags: Sequence[str] = ()) -> str:
-    """A card of what `folder` holds, where there is none that knows more: how to load it and what its backbone is."""
-    has_model = (folder / CONFIG_FILE).exists()
-    config: dict[str, Any] = read_json(folder / CONFIG_FILE) if has_model else {}
-    base = config.get("backbone_name_or_path")
+def short_card(
+    repo_id: str,
+    config: Mapping[str, Any],
+    holds: Collection[str],
+    tags: Sequence[str] = (),
+    before: str | None = None,
+) -> str:
+    """A card where there is none that knows more: how to load what a repository holds, and what its backbone is.
+
+    Args:
+        config: of the ranker; empty where there is none.
+        holds: of "model", "processor" and "retriever".
+        before: an earlier short card, whose tags, and metadata that are none of this function's, stay.
+    """
+    has_model, base = "model" in holds, config.get("backbone_name_or_path")
     hub_id = HUB_IDS.get(base)
     named = hub_id or (base if base and "/" in base and not is_local(base) else None)
+    kept = RepoCard(before, ignore_metadata_errors=True).data.to_dict() if before else {}
+    own = ["recommendation", "knowledge-graph", "llamarec-lkg"]
     data = ModelCardData(
-        library_name="llamarec_lkg",
-        pipeline_tag="text-ranking" if has_model else None,
-        base_model=named,
-        tags=["recommendation", "knowledge-graph", "llamarec-lkg", *tags],
+        **{
+            **kept,
+            "library_name": "llamarec_lkg",
+            "pipeline_tag": "text-ranking" if has_model else None,
+            "base_model": named,
+            "tags": list(dict.fromkeys([*own, *(kept.get("tags") or []), *tags])),
+        }
     )
     card = HubModelCard.from_template(
         data,
         template_str=template_text("repository_card.md.j2"),
         repo_id=repo_id,
+        mark=MARK,
         has_model=has_model,
-        has_processor=(folder / PROCESSOR_FILE).exists(),
-        has_retriever=(folder / RETRIEVER_FOLDER).exists(),
+        has_processor="processor" in holds,
+        has_retriever="retriever" in holds,
         backbone=base if config.get("external_backbone") else None,
         hub_id=hub_id,
     )

@@ -161,7 +161,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def catalogue_fingerprint(item_ids: Sequence[str]) -> str:
-    """What tells one list of items from another: a [`fingerprint`] of their raw ids, in their order."""
+    """What tells one list of items, or of users, from another: a [`fingerprint`] of their raw ids, in their order."""
     return fingerprint([str(raw) for raw in item_ids])
 
 

@@ -373,7 +373,7 @@ class Workflow:
                 has_retriever=True,
             )
         else:
-            card = ModelCard(**read_json(facts))
+            card = ModelCard.from_json(facts)
         card = replace(card, report=report, **self.config.card.given())
         write_json(facts, {k: v for k, v in as_plain(card).items() if k != "report"})
         card.save(self.folder / "README.md")

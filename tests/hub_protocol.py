@@ -7,6 +7,7 @@ offered), multipart uploads, gated repositories, discussions and merging, search
 from __future__ import annotations
 
 import base64
+import fnmatch
 import hashlib
 import hmac
 import json
@@ -28,6 +29,21 @@ RESOLVE = re.compile(rf"/(?:(?P<kind>datasets|spaces)/)?{REPO_ID}/resolve/{REVIS
 LFS = re.compile(rf"/(?:(?P<kind>datasets|spaces)/)?{REPO_ID}\.git/info/lfs/objects/(?P<verb>batch|verify)")
 OBJECT = re.compile(rf"/(?P<kind>models|datasets|spaces)/{REPO_ID}/lfs/(?P<oid>[0-9a-f]{{64}})")
 UNAUTHORIZED = "Invalid username or password."
+
+
+def ignored(path: str, rules: list[str]) -> bool:
+    """Whether the lines of a `.gitignore` at the root leave a file out; the last one that fits decides. (Without the
+    patterns that no test needs: `**` and escapes.)"""
+    found = False
+    for line in rules:
+        rule = line.strip().removeprefix("!").rstrip("/")
+        if not rule or rule.startswith("#"):
+            continue
+        parts = path.split("/")
+        names = ["/".join(parts[: end + 1]) for end in range(len(parts))] if "/" in rule else parts
+        if any(fnmatch.fnmatchcase(name, rule.lstrip("/")) for name in names):
+            found = not line.strip().startswith("!")
+    return found
 
 
 class Hub:
@@ -257,9 +273,11 @@ class Hub:
     def _POST_preupload(self, call: Call, repo: Repository, rest: str) -> Reply:
         self._require_write(call, repo, call.flag("create_pr"))
         commit, answers = repo.commit_at(unquote(rest)), []
+        hosted = commit.files[".gitignore"].content.decode() if ".gitignore" in commit.files else ""
+        rules = call.json().get("gitIgnore", hosted).splitlines()  # of the commit to come, else of the repository
         for asked in call.json()["files"]:
             path, sample = asked["path"], base64.b64decode(asked.get("sample", ""))
-            answer = {"path": path, "shouldIgnore": False}
+            answer = {"path": path, "shouldIgnore": ignored(path, rules)}
             answer["uploadMode"] = repo.upload_mode(commit.oid, path, asked["size"], sample)
             if path in commit.files:
                 answer["oid"] = commit.files[path].etag

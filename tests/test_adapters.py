@@ -395,7 +395,7 @@ def test_recommenders_share_a_backbone_and_each_answers_as_alone(tenants, tmp_pa
 def test_adapters_are_loaded_from_the_hub_at_a_revision(hub, tenants, tmp_path):
     for name in ("films", "books"):
         HfApi().create_repo(f"tester/{name}", private=True)
-        HfApi().upload_folder(repo_id=f"tester/{name}", folder_path=tmp_path / name)
+        HfApi().upload_folder(repo_id=f"tester/{name}", folder_path=tmp_path / name, ignore_patterns=".gitignore")
     revision = (
         HfApi()
         .upload_file(repo_id="tester/books", path_in_repo="adapter/adapter_config.json", path_or_fileobj=b"{}")

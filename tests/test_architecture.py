@@ -28,6 +28,7 @@ LAYERS = [
     ["retrieval"],
     ["repository_card", "dataset_card"],
     ["hub_repository"],
+    ["hub_citizen"],
     ["modeling_lrurec"],
     ["training_lrurec"],
     ["candidates"],

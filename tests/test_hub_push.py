@@ -24,14 +24,15 @@ from hub_world import (
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load
 from tiny import backbone
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 
-from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking, LlamaRecLKGProcessor, Recommender
+from llamarec_lkg import LKGDataError, LlamaRecLKGConfig, LlamaRecLKGForRanking, LlamaRecLKGProcessor, Recommender
 from llamarec_lkg.cli import main
 from llamarec_lkg.hub import matches
+from llamarec_lkg.hub_citizen import PUSH_OPTIONS
 from llamarec_lkg.hub_repository import push_saved
 from llamarec_lkg.knowledge_graph import KnowledgeGraph
-from llamarec_lkg.repository_card import say_who_is_in_it
+from llamarec_lkg.repository_card import MARK, MODEL_TYPE, say_who_is_in_it
 from llamarec_lkg.schema import RATED, Triples
 
 
@@ -72,7 +73,8 @@ def test_a_model_with_an_adapter_goes_up_small_in_one_commit_and_comes_down_the_
     assert not any(name.startswith(("language_model", "preference.user")) for name in load(files["model.safetensors"]))
     assert all("lora" in name for name in load(files["adapter/adapter_model.safetensors"]))
     config = json.loads(files["config.json"])
-    assert (config["num_users"], config["backbone_name_or_path"]) == (0, BACKBONE)
+    assert (config["num_users"], config["users"], config["backbone_name_or_path"]) == (0, None, BACKBONE)
+    assert whole.model.config.users
     assert json.loads(files["adapter/adapter_config.json"])["base_model_name_or_path"] == BACKBONE
     again = AutoModel.from_pretrained(RANKER)
     assert type(again) is LlamaRecLKGForRanking
@@ -86,6 +88,7 @@ def test_weights_of_single_users_go_up_when_asked_for(hub, whole, dataset):
     found, wanted = (logits(model, whole.processor, dataset, known=True) for model in (again, whole.model))
     assert torch.equal(found, wanted)
     assert not torch.equal(wanted, logits(whole.model, whole.processor, dataset)), "they do make a difference"
+    assert again.config.users == whole.processor.users
     assert "weights of single users" in ModelCard.load(RANKER).text
 
 
@@ -229,6 +232,48 @@ def test_what_an_older_push_left_goes_and_what_is_not_ours_stays(hub, whole):
     assert not any(user.encode() in readable(uploaded(hub)) for user in USERS)
 
 
+def test_a_part_that_is_not_pushed_stays(hub, whole):
+    whole.push_to_hub(RANKER)
+    Recommender(whole.model, whole.processor).push_to_hub(RANKER)
+    assert set(uploaded(hub)) == MODEL | PROCESSOR | RETRIEVER
+    assert Recommender.from_pretrained(RANKER).recommend(["1"], k=2)
+    Recommender(whole.model, whole.processor).push_to_hub(RANKER, remove_retriever=True)
+    assert set(uploaded(hub)) == MODEL | PROCESSOR
+    assert "candidates=" in ModelCard.load(RANKER).text, "the snippet does without"
+    whole.push_to_hub(RANKER, remove_retriever=True)  # one that is pushed is not removed
+    assert set(uploaded(hub)) == MODEL | PROCESSOR | RETRIEVER
+
+
+def test_a_retriever_of_other_items_does_not_stay_beside_a_new_processor(hub, whole):
+    whole.retriever.model.config.catalogue = whole.processor.catalogue
+    whole.push_to_hub(RANKER)
+    proc = whole.processor
+    ids = tuple(f"other {raw}" for raw in proc.item_ids)
+    graph = replace(proc.knowledge_graph, node_keys=proc.knowledge_graph.node_keys.astype(object).copy())
+    graph.node_keys[graph.item_nodes[1:]] = ids
+    other = LlamaRecLKGProcessor(proc.tokenizer, graph, ids, proc.titles, **proc.settings)
+    before = len(hub.commits(RANKER))
+    with pytest.raises(LKGDataError, match="trained to find other items than the 6 .*`remove_retriever=True`"):
+        other.push_to_hub(RANKER)
+    assert len(hub.commits(RANKER)) == before
+    other.push_to_hub(RANKER, remove_retriever=True)
+    assert not RETRIEVER & set(uploaded(hub))
+
+
+def test_a_gitignore_that_would_leave_out_part_of_a_push_is_told(hub, whole):
+    api = HfApi()
+    api.create_repo(RANKER)
+    api.upload_file(path_or_fileobj=b"# old\ncheckpoint-*/\n", path_in_repo=".gitignore", repo_id=RANKER)
+    whole.push_to_hub(RANKER)  # what older trainers wrote does no harm
+    assert set(uploaded(hub)) == MODEL | PROCESSOR | RETRIEVER | {".gitignore"}
+    api.upload_file(path_or_fileobj=b"*.parquet\n!users.parquet", path_in_repo=".gitignore", repo_id=RANKER)
+    with pytest.raises(
+        LKGDataError, match=r"would leave out \['items.parquet', 'knowledge_graph/nodes.parquet', 'use"
+    ):
+        whole.push_to_hub(RANKER)
+    whole.model.push_to_hub(RANKER)
+
+
 def test_a_card_that_is_there_stays_and_a_new_one_is_valid_and_runs(hub, whole, capsys):
     for repo_id, push in (
         (RANKER, whole.push_to_hub),
@@ -284,6 +329,13 @@ def test_a_card_remembers_what_another_part_holds(hub, whole):
     )
 
 
+def test_a_model_that_knows_nobody_has_no_weights_of_users_to_share(hub, whole):
+    LlamaRecLKGForRanking(whole.processor.model_config(num_users=0, use_language_model=False)).push_to_hub(
+        RANKER, include_user_embedding=True
+    )
+    assert "no data about people" in uploaded(hub)["README.md"].decode()
+
+
 def test_a_new_branch_keeps_the_card_it_begins_with(hub, whole):
     whole.push_to_hub(RANKER)
     HfApi().upload_file(path_or_fileobj=b"---\nlicense: mit\n---\nMine", path_in_repo="README.md", repo_id=RANKER)
@@ -305,10 +357,144 @@ def test_an_adapter_of_somebody_else_is_not_deleted(hub, whole):
     assert len(hub.commits(RANKER)) == before
 
 
+def test_a_card_that_a_push_wrote_follows_what_the_repository_holds(hub, whole):
+    def card():
+        return ModelCard.load(RANKER)
+
+    whole.processor.push_to_hub(RANKER, tags=["films"])
+    assert "The processor of a recommendation ranker" in card().text and card().data.pipeline_tag is None
+    whole.model.push_to_hub(RANKER)
+    assert "A recommendation ranker: a causal language model" in card().text
+    assert (card().data.base_model, card().data.pipeline_tag) == (BACKBONE, "text-ranking")
+    assert "Recommender.from_pretrained" in card().text and "candidates=" in card().text
+    assert f"backbone `{BACKBONE}` is loaded by its name" in card().text
+    whole.processor.push_to_hub(RANKER)
+    assert (card().data.base_model, card().data.pipeline_tag) == (BACKBONE, "text-ranking"), "the model is still there"
+    whole.push_to_hub(RANKER, tags=["old"])
+    assert "candidates=" not in card().text, "there is a retriever now"
+    metadata = card()
+    metadata.data.license = "mit"  # as the Hub's own page lets one edit it
+    metadata.push_to_hub(RANKER)
+    whole.model.merge_adapter().push_to_hub(RANKER)
+    assert "is loaded by its name" not in card().text and "candidates=" not in card().text
+    assert card().data.license == "mit" and {"films", "old", "knowledge-graph"} <= set(card().data.tags)
+    assert len(card().data.tags) == 5, "each once"
+    card().validate()
+    text = str(card()).replace(MARK, "Mine.")
+    HfApi().upload_file(path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id=RANKER)
+    whole.processor.push_to_hub(RANKER)
+    assert str(card()) == text
+
+
+def test_a_ranker_of_somebody_else_is_none(hub, whole):
+    HfApi().create_repo(RANKER)
+    HfApi().upload_file(path_or_fileobj=b'{"model_type": "llama"}', path_in_repo="config.json", repo_id=RANKER)
+    whole.processor.push_to_hub(RANKER)
+    assert ModelCard.load(RANKER).data.pipeline_tag is None
+    assert MODEL_TYPE == LlamaRecLKGConfig.model_type == json.loads(whole.model.config.to_json_string())["model_type"]
+
+
+def test_a_card_of_ones_own_says_who_is_in_it_and_nothing_else(hub, whole):
+    api, own = HfApi(), b"---\nlicense: mit\n---\n# Mine\n"
+    api.create_repo(RANKER)
+    api.upload_file(path_or_fileobj=own, path_in_repo="README.md", repo_id=RANKER)
+    whole.push_to_hub(RANKER)
+    assert uploaded(hub)["README.md"] == own
+    whole.push_to_hub(RANKER, include_users=True, include_interactions=True)
+    text = uploaded(hub)["README.md"].decode()
+    assert text.startswith(own.decode()) and "Treat it as personal data" in text
+    assert "user ids, who rated what, and when, weights of single users" in text
+    whole.model.push_to_hub(RANKER)
+    assert "data: user ids, who" not in uploaded(hub)["README.md"].decode()
+    assert "about people: user ids, who rated what, and when." in uploaded(hub)["README.md"].decode()
+
+
 def test_a_section_in_the_middle_of_a_card_is_replaced():
     card = say_who_is_in_it("# A\n\n## Data about people\n\nbefore\n\n# B\n", ["include_users"])
     assert card.startswith("# A\n\n## Data about people\n\nThis repository holds data about people: user ids.")
     assert card.endswith("\n\n# B\n") and "before" not in card
+
+
+# -- uploads that are not pushes --------------------------------------------------------------------------------------
+
+
+def ordinary(whole, folder):
+    return Trainer(
+        whole.model,
+        TrainingArguments(str(folder), hub_model_id=RANKER, use_cpu=True),
+        processing_class=whole.processor,
+    )
+
+
+def test_the_ordinary_trainer_uploads_nothing_of_a_folder_that_is_about_people(hub, whole, tmp_path):
+    """`transformers.Trainer` uploads its folder whole, `training_args.bin` and all; no class of ours is asked."""
+    ordinary(whole, tmp_path / "run").push_to_hub()
+    assert USERS[0].encode() in readable({p.name: p.read_bytes() for p in (tmp_path / "run").glob("*.parquet")})
+    assert uploaded(hub) == {}
+    push_saved(tmp_path / "run", RANKER)
+    assert set(uploaded(hub)) == MODEL | PROCESSOR
+    assert not any(user.encode() in readable(uploaded(hub)) for user in USERS)
+
+
+def test_the_ordinary_trainer_pushes_what_is_not_about_people(hub, whole, dataset, tmp_path):
+    whole.push_to_hub(RANKER)
+    public = Recommender.from_pretrained(RANKER)
+    public.model.fusion.evidence_weight.data.fill_(7.0)
+    ordinary(public, tmp_path / "run").push_to_hub()
+    assert "training_args.bin" in uploaded(hub)
+    assert not any(user.encode() in readable(uploaded(hub)) for user in USERS)
+    again = Recommender.from_pretrained(RANKER)
+    assert torch.equal(logits(again.model, again.processor, dataset), logits(public.model, public.processor, dataset))
+
+
+@pytest.mark.parametrize("part", ["model", "processor"])
+def test_either_part_keeps_its_folder_at_home(hub, whole, tmp_path, part):
+    api = HfApi()
+    api.create_repo(RANKER)
+    getattr(whole, part).save_pretrained(tmp_path / "run")
+    api.upload_folder(repo_id=RANKER, folder_path=tmp_path / "run")
+    assert uploaded(hub) == {}
+    assert "llamarec-lkg push" in (tmp_path / "run" / ".gitignore").read_text()
+    # as the whole checkpoints of `hub_strategy="checkpoint"` go up: only at the root such a file is heard
+    api.upload_folder(repo_id=RANKER, folder_path=tmp_path / "run", path_in_repo="last-checkpoint")
+    assert any(path.startswith("last-checkpoint/") for path in uploaded(hub))
+
+
+def test_a_graph_of_people_without_their_ids_stays_at_home_too(whole, dataset, tmp_path):
+    proc, items = whole.processor, dataset.items
+    LlamaRecLKGProcessor(proc.tokenizer, proc.knowledge_graph, items.ids, items.titles).save_pretrained(tmp_path / "a")
+    assert (tmp_path / "a" / ".gitignore").exists()
+    graph = proc.knowledge_graph.without_people()
+    LlamaRecLKGProcessor(proc.tokenizer, graph, items.ids, items.titles).save_pretrained(tmp_path / "b")
+    assert not (tmp_path / "b" / ".gitignore").exists()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / ".gitignore").write_text("mine")
+    proc.save_pretrained(tmp_path / "c")
+    assert (tmp_path / "c" / ".gitignore").read_text() == "mine"
+
+
+# -- arguments --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["model", "processor", "recommender", "merged"])
+def test_an_argument_that_nobody_knows_is_refused(hub, whole, tmp_path, part):
+    if part == "merged":
+        whole.model.merge_adapter()
+    pushing = {"model": whole.model, "merged": whole.model, "processor": whole.processor, "recommender": whole}[part]
+    with pytest.raises(TypeError, match="'privat' is no argument of saving or pushing; 'private' is"):
+        pushing.push_to_hub(RANKER, privat=True, commit_message="x")
+    with pytest.raises(TypeError, match="'includ_users' is no .* 'include_users' is.*Nothing was uploaded"):
+        pushing.save_pretrained(tmp_path / "run", push_to_hub=True, repo_id=RANKER, includ_users=True)
+    with pytest.raises(TypeError, match=r"'xyz' is no argument of saving or pushing\. Nothing"):
+        pushing.save_pretrained(tmp_path / "run", xyz=1)
+    assert not hub.exists(RANKER) and not (tmp_path / "run").exists()
+
+
+def test_the_arguments_of_saving_and_pushing_are_known(whole, tmp_path):
+    whole.model.save_pretrained(tmp_path / "a", is_main_process=True, state_dict=None, max_shard_size="1GB")
+    whole.processor.save_pretrained(tmp_path / "a", push_to_hub=False, private=True)
+    assert {"private", "token", "include_users", "remove_retriever"} < PUSH_OPTIONS
+    assert not PUSH_OPTIONS & {"folder", "repo_id", "parts"}
 
 
 # -- the backbone's name ----------------------------------------------------------------------------------------------

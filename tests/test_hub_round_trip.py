@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -147,8 +148,6 @@ def test_the_arguments_of_transformers_for_a_card_are_taken(hub, trainer):
 
 
 def test_a_push_in_the_background_is_of_what_was_there_when_it_began(hub, trainer, tmp_path, monkeypatch):
-    from concurrent.futures import Future
-
     run = trainer(save_strategy="no")
     run.train()
     run.model.fusion.evidence_weight.data.fill_(3.0)
@@ -159,6 +158,96 @@ def test_a_push_in_the_background_is_of_what_was_there_when_it_began(hub, traine
     run.save_model()
     jobs[0]()
     assert Recommender.from_pretrained(RANKER).model.fusion.evidence_weight.item() == 3.0
+
+
+def test_only_the_first_process_pushes(hub, trainer, tmp_path, monkeypatch):
+    run = trainer(save_strategy="no")
+    monkeypatch.setattr(run, "is_world_process_zero", lambda: False)
+    run.init_hf_repo()
+    assert run.push_to_hub() is None and run.push_to_hub(blocking=False) is None
+    run._push_from_checkpoint(str(tmp_path / "run"))
+    assert not hub.exists(RANKER)
+
+
+def test_the_token_of_the_arguments_is_that_of_every_push(hub, trainer):
+    """The one that is logged in here may not write there."""
+    other = hub.add_account("other")
+    run = trainer(push_to_hub=True, hub_token=other, hub_model_id="other/ranker", hub_always_push=True)
+    run.train()
+    run.push_to_hub()
+    assert [commit.title for commit in hub.commits("other/ranker")] == [
+        "End of training",
+        "Training in progress, epoch 2",
+        "Training in progress, epoch 1",
+        "initial commit",
+    ]
+    assert {commit.author for commit in hub.commits("other/ranker")} == {"other"}
+
+
+def test_token_and_private_are_arguments_of_a_push(hub, trainer):
+    other = hub.add_account("other")
+    run = trainer(save_strategy="no", hub_model_id="other/ranker")
+    run.push_to_hub(token=other, private=True)
+    assert hub.repository("other/ranker").private
+    assert [commit.title for commit in hub.commits("other/ranker")] == ["End of training", "initial commit"]
+    run = trainer(save_strategy="no", push_to_hub=True)
+    assert not hub.repository(RANKER).private
+    with pytest.raises(LKGDataError, match="exists already and is public"):
+        run.push_to_hub(private=True)
+
+
+def test_a_push_waits_for_the_one_before_and_saves_in_between_do_not_queue_up(hub, trainer, tmp_path, monkeypatch):
+    run, jobs = trainer(push_to_hub=True, save_strategy="no"), []
+
+    def later(self, job, *args, **kwargs):
+        jobs.append((job, Future()))
+        return jobs[-1][1]
+
+    def work():
+        for job, future in jobs:
+            if not future.done():
+                future.set_result(job())
+
+    monkeypatch.setattr("huggingface_hub.HfApi.run_as_future", later)
+    run.state.epoch = 1
+    checkpoint = str(tmp_path / "run" / "checkpoint-1")
+    run.save_model(checkpoint, _internal_call=True)
+    for count in (1, 1, 1):
+        run._push_from_checkpoint(checkpoint)
+        assert len(jobs) == count, "one is under way"
+    run.args.hub_always_push = True
+    run._push_from_checkpoint(checkpoint)
+    assert len(jobs) == 2 == len(run.push_in_progress.jobs) and titles(hub) == ["initial commit"]
+    monkeypatch.setattr(run.push_in_progress, "wait_until_done", work)
+    run.push_to_hub()
+    assert titles(hub) == ["End of training", "Training in progress, epoch 1", "initial commit"]
+    run.args.hub_always_push = False
+    run._push_from_checkpoint(checkpoint)
+    assert len(jobs) == 3, "nothing is under way any more"
+
+
+def test_continuing_without_the_retriever_leaves_it_in_the_repository(hub, trainer, tmp_path):
+    run = trainer(save_strategy="no")
+    run.push_to_hub()
+    run = trainer(save_strategy="no", folder=tmp_path / "second")
+    run.retriever = None
+    run.model.fusion.evidence_weight.data.fill_(7.0)
+    run.push_to_hub()
+    again = Recommender.from_pretrained(RANKER)
+    assert again.model.fusion.evidence_weight.item() == 7.0 and again.recommend(["1"], k=2)
+    assert "recommender.recommend(" in ModelCard.load(RANKER).text, "the card knows of it"
+    run.push_to_hub(remove_retriever=True)
+    assert "retriever/config.json" not in uploaded(hub) and "Recommender" not in ModelCard.load(RANKER).text
+
+
+def test_a_recommender_without_retriever_leaves_none_in_its_folder(hub, dataset, tmp_path):
+    push_backbone()
+    whole, folder = recommender(dataset), tmp_path / "run"
+    whole.save_pretrained(folder)
+    (folder / "retriever" / "notes.txt").write_text("mine")
+    Recommender(whole.model, whole.processor).save_pretrained(folder)
+    assert Recommender.from_pretrained(folder).retriever is None
+    assert [path.name for path in (folder / "retriever").iterdir()] == ["notes.txt"]
 
 
 def test_every_save_pushes_a_small_form(hub, trainer):
@@ -337,6 +426,8 @@ def test_train_push_load_the_same_scores_train_on_and_push_again(hub_server, tmp
     fourth = f"""
     proc = AutoProcessor.from_pretrained(RANKER)
     write("last.json", logits(AutoModel.from_pretrained(RANKER), proc, dataset))
+    known = json.loads(Path("histories.json").read_text())
+    write("still.json", asked(Recommender.from_pretrained(RANKER), known, known=False))
     everybody = Recommender.from_pretrained({EVERYBODY!r})
     write("home_last.json", asked(everybody, histories(everybody.processor)))
     """
@@ -348,6 +439,12 @@ def test_train_push_load_the_same_scores_train_on_and_push_again(hub_server, tmp
     assert found["before"] == found["public"] != found["again"] == found["last"]
     assert found["default"] == found["copy"], "what is public is the public copy"
     assert found["recommender"] == found["parts"] == found["home"], "what is pushed with everybody is what is at home"
+    first_stage = [
+        [{item["item_id"]: item["retrieval_score"] for item in one} for one in found[name]["recommended"]]
+        for name in ("default", "still")
+    ]
+    assert first_stage[0] == first_stage[1], "trained on without the retriever, which stayed"
+    assert found["default"] != found["still"]
     assert found["home_before"] == found["home"] != found["home_again"] == found["home_last"]
     scores = {
         name: [[item["score"] for item in one] for one in found[name]["recommended"]]

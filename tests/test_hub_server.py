@@ -115,6 +115,22 @@ def test_what_is_there_already_is_not_sent_again(hub, api, repo):
     assert [request.method for request in hub.requests[count:]] == ["HEAD", "GET", "HEAD"]
 
 
+def test_what_a_gitignore_names_does_not_go_up(hub, api, repo, tmp_path):
+    """The client sends the lines along and leaves out what it is told to; by itself it reads none of them."""
+    for name in ("a.txt", "b.bin", "c/b.bin", "c/d.txt", "e.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    before = set(hub.files(REPO))
+    (tmp_path / ".gitignore").write_text("# a comment\n*\n")
+    api.upload_folder(repo_id=REPO, folder_path=tmp_path)
+    assert set(hub.files(REPO)) == before
+    (tmp_path / ".gitignore").write_text("*.bin\n!e.bin\nc/\n")
+    api.upload_folder(repo_id=REPO, folder_path=tmp_path)
+    assert set(hub.files(REPO)) - before == {".gitignore", "a.txt", "e.bin"}
+    api.upload_file(repo_id=REPO, path_or_fileobj=b"", path_in_repo="f.bin")  # the one that is there now counts
+    assert "f.bin" not in hub.files(REPO)
+
+
 def test_information_trees_and_paths(hub, api, repo):
     card = b"---\nlicense: mit\nlibrary_name: llamarec_lkg\ntags: [a, b]\n---\nHello"
     put(api, "README.md", card, commit_message="card")

@@ -208,6 +208,23 @@ def test_who_publishes_less_than_was_measured_is_told_what_it_costs(run, hub, tm
         assert ("--include-interactions" in caplog.text) == told
 
 
+def test_the_files_of_another_version_do_not_stop_a_push(run, hub, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("llamarec_lkg"), "propagate", True)
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    write_json(folder / "card.json", {**read_json(folder / "card.json"), "newer": 1})
+    write_json(folder / "report.json", {**read_json(folder / "report.json"), "newest": 1})
+    push_folder(folder, REPO, backbone="you/base")
+    card = ModelCard.load(REPO)
+    assert card.data.license == "apache-2.0" and not card.data.eval_results
+    assert "holds ['newer'], which this version does not know" in caplog.text
+    assert "report.json is that of another version" in caplog.text and "'newest'" in caplog.text
+    for content in ({"license": "mit"}, ["a", "list"]):
+        write_json(folder / "card.json", content)
+        with pytest.raises(LKGDataError, match="card.json holds no `model_id`.*Delete it, or save the run again"):
+            push_folder(folder, REPO, backbone="you/base")
+
+
 def test_what_only_the_user_knows_is_on_the_card(run):
     card = ModelCard.load(run / "README.md")
     assert card.data.license == "apache-2.0" and "films" in card.data.tags

@@ -259,6 +259,30 @@ def test_graph_titles_and_model_must_fit_each_other(proc, film_dataset):
         proc.use_knowledge_graph(renamed)
 
 
+def test_other_users_are_told_from_as_many_of_them(proc):
+    def known(users):
+        parts = proc.tokenizer, proc.knowledge_graph, proc.item_ids, proc.titles, users
+        return LlamaRecLKGProcessor(*parts, **proc.settings)
+
+    config, turned = proc.model_config(), known(proc.user_ids[::-1])
+    proc.check_model(config)
+    with pytest.raises(LKGDataError, match="knows 4 users, the processor 4, not the same or in another order: a user"):
+        turned.check_model(config)
+    with pytest.raises(LKGDataError, match="knows 4 users, the processor 3, not"):
+        known(proc.user_ids[:3]).check_model(config)
+    known(()).check_model(config)  # everybody is the average user
+    config.users = None  # as of a model that was saved before there was this name
+    turned.check_model(config)
+    turned.check_model(proc.model_config(num_users=0))
+    config = proc.model_config(letter_token_ids=None, prior_input_ids=None)
+    made = LlamaRecLKGProcessor.from_config(
+        config, proc.tokenizer, proc.knowledge_graph, proc.item_ids, proc.titles, proc.user_ids[::-1]
+    )
+    made.check_model(config)
+    with pytest.raises(LKGDataError, match="in another order"):
+        proc.check_model(config)
+
+
 def test_configuration_refuses_what_no_model_can_be(proc):
     with pytest.raises(LKGDataError, match="ranks 2 to 52"):
         LlamaRecLKGConfig(num_candidates=53)
