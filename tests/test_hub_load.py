@@ -193,9 +193,7 @@ def test_all_parts_come_from_one_commit(hub, whole, dataset, monkeypatch, load, 
         if "lora_B" in key:
             weight.data.fill_(5.0)
     pushed = []
-    before_each_call(
-        monkeypatch, place, name, lambda: pushed or pushed.append(True) or newer.push_to_hub(RANKER)
-    )
+    before_each_call(monkeypatch, place, name, lambda: pushed or pushed.append(True) or newer.push_to_hub(RANKER))
     found = load(RANKER)
     assert pushed and len(hub.calls("POST */commit/*")) >= 2
     model = getattr(found, "model", found)
