@@ -15,51 +15,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .hub import fetch
 from .schema import LKGDataError
 from .storage import read_json, write_json
 
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE_CHANGING = ("pissa", "olora")
-
-
-def load_heads(heads: nn.Module, source: str | Path, **hub: Any) -> None:
-    """Load preference and fusion weights out of a repository; every one of them must be there, and nothing else.
-
-    Args:
-        heads: a module whose state dict holds them and nothing else.
-        source: a repository, or a safetensors file.
-
-    Raises:
-        LKGDataError: a weight is missing, left over, or of another shape.
-    """
-    path = source if Path(source).is_file() else fetch(source, SAFE_WEIGHTS_NAME, **hub)
-    found = load_file(path)
-    require_same_shapes(found, heads.state_dict(), path)
-    heads.load_state_dict(found)
-
-
-def require_same_shapes(
-    found: Mapping[str, torch.Tensor], needed: Mapping[str, torch.Tensor], path: str | Path
-) -> None:
-    """Raise `LKGDataError` unless two sets of weights have the same names and shapes."""
-    wrong = {
-        name: (
-            tuple(found[name].shape) if name in found else None,
-            tuple(needed[name].shape) if name in needed else None,
-        )
-        for name in sorted(found.keys() | needed.keys())
-        if name not in found or name not in needed or found[name].shape != needed[name].shape
-    }
-    if wrong:
-        raise LKGDataError(
-            f"{path} does not fit this model; (found, needed) shapes: {wrong}. The weights belong to another "
-            "configuration (relations, users, or switches), then load them with the config.json saved beside them; or "
-            "to an earlier version of the library, then train the model again."
-        )
 
 
 def adapter_state(language_model: nn.Module, adapter_name: str) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .adapter_files import (
     ADAPTER_CONFIG,
@@ -24,7 +25,6 @@ from .adapter_files import (
     changes_base,
     check_adapter_weights,
     load_adapter_weights,
-    load_heads,
     read_adapter_weights,
     save_as_plain_lora,
 )
@@ -32,6 +32,7 @@ from .backbones import lasting_name
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .hub import HUB_KEYS, fetch, pinned
 from .hub_repository import ADAPTER_FOLDER
+from .model_files import load_heads
 from .schema import LKGDataError
 from .storage import atomic_folder
 
@@ -161,9 +162,11 @@ class AdapterMixin:
             self._check_backbone(config, name)
         self._tenant_config(config)
         tenant = Tenant(config, *self.make_heads(config), trainable=is_trainable)
-        load_heads(nn.ModuleDict({"preference": tenant.preference, "fusion": tenant.fusion}), name, **kwargs)
+        heads = nn.ModuleDict({"preference": tenant.preference, "fusion": tenant.fusion})
+        load_heads(heads, fetch(name, SAFE_WEIGHTS_NAME, **kwargs))
         first = not self.has_adapter
         self._attach_adapter(name, adapter_name, is_trainable, **kwargs)
+        config.name_or_path = name  # by which `place` looks it up
         self._note_place(name, kwargs)
         if first:
             self._take(tenant)

@@ -247,18 +247,31 @@ def public_copy(
 
 def _publish_model(source: Path, target: Path, chosen: list[str], user_weights: bool, backbone: str | None) -> None:
     config = read_json(source / CONFIG_FILE)
-    weights = sorted(path for path in chosen if path.endswith(".safetensors") and "/" not in path)
-    adapters = [path for path in chosen if path.startswith(f"{ADAPTER_FOLDER}/")]
+    external, adapters = bool(config.get("external_backbone")), []
+    whole = not external and config.get("use_language_model", True)
+    weights = _weights_in_use(source, chosen, whole)
+    if config.get("has_adapter"):
+        adapters = [path for path in chosen if path.startswith(f"{ADAPTER_FOLDER}/")]
+    lacking = [path for path in weights if path not in chosen]
     names: set[str] = set()
     for path in weights:
-        with safe_open(source / path, framework="pt") as file:
-            names.update(file.keys())
-    lacking = [name for name in ("preference.bias", "fusion.evidence_weight") if name not in names]
+        if path in chosen:
+            with safe_open(source / path, framework="pt") as file:
+                names.update(file.keys())
+    lacking += [name for name in ("preference.bias", "fusion.evidence_weight") if name not in names]
+    of_backbone = [name for name in names if name.startswith("language_model.")]
+    if whole and not of_backbone:
+        lacking.append("language_model.*")
     if config.get("has_adapter") and not all(any(p.endswith(f"/{name}") for p in adapters) for name in ADAPTER_FILES):
         lacking.append(f"{ADAPTER_FOLDER}/")
     if lacking:
         raise LKGDataError(f"The model in {source} is not whole: {lacking} is missing. Save it again and push that.")
-    external = bool(config.get("external_backbone"))
+    if of_backbone and not whole:
+        raise LKGDataError(
+            f"{CONFIG_FILE} in {source} says that the backbone is not in this folder, but {weights} hold "
+            f"{len(of_backbone)} weights of one: the files are of two models. Save the model again and push that."
+        )
+    _leave_out(target, chosen, {*weights, *adapters} | ({WEIGHTS_INDEX} if weights != [WEIGHTS_FILE] else set()))
     name = config.get("backbone_name_or_path")
     if external:
         name = public_backbone(name, backbone)
@@ -273,6 +286,22 @@ def _publish_model(source: Path, target: Path, chosen: list[str], user_weights: 
         if path.endswith("adapter_config.json"):
             settings = {**read_json(source / path), "base_model_name_or_path": config["backbone_name_or_path"]}
             write_json(target / path, settings)
+
+
+def _weights_in_use(source: Path, chosen: Sequence[str], whole: bool) -> list[str]:
+    """The weight files that a loader takes, whatever else an earlier model left beside them."""
+    if whole and WEIGHTS_FILE not in chosen and WEIGHTS_INDEX in chosen:
+        return sorted(set(read_json(source / WEIGHTS_INDEX)["weight_map"].values()))
+    return [WEIGHTS_FILE]
+
+
+def _leave_out(target: Path, chosen: Sequence[str], used: set[str]) -> None:
+    """Remove what is of a model's weights and adapters, but not of this model: it is not what was asked to go up, and
+    may be somebody else's."""
+    for path in chosen:
+        of_model = path == WEIGHTS_INDEX or path.endswith(".safetensors") and "/" not in path
+        if (of_model or path.startswith(f"{ADAPTER_FOLDER}/")) and path not in used:
+            (target / path).unlink()
 
 
 def _drop_user_weights(source: Path, target: Path, weights: Sequence[str]) -> None:

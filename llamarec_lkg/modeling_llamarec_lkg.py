@@ -7,31 +7,33 @@ Here both gradient routes from the ranking loss to the preferences are real; see
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, ModelOutput
+from transformers.utils import ModelOutput
 
-from .adapter_files import require_same_shapes
 from .adapters import DEFAULT_ADAPTER, AdapterMixin, Tenant
 from .assembly import AssembledPrompt, assemble_prompt, select_paths
 from .backbones import check_same_backbone, is_local, lasting_name, missing_backbone, resolve_backbone
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .evidence import STATISTICS
-from .hub import HUB_ERRORS, fetch, hub_options, pinned
-from .hub_citizen import HubCitizen, take_push_options
-from .hub_repository import ADAPTER_FOLDER, MODEL_MAP, push_saved, refuse_root_adapter, write_shim
+from .hub import HUB_ERRORS, hub_options, pinned
+from .hub_citizen import HubCitizen
+from .hub_repository import refuse_root_adapter
+from .model_files import ModelFiles, is_own, load_heads, weight_files
 from .schema import UNKNOWN_USER, LKGDataError
-from .storage import atomic_file, read_json
+
+
+TOKENS: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
+"""What the repositories in a model were reached with: beside it, since a model may be pickled and sent elsewhere."""
 
 
 @dataclass
@@ -162,7 +164,7 @@ def straight_through(gate: torch.Tensor) -> torch.Tensor:
     return 1.0 + gate - gate.detach()
 
 
-class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
+class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedModel):
     """Ranks up to 52 candidates in one forward pass. `AutoModel.from_pretrained` returns it."""
 
     config: LlamaRecLKGConfig
@@ -258,87 +260,18 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
         model.fusion.to(backbone.device)
         return (model.eval(), info) if wants_info else model.eval()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The backbone's, where there is one; preferences and fusion stay in float32 beside it."""
+        return super().dtype if self.language_model is None else self.language_model.dtype
+
     def get_input_embeddings(self) -> nn.Module | None:
         return None if self.language_model is None else self.language_model.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Module | None:
         return None if self.language_model is None else self.language_model.get_output_embeddings()
 
-    # -- saving and loading -----------------------------------------------------------------------------------------
-
-    def own_state_dict(self, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-        """The weights of everything but the backbone, of this model or out of a gathered `state_dict`."""
-        return {
-            name: value.detach().contiguous()
-            for name, value in (state_dict or self.state_dict()).items()
-            if not name.startswith("language_model.")
-        }
-
-    def save_pretrained(
-        self, save_directory: str | Path, *, include_backbone: bool | None = None, **kwargs: Any
-    ) -> None:
-        """Save the whole model or, by default when it has an adapter, only what was trained.
-
-        The small form holds `config.json`, the preference and fusion weights in `model.safetensors`, and the adapter
-        in `adapter/`; the backbone is named, not copied.
-
-        Args:
-            include_backbone: False saves the small form of a model without adapter as well (its backbone is then
-                taken to be untrained; after weights of it were changed by hand, call `mark_backbone_changed` first).
-            kwargs: for `PreTrainedModel.save_pretrained`, and with `push_to_hub=True` for `push_to_hub`, whose
-                `repo_id` is by default the folder's name.
-
-        Raises:
-            LKGDataError: the small form is asked for, but the backbone's weights are not those of the base it would
-                name (trained, merged, or loaded from a whole checkpoint).
-        """
-        push, folder = take_push_options(kwargs, PreTrainedModel.save_pretrained), Path(save_directory)
-        repo_id, wanted = kwargs.pop("repo_id", folder.name), kwargs.pop("push_to_hub", False)
-        self._save(folder, include_backbone, **kwargs)
-        if wanted and kwargs.get("is_main_process", True):
-            push_saved(folder, repo_id, parts=(self.hub_part,), **push)
-
-    def _save(self, folder: Path, include_backbone: bool | None, **kwargs: Any) -> None:
-        refuse_root_adapter(folder)
-        if self._left_backbone_out and (folder / CONFIG_NAME).exists():
-            if (folder / ADAPTER_FOLDER).exists() or read_json(folder / CONFIG_NAME).get("use_language_model", True):
-                raise LKGDataError(
-                    f"{folder} holds a ranker with its language model, and this one was loaded with backbone=False: "
-                    "saved there it would take the place of the other's weights. Save it in a folder of its own."
-                )
-        external = (
-            (self.has_adapter or self.language_model is None) if include_backbone is None else not include_backbone
-        )
-        if self.has_adapter and not external:
-            raise LKGDataError("A model with an adapter is saved whole after `model.merge_adapter()`.")
-        if external and self.language_model is not None and self._own_backbone:
-            remedy = "Call `model.merge_adapter()`, and save" if self.has_adapter else "Save"
-            raise LKGDataError(
-                "The backbone of this model has weights of its own (trained, merged, or saved whole); the small form "
-                f"would name {self.config.backbone_name_or_path!r} in their place. {remedy} the whole model with "
-                "`include_backbone=True`."
-            )
-        self.config.external_backbone = external and self.language_model is not None
-        self.config.has_adapter = self.has_adapter
-        if kwargs.get("is_main_process", True) and not self.has_adapter:
-            shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)  # of an earlier model
-        self.config.auto_map = MODEL_MAP
-        if kwargs.get("is_main_process", True):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_shim(folder, about_people=bool(self.config.num_users))
-        if not external:
-            super().save_pretrained(folder, **kwargs)
-            return
-        if not kwargs.pop("is_main_process", True):
-            return
-        state_dict = kwargs.pop("state_dict", None)
-        self.config.architectures = [type(self).__name__]
-        self.config.save_pretrained(folder)
-        with atomic_file(folder / SAFE_WEIGHTS_NAME) as temporary:
-            own = {name: value.cpu() for name, value in self.own_state_dict(state_dict).items()}
-            save_file(own, temporary, metadata={"format": "pt"})
-        if self.has_adapter:
-            self._save_adapter(folder / ADAPTER_FOLDER, state_dict)
+    # -- loading -----------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(
@@ -347,25 +280,24 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
         """Load any of the forms `save_pretrained` writes, from a folder or from the Hub.
 
         Args:
-            config: a `LlamaRecLKGConfig` to use in place of the saved one.
+            config: a `LlamaRecLKGConfig`, of which a copy is used, or the place of one, to use instead of the saved.
             backbone: a folder, Hub id or model to use in place of the one that a small form names; its branch is then
                 the default one. False leaves the language model out and ranks by retriever and evidence. None and
                 True are what was saved.
             is_trainable (`bool`): whether a saved adapter can be trained on. Default False.
             adapter_name (`str`): what a saved adapter is called, where `load_adapter` adds further ones. Default
                 "default".
-            kwargs: `HUB_KEYS` of hub.py for all files; for the backbone `dtype`, `quantization_config`, `device_map`,
+            kwargs: fields of the configuration, which have the last word; `HUB_KEYS` of hub.py for all files; for the
+                backbone `dtype`, `quantization_config`, `device_map`,
                 `attn_implementation`, ...; `output_loading_info=True` returns what loading the backbone found, too.
 
         Raises:
-            LKGDataError: weights of the preference module are missing, the backbone cannot be found or is another, or
-                one was given where the saved model has its own.
+            LKGDataError: weights are missing, or are not of the configured shapes, the backbone cannot be found or is
+                another, one was given where the saved model has its own, or `config` is neither.
         """
         hub = pinned(pretrained_model_name_or_path, hub_options(kwargs))
         kwargs.update(hub)
-        config = kwargs.pop("config", None)
-        if not isinstance(config, LlamaRecLKGConfig):
-            config = LlamaRecLKGConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        config = cls._config_to_load_with(pretrained_model_name_or_path, kwargs, hub)
         if Path(pretrained_model_name_or_path).is_dir():
             refuse_root_adapter(Path(pretrained_model_name_or_path, hub.get("subfolder") or ""))
         is_trainable, backbone = kwargs.pop("is_trainable", False), kwargs.pop("backbone", None)
@@ -392,17 +324,43 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
         empty = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
         return (model, {**empty, **info}) if wants_info else model
 
+    @staticmethod
+    def _config_to_load_with(name: str | Path, kwargs: dict[str, Any], hub: dict[str, Any]) -> LlamaRecLKGConfig:
+        """The saved configuration, or a copy of the given one; takes `config` and its fields out of `kwargs`."""
+        config = kwargs.pop("config", None)
+        fields = {key: kwargs.pop(key) for key in list(kwargs) if key in LlamaRecLKGConfig.__annotations__}
+        if isinstance(config, str | Path):
+            elsewhere = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
+            config = LlamaRecLKGConfig.from_pretrained(config, **elsewhere)
+        elif config is None:
+            config = LlamaRecLKGConfig.from_pretrained(name, **hub)
+        elif isinstance(config, LlamaRecLKGConfig):
+            config = deepcopy(config)  # what is loaded is written down in it
+        else:
+            raise LKGDataError(
+                f"config is a {type(config).__name__}; it is a LlamaRecLKGConfig, or the folder or Hub id of one. "
+                "Give single fields by their names: `from_pretrained(..., num_paths=2)`."
+            )
+        for key, value in fields.items():
+            setattr(config, key, value)
+        return config
+
     def _note_place(self, name: str | Path, hub: dict[str, Any]) -> None:
         """Note how a repository was reached: what else lies in it is loaded the same way."""
-        self._places[str(name)] = (lasting_name(str(name)), hub)
+        self._places[str(name)] = (lasting_name(str(name)), {k: v for k, v in hub.items() if k != "token"})
+        if "token" in hub:
+            TOKENS.setdefault(self, {})[str(name)] = hub["token"]
 
     @property
     def place(self) -> tuple[str, dict[str, Any]] | None:
         """The folder or Hub id that what is in use was loaded from, and the `HUB_KEYS` it was loaded with; None where
         it was made here, or the folder is gone."""
-        place = self._places.get(self.config.name_or_path)
-        gone = place is not None and is_local(place[0]) and not Path(place[0]).is_dir()
-        return None if gone else place
+        name = self.config.name_or_path
+        place, hub = self._places.get(name, (None, {}))
+        if place is None or is_local(place) and not Path(place).is_dir():
+            return None
+        token = TOKENS.get(self, {}).get(name)
+        return place, {**hub, **({} if token is None else {"token": token})}
 
     @classmethod
     def _from_small(
@@ -416,21 +374,15 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
         model, info = cls(config) if not config.use_language_model else None, {}
         if model is None:
             model, info = cls._around_backbone(name, backbone, config, kwargs)
-        model.load_own_weights(fetch(name, SAFE_WEIGHTS_NAME, **hub))
+        # of a whole checkpoint that was asked for without its language model, the backbone is passed over
+        load_heads(model, *weight_files(name, own=True, **hub), beside_backbone=not config.use_language_model)
         return model, info
 
     @classmethod
     def _without_backbone(cls, name: str | Path, config: LlamaRecLKGConfig, hub: dict[str, Any]) -> Any:
         config.use_language_model = config.has_adapter = False
         model = cls(config)
-        path = fetch(name, SAFE_WEIGHTS_NAME, optional=True, **hub)
-        if path is None:  # a large whole model: the index says which shard holds what
-            index = read_json(fetch(name, SAFE_WEIGHTS_INDEX_NAME, **hub))["weight_map"]
-            shards = sorted({shard for weight, shard in index.items() if not weight.startswith("language_model.")})
-            paths = [fetch(name, shard, **hub) for shard in shards]
-        else:
-            paths = [path]
-        model.load_own_weights(*paths)
+        load_heads(model, *weight_files(name, own=True, **hub), beside_backbone=True)
         model._left_backbone_out = True
         return model.eval()
 
@@ -455,7 +407,7 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
 
     @classmethod
     def _from_whole(cls, name: str | Path, *args: Any, **kwargs: Any) -> Any:
-        """A checkpoint with its backbone; a weight of our own that is missing in it is an error, not a new start."""
+        """A checkpoint with its backbone; a weight that is missing in it is an error, not a new start."""
         try:
             model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         except RuntimeError as error:
@@ -465,50 +417,26 @@ class LlamaRecLKGForRanking(HubCitizen, AdapterMixin, PreTrainedModel):
                 f"The weights in {name} have other shapes than its config.json asks for: they were made with another "
                 f"configuration, or by an earlier version of the library; then train the model again. {error}"
             ) from error
-        missing = sorted(key for key in info["missing_keys"] if not key.startswith("language_model."))
+        missing = sorted(info["missing_keys"], key=lambda key: (not is_own(key), key))
         if missing:
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise LKGDataError(
-                f"{name} lacks the weights {missing}. It is damaged, or no checkpoint of this class: make a ranker "
-                "from a plain backbone with `LlamaRecLKGForRanking.from_backbone`."
+                f"{name} lacks the weights {missing[:5]}{more}. It is damaged, its files are of two models, or it is "
+                "no checkpoint of this class: save or download it again, or make a ranker from a plain backbone with "
+                "`LlamaRecLKGForRanking.from_backbone`."
+            )
+        other = sorted(key for key in info["mismatched_keys"] if is_own(key[0]))
+        if other:
+            raise LKGDataError(
+                f"The weights in {name} have other shapes than its config.json asks for; (name, found, needed): "
+                f"{other}. `ignore_mismatched_sizes` would start them anew without a word; load them with the "
+                "configuration they were saved with, or train a new ranker with `from_backbone`."
             )
         for own in (*model.preference.parameters(), *model.fusion.parameters()):
             if own.device.type != "meta":  # out of the file's map, whose alignment changes the last bit of a product
                 own.data = own.data.clone()
         model._own_backbone = True
         return model, info
-
-    def load_own_weights(self, *paths: str | Path) -> None:
-        """Load preference and fusion weights from safetensors files; every one of them must be there. Those of a
-        backbone are passed over.
-
-        Raises:
-            LKGDataError: a weight is missing, left over, or of another shape.
-        """
-        found, needed = {}, self.own_state_dict()
-        for path in paths:
-            with safe_open(path, framework="pt") as file:
-                names = [name for name in file.keys() if not name.startswith("language_model.")]  # noqa: SIM118
-                found |= {name: file.get_tensor(name) for name in names}
-        require_same_shapes(found, needed, ", ".join(map(str, paths)))
-        self.load_state_dict(found, strict=False)
-
-    def load_trained_weights(self, folder: str | Path) -> None:
-        """Put the weights of a checkpoint of this very model in place: own weights and adapter, or all of them.
-
-        Raises:
-            LKGDataError: the checkpoint does not fit.
-        """
-        folder = Path(folder)
-        if not self.has_adapter and self.language_model is not None:
-            result = self.load_state_dict(load_file(folder / SAFE_WEIGHTS_NAME), strict=False)
-            tied = set(self.all_tied_weights_keys or ())
-            if result.unexpected_keys or set(result.missing_keys) - tied:
-                raise LKGDataError(f"The checkpoint in {folder} does not fit this model: {result}.")
-            self.mark_backbone_changed()
-            return
-        self.load_own_weights(folder / SAFE_WEIGHTS_NAME)
-        if self.has_adapter:
-            self._load_adapter_weights(folder / ADAPTER_FOLDER)
 
     # -- the computation --------------------------------------------------------------------------------------------
 

@@ -73,6 +73,51 @@ def atomic_files(folder: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def exchanged(folder: str | Path, key: str, replaces: Sequence[str] = ()) -> Iterator[Path]:
+    """A new folder to write into; when the block ends without an error, what is in it takes its place in `folder`.
+
+    Files and folders of the same names are replaced, those that `replaces` matches go, all others stay. An error, in
+    the block or after it, leaves everything as it was. Until the block ends the disk holds the old and the new.
+
+    Args:
+        key: the file without which nobody reads the others. It goes first and comes last: whoever is killed in between
+            leaves a folder that is refused, and not a mixture.
+        replaces: patterns of what an earlier version may have left.
+    """
+    folder = Path(folder)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".writing.", dir=folder) as temporary:
+            new, old = Path(temporary, "new"), Path(temporary, "old")
+            new.mkdir()
+            old.mkdir()
+            yield new
+            coming = sorted((path.name for path in new.iterdir()), key=lambda name: (name == key, name))
+            stale = {path.name for path in folder.iterdir() if any(path.match(pattern) for pattern in replaces)}
+            going = sorted({name for name in coming if os.path.lexists(folder / name)} | stale, key=lambda n: n != key)
+            moves = [(folder / name, old / name) for name in going] + [(new / name, folder / name) for name in coming]
+            _move_all(moves)
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # something else is in it by now
+                folder.rmdir()
+        raise
+
+
+def _move_all(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Rename in this order; an error takes back what was done. No target may exist."""
+    try:
+        for source, target in moves:
+            os.replace(source, target)
+    except BaseException:
+        for source, target in reversed(moves):
+            if os.path.lexists(target) and not os.path.lexists(source):
+                os.replace(target, source)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_file(target: str | Path) -> Iterator[Path]:
     """A path to write to; it becomes `target` only when the block ends without an error."""
     target = Path(target)

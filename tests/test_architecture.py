@@ -35,7 +35,7 @@ LAYERS = [
     ["configuration_llamarec_lkg"],
     ["processing_llamarec_lkg"],
     ["assembly"],
-    ["adapter_files"],
+    ["adapter_files", "model_files"],
     ["adapters"],
     ["modeling_llamarec_lkg"],
     ["heads"],

@@ -1,12 +1,14 @@
 """Loading by one line: every kind of repository, wrong combinations, and the paths on which preferences could get
 lost."""
 
+import io
 import json
 import time
 import warnings
 
 import pytest
 import torch
+from hub_client import use_hub
 from hub_world import BACKBONE, RANKER, USERS, logits, named_dataset, push_backbone, ranker, recommender, uploaded
 from huggingface_hub import HfApi, get_session, snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -35,6 +37,7 @@ from llamarec_lkg import (
     LRURecForRetrieval,
     Recommender,
 )
+from llamarec_lkg.adapters import AdapterMixin
 from llamarec_lkg.dataset import PreprocessingSettings, prepare_dataset
 from llamarec_lkg.modeling_lrurec import LRURecRetriever
 from llamarec_lkg.retrieval import PopularityRetriever
@@ -150,17 +153,91 @@ def test_a_repository_without_a_retriever_ranks_what_it_is_given(hub, whole):
         again.recommend(["1"])
 
 
-def test_all_parts_come_from_one_commit(hub, whole, monkeypatch):
+def before_each_call(monkeypatch, place, name, act):
+    """Do something just before a method runs."""
+    found = place.__dict__[name]
+    method = getattr(found, "__func__", found)
+
+    def wrapped(*args, **kwargs):
+        act()
+        return method(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, classmethod(wrapped) if isinstance(found, classmethod) else wrapped)
+
+
+@pytest.mark.parametrize(
+    "load, place, name",
+    [
+        (LlamaRecLKGForRanking.from_pretrained, AdapterMixin, "_attach_adapter"),
+        (Recommender.from_pretrained, AdapterMixin, "_attach_adapter"),
+        (Recommender.from_pretrained, LlamaRecLKGProcessor, "from_pretrained"),
+        (Recommender.from_pretrained, LRURecForRetrieval, "from_pretrained"),
+        ("model.load_adapter", AdapterMixin, "_attach_adapter"),
+        ("load_adapter", LRURecForRetrieval, "from_pretrained"),
+        ("load_adapter", AdapterMixin, "load_adapter"),
+        ("load_adapter", AdapterMixin, "_attach_adapter"),
+    ],
+)
+def test_all_parts_come_from_one_commit(hub, whole, dataset, monkeypatch, load, place, name):
+    """Another version is pushed when some parts are loaded, and others are not."""
     whole.push_to_hub(RANKER)
-    load = LRURecForRetrieval.from_pretrained.__func__
+    if isinstance(load, str):
+        first = Recommender.from_pretrained(RANKER)
+        target = first.model if load.startswith("model.") else first
+        load = lambda repo: target.load_adapter(repo, "second") or first.model.set_adapter("second") or first  # noqa: E731
+    proc = processor(dataset, history_length=2).fit(examples(dataset))
+    retriever = LRURecRetriever(LRURecForRetrieval(LRURecConfig(num_items=6, hidden_size=16)).eval())
+    newer = Recommender(ranker(proc), proc, retriever)
+    newer.model.fusion.evidence_weight.data.fill_(7.0)
+    for key, weight in newer.model.named_parameters():
+        if "lora_B" in key:
+            weight.data.fill_(5.0)
+    pushed = []
+    before_each_call(monkeypatch, place, name, lambda: pushed or pushed.append(True) or newer.push_to_hub(RANKER))
+    found = load(RANKER)
+    assert pushed and len(hub.calls("POST */commit/*")) >= 2
+    model = getattr(found, "model", found)
+    lora = [weight for key, weight in model.named_parameters() if "lora_B" in key]
+    assert model.fusion.evidence_weight.item() == 2.0 and max(weight.max() for weight in lora) < 5.0
+    if isinstance(found, Recommender):
+        assert found.processor.history_length == 4 and found.retriever.model.config.hidden_size == 8
+    assert Recommender.from_pretrained(RANKER).model.fusion.evidence_weight.item() == 7.0, "and now the newer one"
 
-    def and_then_push(cls, *args, **kwargs):
-        whole.model.fusion.evidence_weight.data.fill_(7.0)
-        whole.push_to_hub(RANKER)
-        return load(cls, *args, **kwargs)
 
-    monkeypatch.setattr(LRURecForRetrieval, "from_pretrained", classmethod(and_then_push))
-    assert Recommender.from_pretrained(RANKER).model.fusion.evidence_weight.item() == 2.0
+@pytest.mark.parametrize("how", ["local_files_only", "HF_HUB_OFFLINE"])
+def test_what_was_loaded_before_is_loaded_offline(hub, whole, dataset, monkeypatch, how):
+    whole.push_to_hub(RANKER)
+    Recommender.from_pretrained(RANKER)
+    options = {"local_files_only": True} if how == "local_files_only" else {}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", how == "HF_HUB_OFFLINE")
+    hub.fail("*", "reset", times=None)
+    again = LlamaRecLKGForRanking.from_pretrained(RANKER, **options)
+    again.load_adapter(RANKER, "second", **options)
+    again.set_adapter("second")
+    assert torch.equal(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
+    assert Recommender.from_pretrained(RANKER, **options).retriever is not None
+
+
+def test_a_token_is_not_in_the_model_but_what_lies_beside_it_is_found(hub, whole, tmp_path):
+    whole.push_to_hub(RANKER, private=True)
+    backbone = AutoModelForCausalLM.from_pretrained(BACKBONE)
+    with use_hub(hub, tmp_path / "home", token=None):
+        with pytest.raises(OSError, match="no repository of this id, or none that your token may see"):
+            LlamaRecLKGForRanking.from_pretrained(RANKER, backbone=backbone)
+        model = LlamaRecLKGForRanking.from_pretrained(RANKER, backbone=backbone, token=hub.token)
+        model.load_adapter(RANKER, "second", token=hub.token, same_backbone=True)
+        proc = AutoProcessor.from_pretrained(RANKER, token=hub.token)
+        for name in model.adapter_names:
+            model.set_adapter(name)
+            assert model.place[1]["token"] == hub.token
+            recommend = pipeline("recommendation", model=model, processor=proc, device="cpu")
+            assert isinstance(recommend.recommender.retriever, LRURecRetriever)
+    content = io.BytesIO()
+    torch.save(model, content)
+    assert hub.token.encode() not in content.getvalue()
+    content.seek(0)
+    again = torch.load(content, weights_only=False)
+    assert again.place[0] == RANKER and "token" not in again.place[1]
 
 
 def test_what_is_loaded_here_is_saved_and_loaded_without_the_hub(hub, whole, dataset, tmp_path):

@@ -507,3 +507,71 @@ def test_config_round_trip_keeps_every_field(proc, tmp_path):
     assert {k: v for k, v in loaded.to_dict().items() if k not in skip} == {
         k: v for k, v in config.to_dict().items() if k not in skip
     }
+
+
+# -- the configuration to load with -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(proc, tmp_path):
+    """A ranker with an adapter, in its small form."""
+    ranker = LlamaRecLKGForRanking.from_backbone(saved_backbone(tmp_path), proc.model_config())
+    ranker.add_adapter(LoraConfig(**LORA))
+    ranker.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_given_configuration_is_used_and_stays_as_it_is(proc, saved, tmp_path, whole):
+    if whole:
+        LlamaRecLKGForRanking.from_pretrained(saved).merge_adapter().save_pretrained(saved)
+    config = LlamaRecLKGConfig.from_pretrained(saved)
+    config.num_paths, config.backbone_revision = 1, "v1"
+    before = config.to_dict()
+    for options in ({"backbone": False}, {} if whole else {"backbone": backbone()}):
+        ranker = LlamaRecLKGForRanking.from_pretrained(saved, config=config, **options)
+        assert ranker.config.num_paths == 1 and ranker.config is not config
+    assert config.to_dict() == before and config.use_language_model and config.has_adapter != whole
+
+
+def test_a_configuration_is_given_by_its_place(saved, tmp_path):
+    config = LlamaRecLKGConfig.from_pretrained(saved)
+    config.num_paths = 1
+    config.save_pretrained(tmp_path / "other")
+    for place in (tmp_path / "other", str(tmp_path / "other"), tmp_path / "other" / "config.json"):
+        assert LlamaRecLKGForRanking.from_pretrained(saved, config=place).config.num_paths == 1
+
+
+@pytest.mark.parametrize("given", [{"num_paths": 1}, backbone().config])
+def test_what_is_no_configuration_of_ours_is_refused(saved, given):
+    with pytest.raises(LKGDataError, match=f"config is a {type(given).__name__}; it is .* by their names"):
+        LlamaRecLKGForRanking.from_pretrained(saved, config=given)
+
+
+@pytest.mark.parametrize("kind", [AutoModel, LlamaRecLKGForRanking])
+@pytest.mark.parametrize("whole", [False, True])
+def test_fields_of_the_configuration_are_given_by_name(saved, batch, kind, whole):
+    if whole:
+        LlamaRecLKGForRanking.from_pretrained(saved).merge_adapter().save_pretrained(saved)
+    ranker = kind.from_pretrained(saved, num_paths=0, dtype=torch.bfloat16)
+    assert ranker.config.num_paths == 0 and ranker.score(batch).isfinite().all()
+    assert kind.from_pretrained(saved).config.num_paths == 3
+    given = LlamaRecLKGConfig.from_pretrained(saved)
+    assert kind.from_pretrained(saved, config=given, num_paths=1).config.num_paths == 1 and given.num_paths == 3
+
+
+@pytest.mark.parametrize("form", ["adapter", "whole", "no backbone"])
+def test_the_dtype_is_the_backbones_where_there_is_one(proc, batch, saved, tmp_path, form):
+    if form == "whole":
+        LlamaRecLKGForRanking.from_pretrained(saved).merge_adapter().save_pretrained(saved)
+    options = {"backbone": False} if form == "no backbone" else {}
+    for dtype in (torch.float32, torch.bfloat16):
+        ranker = LlamaRecLKGForRanking.from_pretrained(saved, dtype=dtype, **options)
+        assert ranker.dtype == (torch.float32 if form == "no backbone" else dtype)
+        assert {weight.dtype for weight in ranker.own_state_dict().values()} == {torch.float32}
+        assert ranker.score(batch).dtype == torch.float32
+    if form == "whole":  # it comes back as it was saved, without being told
+        ranker.save_pretrained(tmp_path / "half")
+        again = AutoModel.from_pretrained(tmp_path / "half")
+        assert again.dtype == torch.bfloat16 and again.preference.bias.dtype == torch.float32
+        torch.testing.assert_close(again.score(batch), ranker.score(batch), rtol=1e-3, atol=1e-3)

@@ -1,3 +1,4 @@
+import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from llamarec_lkg.storage import (
     atomic_file,
     atomic_folder,
     cache_dir,
+    exchanged,
     fingerprint,
     hash_file,
     read_json,
@@ -84,6 +86,72 @@ def test_an_interrupted_folder_leaves_nothing_and_keeps_the_old_one(tmp_path, er
         raise error
     assert names_in(tmp_path) == ["old"]
     assert (tmp_path / "old" / "file").read_text() == "old"
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+OLD = {"key.json": "old", "a.bin": "old", "part/x": "old", "part/y": "old", "stale-1.bin": "old", "other": "stays"}
+NEW = {"key.json": "new", "a.bin": "new", "b.bin": "new", "part/x": "new", "other": "stays"}
+
+
+def exchange(folder: Path) -> None:
+    with exchanged(folder, "key.json", ["stale-*.bin", "b.bin", "absent"]) as new:
+        for path, text in NEW.items():
+            if text == "new":
+                (new / path).parent.mkdir(exist_ok=True)
+                (new / path).write_text(text)
+        assert contents(folder).items() >= OLD.items() or not (folder / "key.json").exists()
+
+
+@pytest.fixture
+def old_folder(tmp_path) -> Path:
+    for path, text in OLD.items():
+        (tmp_path / "run" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / path).write_text(text)
+    return tmp_path / "run"
+
+
+def test_files_and_folders_are_exchanged_and_the_rest_stays(old_folder, tmp_path):
+    exchange(old_folder)
+    assert contents(old_folder) == NEW and names_in(old_folder) == ["a.bin", "b.bin", "key.json", "other", "part"]
+    exchange(tmp_path / "fresh")
+    assert contents(tmp_path / "fresh") == {path: text for path, text in NEW.items() if text == "new"}
+
+
+@pytest.mark.parametrize("count", range(9))
+def test_an_exchange_that_fails_is_taken_back_and_one_that_is_killed_is_seen(old_folder, monkeypatch, count):
+    """Four things go and four come; the key is there only while all is old, or all is new."""
+    replace, done = os.replace, []
+
+    def rename(source, target):
+        if len(done) == count:
+            done.append("failed")
+            raise OSError("disk full")
+        replace(source, target)
+        if "failed" not in done:
+            done.append(target)
+            found = {k: v for k, v in contents(old_folder).items() if not k.startswith(".")}
+            assert "key.json" not in found or found == NEW
+
+    monkeypatch.setattr(os, "replace", rename)
+    if count < 8:
+        with pytest.raises(OSError, match="disk full"):
+            exchange(old_folder)
+        assert contents(old_folder) == OLD and len(names_in(old_folder)) == 5
+    else:
+        exchange(old_folder)
+        assert contents(old_folder) == NEW and len(done) == 8
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_exchange_leaves_nothing_and_keeps_the_old(old_folder, tmp_path, error):
+    for folder in (old_folder, tmp_path / "fresh"):
+        with pytest.raises(error), exchanged(folder, "key.json", ["*.bin"]) as new:
+            (new / "a.bin").write_text("half")
+            raise error
+    assert contents(old_folder) == OLD and not (tmp_path / "fresh").exists()
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
