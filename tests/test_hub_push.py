@@ -470,6 +470,7 @@ def test_a_graph_of_people_without_their_ids_stays_at_home_too(whole, dataset, t
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / ".gitignore").write_text("mine")
     proc.save_pretrained(tmp_path / "c")
+    whole.model.save_pretrained(tmp_path / "c")
     assert (tmp_path / "c" / ".gitignore").read_text() == "mine"
 
 
