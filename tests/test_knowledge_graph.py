@@ -10,7 +10,8 @@ from tiny import tokenizer
 from llamarec_lkg import LlamaRecLKGProcessor
 from llamarec_lkg import knowledge_graph as module
 from llamarec_lkg.dataset import TRAIN, PreprocessingSettings, SequenceDataset
-from llamarec_lkg.knowledge_graph import UNDATED, KnowledgeGraph, map_safetensors, merge_inverses
+from llamarec_lkg.inverse_relations import merge_inverses
+from llamarec_lkg.knowledge_graph import UNDATED, KnowledgeGraph, map_safetensors
 from llamarec_lkg.schema import HEAD, RATED, RELATION, TAIL, LKGDataError, Triples
 from llamarec_lkg.storage import fingerprint
 
