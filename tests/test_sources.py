@@ -317,7 +317,7 @@ def hub(monkeypatch, interactions, items, triples):
     tables = {"interactions": interactions, "items": items, "triples": triples, "extra": items}
     calls = []
 
-    def load_dataset(repo_id, name, split, revision):
+    def load_dataset(repo_id, name, split, revision, token):
         calls.append((repo_id, name, split, revision))
         info = types.SimpleNamespace(citation="Someone. 2020. Some data.", license="mit")
         return types.SimpleNamespace(to_pandas=lambda: tables[name].copy(), info=info)
@@ -327,7 +327,7 @@ def hub(monkeypatch, interactions, items, triples):
     module = types.ModuleType("datasets")
     module.tables, module.calls = tables, calls
     module.load_dataset = load_dataset
-    module.get_dataset_config_names = lambda repo_id, revision: list(tables)
+    module.get_dataset_config_names = lambda repo_id, revision, token: list(tables)
     monkeypatch.setitem(sys.modules, "datasets", module)
     return module
 
