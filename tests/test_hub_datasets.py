@@ -53,11 +53,11 @@ def test_a_data_set_comes_back_as_it_went(hub, bundle):
 def test_a_private_data_set_is_read_with_a_token_and_without_a_login(hub, bundle, tmp_path):
     push_dataset(bundle, NAME, anonymize=False, private=True)
     with use_hub(hub, tmp_path / "nobody", token=None):
-        with pytest.raises(LKGDataError, match=f"'{NAME}' could not be read"):
-            load_dataset_bundle(NAME)
+        for read in (load_dataset_bundle, lambda name: next(stream_interactions(name))):
+            with pytest.raises(LKGDataError, match=f"'{NAME}' could not be read"):
+                read(NAME)
         assert plain(load_dataset_bundle(NAME, token=hub.token)) == plain(bundle)
-        with pytest.raises(LKGDataError, match=f"'{NAME}' could not be read"):
-            next(stream_interactions(NAME))
+    with use_hub(hub, tmp_path / "nobody else", token=None):
         (batch,) = stream_interactions(NAME, token=hub.token)
         assert batch.to_pandas().equals(bundle.interactions.to_frame())
         push_dataset(NAME, "tester/again", anonymize=False, token=hub.token)
