@@ -90,7 +90,7 @@ def refuse_people(folder: str | Path, user_ids: Iterable[str], instead: str = ""
     folder = Path(folder)
     texts = {
         (path.relative_to(folder).as_posix(), column): found
-        for path in sorted(folder.rglob("*.parquet"))
+        for path in sorted(folder.rglob("*.parquet"), key=lambda path: (len(path.parts), path))
         for column, found in _texts(path).items()
     }
     everything = set().union(*texts.values())
@@ -105,7 +105,7 @@ def refuse_people(folder: str | Path, user_ids: Iterable[str], instead: str = ""
         people = (users - by_chance) & found
         if people:
             raise LKGDataError(
-                f"{path}, which is to be published, names {len(people)} users in its column {column!r}, "
+                f"{path}, which is to be published, names {len(people)} of the known users in its column {column!r}, "
                 f"{min(people)!r} for example. Nothing was published. Make it without them; if they are no users, "
                 f"{OTHER_NAMES}{instead}."
             )
