@@ -90,7 +90,7 @@ def refuse_people(folder: str | Path, user_ids: Iterable[str], instead: str = ""
     folder = Path(folder)
     texts = {
         (path.relative_to(folder).as_posix(), column): found
-        for path in sorted(folder.rglob("*.parquet"), key=lambda path: (len(path.parts), path))
+        for path in sorted(folder.rglob("*.parquet"), key=lambda path: (path.name != "items.parquet", path))
         for column, found in _texts(path).items()
     }
     everything = set().union(*texts.values())

@@ -589,9 +589,8 @@ def test_years_stay_years_where_users_are_numbers(make_dataset):
 
 def test_the_people_of_movielens_are_its_users(movielens_dataset):
     graph = KnowledgeGraph.from_dataset(movielens_dataset)
-    assert np.array_equal(
-        graph.people(movielens_dataset.user_ids), graph.node_types == graph.entity_types.index("user")
-    )
+    users = graph.node_types == graph.entity_types.index("user")
+    assert np.array_equal(graph.people(movielens_dataset.user_ids), users)
 
 
 def test_the_people_of_movielens_100k_are_its_users(shared_cache):

@@ -339,7 +339,7 @@ def test_users_among_the_items_are_numbered_like_everywhere_and_numbers_stay(hub
 
 
 def test_users_among_the_items_do_not_go_up_without_their_interactions(hub, bundle, tmp_path):
-    said = r"items.parquet.* names 2 users in its column 'MADE_BY', 'ada@example.org' for example.*'entity:7'"
+    said = r"items.parquet.* names 2 of the known users in its column 'MADE_BY', 'ada@example.org' for example.*'entity:7'"
     with pytest.raises(LKGDataError, match=said):
         push_dataset(with_makers(bundle), "tester/name", include_interactions=False)
     with pytest.raises(LKGDataError, match=said):
@@ -361,7 +361,7 @@ def test_items_that_are_users_are_no_secret_kept_by_numbers(hub, make_bundle):
     people = [f"user-{number}" for number in range(20)]
     bundle = make_bundle([(user, other, 1) for user in people for other in people if user != other])
     for options in ({}, {"include_interactions": False}):
-        with pytest.raises(LKGDataError, match=r"names 20 users in its column 'item_id'"):
+        with pytest.raises(LKGDataError, match=r"names 20 of the known users in its column 'item_id'"):
             push_dataset(bundle, "tester/name", **options)
     assert not hub.requests
     push_dataset(bundle, "tester/name", anonymize=False)
