@@ -93,7 +93,8 @@ def _numbers(codes: np.ndarray, raw_ids: Sequence[str], timestamps: np.ndarray, 
 
 def _renamed_values(items: ItemTable, raw_ids: Sequence[str], numbers: np.ndarray) -> ItemTable:
     """The items with the numbers in place of users among the values of their attributes."""
-    known, attributes = telling(raw_ids), dict(items.attributes)
+    attributes = dict(items.attributes)
+    known = telling({value for cells in attributes.values() for cell in cells for value in cell})
     new = {raw: str(number) for raw, number in zip(raw_ids, numbers, strict=True) if raw in known}
     for relation, cells in items.attributes.items():
         values = {value for cell in cells for value in cell}

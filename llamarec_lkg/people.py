@@ -56,12 +56,13 @@ def nodes_like_users(
     """
     users = set(user_ids)
 
-    def named(ids: set[str]) -> np.ndarray:
-        found = (any(names_one_of(str(text), ids) for text in texts) for texts in zip(*labels, strict=True))
-        return np.fromiter(found, dtype=bool, count=len(types)) if ids else np.zeros(len(types), dtype=bool)
+    def named(node: int, ids: Collection[str]) -> bool:
+        return any(names_one_of(str(texts[node]), ids) for texts in labels)
 
-    alike = named(users) & (types >= 0)
-    sure = alike & (named(telling(users)) | dated)
+    alike = np.fromiter((kind >= 0 and named(node, users) for node, kind in enumerate(types.tolist())), dtype=bool)
+    sure, meaning = alike & dated, telling(users)
+    for node in np.flatnonzero(alike & ~dated):
+        sure[node] = named(node, meaning)
     people = sure.copy()
     for code, kind in enumerate(entity_types):
         members = types == code
@@ -93,8 +94,7 @@ def refuse_people(folder: str | Path, user_ids: Iterable[str], instead: str = ""
         for path in sorted(folder.rglob("*.parquet"), key=lambda path: (path.name != "items.parquet", path))
         for column, found in _texts(path).items()
     }
-    everything = set().union(*texts.values())
-    users = telling(raw for raw in user_ids if raw in everything)
+    users = telling(raw for raw in user_ids if any(raw in found for found in texts.values()))
     by_chance: set[str] = set()
     for column in (ITEM_ID, TITLE):
         called = texts.get(("items.parquet", column), set())
@@ -112,7 +112,7 @@ def refuse_people(folder: str | Path, user_ids: Iterable[str], instead: str = ""
 
 
 def _texts(path: Path) -> dict[str, set[str]]:
-    """The distinct texts of each column of a table, and their parts between "|"."""
+    """The distinct texts of each column of a table that may tell who somebody is, and their parts between "|"."""
     with pq.ParquetFile(path) as file:
         found: dict[str, set[str]] = {field.name: set() for field in file.schema_arrow if _holds_text(field.type)}
         for batch in file.iter_batches(columns=list(found)) if found else ():
@@ -120,7 +120,7 @@ def _texts(path: Path) -> dict[str, set[str]]:
                 values = batch.column(name)
                 while pa.types.is_nested(values.type):
                     values = pc.list_flatten(values)
-                texts.update(text for text in pc.unique(values).to_pylist() if text is not None)
+                texts.update(telling(pc.unique(values).drop_null().to_pylist()))
     for texts in found.values():
         texts.update([part for text in texts if "|" in text for part in text.split("|")])
     return found

@@ -141,8 +141,8 @@ def _load_hub(repo_id: str, revision: str | None, token: str | bool | None = Non
     except (OSError, ValueError, HTTPError, DatasetsError) as error:
         # what `datasets` raises for no network, no such id, no such config, or other rows than the card says
         raise LKGDataError(
-            f"The Hub data set {repo_id!r} could not be read ({error}). Check the id and the network, or pass a local "
-            "folder."
+            f"The Hub data set {repo_id!r} could not be read ({error}). Check the id, the network and, for a private "
+            "one, your login (`hf auth login`) or `token`; or pass a local folder."
         ) from error
     if "interactions" not in frames or "items" not in frames:
         raise LKGDataError(

@@ -212,6 +212,6 @@ def _hub_batches(repo_id: str, revision: str | None, token: str | bool | None = 
             yield table.to_pandas()
     except (OSError, ValueError, HTTPError, DatasetsError) as error:
         raise LKGDataError(
-            f"The interactions of the Hub data set {repo_id!r} could not be read ({error}). Check the id and the "
-            "network, or pass a local folder."
+            f"The interactions of the Hub data set {repo_id!r} could not be read ({error}). Check the id, the "
+            "network and, for a private one, your login (`hf auth login`) or `token`; or pass a local folder."
         ) from error
