@@ -1,4 +1,4 @@
-"""Users without their names: numbers in an order that tells nothing, in the interactions and in the facts."""
+"""Users without their names: numbers in an order that tells nothing, in interactions, items and facts alike."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from transformers.utils import logging
 
+from .people import OTHER_NAMES, telling
 from .raw_files import BATCH_ROWS
 from .raw_formats import Catalogue, RawDataset
-from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DatasetBundle, LKGDataError, Triples
+from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DatasetBundle, ItemTable, LKGDataError, Triples
 from .streaming import record_batches
 
 
-OTHER_NAMES = "give entities names that no user has, 'entity:7' in place of '7' for example"
+logger = logging.get_logger(__name__)
 Data = TypeVar("Data", DatasetBundle, RawDataset)
 
 
@@ -26,15 +28,17 @@ def anonymize_users(data: Data) -> Data:
 
     The numbers follow a hash of the ids keyed with the data themselves: the same data always get the same numbers,
     and to undo them takes the raw data. (Numbers in the order of the ids would leave ids that are numbers already
-    almost as they were.) Heads and tails of triples that are users, and not linked to items, get the same numbers.
+    almost as they were.) The same numbers get heads and tails of triples that are users, and not linked to items; and
+    values of items' attributes that are users, of which numbers of up to nine digits are taken for numbers: a user
+    called "1995" and the year cannot be told apart. Ids and titles of items stay as they are.
 
     Args:
         data: a bundle, or a data set that has not been read yet: of its interactions some twenty bytes each are held,
             and each id once.
 
     Raises:
-        LKGDataError: such a number is the name of another entity of the triples already. (Of a data set that has not
-            been read this is raised when its triples are.)
+        LKGDataError: such a number is the name of another entity of the triples, or another value of the attribute,
+            already. (Of a data set that has not been read this is raised when its items are.)
     """
     if isinstance(data, DatasetBundle):
         return anonymize_users(RawDataset.from_bundle(data)).to_bundle()
@@ -52,6 +56,7 @@ def anonymize_users(data: Data) -> Data:
 
     def catalogue(wanted: Container[str] | None) -> Catalogue:
         items, triples = data.catalogue(wanted)
+        items = _renamed_values(items, raw_ids, numbers)
         return items, None if triples is None else _renamed(triples, raw_ids, numbers)
 
     return replace(data, batches=batches, catalogue=catalogue)
@@ -84,6 +89,31 @@ def _numbers(codes: np.ndarray, raw_ids: Sequence[str], timestamps: np.ndarray, 
     numbers = np.empty(len(raw_ids), dtype=np.int64)
     numbers[sorted(range(len(raw_ids)), key=digests.__getitem__)] = np.arange(1, len(raw_ids) + 1)
     return numbers
+
+
+def _renamed_values(items: ItemTable, raw_ids: Sequence[str], numbers: np.ndarray) -> ItemTable:
+    """The items with the numbers in place of users among the values of their attributes."""
+    attributes = dict(items.attributes)
+    known = telling({value for cells in attributes.values() for cell in cells for value in cell})
+    new = {raw: str(number) for raw, number in zip(raw_ids, numbers, strict=True) if raw in known}
+    for relation, cells in items.attributes.items():
+        values = {value for cell in cells for value in cell}
+        people = {value for value in values if value in new}
+        if not people:
+            continue
+        taken = sorted({new[value] for value in people} & values)
+        if taken:
+            raise LKGDataError(
+                f"The items' {relation} names {len(people)} users, {min(people)!r} for example, and the numbers that "
+                f"would replace them are other values of it already ({taken[:3]}). Leave the column out; if these are "
+                f"no users, {OTHER_NAMES}."
+            )
+        logger.warning(
+            f"The items' {relation} names {len(people)} users, {min(people)!r} for example; they get the users' "
+            f"numbers. If they are no users, {OTHER_NAMES}."
+        )
+        attributes[relation] = tuple(tuple(new.get(value, value) for value in cell) for cell in cells)
+    return replace(items, attributes=attributes)
 
 
 def _renamed(triples: Triples, raw_ids: Sequence[str], numbers: np.ndarray) -> Triples:

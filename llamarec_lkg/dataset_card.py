@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from huggingface_hub import DatasetCard as HubDatasetCard
 from huggingface_hub import DatasetCardData
 
 from .hub import template_text
+from .hub_licenses import license_metadata
 from .raw_formats import join_sources
-
-
-# the Hub's names for licences are of this form; any other text is a licence of its own
-LICENSE_ID = re.compile(r"[a-z0-9.-]+")
 
 
 @dataclass(frozen=True)
@@ -57,11 +53,10 @@ class DatasetCard:
         """The rendered card with its metadata, as `huggingface_hub` knows it."""
         source = {"citation": join_sources(*self.citations), "license": join_sources(*self.licenses)}
         source = {key: text for key, text in source.items() if text}
-        ids = list(dict.fromkeys(text if LICENSE_ID.fullmatch(text) else "other" for text in self.licenses))
         data = DatasetCardData(
             pretty_name=self.pretty_name,
             language=self.language,
-            license=ids if len(ids) > 1 else (ids or ["unknown"])[0],
+            **license_metadata(self.licenses),
             size_categories=[size_category(max(table.rows for table in self.tables))],
             task_categories=["text-ranking"],
             tags=["recommendation", "sequential-recommendation", "knowledge-graph", "llamarec-lkg", *self.tags],

@@ -19,14 +19,14 @@ import pandas as pd
 from safetensors.numpy import save_file
 
 from .dataset import TRAIN, SequenceDataset
+from .inverse_relations import merge_inverses
+from .people import ENTITY, ITEM, PERSON, USER, names_one_of, nodes_like_users, telling
 from .schema import RATED, LKGDataError, Triples, clean_text
 from .storage import atomic_files, read_json, write_json
 
 
 FORMAT_VERSIONS = (1, 2)  # the second has weights; graphs without any are still written in the first
 UNDATED = np.iinfo(np.int64).min
-USER, ITEM, ENTITY = "user", "item", "entity"
-PERSON = "person"  # an entity of the facts that is named like a user
 
 _ARRAYS = {
     "offsets": np.int64,
@@ -84,11 +84,14 @@ class KnowledgeGraph:
     ) -> KnowledgeGraph:
         """Users, items and the items' attributes; RATED edges go from user to item and carry their time.
 
+        What is named like a user, also like one whom the filter dropped, stands for a person, and is published no more
+        than users are: entities of the triples, and values of attributes, of which numbers of up to nine digits are
+        taken for numbers.
+
         Args:
             dataset: its training interactions become edges.
-            triples: further facts. Linked entities are the items themselves; others that are named like a user, also
-                like one whom the filter dropped, stand for people, and are published no more than users are. A
-                relation that is another one read backwards (Freebase stores both directions) is merged with it.
+            triples: further facts. Linked entities are the items themselves. A relation that is another one read
+                backwards (Freebase stores both directions) is merged with it.
             include_heldout: add validation and test interactions, as the published graph does. A ranker evaluated
                 with such a graph has seen its answers; only the published counts need it.
             whole_values: attribute relations whose values of an item are joined into one entity ("Action|Crime"), as
@@ -109,19 +112,24 @@ class KnowledgeGraph:
             dataset.timestamps[positions],
             both_ways=False,
         )
+        people = {*dataset.user_ids, *dataset.dropped_users}
+        known = telling(people)
+
+        def value_node(relation: str, value: str) -> int:
+            return builder.node(PERSON if names_one_of(value, known) else relation, value, value)
+
         for relation, cells in dataset.items.attributes.items():
             whole = relation in whole_values
             pairs = [
-                (items[row], builder.node(relation, value, value))
+                (items[row], value_node(relation, value))
                 for row, values in enumerate(cells)
                 for value in ([_joined(values)] if whole else values)
             ]
             if whole:
                 for values in dataset.dropped_items.attributes.get(relation, ()):
-                    builder.node(relation, _joined(values), _joined(values))
+                    value_node(relation, _joined(values))
             builder.edges(relation, [a for a, _ in pairs], [b for _, b in pairs])
         if triples is not None:
-            people = {*dataset.user_ids, *dataset.dropped_users}
             builder.add_triples(triples, dict(zip(dataset.items.ids, items, strict=True)), people)
         return builder.build(item_nodes=[-1, *items])
 
@@ -273,22 +281,37 @@ class KnowledgeGraph:
         return replace(self, item_nodes=permuted)
 
     def people(self, user_ids: Sequence[str] = ()) -> np.ndarray:
-        """Which nodes stand for people, shape (N,): those of type "user" or "person", and whatever has RATED an item.
+        """Which nodes stand for people, shape (N,): those of type "user" or "person", whatever has RATED an item, and
+        what is named like a user (its key or its name is an id), as follows. Items never are.
+
+        - An id that is no number, or one of ten digits and more, means a user wherever it stands.
+        - A shorter number, which may be a year or a count, means a user where the node has dated edges, as
+          interactions do; in a graph without nodes of users, as one of facts alone, on any entity; and never on a
+          value of an attribute.
+        - A type of other nodes ("customer") of which nine in ten are named like users is one of people, all of it, if
+          some of them are users by these rules, or at least half of all users are among them.
+
+        Not found, since nothing says so: a user's number among values of attributes, or on one of many other nodes
+        without a date; a user who is not in `user_ids` (but see `from_dataset`); an id within a longer text.
 
         Args:
-            user_ids: of the users the graph goes with. In a graph without nodes of users, as one of facts alone,
-                entities with these keys are people, too.
+            user_ids: of the users the graph goes with.
         """
         kinds = [self.entity_types.index(kind) for kind in (USER, PERSON) if kind in self.entity_types]
         people = np.isin(np.asarray(self.node_types), kinds)
-        if USER not in self.entity_types and ENTITY in self.entity_types and len(user_ids):
-            entities = np.asarray(self.node_types) == self.entity_types.index(ENTITY)
-            people |= entities & np.isin(self.node_keys.astype(str), np.asarray(user_ids, dtype=str))
+        items = np.asarray(self.item_nodes)
+        items = items[items >= 0]
+        if len(user_ids):
+            types = np.array(self.node_types)
+            types[items] = -1
+            edges, dated = np.asarray(self.timestamps) != UNDATED, np.zeros(self.num_nodes, dtype=bool)
+            dated[self.edge_sources()[edges]] = dated[np.asarray(self.targets)[edges]] = True
+            labels = (self.node_keys, self.node_names)
+            people |= nodes_like_users(labels, types, self.entity_types, self.relations, dated, user_ids)
         if RATED in self.relations:
             rated = np.asarray(self.edge_relations) // 2 == self.relations.index(RATED)
             people[self.edge_sources()[rated]] = people[np.asarray(self.targets)[rated]] = True
-        items = np.asarray(self.item_nodes)
-        people[items[items >= 0]] = False
+        people[items] = False
         return people
 
     def with_weighted_edges(
@@ -562,32 +585,3 @@ class _Builder:
             item_nodes=np.asarray(item_nodes, dtype=np.int32),
             weights=None if np.isnan(weights).all() else weights,
         )
-
-
-def merge_inverses(facts: Mapping[str, np.ndarray], overlap: float = 0.9) -> dict[str, np.ndarray]:
-    """Join relations that state the same facts in opposite directions; the name that comes first stays.
-
-    Args:
-        facts: relation -> distinct (head, tail) pairs, shape (T, 2).
-        overlap: share of the smaller relation's facts that must appear, reversed, in the larger.
-    """
-    merged: dict[str, np.ndarray] = {}
-    keys: dict[str, set[tuple[int, int]]] = {}
-    for relation, pairs in sorted(facts.items()):
-        reversed_keys = {(tail, head) for head, tail in pairs.tolist()}
-        twin = next(
-            (
-                other
-                for other, known in keys.items()
-                if len(reversed_keys & known) >= overlap * min(len(reversed_keys), len(known)) > 0
-                and max(len(reversed_keys), len(known)) <= 2 * min(len(reversed_keys), len(known))
-            ),
-            None,
-        )
-        if twin is None:
-            merged[relation] = pairs
-            keys[relation] = {(head, tail) for head, tail in pairs.tolist()}
-        else:
-            merged[twin] = np.unique(np.concatenate([merged[twin], pairs[:, ::-1]]), axis=0)
-            keys[twin] |= reversed_keys
-    return merged

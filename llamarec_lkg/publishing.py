@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import CommitInfo
 
-from .anonymizing import OTHER_NAMES, anonymize_users, entities_like_people
+from .anonymizing import anonymize_users, entities_like_people
 from .dataset_card import DatasetCard, TableInfo
 from .hub import push_files
+from .people import OTHER_NAMES, refuse_people
 from .raw_formats import CARD, ENTITY_ID, RawDataset, join_sources, only, sources_of
 from .schema import (
     HEAD,
@@ -82,8 +83,9 @@ def write_dataset(
         What the card says.
 
     Raises:
-        LKGDataError: the folder is not empty, there are no interactions, or an attribute's name is not in capitals,
-            which reading would change. Files that this function does not write are refused in any case.
+        LKGDataError: the folder is not empty, there are no interactions, users are to be left out and the items or
+            triples name some (see [`~people.refuse_people`]), or an attribute's name is not in capitals, which reading
+            would change. Files that this function does not write are refused in any case.
     """
     target = Path(folder).resolve()
     _require_room(target, overwrite)
@@ -97,6 +99,9 @@ def write_dataset(
         _write(_items_table(items), temporary / "items.parquet")
         if triples is not None:
             _write_triples(triples, items, temporary)
+        if not include_interactions:
+            _require_no_people(raw, triples)
+            refuse_people(temporary, _user_ids(raw))
         card = DatasetCard(
             dataset_id=dataset_id or str(folder),
             pretty_name=raw.name,
@@ -145,8 +150,8 @@ def push_dataset(
         revision: branch to write to, made if it does not exist.
         create_pr: propose the commit as a pull request.
         include_interactions: False publishes items and triples only.
-        anonymize: replace user ids by numbers (`anonymize_users`), also in the triples; False publishes them as they
-            are.
+        anonymize: replace user ids by numbers (`anonymize_users`), also among the values of attributes and in the
+            triples; False publishes them as they are.
         license, citation: in place of what the data say, one for each source. A licence is a name of the Hub
             ("cc-by-4.0") or any text.
         language: of the titles, "en" for example.
@@ -155,19 +160,25 @@ def push_dataset(
         token: as `huggingface_hub` takes it.
 
     Raises:
-        LKGDataError: the id has not the form owner/name, the triples name users, a public repository of this id should
+        LKGDataError: the id has not the form owner/name, the triples say who rated what, a table still names users
+            who were to be left out or numbered (see [`~people.refuse_people`]), a public repository of this id should
             be private, or the upload failed, in which case nothing of it is visible.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise LKGDataError(f"repo_id={repo_id!r} was given; it has the form 'owner/name'.")
     if isinstance(data, str | Path):
-        data = open_source(data)
+        data = open_source(data, token=token)
     raw = RawDataset.from_bundle(data) if isinstance(data, DatasetBundle) else data
     items, triples = raw.catalogue(None)
-    if triples is not None:
-        _require_no_people(raw, triples, include_interactions)
-    raw = replace(raw, catalogue=lambda wanted: (only(items, wanted), triples))  # read once
-    if include_interactions and anonymize:
+    rated = 0 if triples is None else int((triples.relations == RATED).sum())
+    if rated:
+        raise LKGDataError(
+            f"The triples hold {rated} {RATED} facts, which name users. Who rated what belongs to the interactions: "
+            f"leave these facts out of the triples."
+        )
+    source = raw = replace(raw, catalogue=lambda wanted: (only(items, wanted), triples))  # read once
+    numbered = include_interactions and anonymize
+    if numbered:
         raw = anonymize_users(raw)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "dataset"
@@ -182,6 +193,8 @@ def push_dataset(
             language=language,
             tags=tags,
         )
+        if numbered:
+            refuse_people(folder, _user_ids(source))
         return push_files(
             repo_id,
             {path.name: path for path in sorted(folder.iterdir())},
@@ -197,20 +210,16 @@ def push_dataset(
         )
 
 
-def _require_no_people(raw: RawDataset, triples: Triples, include_interactions: bool) -> None:
-    """Raise `LKGDataError` where the triples say who rated what, or name users who are not to be published."""
-    rated = int((triples.relations == RATED).sum())
-    if rated:
-        raise LKGDataError(
-            f"The triples hold {rated} {RATED} facts, which name users. Who rated what belongs to the interactions: "
-            f"leave these facts out of the triples."
-        )
-    entities = entities_like_people(triples)
-    if include_interactions or not entities:
-        return
-    people: set[str] = set()
+def _user_ids(raw: RawDataset) -> Iterator[str]:
+    """The ids of all users, once or more each."""
     for batch in record_batches(raw.batches()):
-        people |= entities.intersection(batch.column(USER_ID).unique().to_pylist())
+        yield from batch.column(USER_ID).unique().to_pylist()
+
+
+def _require_no_people(raw: RawDataset, triples: Triples | None) -> None:
+    """Raise `LKGDataError` where the triples name users, whatever these are called, who are not to be published."""
+    entities = set() if triples is None else entities_like_people(triples)
+    people = {raw_id for raw_id in _user_ids(raw) if raw_id in entities} if entities else set()
     if people:
         raise LKGDataError(
             f"The triples name {len(people)} users as heads or tails, {min(people)!r} for example, and the "

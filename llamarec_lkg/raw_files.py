@@ -79,14 +79,18 @@ def read_lines(path: Path) -> list[str]:
     return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
 
 
-def read_table(path: Path, **options: object) -> pd.DataFrame:
-    """A parquet or csv file as a frame.
+# of a csv file only an empty cell is no value: Namibia is "NA", and somebody's title "None"
+_TEXT_STAYS = {"keep_default_na": False, "na_values": [""]}
+
+
+def read_table(path: Path, **options: Any) -> pd.DataFrame:
+    """A parquet or csv file as a frame; `options` are those of `pandas.read_csv`.
 
     Raises:
         LKGDataError: the file cannot be read as what its name says.
     """
     try:
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, **options)
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, **{**_TEXT_STAYS, **options})
     except (OSError, ValueError) as error:  # pyarrow and pandas parser errors are ValueErrors
         raise _unreadable(path, error) from error
 
@@ -99,7 +103,7 @@ def csv_batches(path: Path, **options: Any) -> Iterator[pd.DataFrame]:
     """
     with open_bytes(path) as stream:
         try:
-            with pd.read_csv(stream, chunksize=BATCH_ROWS, **options) as batches:
+            with pd.read_csv(stream, chunksize=BATCH_ROWS, **{**_TEXT_STAYS, **options}) as batches:
                 yield from batches
         except ValueError as error:
             raise _unreadable(path, error) from error

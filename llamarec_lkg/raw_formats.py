@@ -247,7 +247,7 @@ def recbole_atomic(path: Path, name: str | None = None) -> RawDataset:
 
 
 # tab separated, whose header reads `column:type`; a quotation mark is a letter like any other
-_ATOMIC = {"sep": "\t", "dtype": str, "keep_default_na": False, "quoting": csv.QUOTE_NONE}
+_ATOMIC = {"sep": "\t", "dtype": str, "na_values": None, "quoting": csv.QUOTE_NONE}
 
 
 def _atomic(frame: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,7 +82,9 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ML_100K_FILES = ("ml-100k.inter", "ml-100k.item", "ml-100k.kg", "ml-100k.link")
 
 
-def load_dataset_bundle(name_or_path: str | Path, *, revision: str | None = None) -> DatasetBundle:
+def load_dataset_bundle(
+    name_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None
+) -> DatasetBundle:
     """Load interactions, items and (where there are any) triples.
 
     Args:
@@ -93,6 +96,7 @@ def load_dataset_bundle(name_or_path: str | Path, *, revision: str | None = None
             - the id of a Hub data set with the configs `interactions`, `items` and optionally `triples` and `links`,
               as `push_dataset` makes it.
         revision: branch, tag or commit of a Hub data set.
+        token: for a private Hub data set, as `huggingface_hub` takes it; by default that of the login.
 
     Raises:
         LKGDataError: nothing is found there, a file is damaged, or a table lacks a column.
@@ -102,7 +106,7 @@ def load_dataset_bundle(name_or_path: str | Path, *, revision: str | None = None
     if str(name_or_path) in KNOWN_DATASETS:
         return KNOWN_DATASETS[str(name_or_path)]()
     if HUB_ID.fullmatch(str(name_or_path)):
-        return _load_hub(str(name_or_path), revision)
+        return _load_hub(str(name_or_path), revision, token)
     raise LKGDataError(
         f"No data set {str(name_or_path)!r}: it is no folder here, no Hub id (owner/name), and none of the known "
         f"names {sorted(KNOWN_DATASETS)}."
@@ -124,20 +128,21 @@ def bundle_from_frames(
     return DatasetBundle(name, Interactions.from_frame(interactions), item_table, facts, citation, license)
 
 
-def _load_hub(repo_id: str, revision: str | None) -> DatasetBundle:
+def _load_hub(repo_id: str, revision: str | None, token: str | bool | None = None) -> DatasetBundle:
     from datasets import get_dataset_config_names, load_dataset
     from datasets.exceptions import DatasetsError
 
+    place = {"revision": revision, "token": token}
     try:
-        configs = get_dataset_config_names(repo_id, revision=revision)
+        configs = get_dataset_config_names(repo_id, **place)
         wanted = [name for name in ("interactions", "items", "triples", "links") if name in configs]
-        loaded = {name: load_dataset(repo_id, name, split="train", revision=revision) for name in wanted}
+        loaded = {name: load_dataset(repo_id, name, split="train", **place) for name in wanted}
         frames = {name: dataset.to_pandas() for name, dataset in loaded.items()}
     except (OSError, ValueError, HTTPError, DatasetsError) as error:
         # what `datasets` raises for no network, no such id, no such config, or other rows than the card says
         raise LKGDataError(
-            f"The Hub data set {repo_id!r} could not be read ({error}). Check the id and the network, or pass a local "
-            "folder."
+            f"The Hub data set {repo_id!r} could not be read ({error}). Check the id, the network and, for a private "
+            "one, your login (`hf auth login`) or `token`; or pass a local folder."
         ) from error
     if "interactions" not in frames or "items" not in frames:
         raise LKGDataError(
@@ -146,15 +151,15 @@ def _load_hub(repo_id: str, revision: str | None) -> DatasetBundle:
     info = loaded["interactions"].info
     said = {"citation": info.citation or "", "license": info.license or ""}
     if not all(said.values()):  # a card of other making says it in the Hub's own fields alone
-        card = _fetch_card(repo_id, revision)
+        card = _fetch_card(repo_id, **place)
         said = {key: text or card[key] for key, text in said.items()}
     return bundle_from_frames(repo_id, **frames, **said)
 
 
-def _fetch_card(repo_id: str, revision: str | None) -> dict[str, str]:
+def _fetch_card(repo_id: str, **place: Any) -> dict[str, str]:
     """Citation and licence from the card of a Hub data set, empty where there is none."""
     try:
-        return read_source(Path(HfApi().hf_hub_download(repo_id, CARD, repo_type="dataset", revision=revision)))
+        return read_source(Path(HfApi().hf_hub_download(repo_id, CARD, repo_type="dataset", **place)))
     except EntryNotFoundError:
         pass
     except HUB_ERRORS as error:  # offline, say, with the tables in a cache: they are no worse for it

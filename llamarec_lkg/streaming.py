@@ -14,9 +14,10 @@ from huggingface_hub.errors import HTTPError  # of whichever client it uses
 from tqdm.auto import tqdm
 
 from .converters import open_raw
+from .people import telling
 from .raw_files import BATCH_ROWS
 from .raw_formats import Catalogue, RawDataset
-from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Interactions, LKGDataError, Triples
+from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Interactions, ItemTable, LKGDataError, Triples
 from .sources import HUB_ID, KNOWN_DATASETS, load_dataset_bundle
 
 
@@ -32,6 +33,7 @@ def stream_interactions(
     revision: str | None = None,
     min_user_interactions: int = 1,
     min_item_interactions: int = 1,
+    token: str | bool | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Iterate over the interactions of a data set without ever holding them all.
 
@@ -46,6 +48,7 @@ def stream_interactions(
         revision: branch, tag or commit of a Hub data set.
         min_user_interactions, min_item_interactions: leave out users and items with fewer, repeatedly, as
             `PreprocessingSettings` does; the source is then read twice, and sixteen bytes an interaction are held.
+        token: for a private Hub data set, as `huggingface_hub` takes it; by default that of the login.
 
     Yields:
         Batches of up to `raw_files.BATCH_ROWS` rows in file order: `user_id` and `item_id` (string), `rating`
@@ -60,7 +63,7 @@ def stream_interactions(
     elif HUB_ID.fullmatch(name) and name not in KNOWN_DATASETS:
 
         def batches() -> Iterator[pd.DataFrame]:
-            return _hub_batches(name, revision)
+            return _hub_batches(name, revision, token)
     else:
         batches = RawDataset.from_bundle(load_dataset_bundle(name)).batches
     if max(min_user_interactions, min_item_interactions) > 1:
@@ -68,7 +71,13 @@ def stream_interactions(
     return record_batches(batches())
 
 
-def open_source(name_or_path: str | Path, *, format: str | None = None, revision: str | None = None) -> RawDataset:
+def open_source(
+    name_or_path: str | Path,
+    *,
+    format: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> RawDataset:
     """A data set whose interactions need not be in memory; the arguments are those of `stream_interactions`. Only a
     known name or a Hub data set is loaded here, whole.
 
@@ -77,7 +86,7 @@ def open_source(name_or_path: str | Path, *, format: str | None = None, revision
     """
     if Path(name_or_path).exists() or format is not None:
         return open_raw(name_or_path, format)
-    return RawDataset.from_bundle(load_dataset_bundle(name_or_path, revision=revision))
+    return RawDataset.from_bundle(load_dataset_bundle(name_or_path, revision=revision, token=token))
 
 
 def record_batches(frames: Iterator[pd.DataFrame]) -> Iterator[pa.RecordBatch]:
@@ -104,20 +113,36 @@ def record_batches(frames: Iterator[pd.DataFrame]) -> Iterator[pa.RecordBatch]:
 
 def filter_core(raw: RawDataset, min_user_interactions: int, min_item_interactions: int) -> RawDataset:
     """The data set without users and items that have fewer interactions, as `stream_interactions` leaves them out.
-    Facts that name such a user go with them: nobody could tell later on that it is a person."""
+    Facts that name such a user go with them, and values of attributes that do (which numbers of up to nine digits do
+    not): nobody could tell later on that it is a person."""
     batches, dropped_users = _filtered(raw.batches, min_user_interactions, min_item_interactions)
 
     def catalogue(wanted: Container[str] | None) -> Catalogue:
         items, triples = raw.catalogue(wanted)
-        return items, None if triples is None else _without(triples, dropped_users())
+        users = dropped_users()
+        return _without_values(items, users), None if triples is None else _without(triples, users)
 
     return replace(raw, batches=batches, catalogue=catalogue)
 
 
+def _without_values(items: ItemTable, dropped_users: np.ndarray) -> ItemTable:
+    """The items without values of attributes that are ids of these users."""
+    attributes = {}
+    for relation, cells in items.attributes.items():
+        people = _among(telling({value for cell in cells for value in cell}), dropped_users)
+        attributes[relation] = tuple(tuple(value for value in cell if value not in people) for cell in cells)
+    return replace(items, attributes=attributes)
+
+
+def _among(texts: set[str], users: np.ndarray) -> set[str]:
+    """Those of the texts that are ids of users, who are given as hashes."""
+    ordered = np.array(sorted(texts), dtype=object)
+    return set(ordered[np.isin(pd.util.hash_array(ordered), users)]) if len(ordered) else set()
+
+
 def _without(triples: Triples, dropped_users: np.ndarray) -> Triples:
     """The facts whose head and tail are none of these users; an entity that is linked to an item is no user."""
-    entities = np.array(sorted({*triples.heads, *triples.tails} - set(triples.item_of_entity)), dtype=object)
-    people = set(entities[np.isin(pd.util.hash_array(entities), dropped_users)])
+    people = _among({*triples.heads, *triples.tails} - set(triples.item_of_entity), dropped_users)
     keep = np.array(
         [head not in people and tail not in people for head, tail in zip(triples.heads, triples.tails, strict=True)],
         dtype=bool,
@@ -177,16 +202,16 @@ def hash_ids(batch: pa.RecordBatch, column: str) -> np.ndarray:
     return pd.util.hash_array(batch.column(column).to_numpy(zero_copy_only=False))
 
 
-def _hub_batches(repo_id: str, revision: str | None) -> Iterator[pd.DataFrame]:
+def _hub_batches(repo_id: str, revision: str | None, token: str | bool | None = None) -> Iterator[pd.DataFrame]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
-        rows = load_dataset(repo_id, "interactions", split="train", revision=revision, streaming=True)
+        rows = load_dataset(repo_id, "interactions", split="train", revision=revision, token=token, streaming=True)
         for table in rows.with_format("arrow").iter(BATCH_ROWS):
             yield table.to_pandas()
     except (OSError, ValueError, HTTPError, DatasetsError) as error:
         raise LKGDataError(
-            f"The interactions of the Hub data set {repo_id!r} could not be read ({error}). Check the id and the "
-            "network, or pass a local folder."
+            f"The interactions of the Hub data set {repo_id!r} could not be read ({error}). Check the id, the "
+            "network and, for a private one, your login (`hf auth login`) or `token`; or pass a local folder."
         ) from error

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "llamarec_lkg"
 # an import goes only to an earlier line: leaves, then the stages in the order data flows through them
 LAYERS = [
     ["schema", "metrics"],
-    ["storage"],
+    ["storage", "people", "inverse_relations", "hub_licenses"],
     ["downloads", "raw_files", "hub"],
     ["raw_formats"],
     ["raw_amazon"],

@@ -8,7 +8,14 @@ import yaml
 from hub_client import use_hub
 from huggingface_hub import DatasetCard, HfApi
 
-from llamarec_lkg import PreprocessingSettings, load_dataset_bundle, prepare_dataset, push_dataset, write_dataset
+from llamarec_lkg import (
+    PreprocessingSettings,
+    load_dataset_bundle,
+    prepare_dataset,
+    push_dataset,
+    stream_interactions,
+    write_dataset,
+)
 from llamarec_lkg.model_card import ModelCard
 from llamarec_lkg.schema import DatasetBundle, Interactions, ItemTable, LKGDataError, Triples
 from llamarec_lkg.storage import cache_dir
@@ -21,7 +28,8 @@ TABLES = {f"{name}.parquet" for name in ("interactions", "items", "triples", "li
 
 @pytest.fixture
 def bundle():
-    rows = [(user, item, 3.5, 2**40 + step) for step, (user, item) in enumerate(["ab", "ac", "bc", "cb", "ca"])]
+    rows = [("ann", "b"), ("ann", "c"), ("bob", "c"), ("cyd", "b"), ("cyd", "a")]
+    rows = [(user, item, 3.5, 2**40 + step) for step, (user, item) in enumerate(rows)]
     interactions = pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "timestamp"])
     items = pd.DataFrame({"item_id": ["a", "b", "c"], "title": ["A", "B", "C"], "GENRE": [["x", "y"], [], ["y"]]})
     facts = pd.DataFrame({"head": ["m.1"], "relation": ["SEQUEL"], "tail": ["m.2"]})
@@ -40,6 +48,20 @@ def test_a_data_set_comes_back_as_it_went(hub, bundle):
     assert TABLES | {"README.md"} <= set(hub.files(NAME, repo_type="dataset"))
     again = load_dataset_bundle(NAME)
     assert plain(again) == plain(bundle) and again.citation == "Me"
+
+
+def test_a_private_data_set_is_read_with_a_token_and_without_a_login(hub, bundle, tmp_path):
+    push_dataset(bundle, NAME, anonymize=False, private=True)
+    with use_hub(hub, tmp_path / "nobody", token=None):
+        for read in (load_dataset_bundle, lambda name: next(stream_interactions(name))):
+            with pytest.raises(LKGDataError, match=f"'{NAME}' could not be read"):
+                read(NAME)
+        assert plain(load_dataset_bundle(NAME, token=hub.token)) == plain(bundle)
+    with use_hub(hub, tmp_path / "nobody else", token=None):
+        (batch,) = stream_interactions(NAME, token=hub.token)
+        assert batch.to_pandas().equals(bundle.interactions.to_frame())
+        push_dataset(NAME, "tester/again", anonymize=False, token=hub.token)
+    assert plain(load_dataset_bundle("tester/again")) == plain(bundle)
 
 
 def test_a_data_set_has_the_name_it_is_loaded_by_and_files_another(hub, bundle, tmp_path):

@@ -10,9 +10,11 @@ from tiny import tokenizer
 from llamarec_lkg import LlamaRecLKGProcessor
 from llamarec_lkg import knowledge_graph as module
 from llamarec_lkg.dataset import TRAIN, PreprocessingSettings, SequenceDataset
-from llamarec_lkg.knowledge_graph import UNDATED, KnowledgeGraph, map_safetensors, merge_inverses
+from llamarec_lkg.inverse_relations import merge_inverses
+from llamarec_lkg.knowledge_graph import UNDATED, KnowledgeGraph, map_safetensors
 from llamarec_lkg.schema import HEAD, RATED, RELATION, TAIL, LKGDataError, Triples
-from llamarec_lkg.storage import fingerprint
+from llamarec_lkg.sources import load_dataset_bundle
+from llamarec_lkg.storage import cache_dir, fingerprint
 
 
 ARRAYS = ("offsets", "targets", "edge_relations", "timestamps", "node_types", "item_nodes", "node_keys", "node_names")
@@ -251,6 +253,13 @@ def test_items_are_found_by_node(graph):
     assert graph.item_of_node().tolist() == [1, 2, 3, 0, 0]
 
 
+def test_what_a_user_has_rated_is_nothing_else_that_the_user_did(rated_graph):
+    """Ada also wishes for a film and knows bob; what she rated comes oldest first."""
+    assert rated_graph.rated_items("ada").tolist() == [1, 2] and rated_graph.rated_items("bob").tolist() == [2]
+    assert rated_graph.rated_items("robot").tolist() == [] and rated_graph.rated_items("eve").tolist() == []
+    assert rated_graph.without_relations([RATED]).rated_items("ada").tolist() == []
+
+
 # -- views ------------------------------------------------------------------------------------------------------------
 
 
@@ -480,6 +489,7 @@ def rated_graph():
     for user, item, stamp in (("ada", "1", 10), ("ada", "2", 30), ("bob", "2", 20), ("robot", "3", 5)):
         graph.add_edge(user, item, relation="RATED", timestamp=stamp)
     graph.add_edge("ada", "bob", relation="KNOWS")
+    graph.add_edge("ada", "3", relation="WISHES", timestamp=1)
     for item in ("1", "2"):
         graph.add_edge(item, "mann", relation="DIRECTED_BY", both_ways=True)
     return KnowledgeGraph.from_networkx(graph, ["1", "2", "3"])
@@ -491,6 +501,120 @@ def facts_of(graph):
 
 def test_people_are_users_and_whoever_rated(rated_graph):
     assert [str(key) for key in rated_graph.node_keys[rated_graph.people()]] == ["ada", "bob", "robot"]
+
+
+def built(nodes, edges, items=("i1", "i2", "i3")) -> KnowledgeGraph:
+    """A graph of `(key, type or None, name)` beside some items, and edges `(source, relation, target[, time])`."""
+    graph = nx.MultiDiGraph()
+    for item in items:
+        graph.add_node(item, type="item")
+    for key, kind, name in nodes:
+        graph.add_node(key, **({"type": kind} if kind else {}), **({"name": name} if name else {}))
+    for source, relation, target, *stamp in edges:
+        graph.add_edge(source, target, relation=relation, **({"timestamp": stamp[0]} if stamp else {}))
+    return KnowledgeGraph.from_networkx(graph, list(items))
+
+
+def people_of(graph, user_ids):
+    return sorted(graph.node_keys[graph.people(user_ids)])
+
+
+MAILS = [f"{name}@example.org" for name in ("ada", "bob", "cyd", "dan")]
+
+
+@pytest.mark.parametrize("kind", ["customer", "entity", None, "REVIEWED_BY"])
+def test_what_is_named_like_a_user_is_a_person_of_whatever_type(kind):
+    nodes = [(mail, kind, None) for mail in MAILS] + [(key, kind or "entity", None) for key in ("space", "Jamaica")]
+    edges = [("i1", "REVIEWED_BY", mail) for mail in MAILS] + [("i1", "IN", "space"), ("i2", "IN", "Jamaica")]
+    graph = built(nodes, edges)
+    assert people_of(graph, MAILS) == MAILS and people_of(graph, ()) == []
+    assert people_of(built([("u1", "user", None), *nodes], edges), MAILS) == [*MAILS, "u1"], "beside a known user, too"
+    public = graph.without_people(MAILS)
+    assert {edge[:3] for edge in edges_of(public)} == {("i1", "IN", "space"), ("i2", "IN", "Jamaica")}
+    assert set(graph.with_numbered_people(MAILS).node_keys) >= {"1", "2", "3", "4", "space", "Jamaica"}
+
+
+def test_the_name_of_a_node_and_a_part_of_a_joined_value_count_as_well():
+    nodes = [("c1", "customer", MAILS[0]), (f"{MAILS[1]}|Ann", "maker", None), ("c2", "customer", "Eve"),
+             ("c3", "customer", "see ada@example.org")]  # fmt: skip
+    graph = built(nodes, [("i1", "BY", key) for key, _, _ in nodes])
+    assert people_of(graph, MAILS) == [f"{MAILS[1]}|Ann", "c1"], "one in a longer text is not found"
+
+
+def test_long_numbers_are_phone_numbers_and_short_ones_may_be_anything():
+    phone, year = "491512345678", "1995"
+    graph = built([(phone, "maker", None), (year, "year", None)], [("i1", "BY", phone), ("i1", "FROM", year)])
+    assert people_of(graph, [phone, year, "7", "8"]) == [phone]
+
+
+def test_a_number_with_dated_edges_is_a_person_and_one_without_may_be_a_year():
+    nodes = [("7", None, None), ("8", None, None), ("9", None, None), ("u", "user", None)]
+    edges = [("7", "BOUGHT", "i1", 5), ("i2", "FROM", "8"), ("9", "BOUGHT", "i1", 5)]
+    graph = built(nodes, edges)
+    assert people_of(graph, ["7", "8", "70", "80"]) == ["7", "u"], "9 is no user, 8 could be a count"
+    facts_alone = built(nodes[:3], edges)
+    assert people_of(facts_alone, ["7", "8", "70", "80"]) == ["7", "8"], "without nodes of users all are suspect"
+
+
+@pytest.mark.parametrize(
+    "users, dated, found",
+    [
+        (range(17, 29), False, True),  # half of all users, and all but one customer
+        (range(17, 53), False, False),  # a third of them
+        (range(17, 53), True, True),
+        (range(22, 34), True, False),  # known are 7 of 13 customers: only these are people
+    ],
+)
+def test_a_type_of_numbers_is_one_of_people_if_nearly_all_are_users_and_act_like_users(users, dated, found):
+    customers = [str(number) for number in [*range(17, 29), 99]]
+    edges = [(key, "BOUGHT", "i1", *([5] if dated else [])) for key in customers]
+    graph = built([(key, "customer", None) for key in customers], edges)
+    known = [str(user) for user in users]
+    assert people_of(graph, known) == (customers if found else [key for key in customers if key in known and dated])
+
+
+def test_years_stay_years_where_users_are_numbers(make_dataset):
+    """As in MovieLens-1M: each year is somebody's number, and so are the values of a count."""
+    users = range(1990, 2011)
+    rows = [(user, item, item) for user in users for item in range(1, 6)]
+    items = pd.DataFrame({"item_id": range(1, 6), "title": list("abcde"), "YEAR": range(1991, 1996), "PARTS": 2000})
+    data = make_dataset(rows, items)
+    graph = KnowledgeGraph.from_dataset(data)
+    public = graph.without_people(data.user_ids)
+    assert sorted(public.node_keys[public.node_types == public.entity_types.index("YEAR")]) == [
+        str(year) for year in range(1991, 1996)
+    ]
+    assert public.num_edges == 20 and not public.people(data.user_ids).any()
+
+
+def test_the_people_of_movielens_are_its_users(movielens_dataset):
+    graph = KnowledgeGraph.from_dataset(movielens_dataset)
+    users = graph.node_types == graph.entity_types.index("user")
+    assert np.array_equal(graph.people(movielens_dataset.user_ids), users)
+
+
+def test_the_people_of_movielens_100k_are_its_users(shared_cache):
+    if not (cache_dir() / "ml-100k" / "ml-100k.inter").exists():
+        pytest.skip("MovieLens-100K is not in the cache")
+    bundle = load_dataset_bundle("ml-100k")
+    data = SequenceDataset.from_bundle(bundle)
+    graph = KnowledgeGraph.from_dataset(data, bundle.triples)
+    assert np.array_equal(graph.people(data.user_ids), graph.node_types == graph.entity_types.index("user"))
+    public = graph.without_people(data.user_ids)
+    assert (public.num_nodes, public.num_edges) == (34_775, 152_650)
+
+
+def test_users_among_the_attributes_are_people_also_those_whom_the_filter_dropped(make_bundle):
+    rows = [(user, f"i{item}", item) for user in MAILS[:2] for item in range(5)] + [("zed@example.org", "i1", 7)]
+    makers = [MAILS[0], f"{MAILS[1]}|Ann", "zed@example.org", "Ann", None]
+    items = pd.DataFrame({"item_id": [f"i{n}" for n in range(5)], "title": list("abcde"), "MADE_BY": makers})
+    settings = PreprocessingSettings(min_user_interactions=3, min_item_interactions=1)
+    data = SequenceDataset.from_bundle(make_bundle(rows, items), settings)
+    for whole in ((), ["MADE_BY"]):
+        graph = KnowledgeGraph.from_dataset(data, whole_values=whole)
+        public = graph.without_people(data.user_ids)
+        assert not [key for key in public.node_keys if "@" in key] and "Ann" in public.node_keys
+        assert not [key for key in graph.with_numbered_people(data.user_ids).node_keys if "@" in key]
 
 
 def test_without_people_facts_and_vocabulary_stay(rated_graph, tmp_path):
@@ -581,3 +705,30 @@ def test_a_dropped_user_whom_facts_name_is_in_no_uploaded_byte(hub, make_bundle,
     text = readable(uploaded(hub))
     assert b"m.9" in text, "the search finds what is there"
     assert not any(user.encode() in text for user in [*people, "zed@example.org"])
+
+
+@pytest.mark.hub
+@pytest.mark.parametrize("interactions", [False, True])
+@pytest.mark.parametrize("how", ["attribute", "customers", "friends"])
+def test_a_user_in_any_place_of_the_graph_is_in_no_uploaded_byte(hub, make_dataset, film_items, how, interactions):
+    """As the maker of a film; as a customer, which no one has said to be a user; as an untyped friend of a user."""
+    makers = [MAILS[0], MAILS[1], MAILS[0], MAILS[2], MAILS[3], None]
+    rows = [(user, (number + step) % 6 + 1, step) for number, user in enumerate(MAILS) for step in range(5)]
+    dataset = make_dataset(rows, film_items.assign(UPLOADED_BY=makers))
+    items = dataset.items
+    friends = [(MAILS[0], "user", None), *((mail, None, None) for mail in MAILS[1:])]
+    graph = {
+        "attribute": lambda: KnowledgeGraph.from_dataset(dataset),
+        "customers": lambda: built(
+            [(mail, "customer", None) for mail in MAILS], [(mail, "BOUGHT", "1", 9) for mail in MAILS], items.ids
+        ),
+        "friends": lambda: built(
+            friends, [(MAILS[0], RATED, "1", 9), *((mail, "WISHES", "1") for mail in MAILS[1:])], items.ids
+        ),
+    }[how]()
+    LlamaRecLKGProcessor(tokenizer(), graph, items.ids, items.titles, dataset.user_ids).push_to_hub(
+        RANKER, include_interactions=interactions
+    )
+    text = readable(uploaded(hub))
+    assert b"Alien (1979)" in text, "the search finds what is there"
+    assert not any(mail.encode() in text for mail in MAILS)

@@ -1,8 +1,7 @@
-"""What is published, what is not, and that it loads to the same. The Hub is a folder: only the upload is replaced."""
+"""What of a data set is published, what is not, and that it loads to the same: over HTTP, by the real client."""
 
+import io
 import re
-import shutil
-import types
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +9,8 @@ import pandas as pd
 import pytest
 import yaml
 from hub_card_checks import validate
-from huggingface_hub import CommitOperationDelete, DatasetCard, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from hub_world import readable
+from huggingface_hub import DatasetCard, HfApi
 
 from llamarec_lkg import SequenceDataset, anonymize_users, load_dataset_bundle, push_dataset, write_dataset
 from llamarec_lkg.cli import main
@@ -20,8 +19,7 @@ from llamarec_lkg.dataset import PreprocessingSettings
 from llamarec_lkg.dataset_card import size_category
 from llamarec_lkg.raw_formats import RawDataset
 from llamarec_lkg.schema import DatasetBundle, Interactions, ItemTable, LKGDataError, Triples
-from llamarec_lkg.sources import _load_hub
-from llamarec_lkg.streaming import _hub_batches
+from llamarec_lkg.streaming import stream_interactions
 
 
 pytestmark = pytest.mark.hub
@@ -60,45 +58,37 @@ def bundle():
     )
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A folder for each repository, and what was asked of the Hub. `hub.error` is raised by the next upload."""
-    state = types.SimpleNamespace(root=tmp_path / "hub", calls=[], error=None)
+def files(hub, repo_id="tester/name", revision="main"):
+    """What was uploaded, without what every repository begins with."""
+    found = hub.files(repo_id, revision, repo_type="dataset")
+    found.pop(".gitattributes")
+    return found
 
-    def create_repo(self, repo_id, **options):
-        state.calls.append(("create_repo", repo_id, options))
 
-    def create_branch(self, repo_id, **options):
-        state.calls.append(("create_branch", repo_id, options))
+def table(hub, name, repo_id="tester/name"):
+    return pd.read_parquet(io.BytesIO(files(hub, repo_id)[f"{name}.parquet"]))
 
-    def repo_info(self, repo_id, **options):
-        return types.SimpleNamespace(private=True)
 
-    def list_repo_files(self, repo_id, **options):
-        return [path.name for path in (state.root / repo_id).glob("*")]
+def text_of(hub, repo_id="tester/name"):
+    """All that was uploaded, as text that ids can be searched in."""
+    return readable(files(hub, repo_id)).decode(errors="replace")
 
-    def create_commit(self, repo_id, operations, **options):
-        state.calls.append(("create_commit", repo_id, options))
-        if state.error is not None:
-            raise state.error
-        target = state.root / repo_id
-        target.mkdir(parents=True, exist_ok=True)
-        for operation in operations:
-            if isinstance(operation, CommitOperationDelete):
-                (target / operation.path_in_repo).unlink()
-            else:
-                shutil.copy(operation.path_or_fileobj, target / operation.path_in_repo)
-        return types.SimpleNamespace(commit_url=f"/{repo_id}/commit/1", pr_url=None)
 
-    def hf_hub_download(self, repo_id, name, **options):
-        return str(state.root / repo_id / name)
+def from_folder(hub, folder):
+    """The repository as somebody who has downloaded it reads it."""
+    folder.mkdir()
+    for path, content in files(hub).items():
+        (folder / path).write_bytes(content)
+    return load_dataset_bundle(folder)
 
-    for method in (create_repo, create_branch, repo_info, list_repo_files, create_commit, hf_hub_download):
-        monkeypatch.setattr(HfApi, method.__name__, method)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
-    state.root.mkdir()
-    monkeypatch.chdir(state.root)  # where "you/name" is found
-    return state
+
+def from_hub(hub, folder):
+    return load_dataset_bundle("tester/name")
+
+
+def put(path, content, repo_id="tester/name"):
+    """Change one file of a repository, as its owner may in the browser."""
+    HfApi().upload_file(path_or_fileobj=content, path_in_repo=path, repo_id=repo_id, repo_type="dataset")
 
 
 def plain(bundle):
@@ -108,8 +98,8 @@ def plain(bundle):
     ] + [bundle.citation, bundle.license]
 
 
-def published(hub, repo_id="you/name"):
-    return sorted(path.name for path in (hub.root / repo_id).iterdir())
+def published(hub, repo_id="tester/name"):
+    return sorted(files(hub, repo_id))
 
 
 def contents(folder):
@@ -121,135 +111,137 @@ def contents(folder):
 # -- the round trip ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("load", [load_dataset_bundle, lambda name: _load_hub(name, None)], ids=["folder", "datasets"])
-def test_what_is_pushed_loads_to_the_same(hub, bundle, load):
-    push_dataset(bundle, "you/name", anonymize=False)
+@pytest.mark.parametrize("load", [from_folder, from_hub])
+def test_what_is_pushed_loads_to_the_same(hub, bundle, load, tmp_path):
+    push_dataset(bundle, "tester/name", anonymize=False)
     assert published(hub) == [
         "README.md",
         *(f"{name}.parquet" for name in ("interactions", "items", "links", "triples")),
     ]
-    assert plain(load("you/name")) == plain(bundle)
+    assert plain(load(hub, tmp_path / "films")) == plain(bundle)
 
 
 def test_the_hubs_form_is_streamed(hub, bundle):
-    push_dataset(bundle, "you/name", anonymize=False)
-    frame = pd.concat(_hub_batches("you/name", None))
+    push_dataset(bundle, "tester/name", anonymize=False)
+    frame = pd.concat(batch.to_pandas() for batch in stream_interactions("tester/name"))
     assert frame["user_id"].tolist() == USERS and frame["timestamp"].tolist() == [10, 20, 30, 2**40, 50, 60]
 
 
 def test_a_bundle_of_two_tables_needs_no_more(hub, make_bundle):
     bundle = make_bundle([("u", "1", 1), ("u", "2", 2)])
-    push_dataset(bundle, "you/name", anonymize=False)
+    push_dataset(bundle, "tester/name", anonymize=False)
     assert published(hub) == ["README.md", "interactions.parquet", "items.parquet"]
-    assert plain(_load_hub("you/name", None)) == plain(bundle)
+    assert plain(load_dataset_bundle("tester/name")) == plain(bundle)
 
 
 def test_a_table_that_lacks_rows_is_noticed(hub, bundle):
-    push_dataset(bundle, "you/name")
-    path = hub.root / "you/name/interactions.parquet"
-    pd.read_parquet(path).iloc[:3].to_parquet(path)
-    with pytest.raises(LKGDataError, match="'you/name' could not be read"):
-        _load_hub("you/name", None)
+    push_dataset(bundle, "tester/name")
+    put("interactions.parquet", table(hub, "interactions").iloc[:3].to_parquet(index=False))
+    with pytest.raises(LKGDataError, match="'tester/name' could not be read"):
+        load_dataset_bundle("tester/name")
 
 
 def test_ml_latest_small_makes_the_round_trip(hub, movielens_folder):
     bundle = load_dataset_bundle(movielens_folder)
-    push_dataset(bundle, "you/name", anonymize=False)
-    assert plain(_load_hub("you/name", None)) == plain(bundle)
+    push_dataset(bundle, "tester/name", anonymize=False)
+    assert plain(load_dataset_bundle("tester/name")) == plain(bundle)
 
 
 # -- what was asked of the Hub ----------------------------------------------------------------------------------------
 
 
 def test_one_commit_makes_it_all(hub, bundle):
-    done = push_dataset(bundle, "you/name", private=True, commit_message="first")
-    assert done.commit_url == "/you/name/commit/1"
-    assert hub.calls == [
-        ("create_repo", "you/name", {"repo_type": "dataset", "private": True, "exist_ok": True}),
-        (
-            "create_commit",
-            "you/name",
-            {
-                "repo_type": "dataset",
-                "revision": None,
-                "create_pr": False,
-                "commit_message": "first",
-                "commit_description": None,
-            },
-        ),
-    ]
+    done = push_dataset(bundle, "tester/name", private=True, commit_message="first")
+    made, start = hub.commits("tester/name", repo_type="dataset")
+    assert (made.title, start.title, done.oid) == ("first", "initial commit", made.oid)
+    assert hub.repository("tester/name", "dataset").private
+    assert len(hub.calls("POST */commit/*")) == 1
 
 
 def test_a_revision_is_made_and_a_pull_request_is_not(hub, bundle):
-    push_dataset(bundle, "you/name", revision="v2", create_pr=True)
-    push_dataset(bundle, "you/name", revision="refs/pr/3")
-    assert [call[0] for call in hub.calls] == ["create_repo", "create_branch", "create_commit"] + [
-        "create_repo",
-        "create_commit",
-    ]
-    assert hub.calls[1][2] == {"branch": "v2", "repo_type": "dataset", "exist_ok": True}
-    uploads = [options for name, _, options in hub.calls if name == "create_commit"]
-    assert [(o["revision"], o["create_pr"]) for o in uploads] == [("v2", True), ("refs/pr/3", False)]
+    push_dataset(bundle, "tester/name", revision="v2")
+    assert files(hub, revision="v2") and not files(hub), "main is as it was"
+    done = push_dataset(bundle, "tester/name", create_pr=True, include_interactions=False)
+    assert done.pr_url.endswith("/discussions/1") and not files(hub)
+    assert "interactions.parquet" not in files(hub, revision="refs/pr/1")
+    push_dataset(bundle, "tester/name", revision="refs/pr/1")
+    assert "interactions.parquet" in files(hub, revision="refs/pr/1")
+    assert [call.path.rpartition("/")[2] for call in hub.calls("POST */branch/*")] == ["v2"]
 
 
 def test_a_table_of_an_older_version_does_not_stay(hub, bundle):
-    push_dataset(bundle, "you/name", anonymize=False)
-    (hub.root / "you/name/LICENSE").write_text("mine")
-    push_dataset(bundle, "you/name", include_interactions=False)
+    push_dataset(bundle, "tester/name", anonymize=False)
+    put("LICENSE", b"mine")
+    push_dataset(bundle, "tester/name", include_interactions=False)
     assert published(hub) == ["LICENSE", "README.md", "items.parquet", "links.parquet", "triples.parquet"]
 
 
-@pytest.mark.parametrize(
-    "error", [HTTPError("cut connection"), OSError("no token"), ValueError("bad id"), TimeoutError("slow")]
-)
-def test_a_failed_upload_says_that_nothing_is_visible(hub, bundle, error, monkeypatch):
-    hub.error = error
-    with pytest.raises(
-        LKGDataError, match=rf"could not be pushed to 'you/name' \({error}\). Nothing of it is visible"
-    ):
-        push_dataset(bundle, "you/name")
-    assert not (hub.root / "you").exists()
-    assert issubclass(HfHubHTTPError, HTTPError), "what the client raises for an answer of the Hub is covered too"
+PLACES = ["POST *.git/info/lfs/objects/batch", "PUT *", "POST */commit/*"]
 
 
-@pytest.mark.parametrize("name", ["name", "a/b/c", "you/na me", ""])
+@pytest.mark.parametrize("how", ["401", "429", "cut"])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_push_that_fails_anywhere_leaves_the_last_version_and_the_files(hub, raw_folder, place, how):
+    push_dataset(raw_folder, "tester/name", license="mit")
+    before, at_home = files(hub), {path.name: path.read_bytes() for path in raw_folder.iterdir()}
+    (raw_folder / "interactions.csv").write_bytes(at_home["interactions.csv"] + b"eve@example.org,c,1,70\n")
+    at_home["interactions.csv"] = (raw_folder / "interactions.csv").read_bytes()
+    failure = hub.fail(place, how, times=None)
+    with pytest.raises(LKGDataError, match=r"(?s)'tester/name'.*Nothing .*push again"):
+        push_dataset(raw_folder, "tester/name")
+    assert failure.happened and files(hub) == before
+    assert {path.name: path.read_bytes() for path in raw_folder.iterdir()} == at_home
+    hub.heal()
+    push_dataset(raw_folder, "tester/name")
+    assert len(table(hub, "interactions")) == 7 and "eve@example.org" not in text_of(hub)
+
+
+@pytest.mark.parametrize("how", ["401", "429", "cut"])
+def test_a_repository_that_cannot_be_made_is_told(hub, bundle, how):
+    failure = hub.fail("POST */api/repos/create", how, times=None)
+    with pytest.raises(LKGDataError, match=r"(?s)'tester/name' could not be opened .*Nothing was uploaded"):
+        push_dataset(bundle, "tester/name")
+    assert failure.happened and not hub.exists("tester/name", "dataset")
+
+
+@pytest.mark.parametrize("name", ["name", "a/b/c", "tester/na me", ""])
 def test_an_id_has_an_owner_and_a_name(hub, bundle, name):
     with pytest.raises(LKGDataError, match="has the form 'owner/name'"):
         push_dataset(bundle, name)
-    assert hub.calls == []
+    assert not hub.requests, "it is said before anything is asked of the Hub"
 
 
 # -- private data -----------------------------------------------------------------------------------------------------
 
 
 def test_user_ids_stay_at_home_unless_asked_for(hub, bundle):
-    push_dataset(bundle, "you/name")
-    text = contents(hub.root / "you/name")
+    push_dataset(bundle, "tester/name")
+    text = text_of(hub)
     assert not any(user in text for user in ("user-7", "ada@example.org"))
     assert "User ids were replaced by the numbers from 1 on" in text
-    loaded = load_dataset_bundle("you/name")
+    loaded = load_dataset_bundle("tester/name")
     assert sorted(set(loaded.interactions.users)) == ["1", "2", "3"]
-    push_dataset(bundle, "you/name", anonymize=False)
-    text = contents(hub.root / "you/name")
+    push_dataset(bundle, "tester/name", anonymize=False)
+    text = text_of(hub)
     assert "ada@example.org" in text and "User ids are those of the source" in text
 
 
 def test_interactions_can_stay_at_home(hub, bundle):
-    push_dataset(bundle, "you/name", include_interactions=False)
-    text = contents(hub.root / "you/name")
+    push_dataset(bundle, "tester/name", include_interactions=False)
+    text = text_of(hub)
     assert "ada@example.org" not in text and "There is no data about people in this repository" in text
     assert "interactions.parquet" not in text and "load_dataset_bundle(" not in text
     with pytest.raises(
         LKGDataError, match=r"has the configs \['items', 'triples', 'links'\]; it needs 'interactions'"
     ):
-        _load_hub("you/name", None)
+        load_dataset_bundle("tester/name")
 
 
 def test_facts_about_users_are_refused(hub, bundle):
     triples = Triples.from_frame(pd.DataFrame({"head": ["u"], "relation": ["RATED"], "tail": ["b"]}), {"b": "b"})
     with pytest.raises(LKGDataError, match="triples hold 1 RATED facts, which name users"):
-        push_dataset(DatasetBundle("x", bundle.interactions, bundle.items, triples), "you/name")
-    assert hub.calls == []
+        push_dataset(DatasetBundle("x", bundle.interactions, bundle.items, triples), "tester/name")
+    assert not hub.requests, "it is said before anything is asked of the Hub"
 
 
 def test_numbers_are_the_same_each_time_and_follow_no_order_of_the_ids(make_bundle):
@@ -290,19 +282,19 @@ def with_friends(bundle):
 
 
 def test_users_whom_the_triples_name_are_numbered_like_everywhere(hub, bundle):
-    push_dataset(with_friends(bundle), "you/name")
-    text = contents(hub.root / "you/name")
+    push_dataset(with_friends(bundle), "tester/name")
+    text = text_of(hub)
     assert "ada@example.org" not in text and "user-7" not in text
-    frame = pd.read_parquet(hub.root / "you/name/interactions.parquet")
+    frame = table(hub, "interactions")
     number = {len(rows): user for user, rows in frame.groupby("user_id")}  # user-7 has three rows, ada two, 12 one
-    facts = pd.read_parquet(hub.root / "you/name/triples.parquet").values.tolist()
+    facts = table(hub, "triples").values.tolist()
     assert facts == [[number[2], "TRUSTS", number[3]], ["m.1", "IN", "12"]]
 
 
 def test_users_whom_the_triples_name_do_not_go_up_with_the_items(hub, bundle):
     with pytest.raises(LKGDataError, match="name 2 users as heads or tails, 'ada@example.org' for example"):
-        push_dataset(with_friends(bundle), "you/name", include_interactions=False)
-    assert not hub.calls
+        push_dataset(with_friends(bundle), "tester/name", include_interactions=False)
+    assert not hub.requests
 
 
 @pytest.mark.parametrize("links", [False, True])
@@ -321,10 +313,71 @@ def test_a_user_who_was_filtered_out_leaves_no_facts_behind(hub, tmp_path, links
     assert main(["convert", str(folder), str(tmp_path / "few"), "--min-user-interactions", "2"]) == 0
     few = load_dataset_bundle(tmp_path / "few")
     assert "zoe@x" not in contents(tmp_path / "few") and (few.triples.heads == "i1").sum() == 1
-    push_dataset(few, "you/name")
-    text = contents(hub.root / "you/name")
+    push_dataset(few, "tester/name")
+    text = text_of(hub)
     assert "town" in text and "ada@x" not in text and "bob@x" not in text
     assert ("zed@x" in text) is links and len(few.triples) == (4 if links else 2)
+
+
+def with_makers(bundle, **more):
+    """Two users made items, one of them two; "12" is a user, and a number of minutes."""
+    makers = (("user-7", "The Studio"), ("ada@example.org",), ("user-7",))
+    attributes = {**bundle.items.attributes, "MADE_BY": makers, "MINUTES": (("12",), ("90",), ("12",)), **more}
+    return replace(bundle, items=replace(bundle.items, attributes=attributes))
+
+
+def test_users_among_the_items_are_numbered_like_everywhere_and_numbers_stay(hub, bundle):
+    push_dataset(with_makers(bundle), "tester/name")
+    assert "user-7" not in text_of(hub) and "ada@example.org" not in text_of(hub)
+    number = {len(rows): user for user, rows in table(hub, "interactions").groupby("user_id")}
+    items = load_dataset_bundle("tester/name").items
+    assert items.attributes["MADE_BY"] == ((number[3], "The Studio"), (number[2],), (number[3],))
+    assert items.attributes["MINUTES"] == (("12",), ("90",), ("12",))
+    assert {name: cells for name, cells in items.attributes.items() if name in bundle.items.attributes} == (
+        bundle.items.attributes
+    )
+
+
+def test_users_among_the_items_do_not_go_up_without_their_interactions(hub, bundle, tmp_path):
+    said = r"items.parquet.* names 2 of the known users in its column 'MADE_BY', 'ada@example.org' .*'entity:7'"
+    with pytest.raises(LKGDataError, match=said):
+        push_dataset(with_makers(bundle), "tester/name", include_interactions=False)
+    with pytest.raises(LKGDataError, match=said):
+        write_dataset(with_makers(bundle), tmp_path / "out", include_interactions=False)
+    with pytest.raises(LKGDataError, match="name 2 users as heads or tails"):
+        write_dataset(with_friends(bundle), tmp_path / "out", include_interactions=False)
+    assert not hub.requests and not list(tmp_path.iterdir()), "nothing half-written"
+    write_dataset(with_makers(bundle), tmp_path / "out")
+    assert "ada@example.org" in contents(tmp_path / "out"), "at home everything stays"
+
+
+def test_a_number_that_is_another_value_is_not_given_to_a_user(bundle):
+    with pytest.raises(LKGDataError, match=r"items' MADE_BY names 1 users.*other values of it already"):
+        anonymize_users(with_makers(bundle, MADE_BY=(("user-7",), ("1", "2"), ("3",))))
+
+
+def test_items_that_are_users_are_no_secret_kept_by_numbers(hub, make_bundle):
+    """People who follow each other: the items are the users."""
+    people = [f"user-{number}" for number in range(20)]
+    bundle = make_bundle([(user, other, 1) for user in people for other in people if user != other])
+    for options in ({}, {"include_interactions": False}):
+        with pytest.raises(LKGDataError, match=r"names 20 of the known users in its column 'item_id'"):
+            push_dataset(bundle, "tester/name", **options)
+    assert not hub.requests
+    push_dataset(bundle, "tester/name", anonymize=False)
+    assert "user-3" in text_of(hub)
+
+
+def test_a_user_who_was_filtered_out_made_nothing(tmp_path):
+    """Zed has one rating, and '7' another; a number may be anything, and stays."""
+    rows = [f"{user},i{item},{item}" for user in ("ada@x", "bob@x") for item in range(3)] + ["zed@x,i1,7", "7,i1,8"]
+    (tmp_path / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    (tmp_path / "items.csv").write_text(
+        "item_id,title,made_by,parts\ni0,T0,ada@x|zed@x,7\ni1,T1,zed@x,1\ni2,T2,Ann,7\n"
+    )
+    assert main(["convert", str(tmp_path), str(tmp_path / "few"), "--min-user-interactions", "2"]) == 0
+    items = load_dataset_bundle(tmp_path / "few").items
+    assert items.attributes == {"MADE_BY": (("ada@x",), (), ("Ann",)), "PARTS": (("7",), ("1",), ("7",))}
 
 
 def test_a_number_that_another_entity_has_is_not_given_to_a_user(bundle):
@@ -336,12 +389,12 @@ def test_a_number_that_another_entity_has_is_not_given_to_a_user(bundle):
 # -- the card ---------------------------------------------------------------------------------------------------------
 
 
-def card_of(hub, repo_id="you/name"):
-    return DatasetCard((hub.root / repo_id / "README.md").read_text(encoding="utf-8"))
+def card_of(hub, repo_id="tester/name"):
+    return DatasetCard(files(hub, repo_id)["README.md"].decode())
 
 
 def test_the_card_holds_what_the_hub_asks_for(hub, bundle):
-    push_dataset(bundle, "you/name", license="cc-by-4.0", language="en", tags=["films"])
+    push_dataset(bundle, "tester/name", license="cc-by-4.0", language="en", tags=["films"])
     card = card_of(hub)
     data = card.data.to_dict()
     assert data["license"] == "cc-by-4.0" and data["language"] == "en" and data["pretty_name"] == "films"
@@ -358,14 +411,24 @@ def test_the_card_holds_what_the_hub_asks_for(hub, bundle):
 
 
 def test_a_licence_of_its_own_is_quoted_and_kept(hub, bundle):
-    push_dataset(bundle, "you/name", citation="Cite me")
+    push_dataset(bundle, "tester/name", citation="Cite me")
     card = card_of(hub)
     assert card.data.license == "other" and "For research only: ask {{ the }} owner" in card.text
-    assert load_dataset_bundle("you/name").license == bundle.license
-    assert load_dataset_bundle("you/name").citation == "Cite me"
-    push_dataset(DatasetBundle("x", bundle.interactions, bundle.items), "you/other")
-    assert card_of(hub, "you/other").data.license == "unknown"
-    assert "licence of the source was not stated" in card_of(hub, "you/other").text
+    assert load_dataset_bundle("tester/name").license == bundle.license
+    assert load_dataset_bundle("tester/name").citation == "Cite me"
+    for text, ids, name in (
+        ("proprietary", "other", "proprietary"),
+        ("MIT", "mit", None),
+        (["mit", "Acme-1.0"], ["mit", "other"], "Acme-1.0"),
+    ):
+        push_dataset(bundle, "tester/name", license=text)
+        card = card_of(hub)
+        assert (card.data.license, card.data.to_dict().get("license_name")) == (ids, name)
+        assert validate(str(card), "dataset") == ([], [])
+        assert load_dataset_bundle("tester/name").license == (text if isinstance(text, str) else "\n\n".join(text))
+    push_dataset(DatasetBundle("x", bundle.interactions, bundle.items), "tester/other")
+    assert card_of(hub, "tester/other").data.license == "unknown"
+    assert "licence of the source was not stated" in card_of(hub, "tester/other").text
 
 
 TERMS, FACTS = "For research only; ask the owner", "A. Author: Facts, 2019."
@@ -378,11 +441,13 @@ def test_two_sources_are_named_once_each(hub, bundle, tmp_path, how):
     said = {"license": ["cc-by-4.0", TERMS, "cc-by-4.0"], "citation": [FACTS, films]}
     joined = {"license": f"cc-by-4.0\n\n{TERMS}", "citation": f"{FACTS}\n\n{films}"}
     if how == "bundle":
-        push_dataset(replace(bundle, **joined), "you/name")
+        push_dataset(replace(bundle, **joined), "tester/name")
     elif how == "push":
-        push_dataset(bundle, "you/name", **said)
+        push_dataset(bundle, "tester/name", **said)
     else:
-        write_dataset(bundle, hub.root / "you" / "name", **said)
+        write_dataset(bundle, tmp_path / "name", **said)
+        HfApi().create_repo("tester/name", repo_type="dataset")
+        HfApi().upload_folder(folder_path=tmp_path / "name", repo_id="tester/name", repo_type="dataset")
     card = card_of(hub)
     assert card.data.license == ["cc-by-4.0", "other"]
     assert validate(str(card), "dataset") == ([], [])
@@ -391,11 +456,11 @@ def test_two_sources_are_named_once_each(hub, bundle, tmp_path, how):
     first, *others = card.data.to_dict()["dataset_info"]
     assert {key: first[key] for key in joined} == joined
     assert others and not any({"license", "citation"} & set(info) for info in others)
-    for loaded in (load_dataset_bundle("you/name"), _load_hub("you/name", None)):
+    for loaded in (from_folder(hub, tmp_path / "copy"), from_hub(hub, None)):
         assert {"license": loaded.license, "citation": loaded.citation} == joined
 
 
-@pytest.mark.parametrize("load", [load_dataset_bundle, lambda name: _load_hub(name, None)], ids=["folder", "datasets"])
+@pytest.mark.parametrize("load", [from_folder, from_hub])
 @pytest.mark.parametrize(
     "head, licence",
     [
@@ -408,18 +473,17 @@ def test_two_sources_are_named_once_each(hub, bundle, tmp_path, how):
         ("language: en", ""),
     ],
 )
-def test_the_licence_of_a_card_of_other_making_comes_along(hub, bundle, load, head, licence):
-    push_dataset(bundle, "you/name")
-    path = hub.root / "you/name/README.md"
+def test_the_licence_of_a_card_of_other_making_comes_along(hub, bundle, load, head, licence, tmp_path):
+    push_dataset(bundle, "tester/name")
     configs = yaml.safe_dump({"configs": card_of(hub).data.to_dict()["configs"]})
-    path.write_text(f"---\n{head}\n{configs}---\n# Films\n", encoding="utf-8")
-    loaded = load("you/name")
+    put("README.md", f"---\n{head}\n{configs}---\n# Films\n".encode())
+    loaded = load(hub, tmp_path / "films")
     assert (loaded.license, loaded.citation) == (licence, "")
 
 
 @pytest.mark.parametrize("interactions", [True, False])
 def test_every_snippet_of_the_card_runs(hub, bundle, capsys, interactions):
-    push_dataset(bundle, "you/name", include_interactions=interactions)
+    push_dataset(bundle, "tester/name", include_interactions=interactions)
     snippets = re.findall(r"```python\n(.*?)```", card_of(hub).text, re.DOTALL)
     assert len(snippets) == 1 + interactions
     for snippet in snippets:
@@ -429,7 +493,7 @@ def test_every_snippet_of_the_card_runs(hub, bundle, capsys, interactions):
 
 
 def test_the_three_lines_are_three(hub, bundle):
-    push_dataset(bundle, "you/name")
+    push_dataset(bundle, "tester/name")
     first = re.search(r"```python\n(.*?)```", card_of(hub).text, re.DOTALL).group(1)
     assert len([line for line in first.splitlines() if line]) == 3
 
@@ -491,47 +555,49 @@ def raw_folder(bundle, tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"anonymize": False}], ids=["numbered", "as they are"])
 def test_a_data_set_not_yet_read_is_pushed_as_one_in_memory(hub, raw_folder, options, monkeypatch):
-    push_dataset(load_dataset_bundle(raw_folder), "you/memory", **options)
+    push_dataset(load_dataset_bundle(raw_folder), "tester/memory", **options)
     monkeypatch.setattr(RawDataset, "to_bundle", lambda self: pytest.fail("the interactions were read whole"))
     monkeypatch.setattr("llamarec_lkg.raw_files.BATCH_ROWS", 2)
     monkeypatch.setattr("llamarec_lkg.anonymizing.BATCH_ROWS", 2)
-    push_dataset(open_raw(raw_folder), "you/raw", **options)
-    push_dataset(raw_folder, "you/path", **options)
-    assert published(hub, "you/raw") == published(hub, "you/path") == published(hub, "you/memory")
+    push_dataset(open_raw(raw_folder), "tester/raw", **options)
+    push_dataset(raw_folder, "tester/path", **options)
+    assert published(hub, "tester/raw") == published(hub, "tester/path") == published(hub, "tester/memory")
     for name in ("interactions", "items", "triples", "links"):
-        frames = [pd.read_parquet(hub.root / "you" / repo / f"{name}.parquet") for repo in ("memory", "raw", "path")]
+        frames = [table(hub, name, f"tester/{repo}") for repo in ("memory", "raw", "path")]
         assert frames[0].equals(frames[1]) and frames[0].equals(frames[2]), name
-    assert len(frames[0]) == 2 and len(pd.read_parquet(hub.root / "you/raw/interactions.parquet")) == 6
+    assert len(frames[0]) == 2 and len(table(hub, "interactions", "tester/raw")) == 6
 
 
 def test_facts_about_people_are_found_in_raw_files_too(hub, raw_folder):
     with pytest.raises(LKGDataError, match="name 2 users as heads or tails, 'ada@example.org' for example"):
-        push_dataset(open_raw(raw_folder), "you/name", include_interactions=False)
+        push_dataset(open_raw(raw_folder), "tester/name", include_interactions=False)
     (raw_folder / "triples.csv").write_text("head,relation,tail\nada@example.org,RATED,m.1\n")
     with pytest.raises(LKGDataError, match="triples hold 1 RATED facts"):
-        push_dataset(open_raw(raw_folder), "you/name")
+        push_dataset(open_raw(raw_folder), "tester/name")
     (raw_folder / "triples.csv").write_text("head,relation,tail\nuser-7,IS,1\nuser-7,IS,2\nuser-7,IS,3\n")
     with pytest.raises(LKGDataError, match="names of other entities already"):
-        push_dataset(open_raw(raw_folder), "you/name")
-    assert not hub.calls
+        push_dataset(open_raw(raw_folder), "tester/name")
+    assert not hub.requests
 
 
 def test_the_command_pushes_what_convert_takes(hub, raw_folder, capsys):
-    assert main(["push-dataset", str(raw_folder), "you/name"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "/you/name/commit/1"
-    push_dataset(load_dataset_bundle(raw_folder), "you/other")
-    read = [contents(hub.root / "you" / name) for name in ("name", "other")]
-    assert read[0] == read[1].replace("you/other", "you/name"), "the same code path"
-    assert "ada@example.org" not in read[0]
+    assert main(["push-dataset", str(raw_folder), "tester/name"]) == 0
+    made, _ = hub.commits("tester/name", repo_type="dataset")
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"/datasets/tester/name/commit/{made.oid}")
+    push_dataset(load_dataset_bundle(raw_folder), "tester/other")
+    same = {path: data.replace(b"tester/other", b"tester/name") for path, data in files(hub, "tester/other").items()}
+    assert files(hub) == same and "ada@example.org" not in text_of(hub)
     options = ["--private", "--revision", "v2", "--create-pr", "--commit-message", "first", "--keep-user-ids"]
     options += ["--license", "cc-by-4.0", "--license", "mit", "--citation", "Me."]
-    hub.calls.clear()
-    assert main(["push-dataset", str(raw_folder / "interactions.csv"), "you/kept", *options]) == 0
-    assert hub.calls[0][2]["private"] is True and hub.calls[1][2]["branch"] == "v2"
-    asked = hub.calls[2][2]
-    assert (asked["revision"], asked["create_pr"], asked["commit_message"]) == ("v2", True, "first")
-    assert "ada@example.org" in contents(hub.root / "you" / "kept")
-    assert card_of(hub, "you/kept").data.license == ["cc-by-4.0", "mit"] and "Me." in card_of(hub, "you/kept").text
+    assert main(["push-dataset", str(raw_folder / "interactions.csv"), "tester/kept", *options]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("/datasets/tester/kept/discussions/1"), "the pull request"
+    assert hub.repository("tester/kept", "dataset").private and not files(hub, "tester/kept")
+    assert hub.calls("POST */branch/v2") and not files(hub, "tester/kept", "v2")
+    proposed = files(hub, "tester/kept", "refs/pr/1")
+    proposal = hub.commits("tester/kept", "refs/pr/1", "dataset")[0]
+    assert proposal.title == "first" and b"ada@example.org" in readable(proposed)
+    card = DatasetCard(proposed["README.md"].decode())
+    assert card.data.license == ["cc-by-4.0", "mit"] and "Me." in card.text
 
 
 def test_the_command_leaves_people_out_adds_facts_and_knows_names(
@@ -539,26 +605,19 @@ def test_the_command_leaves_people_out_adds_facts_and_knows_names(
 ):
     (raw_folder / "triples.csv").unlink()
     (tmp_path / "facts.csv").write_text("head,relation,tail\n007,IN,Jamaica\n")
-    command = ["push-dataset", str(raw_folder), "you/name", "--format", "tables"]
+    command = ["push-dataset", str(raw_folder), "tester/name", "--format", "tables"]
     assert main([*command, "--no-interactions", "--triples", str(tmp_path / "facts.csv")]) == 0
-    text = contents(hub.root / "you/name")
+    text = text_of(hub)
     assert "Jamaica" in text and "There is no data about people" in text and "ada@example.org" not in text
     assert main([*command, "--include-interactions"]) == 0 and "interactions.parquet" in published(hub)
     monkeypatch.setitem(load_dataset_bundle.__globals__["KNOWN_DATASETS"], "films", lambda: bundle)
-    assert main(["push-dataset", "films", "you/known"]) == 0 and len(published(hub, "you/known")) == 5
+    assert main(["push-dataset", "films", "tester/known"]) == 0 and len(published(hub, "tester/known")) == 5
     capsys.readouterr()
     for source, said in (
         ("no-such-data", "No data set 'no-such-data'"),
         (str(tmp_path), "Needed: interactions.parquet"),
     ):
-        assert main(["push-dataset", source, "you/name"]) == 1
+        assert main(["push-dataset", source, "tester/name"]) == 1
         assert said in capsys.readouterr().err
     assert main(["push-dataset", str(raw_folder), "name"]) == 1
     assert "has the form 'owner/name'" in capsys.readouterr().err
-
-
-def test_the_command_names_the_pull_request(hub, raw_folder, capsys, monkeypatch):
-    done = types.SimpleNamespace(pr_url="/you/name/discussions/1", commit_url="/you/name/commit/1")
-    monkeypatch.setattr("llamarec_lkg.publishing.push_files", lambda *args, **options: done)
-    assert main(["push-dataset", str(raw_folder), "you/name", "--create-pr"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "/you/name/discussions/1"

@@ -216,6 +216,31 @@ def test_a_folder_of_tables_is_read(tmp_path, interactions, items, triples, suff
     assert bundle.triples.item_of_entity == {"a": "a", "b": "b"}
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_text_that_other_tools_take_for_nothing_is_a_text(tmp_path, suffix):
+    """Namibia, a film called None, a band called NULL and somebody called nan; only an empty cell says nothing."""
+    tables = {
+        "interactions": [("user_id", "item_id", "timestamp"), ("nan", "NA", "1"), ("b", "null", "2")],
+        "items": [("item_id", "title", "country", "band"), ("NA", "None", "NA", "NULL"), ("null", "n/a", "DE", None)],
+        "triples": [("head", "relation", "tail"), ("NA", "NULL", "None")],
+    }
+    for name, (header, *rows) in tables.items():
+        frame, path = pd.DataFrame(rows, columns=header), tmp_path / f"{name}.{suffix}"
+        frame.to_csv(path, index=False) if suffix == "csv" else frame.to_parquet(path)
+    bundle = load_dataset_bundle(tmp_path)
+    assert bundle.interactions.users.tolist() == ["nan", "b"] and bundle.interactions.items.tolist() == ["NA", "null"]
+    assert bundle.items.ids == ("NA", "null") and bundle.items.titles == ("None", "n/a")
+    assert bundle.items.attributes == {"COUNTRY": (("NA",), ("DE",)), "BAND": (("NULL",), ())}
+    assert bundle.triples.to_frame().values.tolist() == [["NA", "NULL", "None"]]
+
+
+def test_a_cell_without_an_id_is_missing_as_before(tmp_path):
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\n,a,1\nu,a,2\n")
+    (tmp_path / "items.csv").write_text("item_id,title\na,A\n")
+    with pytest.raises(LKGDataError, match="Column 'user_id' of the interactions table has 1 missing value"):
+        load_dataset_bundle(tmp_path)
+
+
 def test_tables_in_memory_need_no_triples(interactions, items):
     bundle = bundle_from_frames("mine", interactions, items)
     assert bundle.name == "mine" and bundle.triples is None and len(bundle.items) == 2
@@ -317,7 +342,7 @@ def hub(monkeypatch, interactions, items, triples):
     tables = {"interactions": interactions, "items": items, "triples": triples, "extra": items}
     calls = []
 
-    def load_dataset(repo_id, name, split, revision):
+    def load_dataset(repo_id, name, split, revision, token):
         calls.append((repo_id, name, split, revision))
         info = types.SimpleNamespace(citation="Someone. 2020. Some data.", license="mit")
         return types.SimpleNamespace(to_pandas=lambda: tables[name].copy(), info=info)
@@ -327,7 +352,7 @@ def hub(monkeypatch, interactions, items, triples):
     module = types.ModuleType("datasets")
     module.tables, module.calls = tables, calls
     module.load_dataset = load_dataset
-    module.get_dataset_config_names = lambda repo_id, revision: list(tables)
+    module.get_dataset_config_names = lambda repo_id, revision, token: list(tables)
     monkeypatch.setitem(sys.modules, "datasets", module)
     return module
 
