@@ -156,6 +156,8 @@ def _add_push(commands: argparse._SubParsersAction) -> None:
     _add_commit(push)
     push.add_argument("--include-users", action="store_true", help="raw user ids, and the weights of single users")
     push.add_argument("--include-interactions", action="store_true", help="the graph with who rated what, and when")
+    text = "in place of the latter: what all ratings together say of pairs of items, sums over at least five people"
+    push.add_argument("--include-co-ratings", action="store_true", help=text)
     push.add_argument(
         "--backbone", metavar="ID", help="id on the Hub of a backbone that was loaded from a folder of this machine"
     )
@@ -300,7 +302,8 @@ def _require_model(name: str) -> None:
 def _push(args: argparse.Namespace) -> None:
     from .pushing import push_folder
 
-    options = ("revision", "create_pr", "commit_message", "include_users", "include_interactions", "backbone")
+    included = ("include_users", "include_interactions", "include_co_ratings")
+    options = ("revision", "create_pr", "commit_message", "backbone", *included)
     done = push_folder(
         args.folder,
         args.repo_id,

@@ -21,6 +21,14 @@ MIN_PEOPLE, PER_ITEM = 5, 100
 DECIMALS = 3
 
 
+def has_co_ratings(graph: KnowledgeGraph) -> bool:
+    """Whether RATED has edges that stand for many people: those with a weight."""
+    if graph.weights is None or RATED not in graph.relations:
+        return False
+    rated = np.asarray(graph.edge_relations) // 2 == graph.relations.index(RATED)
+    return bool((rated & ~np.isnan(graph.weights)).any())
+
+
 def with_co_ratings(
     graph: KnowledgeGraph,
     user_ids: Sequence[str] = (),

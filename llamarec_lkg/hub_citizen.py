@@ -41,13 +41,13 @@ class HubCitizen(Registered):
         A model with an adapter goes up in its small form, any other with its backbone (`include_backbone=False`
         leaves it out), and without the weights of single users. A processor goes up without user ids and interactions:
         the graph keeps the relation RATED but none of its edges, so that the model fits as before and reads one kind
-        of evidence less.
+        of evidence less; `include_co_ratings=True` gives most of it back, as sums over people.
 
         Args:
             repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
-            kwargs: of [`push_saved`] (`include_users`, `include_interactions`, `include_user_embedding`, `backbone`,
-                `private`, `revision`, `create_pr`, `commit_message`, `token`, `tags`); others are those of
-                `save_pretrained`, as a model's `include_backbone`.
+            kwargs: of [`push_saved`] (`include_users`, `include_interactions`, `include_co_ratings`,
+                `include_user_embedding`, `backbone`, `private`, `revision`, `create_pr`, `commit_message`, `token`,
+                `tags`); others are those of `save_pretrained`, as a model's `include_backbone`.
 
         Raises:
             LKGDataError: the backbone has no name that others can load, or the upload failed.

@@ -20,8 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .backbones import is_local
+from .co_ratings import has_co_ratings, with_co_ratings
 from .hub import answers_in_time, make_repository, matches, push_files, template_text, whole_id
 from .knowledge_graph import KnowledgeGraph
+from .people import refuse_people
 from .repository_card import (
     CARD_FILE,
     CONFIG_FILE,
@@ -132,6 +134,7 @@ def push_saved(
     remove_retriever: bool = False,
     include_users: bool = False,
     include_interactions: bool = False,
+    include_co_ratings: bool = False,
     include_user_embedding: bool | None = None,
     backbone: str | None = None,
     tags: Sequence[str] = (),
@@ -156,7 +159,8 @@ def push_saved(
             default the repository's own stays; where there is none, or one that this function wrote, a short one is
             written.
         remove_retriever: delete the repository's retriever where none is pushed.
-        include_users, include_interactions, include_user_embedding, backbone: see [`public_copy`].
+        include_users, include_interactions, include_co_ratings, include_user_embedding, backbone: see
+            [`public_copy`].
         tags: further tags of a short card.
         private, revision, create_pr, commit_message, commit_description, token: see [`~hub.push_files`].
 
@@ -166,6 +170,7 @@ def push_saved(
     with staging(folder) as temporary:
         target = Path(temporary)
         sharing = {"include_users": include_users, "include_interactions": include_interactions}
+        sharing["include_co_ratings"] = include_co_ratings
         sharing["include_user_embedding"] = include_users if include_user_embedding is None else include_user_embedding
         public_copy(folder, target, parts=parts, backbone=backbone, **sharing)
         repo_id = whole_id(repo_id, token)
@@ -181,6 +186,9 @@ def push_saved(
         if "processor" in held and "retriever" not in [*held, *gone]:
             there.refuse_other_retriever(pd.read_parquet(target / ITEMS_FILE)[ITEM_ID])
         holds = [*held, *(part for part in there.parts() if part not in [*held, *gone])]
+        if "processor" in held:  # a graph that came with co-ratings keeps them
+            graph = KnowledgeGraph.from_pretrained(target / GRAPH_FOLDER)
+            sharing["include_co_ratings"] = has_co_ratings(graph)
         shared = [name for name, value in sharing.items() if value]
         card = card(repo_id, holds) if callable(card) else card
         card = renewed_card(there, target, card=card, holds=holds, pushed=held, shared=shared, tags=tags)
@@ -206,6 +214,7 @@ def public_copy(
     parts: Sequence[str] = tuple(PARTS),
     include_users: bool = False,
     include_interactions: bool = False,
+    include_co_ratings: bool = False,
     include_user_embedding: bool | None = None,
     backbone: str | None = None,
 ) -> None:
@@ -217,6 +226,9 @@ def public_copy(
         include_users: True copies raw user ids. Without them users are unknown, or numbers where there are
             interactions.
         include_interactions: True copies the edges of people, RATED above all, with their times.
+        include_co_ratings: True puts in their place what they say of pairs of items, summed over people
+            ([`~co_ratings.with_co_ratings`]): strangers are then ranked with almost the evidence that there is at
+            home. Of no effect beside `include_interactions`.
         include_user_embedding: True copies the weights that single users have in the preference module; by default
             they go along with the user ids, without which they are of no use.
         backbone: name to write for the backbone of a model that is saved without it, where the saved one is a folder
@@ -241,7 +253,8 @@ def public_copy(
         share_weights = include_users if include_user_embedding is None else include_user_embedding
         _publish_model(source, target, chosen, share_weights, backbone)
     if has_processor:
-        _publish_processor(source, target, chosen, include_users, include_interactions)
+        graph = "whole" if include_interactions else "co-ratings" if include_co_ratings else "without people"
+        _publish_processor(source, target, chosen, include_users, graph)
     write_shim(target)
 
 
@@ -321,7 +334,7 @@ def _drop_user_weights(source: Path, target: Path, weights: Sequence[str]) -> No
         write_json(target / WEIGHTS_INDEX, index)
 
 
-def _publish_processor(source: Path, target: Path, chosen: list[str], users: bool, interactions: bool) -> None:
+def _publish_processor(source: Path, target: Path, chosen: list[str], users: bool, kind: str) -> None:
     needed = [ITEMS_FILE, USERS_FILE, *(f"{GRAPH_FOLDER}/{name}" for name in GRAPH_FILES)]
     lacking = [path for path in needed if path not in chosen]
     if lacking:
@@ -330,12 +343,17 @@ def _publish_processor(source: Path, target: Path, chosen: list[str], users: boo
     if not users:
         (target / USERS_FILE).unlink()
         pd.DataFrame({USER_ID: pd.Series([], dtype=str)}).to_parquet(target / USERS_FILE)
-    if not (users and interactions):
+    known = pd.read_parquet(source / USERS_FILE)[USER_ID].astype(str).tolist()
+    if not (users and kind == "whole"):
         graph = KnowledgeGraph.from_pretrained(source / GRAPH_FOLDER)
-        known = pd.read_parquet(source / USERS_FILE)[USER_ID].astype(str).tolist()
-        graph = graph.with_numbered_people(known) if interactions else graph.without_people(known)
+        if kind == "whole":
+            graph = graph.with_numbered_people(known)
+        else:
+            graph = with_co_ratings(graph, known) if kind == "co-ratings" else graph.without_people(known)
         shutil.rmtree(target / GRAPH_FOLDER)
         graph.save_pretrained(target / GRAPH_FOLDER)
+    if not users:
+        refuse_people(target, known, "; or publish user ids, too: `include_users=True`")
 
 
 def staging(source: str | Path) -> tempfile.TemporaryDirectory:

@@ -190,7 +190,11 @@ class ModelCard:
             suffix = "" if row["name"] == self.published_row else f" ({row['name']})"
             for metric, value in row["metrics"].items():
                 details = {"row": row["name"], "ci95": _rounded(row["ci95"][metric])}
-                if self.withheld and row["name"].startswith((RANKER, "no-lm")) and row["name"] != AS_PUBLISHED:
+                if (
+                    self.withheld
+                    and row["name"].startswith((RANKER, "no-lm"))
+                    and not row["name"].startswith(AS_PUBLISHED)
+                ):
                     details["measured_with_what_is_not_here"] = list(self.withheld)
                 if row["name"] != REFERENCE:
                     details["minus_retriever"] = round(row["difference_to_retriever"][metric], 5)

@@ -34,9 +34,10 @@ WITHOUT_PEOPLE = (
 KINDS = {
     "include_users": "user ids",
     "include_interactions": "who rated what, and when",
+    "include_co_ratings": "which items the same people rate, as sums over at least five people",
     "include_user_embedding": "weights of single users",
 }
-PART_OF = {"include_users": "processor", "include_interactions": "processor", "include_user_embedding": "model"}
+PART_OF = {**dict.fromkeys(KINDS, "processor"), "include_user_embedding": "model"}
 PEOPLE_HEADING = "## Data about people"
 PEOPLE_SECTION = re.compile(rf"\n+{re.escape(PEOPLE_HEADING)}\n.*?(?=\n#|\Z)", re.DOTALL)
 WITH_PEOPLE = "This repository holds data about people: {}. Treat it as personal data."

@@ -74,7 +74,8 @@ class PushingTrainer(Trainer):
         Args:
             blocking: False returns a `Future` at once.
             token, revision, private: by default those of the training arguments.
-            kwargs: `create_pr`, `include_users`, `include_interactions`, `include_user_embedding`, `backbone` as in
+            kwargs: `create_pr`, `include_users`, `include_interactions`, `include_co_ratings`,
+                `include_user_embedding`, `backbone` as in
                 [`~hub_repository.push_saved`], by default as the training arguments say; `language`, `license`,
                 `tags`, `dataset` and `finetuned_from` of the card. What else `transformers` takes for its card
                 (`model_name`, `tasks`, `dataset_tags`, `dataset_args`) is known here and has no effect.
@@ -118,6 +119,7 @@ class PushingTrainer(Trainer):
         return {
             "include_users": self.args.hub_include_users,
             "include_interactions": self.args.hub_include_interactions,
+            "include_co_ratings": self.args.hub_include_co_ratings,
             "backbone": self.args.hub_backbone,
             "private": self.args.hub_private_repo,
             "revision": self.args.hub_revision,
@@ -135,7 +137,8 @@ class PushingTrainer(Trainer):
         steps = self.args.save_strategy == SaveStrategy.STEPS
         when = f"step {self.state.global_step}" if steps else f"epoch {int(self.state.epoch)}"
         options = {**self._push_options(), "commit_message": f"Training in progress, {when}"}
-        shared = {name: options[name] for name in ("include_users", "include_interactions", "backbone")}
+        names = ("include_users", "include_interactions", "include_co_ratings", "backbone")
+        shared = {name: options[name] for name in names}
         staged = staging(checkpoint_folder)  # the checkpoint itself may be gone before the push is done
         try:
             public_copy(checkpoint_folder, staged.name, **shared)

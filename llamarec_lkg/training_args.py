@@ -65,6 +65,9 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
     hub_include_interactions: bool = field(
         default=False, metadata={"help": "Push the graph with who rated what and when."}
     )
+    hub_include_co_ratings: bool = field(
+        default=False, metadata={"help": "Push what people's ratings say of pairs of items, summed over people."}
+    )
     hub_backbone: str | None = field(
         default=None, metadata={"help": "Name for a backbone that is a local folder: its id on the Hub."}
     )

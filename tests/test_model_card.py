@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from math import nan
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import HfApi, ModelCard
@@ -22,8 +23,9 @@ from llamarec_lkg import (
     LlamaRecLKGTrainingArguments,
 )
 from llamarec_lkg.backbones import SMOLLM2_NAME
+from llamarec_lkg.cli import main
 from llamarec_lkg.evaluation import Report, ranker_scores, reranked
-from llamarec_lkg.hub_repository import public_copy
+from llamarec_lkg.hub_repository import public_copy, push_saved
 from llamarec_lkg.metrics import metrics_per_user
 from llamarec_lkg.model_card import ModelCard as Card
 from llamarec_lkg.model_card import read_emissions
@@ -166,19 +168,24 @@ def test_every_metric_of_every_row_is_in_the_metadata_with_its_interval(run):
     assert data["metrics"] == ["mrr", "ndcg", "recall"]
 
 
-def test_the_figures_that_come_first_are_those_of_what_is_published(run, tmp_path):
+@pytest.mark.parametrize("co_ratings", [False, True])
+def test_the_figures_that_come_first_are_those_of_what_is_published(run, tmp_path, co_ratings):
     """Measured again here with what a stranger loads."""
-    report = Report(**read_json(run / "report.json"))
-    public_copy(run, tmp_path, backbone=str(run.parent / "backbone"))
+    report, published = (
+        Report(**read_json(run / "report.json")),
+        f"ranker-as-published{'-with-co-ratings' * co_ratings}",
+    )
+    public_copy(run, tmp_path, backbone=str(run.parent / "backbone"), include_co_ratings=co_ratings)
     stranger = LlamaRecLKGForRanking.from_pretrained(tmp_path), LlamaRecLKGProcessor.from_pretrained(tmp_path)
     workflow = Workflow(RunConfig.from_mapping(yaml.safe_load((run / "config.yaml").read_text())), progress=False)
     lists = workflow.lists(workflow.train_retriever(), "test")
     ranks = reranked(ranker_scores(*stranger, [replace(example, user=0) for example in lists]), lists)
     measured = {name: values.mean() for name, values in metrics_per_user(ranks, (1, 5, 10)).items()}
-    assert report.row("ranker-as-published")["metrics"] == pytest.approx(measured)
+    assert report.row(published)["metrics"] == pytest.approx(measured)
     assert measured != report.row("ranker")["metrics"], "this world tells the two apart"
-    home, away = run_card(run, REPO), run_card(run, REPO, interactions=True, user_weights=True)
-    for card, row in ((home, "ranker-as-published"), (away, "ranker")):
+    home = run_card(run, REPO, co_ratings=co_ratings)
+    away = run_card(run, REPO, interactions=True, user_weights=True)
+    for card, row in ((home, published), (away, "ranker")):
         data = card.to_hub_card().data.eval_results
         first = {result.metric_type: result for result in data[: len(measured)]}
         for metric, value in report.row(row)["metrics"].items():
@@ -186,8 +193,11 @@ def test_the_figures_that_come_first_are_those_of_what_is_published(run, tmp_pat
             assert first[metric].metric_name == metric.upper() and first[metric].metric_args["row"] == row
             assert "measured_with_what_is_not_here" not in first[metric].metric_args
         assert ("is what this repository holds" in card.to_hub_card().text) == (row != "ranker")
+        assert ("in whose place stand co-ratings" in card.to_hub_card().text) == (row == published and co_ratings)
+        assert stranger[1].knowledge_graph.describe() in home.graph
     away = {r.metric_args["row"]: "measured_with_what_is_not_here" in r.metric_args for r in home._eval_results()}
     assert away["ranker"] and away["no-lm-no-kg"] and not away["retriever"] and not away["popularity"]
+    assert not away["ranker-as-published"] and not away["ranker-as-published-with-co-ratings"]
     mixed = run_card(run, REPO, user_weights=True)  # neither row is about this one
     assert mixed.to_hub_card().data.eval_results[0].metric_args["measured_with_what_is_not_here"]
     assert "may\nrank differently" in mixed.to_hub_card().text
@@ -199,13 +209,41 @@ def test_who_publishes_less_than_was_measured_is_told_what_it_costs(run, hub, tm
     shutil.copytree(run, folder)
     content = read_json(folder / "report.json")
     rows = {row["name"]: row["metrics"] for row in content["rows"]}
-    for value, told in ((0.1234, True), (0.5, False)):
-        rows["ranker"]["ndcg@10"], rows["ranker-as-published"]["ndcg@10"] = 0.4321, value
+    rows["ranker"]["ndcg@10"] = 0.4321
+    for value, summed, included, told, hint in (
+        (0.1234, 0.3, False, "0.1234", True),
+        (0.1234, 0.1, False, "0.1234", False),
+        (0.1234, 0.3, True, "0.3000", False),
+        (0.5, 0.3, False, None, False),
+    ):
+        rows["ranker-as-published"]["ndcg@10"] = value
+        rows["ranker-as-published-with-co-ratings"]["ndcg@10"] = summed
         write_json(folder / "report.json", content)
         caplog.clear()
-        push_folder(folder, REPO, backbone="you/base")
-        assert ("ndcg@10 0.1234; here it has 0.4321, its retriever alone" in caplog.text) == told
-        assert ("--include-interactions" in caplog.text) == told
+        push_folder(folder, REPO, backbone="you/base", include_co_ratings=included)
+        assert ("here it has 0.4321, its retriever alone" in caplog.text) == (told is not None)
+        assert told is None or f"this ranker has ndcg@10 {told};" in caplog.text
+        assert ("(--include-co-ratings), sums over people in their place, it has 0.3000" in caplog.text) == hint
+
+
+def test_sums_over_people_go_up_when_asked_for_and_people_do_not(run, hub, tmp_path):
+    assert main(["push", str(run), REPO, "--include-co-ratings", "--backbone", "you/base"]) == 0
+    graph = LlamaRecLKGProcessor.from_pretrained(REPO).knowledge_graph
+    home = LlamaRecLKGProcessor.from_pretrained(run)
+    rated = np.asarray(graph.edge_relations) == 2 * graph.relations.index("RATED")
+    assert rated.any() and not graph.people(home.user_ids).any() and not np.isnan(graph.weights[rated]).any()
+    said = "data about people: which items the same people rate, as sums over at least five people."
+    assert said in ModelCard.load(REPO).text
+    stranger = tmp_path / "stranger"
+    LlamaRecLKGForRanking.from_pretrained(REPO, backbone=False).save_pretrained(stranger)
+    LlamaRecLKGProcessor.from_pretrained(REPO).save_pretrained(stranger)
+    assert not (stranger / ".gitignore").exists(), "sums are about nobody"
+    push_saved(stranger, "tester/again")  # what was public already stays
+    again = LlamaRecLKGProcessor.from_pretrained("tester/again").knowledge_graph
+    assert again.describe() == graph.describe() and said in ModelCard.load("tester/again").text
+    assert main(["push", str(run), REPO, "--backbone", "you/base"]) == 0
+    assert LlamaRecLKGProcessor.from_pretrained(REPO).knowledge_graph.weights is None
+    assert "There is no data about people" in ModelCard.load(REPO).text
 
 
 def test_the_files_of_another_version_do_not_stop_a_push(run, hub, tmp_path, caplog, monkeypatch):
