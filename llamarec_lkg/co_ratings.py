@@ -71,12 +71,12 @@ def with_co_ratings(
             continue
         others = np.concatenate([members[span] for span in spans])
         ties = np.concatenate([shares[span] * weight for span, weight in zip(spans, weights[own], strict=True)])
-        count = np.bincount(others, minlength=graph.num_items + 1)
-        strength = np.bincount(others, ties, minlength=graph.num_items + 1).round(DECIMALS)
-        strength[(count < min_people) | (np.arange(graph.num_items + 1) == item)] = 0.0
+        near, places, count = np.unique(others, return_inverse=True, return_counts=True)
+        strength = np.bincount(places, ties).round(DECIMALS)
+        strength[(count < min_people) | (near == item)] = 0.0
         best = np.argsort(-strength, kind="stable")[:per_item]
         best = best[strength[best] > 0]
-        found.append((np.full(len(best), item), best, strength[best]))
+        found.append((np.full(len(best), item), near[best], strength[best]))
     if not sum(len(best) for _, best, _ in found):
         return public
     sources, targets, strength = (np.concatenate(part) for part in zip(*found, strict=True))

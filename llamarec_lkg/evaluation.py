@@ -13,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from .co_ratings import with_co_ratings
+from .co_ratings import has_co_ratings, with_co_ratings
 from .knowledge_graph import KnowledgeGraph
 from .metrics import DEFAULT_KS, MISS, bootstrap_interval, metrics_per_user, require_finite, target_ranks
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
@@ -113,23 +113,27 @@ def control_scores(
     return _scores_with_graph(changed, model, processor, examples, **options)
 
 
+def published_graphs(processor: LlamaRecLKGProcessor) -> dict[str, KnowledgeGraph]:
+    """The graphs that a push publishes, by default and with co-ratings where there are any, under the names of their
+    rows in a report."""
+    graph = processor.knowledge_graph
+    graphs = {
+        AS_PUBLISHED: graph.without_people(processor.user_ids),
+        WITH_CO_RATINGS: with_co_ratings(graph, processor.user_ids),
+    }
+    return {name: found for name, found in graphs.items() if has_co_ratings(found) == (name == WITH_CO_RATINGS)}
+
+
 def published_scores(
+    graph: KnowledgeGraph,
     model: LlamaRecLKGForRanking,
     processor: LlamaRecLKGProcessor,
     examples: Sequence[RankingExample],
-    *,
-    co_ratings: bool = False,
     **options: Any,
 ) -> np.ndarray:
-    """`ranker_scores` of what a push publishes by default: nobody has weights of their own, and the graph has no
-    people.
-
-    Args:
-        co_ratings: with what a push adds that includes co-ratings.
-    """
+    """`ranker_scores` of what a push publishes: nobody has weights of their own, and the graph is one of
+    `published_graphs`."""
     strangers = [replace(example, user=UNKNOWN_USER) for example in examples]
-    publish = with_co_ratings if co_ratings else KnowledgeGraph.without_people
-    graph = publish(processor.knowledge_graph, processor.user_ids)
     return _scores_with_graph(graph, model, processor, strangers, **options)
 
 

@@ -130,7 +130,7 @@ def push_saved(
     repo_id: str,
     *,
     parts: Sequence[str] = tuple(PARTS),
-    card: str | Callable[[str, Collection[str]], str] | None = None,
+    card: str | Callable[[str, Collection[str], KnowledgeGraph | None], str] | None = None,
     remove_retriever: bool = False,
     include_users: bool = False,
     include_interactions: bool = False,
@@ -155,9 +155,9 @@ def push_saved(
         folder: with a model, a processor, or both, and perhaps a retriever.
         repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
         parts: which of "model", "processor" and "retriever" to push, so far as they are there.
-        card: text of README.md, or what makes it of the whole id and the parts that the repository then holds. By
-            default the repository's own stays; where there is none, or one that this function wrote, a short one is
-            written.
+        card: text of README.md, or what makes it of the whole id, the parts that the repository then holds, and the
+            graph that is pushed. By default the repository's own stays; where there is none, or one that this
+            function wrote, a short one is written.
         remove_retriever: delete the repository's retriever where none is pushed.
         include_users, include_interactions, include_co_ratings, include_user_embedding, backbone: see
             [`public_copy`].
@@ -172,7 +172,8 @@ def push_saved(
         sharing = {"include_users": include_users, "include_interactions": include_interactions}
         sharing["include_co_ratings"] = include_co_ratings
         sharing["include_user_embedding"] = include_users if include_user_embedding is None else include_user_embedding
-        public_copy(folder, target, parts=parts, backbone=backbone, **sharing)
+        graph = public_copy(folder, target, parts=parts, backbone=backbone, **sharing)
+        sharing["include_co_ratings"] = graph is not None and has_co_ratings(graph)  # those it came with, too
         repo_id = whole_id(repo_id, token)
         files = {path: target / path for path in _paths(target)}
         held = [name for name in parts if any(matches(path, PARTS[name]) for path in files)]
@@ -186,11 +187,8 @@ def push_saved(
         if "processor" in held and "retriever" not in [*held, *gone]:
             there.refuse_other_retriever(pd.read_parquet(target / ITEMS_FILE)[ITEM_ID])
         holds = [*held, *(part for part in there.parts() if part not in [*held, *gone])]
-        if "processor" in held:  # a graph that came with co-ratings keeps them
-            graph = KnowledgeGraph.from_pretrained(target / GRAPH_FOLDER)
-            sharing["include_co_ratings"] = has_co_ratings(graph)
         shared = [name for name, value in sharing.items() if value]
-        card = card(repo_id, holds) if callable(card) else card
+        card = card(repo_id, holds, graph) if callable(card) else card
         card = renewed_card(there, target, card=card, holds=holds, pushed=held, shared=shared, tags=tags)
         (target / CARD_FILE).write_text(card, encoding="utf-8")
         return push_files(
@@ -217,7 +215,7 @@ def public_copy(
     include_co_ratings: bool = False,
     include_user_embedding: bool | None = None,
     backbone: str | None = None,
-) -> None:
+) -> KnowledgeGraph | None:
     """Copy what of a saved folder may be public.
 
     Args:
@@ -234,28 +232,40 @@ def public_copy(
         backbone: name to write for the backbone of a model that is saved without it, where the saved one is a folder
             of this machine.
 
+    Returns:
+        the graph of the copy, where there is a processor.
+
     Raises:
         LKGDataError: the folder is not whole, or its backbone is a folder of this machine and no other name is given.
     """
     source, target = Path(source), Path(target)
     refuse_root_adapter(source)
-    chosen = [path for path in _paths(source) if any(matches(path, PARTS[name]) for name in parts)]
+    chosen = link_parts(source, target, parts)
     has_model, has_processor = ("model" in parts and CONFIG_FILE in chosen), PROCESSOR_FILE in chosen
     if not has_model and not has_processor:
         raise LKGDataError(
             f"{source} holds neither a model ({CONFIG_FILE}) nor a processor ({PROCESSOR_FILE}). Give the folder that "
             "`save_pretrained`, the trainer or `llamarec-lkg train` wrote."
         )
-    for path in chosen:
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        _link(source / path, target / path)
     if has_model:
         share_weights = include_users if include_user_embedding is None else include_user_embedding
         _publish_model(source, target, chosen, share_weights, backbone)
+    graph = None
     if has_processor:
-        graph = "whole" if include_interactions else "co-ratings" if include_co_ratings else "without people"
-        _publish_processor(source, target, chosen, include_users, graph)
+        kind = "whole" if include_interactions else "co-ratings" if include_co_ratings else "without people"
+        graph = _publish_processor(source, target, chosen, include_users, kind)
     write_shim(target)
+    return graph
+
+
+def link_parts(source: Path, target: Path, parts: Sequence[str] = tuple(PARTS)) -> list[str]:
+    """Give the files of some parts a second name below `target`, or copy them where the disk cannot; returns their
+    paths."""
+    chosen = [path for path in _paths(source) if any(matches(path, PARTS[name]) for name in parts)]
+    for path in chosen:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        _link(source / path, target / path)
+    return chosen
 
 
 def _publish_model(source: Path, target: Path, chosen: list[str], user_weights: bool, backbone: str | None) -> None:
@@ -334,7 +344,7 @@ def _drop_user_weights(source: Path, target: Path, weights: Sequence[str]) -> No
         write_json(target / WEIGHTS_INDEX, index)
 
 
-def _publish_processor(source: Path, target: Path, chosen: list[str], users: bool, kind: str) -> None:
+def _publish_processor(source: Path, target: Path, chosen: list[str], users: bool, kind: str) -> KnowledgeGraph:
     needed = [ITEMS_FILE, USERS_FILE, *(f"{GRAPH_FOLDER}/{name}" for name in GRAPH_FILES)]
     lacking = [path for path in needed if path not in chosen]
     if lacking:
@@ -344,8 +354,8 @@ def _publish_processor(source: Path, target: Path, chosen: list[str], users: boo
         (target / USERS_FILE).unlink()
         pd.DataFrame({USER_ID: pd.Series([], dtype=str)}).to_parquet(target / USERS_FILE)
     known = pd.read_parquet(source / USERS_FILE)[USER_ID].astype(str).tolist()
+    graph = KnowledgeGraph.from_pretrained(source / GRAPH_FOLDER)
     if not (users and kind == "whole"):
-        graph = KnowledgeGraph.from_pretrained(source / GRAPH_FOLDER)
         if kind == "whole":
             graph = graph.with_numbered_people(known)
         else:
@@ -354,6 +364,7 @@ def _publish_processor(source: Path, target: Path, chosen: list[str], users: boo
         graph.save_pretrained(target / GRAPH_FOLDER)
     if not users:
         refuse_people(target, known, "; or publish user ids, too: `include_users=True`")
+    return graph
 
 
 def staging(source: str | Path) -> tempfile.TemporaryDirectory:

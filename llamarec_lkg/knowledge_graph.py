@@ -9,7 +9,7 @@ import hashlib
 import json
 import mmap
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class KnowledgeGraph:
     edge_relations: np.ndarray
     timestamps: np.ndarray
     item_nodes: np.ndarray
-    weights: np.ndarray | None = None
+    weights: np.ndarray | None = field(default=None, metadata={"fingerprint": "if given"})
 
     # -- making one -------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from huggingface_hub import CommitInfo
 from transformers.utils import logging
 
 from .backbones import is_local
-from .co_ratings import with_co_ratings
+from .co_ratings import has_co_ratings
 from .evaluation import AS_PUBLISHED, RANKER, REFERENCE, WITH_CO_RATINGS, Report
 from .hub_repository import CONFIG_FILE, GRAPH_FOLDER, RETRIEVER_FOLDER, USERS_FILE, push_saved
 from .knowledge_graph import KnowledgeGraph
@@ -41,12 +41,12 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
         weights = options.get("include_user_embedding")
         sharing = {
             "interactions": bool(options.get("include_interactions")),
-            "co_ratings": bool(options.get("include_co_ratings")),
             "user_weights": users if weights is None else weights,
         }
 
-        def card(repo: str, holds: Collection[str]) -> str:
-            found = run_card(folder, repo, options.get("backbone"), has_retriever="retriever" in holds, **sharing)
+        def card(repo: str, holds: Collection[str], graph: KnowledgeGraph | None) -> str:
+            has = {"graph": graph, "has_retriever": "retriever" in holds}
+            found = run_card(folder, repo, options.get("backbone"), **has, **sharing)
             _say_what_it_costs(found)
             return str(found.to_hub_card())
 
@@ -59,8 +59,8 @@ def run_card(
     repo_id: str,
     backbone: str | None = None,
     *,
+    graph: KnowledgeGraph | None = None,
     interactions: bool = False,
-    co_ratings: bool = False,
     user_weights: bool = False,
     has_retriever: bool | None = None,
 ) -> ModelCard:
@@ -68,17 +68,17 @@ def run_card(
     that is published, and the figures that come first are those of what is published, where they were measured.
 
     Args:
-        interactions, co_ratings, user_weights: whether these are published.
+        graph: the one that is published.
+        interactions, user_weights: whether these are published.
         has_retriever: whether the repository then holds a retriever; by default, whether the folder does.
     """
     folder = Path(folder)
     withheld, described = [], {}
-    if (folder / GRAPH_FOLDER).exists() and not interactions:
-        graph = KnowledgeGraph.from_pretrained(folder / GRAPH_FOLDER)
+    if graph is not None and not interactions:
+        described["graph"] = graph.describe()
         known = pd.read_parquet(folder / USERS_FILE)[USER_ID].astype(str).tolist()
-        public = with_co_ratings(graph, known) if co_ratings else graph.without_people(known)
-        described["graph"] = public.describe()
-        withheld += ["the edges of users"] if graph.people(known).any() else []
+        people = KnowledgeGraph.from_pretrained(folder / GRAPH_FOLDER).people(known)
+        withheld += ["the edges of users"] if people.any() else []
     if (folder / CONFIG_FILE).exists() and read_json(folder / CONFIG_FILE).get("num_users") and not user_weights:
         withheld.append("the weights of single users")
     card = ModelCard.from_json(folder / CARD_FACTS)
@@ -86,7 +86,7 @@ def run_card(
         has_retriever = (folder / RETRIEVER_FOLDER / CONFIG_FILE).exists()
     base = backbone or card.base_model
     report = _report(folder)
-    row = WITH_CO_RATINGS if co_ratings else AS_PUBLISHED
+    row = WITH_CO_RATINGS if graph is not None and has_co_ratings(graph) else AS_PUBLISHED
     exact = not interactions and not user_weights and report is not None and report.has_row(row)
     return replace(
         card,

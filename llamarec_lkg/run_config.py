@@ -93,6 +93,7 @@ class EvaluationSection:
         controls: names of `evaluation.CONTROLS` to run with the whole ranker. Without the language model, where they
             cost nothing, all of them are always run.
         untrained: whether to score the ranker before training, too.
+        as_published: whether to score what a push publishes, too, by default and with co-ratings.
         seed: of bootstrap and shuffling.
     """
 
@@ -101,6 +102,7 @@ class EvaluationSection:
     resamples: int = 2000
     controls: list[str] = field(default_factory=list)
     untrained: bool = True
+    as_published: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -153,7 +153,7 @@ def read_json(path: str | Path) -> Any:
 
 def fingerprint(*parts: Any) -> str:
     """A name of 16 hex digits for content and settings: equal parts give equal names, on every machine. Fields of
-    dataclasses with `metadata={"fingerprint": False}` do not count."""
+    dataclasses with `metadata={"fingerprint": False}` do not count, those with "if given" not while they are None."""
     digest = hashlib.sha256()
     for part in parts:
         _feed(digest, part)
@@ -167,8 +167,10 @@ def catalogue_fingerprint(item_ids: Sequence[str]) -> str:
 
 def _feed(digest: Any, part: Any) -> None:
     if is_dataclass(part) and not isinstance(part, type):
-        counted = (field.name for field in fields(part) if field.metadata.get("fingerprint", True))
-        part = {"__type__": type(part).__name__, **{name: getattr(part, name) for name in counted}}
+        values = {field.name: getattr(part, field.name) for field in fields(part)}
+        kinds = {field.name: field.metadata.get("fingerprint", True) for field in fields(part)}
+        counted = {k: v for k, v in values.items() if kinds[k] and (kinds[k] != "if given" or v is not None)}
+        part = {"__type__": type(part).__name__, **counted}
     if isinstance(part, np.ndarray) and part.dtype != object:
         digest.update(f"{part.dtype}{part.shape}".encode())
         digest.update(np.ascontiguousarray(part).data)

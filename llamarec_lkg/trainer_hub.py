@@ -12,7 +12,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress, logging
 
 from .hub import make_repository, whole_id
-from .hub_repository import CARD_FILE, public_backbone, public_copy, push_saved, staging
+from .hub_repository import CARD_FILE, link_parts, public_backbone, push_saved, staging
 from .model_card import ModelCard
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .pushing import CARD_FACTS, push_folder
@@ -137,15 +137,8 @@ class PushingTrainer(Trainer):
         steps = self.args.save_strategy == SaveStrategy.STEPS
         when = f"step {self.state.global_step}" if steps else f"epoch {int(self.state.epoch)}"
         options = {**self._push_options(), "commit_message": f"Training in progress, {when}"}
-        names = ("include_users", "include_interactions", "include_co_ratings", "backbone")
-        shared = {name: options[name] for name in names}
         staged = staging(checkpoint_folder)  # the checkpoint itself may be gone before the push is done
-        try:
-            public_copy(checkpoint_folder, staged.name, **shared)
-        except LKGDataError as error:
-            staged.cleanup()
-            logger.warning(f"Training goes on. {error}")
-            return
+        link_parts(Path(checkpoint_folder), Path(staged.name))
 
         def push() -> None:
             with staged:

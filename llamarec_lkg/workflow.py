@@ -22,12 +22,11 @@ from .backbones import resolve_backbone
 from .candidates import evaluation_examples, training_examples
 from .dataset import SequenceDataset, prepare_dataset
 from .evaluation import (
-    AS_PUBLISHED,
     CONTROLS,
     RANKER,
-    WITH_CO_RATINGS,
     Report,
     control_scores,
+    published_graphs,
     published_scores,
     ranker_scores,
     reranked,
@@ -227,10 +226,9 @@ class Workflow:
         model = LlamaRecLKGForRanking.from_pretrained(self.folder, **arguments)
         model = self._placed(model)
         ranks[RANKER] = self._rank(model, processor, examples, "rank")
-        for name, co_ratings in ((AS_PUBLISHED, False), (WITH_CO_RATINGS, True)):
-            if processor.user_ids:
-                score = partial(published_scores, co_ratings=co_ratings)
-                ranks[name] = self._rank(model, processor, examples, f"rank, {name.removeprefix('ranker-')}", score)
+        for name, graph in published_graphs(processor).items() if section.as_published else ():
+            text = f"rank, {name.removeprefix('ranker-')}"
+            ranks[name] = self._rank(model, processor, examples, text, partial(published_scores, graph))
         for name in section.controls:
             control = partial(control_scores, name, seed=section.seed)
             ranks[f"ranker-{name}"] = self._rank(model, processor, examples, f"rank, {name}", control)

@@ -175,7 +175,7 @@ def test_the_figures_that_come_first_are_those_of_what_is_published(run, tmp_pat
         Report(**read_json(run / "report.json")),
         f"ranker-as-published{'-with-co-ratings' * co_ratings}",
     )
-    public_copy(run, tmp_path, backbone=str(run.parent / "backbone"), include_co_ratings=co_ratings)
+    graph = public_copy(run, tmp_path, backbone=str(run.parent / "backbone"), include_co_ratings=co_ratings)
     stranger = LlamaRecLKGForRanking.from_pretrained(tmp_path), LlamaRecLKGProcessor.from_pretrained(tmp_path)
     workflow = Workflow(RunConfig.from_mapping(yaml.safe_load((run / "config.yaml").read_text())), progress=False)
     lists = workflow.lists(workflow.train_retriever(), "test")
@@ -183,7 +183,7 @@ def test_the_figures_that_come_first_are_those_of_what_is_published(run, tmp_pat
     measured = {name: values.mean() for name, values in metrics_per_user(ranks, (1, 5, 10)).items()}
     assert report.row(published)["metrics"] == pytest.approx(measured)
     assert measured != report.row("ranker")["metrics"], "this world tells the two apart"
-    home = run_card(run, REPO, co_ratings=co_ratings)
+    home = run_card(run, REPO, graph=graph)
     away = run_card(run, REPO, interactions=True, user_weights=True)
     for card, row in ((home, published), (away, "ranker")):
         data = card.to_hub_card().data.eval_results
@@ -198,7 +198,7 @@ def test_the_figures_that_come_first_are_those_of_what_is_published(run, tmp_pat
     away = {r.metric_args["row"]: "measured_with_what_is_not_here" in r.metric_args for r in home._eval_results()}
     assert away["ranker"] and away["no-lm-no-kg"] and not away["retriever"] and not away["popularity"]
     assert not away["ranker-as-published"] and not away["ranker-as-published-with-co-ratings"]
-    mixed = run_card(run, REPO, user_weights=True)  # neither row is about this one
+    mixed = run_card(run, REPO, graph=graph, user_weights=True)  # neither row is about this one
     assert mixed.to_hub_card().data.eval_results[0].metric_args["measured_with_what_is_not_here"]
     assert "may\nrank differently" in mixed.to_hub_card().text
 

@@ -1,6 +1,6 @@
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +227,19 @@ def test_equal_content_has_equal_fingerprints_in_every_process():
 )
 def test_different_content_has_different_fingerprints(one, other):
     assert fingerprint(*one) != fingerprint(*other)
+
+
+def test_a_field_may_count_not_at_all_or_only_when_it_is_given():
+    @dataclass
+    class Extended:
+        size: int = 1
+        _private: int = 0
+        since: str | None = field(default=None, metadata={"fingerprint": "if given"})
+        note: str = field(default="", metadata={"fingerprint": False})
+
+    Before = make_dataclass("Extended", [("size", int, 1), ("_private", int, 0)])
+    assert fingerprint(Extended()) == fingerprint(Extended(note="b")) == fingerprint(Before())
+    assert fingerprint(Extended(since="")) != fingerprint(Extended()) != fingerprint(Extended(2))
 
 
 def test_the_fingerprint_of_a_path_is_that_of_its_content(tmp_path):

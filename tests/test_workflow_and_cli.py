@@ -231,10 +231,11 @@ def test_published_negatives_and_a_run_without_language_model(run, tmp_path):
     mapping["output_dir"] = str(tmp_path / "published")
     mapping["examples"] = {"holdout": 0, "negatives": "uniform", "max_train": 8, "max_validation": 4}
     mapping["model"] = {"use_language_model": False}
-    mapping["evaluation"] = {"untrained": False, "resamples": 50}
+    mapping["evaluation"] = {"untrained": False, "as_published": False, "resamples": 50}
     mapping["training"]["heads_warm_up_epochs"] = 2
     report = Workflow(RunConfig.from_mapping(mapping), progress=False).run()
     assert report.row("ranker")["metrics"] == report.row("no-lm")["metrics"]
+    assert not report.has_row("ranker-as-published") and not report.has_row("ranker-untrained")
     assert Recommender.from_pretrained(tmp_path / "published").recommend(["1"], k=2)
 
 
