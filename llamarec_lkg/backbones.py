@@ -42,6 +42,12 @@ def lasting_name(name_or_path: str) -> str:
     return str(path.resolve()) if local else name_or_path
 
 
+def saved_name(config: Any) -> str | None:
+    """The name to load the backbone of a small form by: that of its configuration or, where it has none, the one the
+    backbone called itself by. Nobody has seen that one, and no push publishes it; at home it is the best there is."""
+    return config.backbone_name_or_path or getattr(config.text_config, "name_or_path", None) or None
+
+
 def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
     """A language model to build a ranker on, and what loading it found. `config` then says how it is found again.
 
@@ -165,7 +171,9 @@ def _origin(backbone: Any, name: str | None, revision: str | None) -> tuple[str 
     """Name and revision by which a backbone that is loaded already can be loaded again, so far as they can be told.
 
     A model remembers the name it was loaded by, but neither its commit nor the working directory of that moment. What
-    came from the Hub is in the Hub's cache, with its commit; any other name is a folder, perhaps of another directory.
+    came from the Hub is in the Hub's cache, with its commit. Any other name may be a repository in another cache or a
+    folder of another directory, whose name is not to be published: it is then None here, and `saved_name` falls back
+    on what the backbone calls itself.
 
     Args:
         name, revision: what was said of them; a model that calls itself otherwise stands for the one that was named.
@@ -179,9 +187,11 @@ def _origin(backbone: Any, name: str | None, revision: str | None) -> tuple[str 
     commits = sorted({path.parent.name for path in repository.glob(f"snapshots/*/{CONFIG_NAME}")})
     if not commits and name is None:
         logger.warning(
-            f"The backbone calls itself {own!r}: there is no such folder, and no such repository in the Hub's cache, "
-            "so nobody could load it by this name. What is saved will name no backbone. Give `from_backbone` the "
-            "folder or id in place of the model, or set `config.backbone_name_or_path` before."
+            f"The backbone calls itself {own!r}: there is no such folder, and no such repository in the Hub's cache. "
+            "It may be a repository in another cache (`cache_dir`), or a folder of a directory that was left. What is "
+            "saved is loaded around whatever has this name then, at no known commit, and a push asks for `backbone=`. "
+            "Give `from_backbone` the folder or id (and `cache_dir=`) in place of the model, or set "
+            "`config.backbone_name_or_path` before."
         )
         return None, None
     if len(commits) == 1:

@@ -115,6 +115,14 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
         self.relations = list(self.relations or [])
         self.letter_token_ids = list(self.letter_token_ids or [])
         self.prior_input_ids = list(self.prior_input_ids or [])
+        self.check()
+        # with tied backbones the output rows are the input rows; `save_pretrained` of the composite has to know
+        self.tie_word_embeddings = self.tie_word_embeddings or bool(
+            getattr(self.text_config, "tie_word_embeddings", False)
+        )
+
+    def check(self) -> None:
+        """Raise `LKGDataError` where a field is none that it can be."""
         if len(set(self.relations)) != len(self.relations):
             raise LKGDataError(
                 f"relations holds a name twice: {self.relations}. Each relation of the graph is named once."
@@ -127,10 +135,6 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
                 f"num_candidates is {self.num_candidates}; one forward pass ranks 2 to {len(LETTERS)} candidates, one "
                 "letter each. Rank longer lists through windows (`rank_windows`)."
             )
-        # with tied backbones the output rows are the input rows; `save_pretrained` of the composite has to know
-        self.tie_word_embeddings = self.tie_word_embeddings or bool(
-            getattr(self.text_config, "tie_word_embeddings", False)
-        )
 
     @property
     def num_relations(self) -> int:

@@ -14,6 +14,9 @@ from .hub_repository import push_saved
 
 
 PUSH_OPTIONS = {*inspect.signature(push_saved).parameters} - {"folder", "repo_id", "parts"}
+SAVING = {"is_main_process", "max_shard_size", "safe_serialization", "save_function", "state_dict", "variant"}
+"""Common arguments of `save_pretrained` that harm nobody where they mean nothing: scripts give them to all parts, and
+some are of earlier versions."""
 
 
 class Registered:
@@ -53,25 +56,31 @@ class HubCitizen(Registered):
             LKGDataError: the backbone has no name that others can load, or the upload failed.
             TypeError: an argument is none of these.
         """
-        push = take_push_options(kwargs)
+        push = take_push_options(kwargs, *saving(type(self)))
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
             return push_saved(folder, repo_id, parts=(self.hub_part,), **push)
 
 
-def take_push_options(kwargs: dict[str, Any], *others: Callable[..., Any]) -> dict[str, Any]:
+def saving(part: type) -> list[Callable[..., Any]]:
+    """The `save_pretrained` of a class and of those it is made of, each with some of its arguments."""
+    return [vars(each)["save_pretrained"] for each in part.__mro__ if "save_pretrained" in vars(each)]
+
+
+def take_push_options(kwargs: dict[str, Any], *others: Callable[..., Any], pushing: bool = True) -> dict[str, Any]:
     """Take the arguments of [`~hub_repository.push_saved`] out of those of a `save_pretrained`.
 
     Args:
         others: functions that take what remains. Without them it goes to a `save_pretrained` that says which.
+        pushing: False passes over names that nobody knows, as `transformers` does where it only saves.
 
     Raises:
-        TypeError: something remains that none of `others` takes. (Swallowed, a misspelt `private` would make a
-            repository public.)
+        TypeError: something remains that none of `others` takes, nor any other `save_pretrained` of `transformers`.
+            (Swallowed, a misspelt `private` would make a repository public.)
     """
     known = {*PUSH_OPTIONS, "repo_id", "push_to_hub"}.union(*(inspect.signature(f).parameters for f in others))
     known -= {"self", "kwargs", "save_directory"}
-    for name in kwargs if others else ():
+    for name in [name for name in kwargs if name not in SAVING] if others and pushing else ():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise TypeError(

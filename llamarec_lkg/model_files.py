@@ -14,18 +14,27 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .hub import fetch
-from .hub_citizen import take_push_options
-from .hub_repository import ADAPTER_FOLDER, HOME_FILE, MODEL_MAP, push_saved, refuse_root_adapter, write_shim
+from .hub_citizen import saving, take_push_options
+from .hub_repository import (
+    ADAPTER_FILES,
+    ADAPTER_FOLDER,
+    HOME_FILE,
+    MODEL_MAP,
+    push_saved,
+    refuse_root_adapter,
+    write_shim,
+)
 from .schema import LKGDataError
 from .storage import exchanged, read_json
 
 
 BACKBONE_PREFIX = "language_model."
 """What the names of the backbone's weights begin with; all others are the ranker's own."""
+ADAPTER = [f"{ADAPTER_FOLDER}/{inner}{name}" for inner in ("", "*/") for name in ADAPTER_FILES]
+"""The files of an earlier adapter. A folder of this name may hold somebody's own files as well: those stay."""
 
 
 class ModelFiles:
@@ -52,15 +61,17 @@ class ModelFiles:
         Args:
             include_backbone: False saves the small form of a model without adapter as well (its backbone is then
                 taken to be untrained; after weights of it were changed by hand, call `mark_backbone_changed` first).
-            kwargs: for `PreTrainedModel.save_pretrained`, and with `push_to_hub=True` for `push_to_hub`, whose
-                `repo_id` is by default the folder's name.
+            kwargs: for `PreTrainedModel.save_pretrained`, which passes over what it does not know; and with
+                `push_to_hub=True` for `push_to_hub`, whose `repo_id` is by default the folder's name.
 
         Raises:
             LKGDataError: the small form is asked for, but the backbone's weights are not those of the base it would
                 name (trained, merged, or loaded from a whole checkpoint).
+            TypeError: the model is to be pushed, and an argument is none of these.
         """
-        push, folder = take_push_options(kwargs, PreTrainedModel.save_pretrained), Path(save_directory)
-        repo_id, wanted = kwargs.pop("repo_id", folder.name), kwargs.pop("push_to_hub", False)
+        folder, wanted = Path(save_directory), kwargs.pop("push_to_hub", False)
+        push = take_push_options(kwargs, *saving(type(self)), pushing=wanted)
+        repo_id = kwargs.pop("repo_id", folder.name)
         self._save(folder, include_backbone, **kwargs)
         if wanted and kwargs.get("is_main_process", True):
             push_saved(folder, repo_id, parts=(self.hub_part,), **push)
@@ -80,7 +91,7 @@ class ModelFiles:
             super().save_pretrained(folder, **kwargs)  # writes a part, or hands weights to the process that writes
             return
         try:
-            with exchanged(folder, CONFIG_NAME, [ADAPTER_FOLDER, *_weight_patterns(kwargs.get("variant"))]) as new:
+            with exchanged(folder, CONFIG_NAME, [*ADAPTER, *_weight_patterns(kwargs.get("variant"))]) as new:
                 write_shim(new, about_people=about_people)
                 if external:
                     self._save_small(new, kwargs.get("state_dict"))
@@ -93,10 +104,11 @@ class ModelFiles:
     def _saved_without_backbone(self, folder: Path, include_backbone: bool | None) -> bool:
         """Whether the small form is to be saved; raises `LKGDataError` where a form cannot be, or not there."""
         if self._left_backbone_out and (folder / CONFIG_NAME).exists():
-            if (folder / ADAPTER_FOLDER).exists() or read_json(folder / CONFIG_NAME).get("use_language_model", True):
+            if (folder / ADAPTER[0]).exists() or read_json(folder / CONFIG_NAME).get("use_language_model", True):
                 raise LKGDataError(
-                    f"{folder} holds a ranker with its language model, and this one was loaded with backbone=False: "
-                    "saved there it would take the place of the other's weights. Save it in a folder of its own."
+                    f"{folder} holds a ranker with its language model, and this one was loaded without it "
+                    "(`backbone=False` or `use_language_model=False`): saved there it would take the place of the "
+                    "other's weights. Save it in a folder of its own."
                 )
         external = (
             (self.has_adapter or self.language_model is None) if include_backbone is None else not include_backbone

@@ -18,18 +18,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import CONFIG_NAME, ModelOutput
 
 from .adapters import DEFAULT_ADAPTER, AdapterMixin, Tenant
 from .assembly import AssembledPrompt, assemble_prompt, select_paths
-from .backbones import check_same_backbone, find_backbone, is_local, lasting_name, missing_backbone, tell_other_commit
+from .backbones import (
+    check_same_backbone,
+    find_backbone,
+    is_local,
+    lasting_name,
+    missing_backbone,
+    saved_name,
+    tell_other_commit,
+)
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .evidence import STATISTICS
-from .hub import HUB_ERRORS, hub_options, pinned
+from .hub import HUB_ERRORS, fetch, hub_options, pinned
 from .hub_citizen import HubCitizen
 from .hub_repository import refuse_root_adapter
 from .model_files import ModelFiles, is_own, load_heads, weight_files
 from .schema import UNKNOWN_USER, LKGDataError
+from .storage import read_json
 
 
 TOKENS: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
@@ -276,8 +285,8 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
         Args:
             config: a `LlamaRecLKGConfig`, of which a copy is used, or the place of one, to use instead of the saved.
             backbone: a folder, Hub id or model to use in place of the one that a small form names; its branch is then
-                the default one. False leaves the language model out and ranks by retriever and evidence. None and
-                True are what was saved.
+                the default one. False leaves the language model out and ranks by retriever and evidence, as
+                `use_language_model=False` does. None and True are what was saved.
             is_trainable (`bool`): whether a saved adapter can be trained on. Default False.
             adapter_name (`str`): what a saved adapter is called, where `load_adapter` adds further ones. Default
                 "default".
@@ -287,7 +296,8 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
 
         Raises:
             LKGDataError: weights are missing, or are not of the configured shapes, the backbone cannot be found or is
-                another, one was given where the saved model has its own, or `config` is neither.
+                another, one was given where the saved model has its own, `config` is neither, or a field is none that
+                it can be.
         """
         hub = pinned(pretrained_model_name_or_path, hub_options(kwargs))
         kwargs.update(hub)
@@ -298,6 +308,12 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
         backbone = None if backbone is True else backbone
         adapter_name = kwargs.pop("adapter_name", DEFAULT_ADAPTER)
         wants_info = kwargs.pop("output_loading_info", False)
+        if (
+            backbone is None
+            and not config.use_language_model
+            and cls._has_language_model(pretrained_model_name_or_path, hub)
+        ):
+            backbone = False  # so that what is loaded knows what it lacks, and is not saved over it
         if backbone is False:
             model, info = cls._without_backbone(pretrained_model_name_or_path, config, hub), {}
         elif backbone is not None and not (config.external_backbone and config.use_language_model):
@@ -337,7 +353,14 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
             )
         for key, value in fields.items():
             setattr(config, key, value)
+        config.check()
         return config
+
+    @staticmethod
+    def _has_language_model(name: str | Path, hub: dict[str, Any]) -> bool:
+        """Whether a ranker was saved with a language model, in its place or beside it."""
+        path = fetch(name, CONFIG_NAME, optional=True, **hub)
+        return path is None or read_json(path).get("use_language_model", True)
 
     def _note_place(self, name: str | Path, hub: dict[str, Any]) -> None:
         """Note how a repository was reached: what else lies in it is loaded the same way."""
@@ -368,8 +391,7 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
         model, info = cls(config) if not config.use_language_model else None, {}
         if model is None:
             model, info = cls._around_backbone(name, backbone, config, kwargs)
-        # of a whole checkpoint that was asked for without its language model, the backbone is passed over
-        load_heads(model, *weight_files(name, own=True, **hub), beside_backbone=not config.use_language_model)
+        load_heads(model, *weight_files(name, own=True, **hub))
         return model, info
 
     @classmethod
@@ -385,7 +407,8 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
         cls, name: str | Path, backbone: Any, config: LlamaRecLKGConfig, kwargs: dict[str, Any]
     ) -> tuple[LlamaRecLKGForRanking, dict[str, Any]]:
         """A new ranker around the backbone of a small form, or the given one, which must be the same architecture."""
-        wanted, saved = (config.backbone_name_or_path if backbone is None else backbone), config.text_config
+        saved = config.text_config
+        wanted = saved_name(config) if backbone is None else backbone
         if wanted is None:
             raise LKGDataError(
                 f"{name} holds no backbone and does not name one. Give `backbone=`, a folder or Hub id."

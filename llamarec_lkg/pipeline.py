@@ -15,7 +15,7 @@ from huggingface_hub import CommitInfo
 
 from .explanations import LANGUAGE_MODEL, PATH, RETRIEVER, Reason, Recommendation, reasons_for
 from .hub import fetch, hub_options, pinned
-from .hub_citizen import take_push_options
+from .hub_citizen import saving, take_push_options
 from .hub_repository import CONFIG_FILE, PARTS, RETRIEVER_FOLDER
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
@@ -124,11 +124,12 @@ class Recommender:
 
         Raises:
             LKGDataError: the retriever is not one that can be saved.
-            TypeError: an argument is none of these.
+            TypeError: all is to be pushed, and an argument is none of these.
         """
         self._switch()
-        push, folder = take_push_options(kwargs), Path(save_directory)
-        repo_id, wanted = kwargs.pop("repo_id", folder.name), kwargs.pop("push_to_hub", False)
+        folder, wanted = Path(save_directory), kwargs.pop("push_to_hub", False)
+        push = take_push_options(kwargs, *saving(type(self.model)), pushing=wanted)
+        repo_id = kwargs.pop("repo_id", folder.name)
         if self.retriever is not None and not isinstance(self.retriever, LRURecRetriever):
             raise LKGDataError(
                 f"A {type(self.retriever).__name__} cannot be saved with the rest. Save model and processor by "
@@ -160,7 +161,7 @@ class Recommender:
             LKGDataError: the retriever cannot be saved, the backbone has no name that others can load, or the upload
                 failed.
         """
-        push = take_push_options(kwargs)
+        push = take_push_options(kwargs, *saving(type(self.model)))
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
             return push_folder(folder, repo_id, **push)

@@ -76,13 +76,14 @@ def atomic_files(folder: str | Path) -> Iterator[Path]:
 def exchanged(folder: str | Path, key: str, replaces: Sequence[str] = ()) -> Iterator[Path]:
     """A new folder to write into; when the block ends without an error, what is in it takes its place in `folder`.
 
-    Files and folders of the same names are replaced, those that `replaces` matches go, all others stay. An error, in
-    the block or after it, leaves everything as it was. Until the block ends the disk holds the old and the new.
+    Files of the same paths are replaced, those that `replaces` matches go, all others stay, also in folders that both
+    have. An error, in the block or after it, leaves everything as it was. Until the block ends the disk holds the old
+    and the new.
 
     Args:
         key: the file without which nobody reads the others. It goes first and comes last: whoever is killed in between
             leaves a folder that is refused, and not a mixture.
-        replaces: patterns of what an earlier version may have left.
+        replaces: patterns of files that an earlier version may have left; "/" parts their folders.
     """
     folder = Path(folder)
     is_new = not folder.exists()
@@ -93,11 +94,17 @@ def exchanged(folder: str | Path, key: str, replaces: Sequence[str] = ()) -> Ite
             new.mkdir()
             old.mkdir()
             yield new
-            coming = sorted((path.name for path in new.iterdir()), key=lambda name: (name == key, name))
-            stale = {path.name for path in folder.iterdir() if any(path.match(pattern) for pattern in replaces)}
-            going = sorted({name for name in coming if os.path.lexists(folder / name)} | stale, key=lambda n: n != key)
+            names = [path.relative_to(new).as_posix() for path in new.rglob("*") if not path.is_dir()]
+            coming = sorted(names, key=lambda name: (name == key, name))
+            stale = {path.relative_to(folder).as_posix() for each in replaces for path in _matching(folder, each)}
+            there = {name for name in coming if os.path.lexists(folder / name)}
+            going = sorted(there | stale, key=lambda name: (name != key, name))
             moves = [(folder / name, old / name) for name in going] + [(new / name, folder / name) for name in coming]
-            _move_all(moves)
+            try:
+                _move_all(moves)
+            finally:
+                for name in {*going, *coming}:
+                    _remove_empty(folder, Path(name).parent)
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):  # something else is in it by now
@@ -105,10 +112,30 @@ def exchanged(folder: str | Path, key: str, replaces: Sequence[str] = ()) -> Ite
         raise
 
 
+def _matching(folder: Path, pattern: str) -> Iterator[Path]:
+    """What of a folder a pattern matches, links that lead nowhere included. (`Path.glob` passes over those.)"""
+    first, _, rest = pattern.partition("/")
+    for path in sorted(folder.iterdir()):
+        if path.match(first):
+            if not rest:
+                yield path
+            elif path.is_dir():
+                yield from _matching(path, rest)
+
+
+def _remove_empty(folder: Path, inner: Path) -> None:
+    """Remove the folders from `folder / inner` up to, and without, `folder`, so far as nothing is in them."""
+    with contextlib.suppress(OSError):  # something is in it, or it is gone
+        while inner.name:
+            (folder / inner).rmdir()
+            inner = inner.parent
+
+
 def _move_all(moves: Sequence[tuple[Path, Path]]) -> None:
     """Rename in this order; an error takes back what was done. No target may exist."""
     try:
         for source, target in moves:
+            target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(source, target)
     except BaseException:
         for source, target in reversed(moves):

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking
 from llamarec_lkg.backbones import HUB_IDS, SMOLLM2_NAME, is_local, lasting_name
+from llamarec_lkg.hub_repository import push_saved
 
 
 pytestmark = pytest.mark.hub
@@ -198,7 +199,7 @@ def test_a_folder_of_a_directory_that_was_left_is_not_published_as_an_id(
     monkeypatch.chdir(tmp_path)
     with caplog.at_level(logging.WARNING):
         model = LlamaRecLKGForRanking.from_backbone(loaded, proc.model_config())
-    assert "calls itself 'secret/base': there is no such folder" in caplog.text
+    assert "calls itself 'secret/base': there is no such folder" in caplog.text and "asks for `backbone" in caplog.text
     assert model.config.backbone_name_or_path is None
     named = LlamaRecLKGForRanking.from_backbone(loaded, proc.model_config(backbone_name_or_path="secret/base"))
     assert named.config.backbone_name_or_path == "secret/base", "who names it knows better"
@@ -207,6 +208,31 @@ def test_a_folder_of_a_directory_that_was_left_is_not_published_as_an_id(
         model.push_to_hub(RANKER)
     model.push_to_hub(RANKER, backbone=BACKBONE)
     assert b"secret" not in readable(uploaded(hub))
+    model.save_pretrained(tmp_path / "run")
+    with pytest.raises(LKGDataError, match="no name that others can load"):
+        push_saved(tmp_path / "run", RANKER)
+
+
+@pytest.mark.parametrize("form", ["adapter", "heads"])
+def test_a_loaded_backbone_of_another_cache_is_found_again(hub, first, proc, dataset, tmp_path, caplog, form):
+    loaded = AutoModelForCausalLM.from_pretrained(BACKBONE, cache_dir=tmp_path / "cache")
+    with caplog.at_level(logging.WARNING):
+        model = LlamaRecLKGForRanking.from_backbone(loaded, proc.model_config(letter_scale=1.0))
+    assert "It may be a repository in another cache (`cache_dir`)" in caplog.text
+    if form == "adapter":
+        model.add_adapter(LORA)
+    model.save_pretrained(tmp_path / "run", include_backbone=False)
+    with pytest.raises(LKGDataError, match="no name that others can load"):
+        push_saved(tmp_path / "run", RANKER)
+    for again in (
+        AutoModel.from_pretrained(tmp_path / "run", cache_dir=tmp_path / "cache", local_files_only=True),
+        AutoModel.from_pretrained(tmp_path / "run"),
+    ):
+        assert torch.equal(logits(again, proc, dataset), logits(model, proc, dataset))
+        assert again.config.backbone_name_or_path == BACKBONE, "loaded by it, so it is known now"
+        assert again.config.backbone_revision == first
+    again.push_to_hub(RANKER)
+    assert json.loads(uploaded(hub)["config.json"])["backbone_name_or_path"] == BACKBONE
 
 
 def test_what_is_a_folder_and_what_is_an_id(tmp_path, monkeypatch):

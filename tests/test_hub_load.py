@@ -308,13 +308,17 @@ def test_another_copy_of_the_backbone_is_not_asked_for_the_firsts_branch(hub, wh
     assert torch.equal(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
 
 
+@pytest.mark.parametrize("how", ["backbone", "field", "config"])
 @pytest.mark.parametrize("kind", ["adapter", "whole"])
-def test_a_ranker_loaded_without_its_backbone_does_not_overwrite_the_one_with_it(whole, tmp_path, kind):
+def test_a_ranker_loaded_without_its_backbone_does_not_overwrite_the_one_with_it(whole, tmp_path, kind, how):
     model = whole.model if kind == "adapter" else whole.model.merge_adapter()
     model.save_pretrained(tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    heads = AutoModel.from_pretrained(tmp_path / "run", backbone=False)
-    with pytest.raises(LKGDataError, match="loaded with backbone=False"):
+    options = {"backbone": {"backbone": False}, "field": {"use_language_model": False}}
+    config = LlamaRecLKGConfig.from_pretrained(tmp_path / "run", use_language_model=False)
+    heads = AutoModel.from_pretrained(tmp_path / "run", **options.get(how, {"config": config}))
+    assert not heads.config.has_adapter and not heads.config.use_language_model
+    with pytest.raises(LKGDataError, match="loaded without it .*`use_language_model=False`.*folder of its own"):
         heads.save_pretrained(tmp_path / "run")
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     for _ in range(2):  # over itself it may be saved

@@ -487,7 +487,7 @@ def test_an_argument_that_nobody_knows_is_refused(hub, whole, tmp_path, part):
     with pytest.raises(TypeError, match="'includ_users' is no .* 'include_users' is.*Nothing was uploaded"):
         pushing.save_pretrained(tmp_path / "run", push_to_hub=True, repo_id=RANKER, includ_users=True)
     with pytest.raises(TypeError, match=r"'xyz' is no argument of saving or pushing\. Nothing"):
-        pushing.save_pretrained(tmp_path / "run", xyz=1)
+        pushing.save_pretrained(tmp_path / "run", push_to_hub=True, xyz=1)
     assert not hub.exists(RANKER) and not (tmp_path / "run").exists()
 
 

@@ -110,6 +110,42 @@ def test_a_folder_holds_the_form_that_was_saved_last_and_nothing_of_another(
     assert files_in(public).keys() == FORMS[second] - {HOME}, "what is pushed is what is loaded"
 
 
+@pytest.mark.parametrize("form", ["whole", "adapter"])
+def test_somebodys_own_folder_of_the_name_adapter_stays(proc, batch, base, tmp_path, form):
+    """A project that keeps its code in `adapter/`, and saves in "."."""
+    own = {"adapter/__init__.py": b"code", "adapter/deep/notes.md": b"notes"}
+    for path, content in own.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    for first in ("adapter", form):  # the second is beside somebody's files and those of the first
+        ranker, options = ranker_of(first, proc, base)
+        ranker.save_pretrained(tmp_path, **options)
+        assert files_in(tmp_path).items() >= own.items()
+        assert files_in(tmp_path).keys() == FORMS[first] | own.keys()
+        assert same(scores(AutoModel.from_pretrained(tmp_path), batch), scores(ranker, batch))
+
+
+def test_an_adapter_in_a_folder_of_its_name_goes_with_the_model_it_was_of(proc, base, tmp_path):
+    ranker_of("adapter", proc, base)[0].save_pretrained(tmp_path)
+    (tmp_path / "adapter" / "second").mkdir()
+    for path in (tmp_path / "adapter").glob("adapter_*"):
+        path.rename(tmp_path / "adapter" / "second" / path.name)
+    ranker_of("whole", proc, base)[0].save_pretrained(tmp_path)
+    assert files_in(tmp_path).keys() == FORMS["whole"] and not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("form", ["whole", "adapter"])
+def test_arguments_that_transformers_passes_over_are_passed_over(proc, base, tmp_path, form):
+    ranker, options = ranker_of(form, proc, base)
+    ranker.save_pretrained(tmp_path, safe_serialization=True, max_shard_size="1GB", of_another_version=1, **options)
+    proc.save_pretrained(tmp_path / "processor", safe_serialization=True, max_shard_size="1GB")
+    assert (tmp_path / "processor" / "processor_config.json").exists()
+    kept = {path for path in files_in(tmp_path) if not path.startswith("processor/")}
+    assert kept == FORMS[form]
+    with pytest.raises(TypeError, match="'of_another_version' is no argument of saving or pushing"):
+        ranker.save_pretrained(tmp_path, push_to_hub=True, of_another_version=1)
+
+
 def test_shards_become_other_shards(proc, batch, base, tmp_path):
     ranker, options = ranker_of("sharded", proc, base)
     ranker.save_pretrained(tmp_path, **options)

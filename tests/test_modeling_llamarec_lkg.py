@@ -209,6 +209,19 @@ def test_preferences_load_without_the_backbone(proc, batch, tmp_path, whole):
     torch.testing.assert_close(light.preferences(batch), ranker.preferences(batch), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_a_field_given_by_name_is_checked_like_a_saved_one(proc, tmp_path, given):
+    ranker = model(proc)
+    ranker.save_pretrained(tmp_path)
+    options = {"config": ranker.config} if given else {}
+    with pytest.raises(LKGDataError, match=r"path_gate is 'nonsense'; it is one of \('attention_bias', 'straight_"):
+        LlamaRecLKGForRanking.from_pretrained(tmp_path, path_gate="nonsense", **options)
+    with pytest.raises(LKGDataError, match="num_candidates is 53; one forward pass ranks 2 to 52"):
+        LlamaRecLKGForRanking.from_pretrained(tmp_path, num_candidates=53, **options)
+    again = LlamaRecLKGForRanking.from_pretrained(tmp_path, path_gate="straight_through", **options)
+    assert again.config.path_gate == "straight_through"
+
+
 def test_weights_of_an_earlier_version_are_named_as_such(proc, tmp_path):
     for whole in (True, False):
         ranker = model(proc)

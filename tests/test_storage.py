@@ -92,8 +92,8 @@ def contents(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
 
 
-OLD = {"key.json": "old", "a.bin": "old", "part/x": "old", "part/y": "old", "stale-1.bin": "old", "other": "stays"}
-NEW = {"key.json": "new", "a.bin": "new", "b.bin": "new", "part/x": "new", "other": "stays"}
+OLD = {"key.json": "old", "a.bin": "old", "part/x": "old", "part/y": "stays", "stale-1.bin": "old", "other": "stays"}
+NEW = {"key.json": "new", "a.bin": "new", "b.bin": "new", "part/x": "new", "part/y": "stays", "other": "stays"}
 
 
 def exchange(folder: Path) -> None:
