@@ -19,7 +19,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 
 from .hub import fetch
 from .hub_citizen import take_push_options
-from .hub_repository import ADAPTER_FOLDER, HOME_FILE, MODEL_MAP, push_saved, refuse_root_adapter, write_shim
+from .hub_repository import ADAPTER_FOLDER, MODEL_MAP, push_saved, refuse_root_adapter, stays_home, write_shim
 from .schema import LKGDataError
 from .storage import exchanged, read_json
 
@@ -72,7 +72,6 @@ class ModelFiles:
         self.config.external_backbone = external and self.language_model is not None
         self.config.has_adapter = self.has_adapter
         self.config.auto_map = MODEL_MAP
-        about_people = bool(self.config.num_users) and not (folder / HOME_FILE).exists()
         writes = kwargs.get("is_main_process", True)
         if external and not writes:
             return
@@ -81,7 +80,7 @@ class ModelFiles:
             return
         try:
             with exchanged(folder, CONFIG_NAME, [ADAPTER_FOLDER, *_weight_patterns(kwargs.get("variant"))]) as new:
-                write_shim(new, about_people=about_people)
+                write_shim(new, about_people=bool(self.config.num_users) and stays_home(folder))
                 if external:
                     self._save_small(new, kwargs.get("state_dict"))
                 else:
