@@ -291,8 +291,8 @@ def _refuse_ignoring(api: HfApi, repo_id: str, paths: Iterable[str], place: Mapp
         rules = Path(api.hf_hub_download(repo_id, RULES_FILE, local_dir=folder, **place)).read_text(encoding="utf-8")
     if found := ignored(rules, paths):
         raise LKGDataError(
-            f"{repo_id!r} holds a {RULES_FILE}, by which the Hub would leave out {found}. Nothing was uploaded. Change "
-            "or delete that file there, or choose another id."
+            f"{repo_id!r} holds a {RULES_FILE}, by which the Hub would leave out {found}. Nothing was uploaded. "
+            "Change or delete that file there, or choose another id."
         )
 
 

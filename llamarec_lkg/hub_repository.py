@@ -2,8 +2,7 @@
 
 Every push of this package comes through here. Files are taken by name, so that what else lies in a folder
 (checkpoints, logs, settings of the machine) stays at home. Who uploads a folder by other means, as
-`transformers.Trainer` does, takes all of it: a saved folder that is about people therefore tells the Hub's client to
-leave it alone (`HOME_TEXT`).
+`transformers.Trainer` does, takes all of it: see home_file.py.
 """
 
 from __future__ import annotations
@@ -18,20 +17,23 @@ import pandas as pd
 from huggingface_hub import CommitInfo
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers.utils import logging
 
 from .backbones import is_local
 from .co_ratings import has_co_ratings, with_co_ratings
-from .hub import RULES_FILE as HOME_FILE
-from .hub import answers_in_time, ignored, make_repository, matches, push_files, template_text, whole_id
+from .home_file import HOME_FILE, HOME_TEXT, stays_home
+from .hub import answers_in_time, make_repository, matches, push_files, template_text, whole_id
 from .knowledge_graph import KnowledgeGraph
 from .people import refuse_people
 from .repository_card import (
     CARD_FILE,
     CONFIG_FILE,
+    GRAPH_FOLDER,
     ITEMS_FILE,
     PROCESSOR_FILE,
     RETRIEVER_FOLDER,
+    SHIM,
+    USERS_FILE,
+    WEIGHTS_FILE,
     Repository,
     renewed_card,
 )
@@ -39,10 +41,7 @@ from .schema import ITEM_ID, USER_ID, LKGDataError
 from .storage import read_json, write_json
 
 
-logger = logging.get_logger(__name__)
-ADAPTER_FOLDER, GRAPH_FOLDER = "adapter", "knowledge_graph"
-USERS_FILE = "users.parquet"
-WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_FOLDER, WEIGHTS_INDEX = "adapter", "model.safetensors.index.json"
 GRAPH_FILES = ("graph.json", "graph.safetensors", "nodes.parquet")
 TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
                    "tokenizer*.model", "spiece.model", "sentencepiece*.model", "*.tiktoken", "chat_template.*",
@@ -61,20 +60,9 @@ ROOT_ADAPTER = (*ADAPTER_FILES, "adapter_model.bin")
 """Beside `config.json` these make `AutoModel` load the adapter's backbone without preferences: never pushed."""
 USER_WEIGHTS = "preference.user_"
 
-SHIM = "modeling_llamarec_lkg_hub"
 MODEL_MAP = {"AutoConfig": f"{SHIM}.LlamaRecLKGConfig", "AutoModel": f"{SHIM}.LlamaRecLKGForRanking"}
 PROCESSOR_MAP = {"AutoProcessor": f"{SHIM}.LlamaRecLKGProcessor"}
 """What `trust_remote_code=True` runs: a file that imports the installed package, or says how to install it."""
-HOME_TEXT = """\
-# What was saved here is about people: ids of users, weights of single users, or who rated what. This file makes git,
-# and uploads of whole folders to the Hub (`upload_folder`, `hf upload`, `transformers.Trainer.push_to_hub`), leave
-# all of it alone. `llamarec-lkg push` and every `push_to_hub` of llamarec_lkg publish it without people, or with
-# those you ask for. An upload that is to take everything leaves this file out (`ignore_patterns=".gitignore"`).
-*
-"""
-ABOUT_PEOPLE = (USERS_FILE, f"{GRAPH_FOLDER}/graph.safetensors", f"{GRAPH_FOLDER}/nodes.parquet", WEIGHTS_FILE)
-WORK = (".git", "*.py", "*.ipynb", "*.sh", "*.toml", "Makefile", "requirements*.txt")
-"""By these a folder is somebody's work, and not only what was saved or trained."""
 
 
 def check_graph(name: str, relations: Sequence[str], graph: KnowledgeGraph, item_ids: Sequence[str]) -> None:
@@ -100,29 +88,6 @@ def write_shim(folder: Path, about_people: bool = False) -> None:
     if about_people and stays_home(folder):
         (folder / HOME_FILE).write_text(HOME_TEXT, encoding="utf-8")
     (folder / f"{SHIM}.py").write_text(template_text(f"{SHIM}.py.j2"), encoding="utf-8")
-
-
-def stays_home(folder: Path) -> bool:
-    """Whether `HOME_TEXT` may be written into a folder: not over a file of that name, nor where it would hide
-    somebody's work from git. A warning then says, once, that what is about people lies open."""
-    if (folder / HOME_FILE).exists():
-        rules = (folder / HOME_FILE).read_text(encoding="utf-8", errors="replace")
-        taken_back = "\n".join(line[1:] for line in rules.splitlines() if line.startswith("!"))
-        kept = {*ignored(rules, ABOUT_PEOPLE)} - {*ignored(taken_back, ABOUT_PEOPLE)}
-        found = [name for name in ABOUT_PEOPLE if name not in kept]
-        reason = f"the {HOME_FILE} there does not leave out {found}"
-    else:
-        found = sorted({path.name for name in WORK for path in folder.glob(name)} - {f"{SHIM}.py"})
-        reason = f"beside {found[:3]}, which a {HOME_FILE} that leaves out everything would hide"
-        if not found:
-            return True
-    if found:
-        logger.warning_once(
-            f"What is saved in {folder.resolve()} is about people, and git and uploads of the whole folder may take it "
-            f"along: {reason}. Save it in a folder of its own, or have that file leave out `*.parquet` and "
-            "`*.safetensors`."
-        )
-    return False
 
 
 def refuse_root_adapter(folder: str | Path) -> None:

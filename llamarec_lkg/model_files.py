@@ -17,9 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from .home_file import stays_home
 from .hub import fetch
 from .hub_citizen import take_push_options
-from .hub_repository import ADAPTER_FOLDER, MODEL_MAP, push_saved, refuse_root_adapter, stays_home, write_shim
+from .hub_repository import ADAPTER_FOLDER, MODEL_MAP, push_saved, refuse_root_adapter, write_shim
 from .schema import LKGDataError
 from .storage import exchanged, read_json
 

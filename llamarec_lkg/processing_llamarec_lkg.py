@@ -626,7 +626,7 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Write the tokenizer, `processor_config.json`, `items.parquet`, `users.parquet` and the graph in its
-        folder; and, where there are people in them, a `.gitignore` or a warning (`hub_repository.stays_home`).
+        folder; and, where there are people in them, a `.gitignore` or a warning (`home_file.stays_home`).
 
         With `push_to_hub=True` the folder's name, or `repo_id`, is then pushed to, with the other arguments of
         `push_to_hub`. Any others raise `TypeError`.

@@ -24,7 +24,9 @@ from .storage import catalogue_fingerprint, read_json
 RETRIEVER_FOLDER = "retriever"
 MODEL_TYPE = "llamarec_lkg"
 CONFIG_FILE, PROCESSOR_FILE, CARD_FILE = "config.json", "processor_config.json", "README.md"
-ITEMS_FILE = "items.parquet"
+ITEMS_FILE, USERS_FILE, WEIGHTS_FILE = "items.parquet", "users.parquet", "model.safetensors"
+GRAPH_FOLDER = "knowledge_graph"
+SHIM = "modeling_llamarec_lkg_hub"
 MARK = "<!-- llamarec_lkg: every push writes this card anew; remove this line to keep your own text -->"
 WITHOUT_PEOPLE = (
     "There is no data about people in this repository: no user ids, no weights of single users and no interactions "
