@@ -28,7 +28,7 @@ setup(
         "datasets>=4.0",
         "evaluate>=0.4.6",
         "gguf>=0.17",
-        "huggingface_hub>=1.0",
+        "huggingface_hub>=1.26",
         "jinja2>=3.1",
         "matplotlib>=3.8",
         "networkx>=3.2",

@@ -129,8 +129,6 @@ def _add_push_dataset(commands: argparse._SubParsersAction) -> None:
     push.add_argument("repo_id", help="owner/name; made if it does not exist")
     _add_commit(push)
     push.add_argument("--keep-user-ids", action="store_true", help="publish user ids as they are")
-    text = "who did what and when (the default)"
-    push.add_argument("--include-interactions", action="store_true", default=True, help=text)
     text = "items and triples only, nothing about people"
     push.add_argument("--no-interactions", action="store_false", dest="include_interactions", help=text)
     push.add_argument("--language", metavar="CODE", help='of the titles, "en" for example')
@@ -158,6 +156,8 @@ def _add_push(commands: argparse._SubParsersAction) -> None:
     push.add_argument("--include-interactions", action="store_true", help="the graph with who rated what, and when")
     text = "in place of the latter: what all ratings together say of pairs of items, sums over at least five people"
     push.add_argument("--include-co-ratings", action="store_true", help=text)
+    text = "delete the repository's retriever, where the folder has none"
+    push.add_argument("--remove-retriever", action="store_true", help=text)
     push.add_argument(
         "--backbone", metavar="ID", help="id on the Hub of a backbone that was loaded from a folder of this machine"
     )
@@ -201,7 +201,6 @@ def _convert(args: argparse.Namespace) -> None:
 def _prepare(args: argparse.Namespace) -> None:
     workflow = _workflow(args)
     data = workflow.prepare()
-    data.graph.save_pretrained(workflow.folder / "prepared-graph")
     print(f"{data.bundle.name}: {data.dataset.num_users:,} users, {data.dataset.num_items:,} items")
     print(f"graph: {data.graph.describe()}")
 
@@ -303,7 +302,7 @@ def _push(args: argparse.Namespace) -> None:
     from .pushing import push_folder
 
     included = ("include_users", "include_interactions", "include_co_ratings")
-    options = ("revision", "create_pr", "commit_message", "backbone", *included)
+    options = ("revision", "create_pr", "commit_message", "backbone", "remove_retriever", *included)
     done = push_folder(
         args.folder,
         args.repo_id,

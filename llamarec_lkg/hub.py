@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import re
+import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ HUB_ERRORS = (OSError, HTTPError, ValueError, RuntimeError)
 
 ANSWER_TIMEOUT = 180.0
 """Seconds that a push waits for the next sign of life of the Hub; a commit of large files may take it a minute."""
+RULES_FILE = ".gitignore"
+"""The Hub's client and git go by such a file where it lies at the root of what they upload; so does the Hub where it
+lies at the root of a repository."""
 ADVICE = "Check the network, the id and your token (`hf auth whoami`), and push again."
 
 
@@ -238,17 +242,18 @@ def push_files(
         token: as `huggingface_hub` takes it.
 
     Raises:
-        LKGDataError: the id has a wrong form, the repository is public and should be private, or the upload failed.
+        LKGDataError: the id has a wrong form, the repository is public and should be private, its `.gitignore` names
+            some of the content, or the upload failed.
     """
     repo_id, api = whole_id(repo_id, token), HfApi(token=token)
     place = {"repo_type": repo_type, "revision": revision}
     said = {"commit_message": commit_message, "commit_description": commit_description}
 
     def commit() -> CommitInfo:
-        stale = []
-        if replaces:
-            present = api.list_repo_files(repo_id, **place)
-            stale = [path for path in present if path not in content and matches(path, replaces)]
+        present = api.list_repo_files(repo_id, **place)
+        if RULES_FILE in present:
+            _refuse_ignoring(api, repo_id, content, place)
+        stale = [path for path in present if path not in content and matches(path, replaces)]
         operations = [CommitOperationDelete(path) for path in stale]
         operations += [CommitOperationAdd(path, data) for path, data in content.items()]
         with warnings.catch_warnings():
@@ -266,6 +271,8 @@ def push_files(
             if isinstance(error, HfHubHTTPError) or create_pr:
                 raise
             return commit()
+    except LKGDataError:
+        raise
     except HUB_ERRORS as error:
         broken = isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
         reason = f"{error} {error.__cause__}" if isinstance(error, RuntimeError) and error.__cause__ else error
@@ -275,6 +282,29 @@ def push_files(
             "commit is whole or absent (a new repository may be there, empty), and your files are as they were. "
             f"{ADVICE}"
         ) from error
+
+
+def _refuse_ignoring(api: HfApi, repo_id: str, paths: Iterable[str], place: Mapping[str, Any]) -> None:
+    """Raise `LKGDataError` where a repository's own `.gitignore` would make the Hub leave out some of what is pushed,
+    without a word and in the middle of a commit."""
+    with tempfile.TemporaryDirectory() as folder:
+        rules = Path(api.hf_hub_download(repo_id, RULES_FILE, local_dir=folder, **place)).read_text(encoding="utf-8")
+    if found := ignored(rules, paths):
+        raise LKGDataError(
+            f"{repo_id!r} holds a {RULES_FILE}, by which the Hub would leave out {found}. Nothing was uploaded. "
+            "Change or delete that file there, or choose another id."
+        )
+
+
+def ignored(rules: str, paths: Iterable[str]) -> list[str]:
+    """Which of the paths the lines of a `.gitignore` leave out. (Lines that take back others do not count.)"""
+    lines = [line.strip() for line in rules.splitlines()]
+    patterns = [line.strip("/") for line in lines if line and line[0] not in "#!"]
+    return sorted(
+        path
+        for path in paths
+        if any(fnmatch.fnmatchcase(part, pattern) for pattern in patterns for part in (path, *path.split("/")))
+    )
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:

@@ -32,7 +32,7 @@ class HubCitizen(Registered):
 
     All `push_to_hub` of this package publish a copy without people. `transformers.Trainer` has another, which uploads
     its whole folder: of one that is about people it uploads nothing, since `save_pretrained` leaves a `.gitignore`
-    there (`hub_repository.HOME_TEXT`). With `hub_strategy="checkpoint"` or `"all_checkpoints"`, or without that file,
+    there (`home_file.HOME_TEXT`). With `hub_strategy="checkpoint"` or `"all_checkpoints"`, or without that file,
     it publishes everything. Use [`LlamaRecLKGTrainer`], or push model and processor themselves.
     """
 

@@ -2,8 +2,7 @@
 
 Every push of this package comes through here. Files are taken by name, so that what else lies in a folder
 (checkpoints, logs, settings of the machine) stays at home. Who uploads a folder by other means, as
-`transformers.Trainer` does, takes all of it: a saved folder that is about people therefore tells the Hub's client to
-leave it alone (`HOME_TEXT`).
+`transformers.Trainer` does, takes all of it: see home_file.py.
 """
 
 from __future__ import annotations
@@ -21,15 +20,20 @@ from safetensors.torch import save_file
 
 from .backbones import is_local
 from .co_ratings import has_co_ratings, with_co_ratings
+from .home_file import HOME_FILE, HOME_TEXT, stays_home
 from .hub import answers_in_time, make_repository, matches, push_files, template_text, whole_id
 from .knowledge_graph import KnowledgeGraph
 from .people import refuse_people
 from .repository_card import (
     CARD_FILE,
     CONFIG_FILE,
+    GRAPH_FOLDER,
     ITEMS_FILE,
     PROCESSOR_FILE,
     RETRIEVER_FOLDER,
+    SHIM,
+    USERS_FILE,
+    WEIGHTS_FILE,
     Repository,
     renewed_card,
 )
@@ -37,9 +41,7 @@ from .schema import ITEM_ID, USER_ID, LKGDataError
 from .storage import read_json, write_json
 
 
-ADAPTER_FOLDER, GRAPH_FOLDER = "adapter", "knowledge_graph"
-USERS_FILE = "users.parquet"
-WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_FOLDER, WEIGHTS_INDEX = "adapter", "model.safetensors.index.json"
 GRAPH_FILES = ("graph.json", "graph.safetensors", "nodes.parquet")
 TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
                    "tokenizer*.model", "spiece.model", "sentencepiece*.model", "*.tiktoken", "chat_template.*",
@@ -58,19 +60,9 @@ ROOT_ADAPTER = (*ADAPTER_FILES, "adapter_model.bin")
 """Beside `config.json` these make `AutoModel` load the adapter's backbone without preferences: never pushed."""
 USER_WEIGHTS = "preference.user_"
 
-SHIM = "modeling_llamarec_lkg_hub"
 MODEL_MAP = {"AutoConfig": f"{SHIM}.LlamaRecLKGConfig", "AutoModel": f"{SHIM}.LlamaRecLKGForRanking"}
 PROCESSOR_MAP = {"AutoProcessor": f"{SHIM}.LlamaRecLKGProcessor"}
 """What `trust_remote_code=True` runs: a file that imports the installed package, or says how to install it."""
-HOME_FILE = ".gitignore"
-HOME_TEXT = """\
-# What was saved here is about people: ids of users, weights of single users, or who rated what. This file makes git,
-# and uploads of whole folders to the Hub (`upload_folder`, `hf upload`, `transformers.Trainer.push_to_hub`), leave
-# all of it alone. `llamarec-lkg push` and every `push_to_hub` of llamarec_lkg publish it without people, or with
-# those you ask for. An upload that is to take everything leaves this file out (`ignore_patterns=".gitignore"`).
-*
-"""
-"""The Hub's client and git go by such a file where it lies at the root of what they upload."""
 
 
 def check_graph(name: str, relations: Sequence[str], graph: KnowledgeGraph, item_ids: Sequence[str]) -> None:
@@ -92,8 +84,8 @@ def check_graph(name: str, relations: Sequence[str], graph: KnowledgeGraph, item
 
 def write_shim(folder: Path, about_people: bool = False) -> None:
     """Write the file that `MODEL_MAP` and `PROCESSOR_MAP` name; and first `HOME_TEXT`, where what is saved next is
-    about people. (A `.gitignore` that is there stays as it is.)"""
-    if about_people and not (folder / HOME_FILE).exists():
+    about people and [`stays_home`] allows it."""
+    if about_people and stays_home(folder):
         (folder / HOME_FILE).write_text(HOME_TEXT, encoding="utf-8")
     (folder / f"{SHIM}.py").write_text(template_text(f"{SHIM}.py.j2"), encoding="utf-8")
 
@@ -181,7 +173,6 @@ def push_saved(
         place = {"revision": revision, "token": token}
         make_repository(repo_id, private=private, create_pr=create_pr, **place)  # a new branch begins with a card
         there = Repository(repo_id, **place)
-        there.refuse_ignoring([*files, CARD_FILE])
         if "model" in held:
             there.refuse_foreign_adapter(ROOT_ADAPTER)
         if "processor" in held and "retriever" not in [*held, *gone]:

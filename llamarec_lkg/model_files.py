@@ -16,17 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from .home_file import stays_home
 from .hub import fetch
 from .hub_citizen import saving, take_push_options
-from .hub_repository import (
-    ADAPTER_FILES,
-    ADAPTER_FOLDER,
-    HOME_FILE,
-    MODEL_MAP,
-    push_saved,
-    refuse_root_adapter,
-    write_shim,
-)
+from .hub_repository import ADAPTER_FILES, ADAPTER_FOLDER, MODEL_MAP, push_saved, refuse_root_adapter, write_shim
 from .schema import LKGDataError
 from .storage import exchanged, read_json
 
@@ -83,7 +76,6 @@ class ModelFiles:
         self.config.external_backbone = external and self.language_model is not None
         self.config.has_adapter = self.has_adapter
         self.config.auto_map = MODEL_MAP
-        about_people = bool(self.config.num_users) and not (folder / HOME_FILE).exists()
         writes = kwargs.get("is_main_process", True)
         if external and not writes:
             return
@@ -92,7 +84,7 @@ class ModelFiles:
             return
         try:
             with exchanged(folder, CONFIG_NAME, [*ADAPTER, *_weight_patterns(kwargs.get("variant"))]) as new:
-                write_shim(new, about_people=about_people)
+                write_shim(new, about_people=bool(self.config.num_users) and stays_home(folder))
                 if external:
                     self._save_small(new, kwargs.get("state_dict"))
                 else:

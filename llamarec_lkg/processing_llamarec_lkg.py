@@ -626,12 +626,12 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Write the tokenizer, `processor_config.json`, `items.parquet`, `users.parquet` and the graph in its
-        folder; and, where there are people in them, a `.gitignore`, so that uploads of whole folders leave it alone.
+        folder; and, where there are people in them, a `.gitignore` or a warning (`home_file.stays_home`).
 
-        With `push_to_hub=True` the folder's name, or `repo_id`, is then pushed to, with the other arguments of
-        `push_to_hub`. Any others raise `TypeError`.
+        With `push_to_hub=True` it is then pushed, to `repo_id` or the folder's name; unknown arguments then raise.
         """
-        push, folder = take_push_options(kwargs, super().save_pretrained), Path(save_directory)
+        push = take_push_options(kwargs, super().save_pretrained, pushing=push_to_hub)
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_shim(folder, about_people=bool(self.user_ids) or bool(self.knowledge_graph.people().any()))
         self.tokenizer.save_pretrained(folder)

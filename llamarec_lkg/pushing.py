@@ -37,6 +37,7 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
         LKGDataError: the folder is not whole, its backbone has no name that others can load, or the upload failed.
     """
     if options.get("card") is None and (Path(folder) / CARD_FACTS).exists():
+        ModelCard.from_json(Path(folder) / CARD_FACTS)  # where it cannot be read, no repository is made
         users = bool(options.get("include_users"))
         weights = options.get("include_user_embedding")
         sharing = {

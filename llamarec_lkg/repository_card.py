@@ -8,7 +8,6 @@ import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,9 @@ from .storage import catalogue_fingerprint, read_json
 RETRIEVER_FOLDER = "retriever"
 MODEL_TYPE = "llamarec_lkg"
 CONFIG_FILE, PROCESSOR_FILE, CARD_FILE = "config.json", "processor_config.json", "README.md"
-ITEMS_FILE = "items.parquet"
+ITEMS_FILE, USERS_FILE, WEIGHTS_FILE = "items.parquet", "users.parquet", "model.safetensors"
+GRAPH_FOLDER = "knowledge_graph"
+SHIM = "modeling_llamarec_lkg_hub"
 MARK = "<!-- llamarec_lkg: every push writes this card anew; remove this line to keep your own text -->"
 WITHOUT_PEOPLE = (
     "There is no data about people in this repository: no user ids, no weights of single users and no interactions "
@@ -41,6 +42,10 @@ PART_OF = {**dict.fromkeys(KINDS, "processor"), "include_user_embedding": "model
 PEOPLE_HEADING = "## Data about people"
 PEOPLE_SECTION = re.compile(rf"\n+{re.escape(PEOPLE_HEADING)}\n.*?(?=\n#|\Z)", re.DOTALL)
 WITH_PEOPLE = "This repository holds data about people: {}. Treat it as personal data."
+NOT_KNOWN = (
+    "Whether earlier pushes left data about people here is not known, since no card says it. Until all parts of this "
+    "repository are pushed again, treat it as personal data."
+)
 
 
 class Repository:
@@ -102,22 +107,8 @@ class Repository:
             raise LKGDataError(
                 f"The retriever in {self.repo_id!r} was trained to find other items than the {len(item_ids):,} that "
                 "are pushed without one. Nothing was uploaded. Push the retriever as well (the trainer's "
-                "`retriever=`, `Recommender.push_to_hub`), remove the old one with `remove_retriever=True`, or choose "
-                "another id."
-            )
-
-    def refuse_ignoring(self, paths: Collection[str]) -> None:
-        """Raise `LKGDataError` where its own `.gitignore` would make the Hub leave out some of what is pushed, without
-        a word and in the middle of a commit. (Lines that take back others do not count.)"""
-        lines = (self._text(".gitignore", "its files") or "").splitlines() if ".gitignore" in self.files else []
-        rules = [line.strip().strip("/") for line in lines if line.strip() and line.strip()[0] not in "#!"]
-        fits = [
-            path for path in paths for rule in rules if any(fnmatchcase(p, rule) for p in (path, *path.split("/")))
-        ]
-        if fits:
-            raise LKGDataError(
-                f"{self.repo_id!r} holds a .gitignore, by which the Hub would leave out {sorted({*fits})}. Nothing "
-                "was uploaded. Change or delete that file there, or choose another id."
+                "`retriever=`, `Recommender.push_to_hub`), remove the old one with `remove_retriever=True` "
+                "(--remove-retriever), or choose another id."
             )
 
     def _json(self, name: str) -> dict[str, Any]:
@@ -171,7 +162,8 @@ def renewed_card(
     if card is None:
         card = there.card if foreign else short_card(there.repo_id, config, holds, tags, there.card)
     shared = [name for name in shared if name != "include_user_embedding" or config.get("num_users")]
-    return say_who_is_in_it(card, shared, parts=pushed, before=there.card, add=not foreign)
+    others = {*holds} - {*pushed, "retriever"}
+    return say_who_is_in_it(card, shared, parts=pushed, others=others, before=there.card, add=not foreign)
 
 
 def say_who_is_in_it(
@@ -179,6 +171,7 @@ def say_who_is_in_it(
     shared: Collection[str],
     *,
     parts: Collection[str] = ("model", "processor"),
+    others: Collection[str] = (),
     before: str | None = None,
     add: bool = True,
 ) -> str:
@@ -187,9 +180,10 @@ def say_who_is_in_it(
     Args:
         shared: names in `KINDS` of what a push holds.
         parts: what it replaces. What `before` says of other parts goes on being true.
+        others: parts that the repository holds besides. Where `before` says nothing of them, nothing is known.
         before: the card that this one takes the place of; by default itself.
-        add: whether a card without such a section gets one that says that there are none. That there are some is said
-            in any case.
+        add: whether a card without such a section gets one that says that there are none; it then is one of ours, and
+            the section is missed where it has none. That there are some is said in any case.
     """
     found = PEOPLE_SECTION.search(card)
     old = PEOPLE_SECTION.search(card if before is None else before)
@@ -199,6 +193,8 @@ def say_who_is_in_it(
     if not (found or shared or add):
         return card
     text = WITH_PEOPLE.format(", ".join(KINDS[name] for name in shared)) if shared else WITHOUT_PEOPLE
+    if others and (NOT_KNOWN in old.group() if old else add):
+        text = f"{text} {NOT_KNOWN}" if shared else NOT_KNOWN
     section = f"\n\n{PEOPLE_HEADING}\n\n{text}\n"
     return card[: found.start()] + section + card[found.end() :] if found else card.rstrip() + section
 

@@ -27,6 +27,7 @@ LAYERS = [
     ["co_ratings"],
     ["retrieval"],
     ["repository_card", "dataset_card"],
+    ["home_file"],
     ["hub_repository"],
     ["hub_citizen"],
     ["modeling_lrurec"],

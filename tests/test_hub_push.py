@@ -244,7 +244,7 @@ def test_a_part_that_is_not_pushed_stays(hub, whole):
     assert set(uploaded(hub)) == MODEL | PROCESSOR | RETRIEVER
 
 
-def test_a_retriever_of_other_items_does_not_stay_beside_a_new_processor(hub, whole):
+def test_a_retriever_of_other_items_does_not_stay_beside_a_new_processor(hub, whole, tmp_path, capsys):
     whole.retriever.model.config.catalogue = whole.processor.catalogue
     whole.push_to_hub(RANKER)
     proc = whole.processor
@@ -256,6 +256,11 @@ def test_a_retriever_of_other_items_does_not_stay_beside_a_new_processor(hub, wh
     with pytest.raises(LKGDataError, match="trained to find other items than the 6 .*`remove_retriever=True`"):
         other.push_to_hub(RANKER)
     assert len(hub.commits(RANKER)) == before
+    other.save_pretrained(tmp_path / "other")
+    command = ["push", str(tmp_path / "other"), "tester/shell"]
+    whole.push_to_hub("tester/shell")
+    assert main(command) == 1 and "--remove-retriever" in capsys.readouterr().err
+    assert main([*command, "--remove-retriever"]) == 0 and not RETRIEVER & set(uploaded(hub, "tester/shell"))
     other.push_to_hub(RANKER, remove_retriever=True)
     assert not RETRIEVER & set(uploaded(hub))
 
@@ -327,6 +332,22 @@ def test_a_card_remembers_what_another_part_holds(hub, whole):
     assert (
         "weights" not in uploaded(hub, "tester/processor")["README.md"].decode().partition("## Data about people")[2]
     )
+
+
+def test_a_card_does_not_deny_people_of_whom_it_does_not_know(hub, whole):
+    def section(repo_id):
+        return uploaded(hub, repo_id)["README.md"].decode().partition("## Data about people\n\n")[2]
+
+    for repo_id, options in ((RANKER, {}), ("tester/weights", {"include_user_embedding": True})):
+        whole.processor.push_to_hub(repo_id, include_users=True)
+        HfApi().delete_file("README.md", repo_id)
+        whole.model.push_to_hub(repo_id, **options)
+        assert "not known" in section(repo_id) and "no data about people" not in section(repo_id)
+        assert ("weights of single users" in section(repo_id)) == bool(options)
+        whole.model.push_to_hub(repo_id)
+        assert "not known" in section(repo_id) and "no data about people" not in section(repo_id)
+        whole.push_to_hub(repo_id)
+        assert section(repo_id).startswith("There is no data about people")
 
 
 def test_a_model_that_knows_nobody_has_no_weights_of_users_to_share(hub, whole):
@@ -467,11 +488,51 @@ def test_a_graph_of_people_without_their_ids_stays_at_home_too(whole, dataset, t
     graph = proc.knowledge_graph.without_people()
     LlamaRecLKGProcessor(proc.tokenizer, graph, items.ids, items.titles).save_pretrained(tmp_path / "b")
     assert not (tmp_path / "b" / ".gitignore").exists()
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / ".gitignore").write_text("mine")
-    proc.save_pretrained(tmp_path / "c")
-    whole.model.save_pretrained(tmp_path / "c")
-    assert (tmp_path / "c" / ".gitignore").read_text() == "mine"
+
+
+@pytest.mark.parametrize("first", ["model", "processor"])
+@pytest.mark.parametrize("name", [".git/HEAD", "train.py", "notes.ipynb", "pyproject.toml"])
+def test_the_work_that_a_folder_holds_is_not_hidden_from_git(whole, tmp_path, caplog, first, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    parts = ("model", "processor") if first == "model" else ("processor", "model")
+    for part in parts:
+        getattr(whole, part).save_pretrained(tmp_path)
+    assert not (tmp_path / ".gitignore").exists()
+    said = [text for text in caplog.messages if "about people" in text]
+    assert len(said) == 1 and str(tmp_path) in said[0] and name.partition("/")[0] in said[0]
+    assert "a folder of its own" in said[0] and "`*.parquet`" in said[0] and "`*.safetensors`" in said[0]
+
+
+def test_a_folder_of_ours_is_no_work_of_somebodys(whole, tmp_path, caplog):
+    graph, items = whole.processor.knowledge_graph.without_people(), whole.processor
+    public = LlamaRecLKGProcessor(items.tokenizer, graph, items.item_ids, items.titles)
+    public.save_pretrained(tmp_path)  # with the file of ours that is Python
+    assert not (tmp_path / ".gitignore").exists() and (tmp_path / SHIM).exists()
+    for name in ("README.md", "report.png", "training_args.bin", "config.yaml", "emissions.csv"):
+        (tmp_path / name).write_text("of the run")
+    (tmp_path / "runs").mkdir()
+    whole.model.save_pretrained(tmp_path)
+    assert (tmp_path / ".gitignore").exists() and "about people" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rules", "kept"),
+    [
+        ("*.log\n", False),
+        ("*\n!users.parquet\n", False),
+        ("# all\n/*\n!.gitignore\n", True),
+        ("*.parquet\n*.safetensors\n", True),
+    ],
+)
+def test_a_gitignore_of_ones_own_stays_and_what_it_lets_through_is_told_once(whole, tmp_path, caplog, rules, kept):
+    (tmp_path / ".gitignore").write_text(rules)
+    for part in (whole.processor, whole.model, whole.processor):
+        part.save_pretrained(tmp_path)
+    assert (tmp_path / ".gitignore").read_text() == rules
+    said = [text for text in caplog.messages if "about people" in text]
+    assert len(said) == (0 if kept else 1)
+    assert kept or "does not leave out" in said[0] and "users.parquet" in said[0]
 
 
 # -- arguments --------------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ def test_the_wheel_holds_the_package_and_its_templates_and_nothing_else(wheel):
     metadata = email.message_from_bytes(about["METADATA"])
     assert (metadata["Name"], metadata["Version"]) == ("llamarec-lkg", llamarec_lkg.__version__)
     needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert "huggingface_hub>=1.26" in needed, "the first with `HfApi.resolve_revision`"
     assert {"transformers", "peft", "huggingface_hub"} <= {re.match(r"[\w-]+", line)[0] for line in needed}
 
 

@@ -196,6 +196,18 @@ def test_a_push_that_fails_anywhere_leaves_the_last_version_and_the_files(hub, r
     assert len(table(hub, "interactions")) == 7 and "eve@example.org" not in text_of(hub)
 
 
+def test_a_gitignore_that_would_leave_out_the_tables_is_told(hub, bundle):
+    HfApi().create_repo("tester/name", repo_type="dataset")
+    put(".gitignore", b"*.parquet\n")
+    before = files(hub)
+    with pytest.raises(LKGDataError, match=r"^'tester/name' holds a \.gitignore.*\['interactions.parquet', 'items.p"):
+        push_dataset(bundle, "tester/name")
+    assert files(hub) == before
+    put(".gitignore", b"checkpoint-*/\n")
+    push_dataset(bundle, "tester/name")
+    assert {"interactions.parquet", "items.parquet", "README.md"} <= set(files(hub))
+
+
 @pytest.mark.parametrize("how", ["401", "429", "cut"])
 def test_a_repository_that_cannot_be_made_is_told(hub, bundle, how):
     failure = hub.fail("POST */api/repos/create", how, times=None)
@@ -609,7 +621,7 @@ def test_the_command_leaves_people_out_adds_facts_and_knows_names(
     assert main([*command, "--no-interactions", "--triples", str(tmp_path / "facts.csv")]) == 0
     text = text_of(hub)
     assert "Jamaica" in text and "There is no data about people" in text and "ada@example.org" not in text
-    assert main([*command, "--include-interactions"]) == 0 and "interactions.parquet" in published(hub)
+    assert main(command) == 0 and "interactions.parquet" in published(hub)
     monkeypatch.setitem(load_dataset_bundle.__globals__["KNOWN_DATASETS"], "films", lambda: bundle)
     assert main(["push-dataset", "films", "tester/known"]) == 0 and len(published(hub, "tester/known")) == 5
     capsys.readouterr()

@@ -69,5 +69,5 @@ def test_the_page_names_every_option_and_every_format():
     with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit):
         main(["push-dataset", "--help"])
     options = set(re.findall(r"^  (--[a-z-]+)", out.getvalue(), re.MULTILINE))
-    assert {option for option in options if option not in text} == {"--verbose", "--include-interactions"}
+    assert {option for option in options if option not in text} == {"--verbose"}
     assert not [name for name in FORMATS if f"| `{name}` |" not in text]
