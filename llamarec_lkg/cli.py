@@ -239,6 +239,8 @@ def _recommend(args: argparse.Namespace) -> None:
     processor = recommender.processor
     if not args.history and args.user is not None and processor.user_index(args.user):
         args.history = [processor.item_ids[item - 1] for item in processor.known_history(args.user)]
+    if args.user is not None and not processor.user_index(args.user):
+        print(f"The model does not know user {args.user!r}: the history alone decides.", file=sys.stderr)
     if not args.history:
         print("No history: ranked for nobody in particular, by retriever and titles alone.", file=sys.stderr)
     items = recommender.recommend(args.history, user=args.user, candidates=args.candidates, k=args.k)

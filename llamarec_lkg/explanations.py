@@ -85,7 +85,10 @@ class Recommendation:
 
     def __str__(self) -> str:
         told = [reason for reason in self.reasons if abs(reason.share) >= 0.01 * abs(self.score)][:SHOWN_REASONS]
-        reasons = "".join(f"\n      {reason.share:+.3f}  {reason.text}" for reason in told)
+        lines = [f"{reason.share:+.3f}  {reason.text}" for reason in told]
+        if left := len(self.reasons) - len(told):
+            lines.append(f"{self.score - sum(reason.share for reason in told):+.3f}  {left} more")
+        reasons = "".join(f"\n      {line}" for line in lines)
         return f"{self.rank:>3}. {self.title}  [{self.item_id}]  {self.score:+.3f}{reasons}"
 
     def sentence(self, count: int = 3) -> str:

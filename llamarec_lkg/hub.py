@@ -37,7 +37,7 @@ ANSWER_TIMEOUT = 180.0
 RULES_FILE = ".gitignore"
 """The Hub's client and git go by such a file where it lies at the root of what they upload; so does the Hub where it
 lies at the root of a repository."""
-ADVICE = "Check the network, the id and your token (`hf auth whoami`), and push again."
+ADVICE = "Check the network, the id and your login (`hf auth whoami`; `hf auth login` or HF_TOKEN), and push again."
 
 
 @contextlib.contextmanager

@@ -148,8 +148,7 @@ def push_saved(
         repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
         parts: which of "model", "processor" and "retriever" to push, so far as they are there.
         card: text of README.md, or what makes it of the whole id, the parts that the repository then holds, and the
-            graph that is pushed. By default the repository's own stays; where there is none, or one that this
-            function wrote, a short one is written.
+            graph that is pushed. What is made gives way to a card that somebody wrote; by default a short one is made.
         remove_retriever: delete the repository's retriever where none is pushed.
         include_users, include_interactions, include_co_ratings, include_user_embedding, backbone: see
             [`public_copy`].
@@ -179,8 +178,9 @@ def push_saved(
             there.refuse_other_retriever(pd.read_parquet(target / ITEMS_FILE)[ITEM_ID])
         holds = [*held, *(part for part in there.parts() if part not in [*held, *gone])]
         shared = [name for name, value in sharing.items() if value]
-        card = card(repo_id, holds, graph) if callable(card) else card
-        card = renewed_card(there, target, card=card, holds=holds, pushed=held, shared=shared, tags=tags)
+        made, state = callable(card), {"holds": holds, "pushed": held, "shared": shared}
+        card = card(repo_id, holds, graph) if made else card
+        card = renewed_card(there, target, card=card, made=made, tags=tags, **state)
         (target / CARD_FILE).write_text(card, encoding="utf-8")
         return push_files(
             repo_id,
@@ -230,6 +230,10 @@ def public_copy(
         LKGDataError: the folder is not whole, or its backbone is a folder of this machine and no other name is given.
     """
     source, target = Path(source), Path(target)
+    if not source.is_dir():
+        raise LKGDataError(
+            f"There is no folder {str(source)!r} in {Path.cwd()}. Give the one that a run was saved in."
+        )
     refuse_root_adapter(source)
     chosen = link_parts(source, target, parts)
     has_model, has_processor = ("model" in parts and CONFIG_FILE in chosen), PROCESSOR_FILE in chosen

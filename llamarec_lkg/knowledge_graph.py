@@ -256,7 +256,13 @@ class KnowledgeGraph:
 
     def describe(self) -> str:
         counts = np.bincount(np.asarray(self.edge_relations) // 2, minlength=len(self.relations))
-        parts = ", ".join(f"{name} {count:,}" for name, count in zip(self.relations, counts, strict=True))
+        weighted = (
+            set(np.asarray(self.edge_relations)[~np.isnan(self.weights)] // 2) if self.weights is not None else ()
+        )
+        parts = ", ".join(
+            f"{name} {count:,}{' with weights' if code in weighted else ''}"
+            for code, (name, count) in enumerate(zip(self.relations, counts, strict=True))
+        )
         return f"{self.num_nodes:,} nodes, {self.num_edges:,} edges ({parts})"
 
     # -- views ------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from .backbones import HUB_IDS
 from .evaluation import AS_PUBLISHED, CEILING, RANKER, REFERENCE, Report, table, verdict
 from .hub import template_text
+from .repository_card import MARK
 from .schema import LKGDataError
 from .storage import atomic_file, read_json
 
@@ -173,6 +174,7 @@ class ModelCard:
             results=None if rows is None else "\n".join(table(rows)),
             verdicts=None if rows is None else "\n".join(verdict(r) for r in rows if r["name"].startswith(RANKER)),
             as_published=AS_PUBLISHED,
+            mark=MARK,
             citation=CITATION,
             base_id=base,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from .hub_repository import CONFIG_FILE, PARTS, RETRIEVER_FOLDER
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
-from .pushing import push_folder
+from .pushing import CARD_FACTS, REPORT_FILE, push_folder
 from .retrieval import Retriever, check_retriever, exclude_history, top_k
 from .schema import UNKNOWN_USER, LKGDataError, RankingExample, raw_id_list
 from .windows import rank_many
@@ -164,7 +165,16 @@ class Recommender:
         push = take_push_options(kwargs, *saving(type(self.model)))
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
+            self._bring_run(Path(folder))
             return push_folder(folder, repo_id, **push)
+
+    def _bring_run(self, folder: Path) -> None:
+        """Copy what the run wrote down that the ranker was loaded from, for the card. (Its report only counts for the
+        very weights that it is about.)"""
+        place = self.model.place[0] if self.model.place else None
+        for name in (CARD_FACTS, REPORT_FILE):
+            if place and (Path(place) / name).is_file():
+                shutil.copyfile(Path(place) / name, folder / name)
 
     @property
     def item_ids(self) -> tuple[str, ...]:

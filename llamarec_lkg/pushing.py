@@ -49,6 +49,8 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
             has = {"graph": graph, "has_retriever": "retriever" in holds}
             found = run_card(folder, repo, options.get("backbone"), **has, **sharing)
             _say_what_it_costs(found)
+            if found.data_license and not options.get("private"):
+                logger.warning(f"Titles and facts of the data go along. Their terms: {found.data_license}.")
             return str(found.to_hub_card())
 
         options["card"] = card
@@ -113,8 +115,9 @@ def _say_what_it_costs(card: ModelCard, metric: str = "ndcg@10") -> None:
             f" With `include_co_ratings=True` (--include-co-ratings), sums over people in their place, it has "
             f"{better:.4f}."
         )
+        instead = ", with co-ratings in their place" if card.published_row == WITH_CO_RATINGS else ""
         logger.warning(
-            f"As published, without {' and '.join(card.withheld)}, this ranker has {metric} "
+            f"As published, without {' and '.join(card.withheld)}{instead}, this ranker has {metric} "
             f"{values[card.published_row]:.4f}; here it has {values[RANKER]:.4f}, its retriever alone "
             f"{values[REFERENCE]:.4f}. The card says so.{hint if better > values[card.published_row] else ''}"
         )

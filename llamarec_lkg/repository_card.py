@@ -14,12 +14,15 @@ from typing import Any
 
 from huggingface_hub import HfApi, ModelCardData, RepoCard
 from huggingface_hub import ModelCard as HubModelCard
+from transformers.utils import logging
 
 from .backbones import HUB_IDS, is_local
 from .hub import ADVICE, HUB_ERRORS, template_text
 from .schema import LKGDataError
 from .storage import catalogue_fingerprint, read_json
 
+
+logger = logging.get_logger(__name__)
 
 RETRIEVER_FOLDER = "retriever"
 MODEL_TYPE = "llamarec_lkg"
@@ -145,6 +148,7 @@ def renewed_card(
     pushed: Collection[str],
     shared: Collection[str],
     tags: Sequence[str] = (),
+    made: bool = False,
 ) -> str:
     """The card of a repository after a push: the given one; else its own, unless a push wrote that one (`MARK`); else
     a short one. It says whose data are there.
@@ -156,8 +160,15 @@ def renewed_card(
         holds, pushed: parts that the repository then holds, and those that are pushed.
         shared: names in `KINDS` of what the push includes, where there is any of it.
         tags: further tags of a short card.
+        made: whether the given card was made by the push as well, and gives way to one that somebody wrote.
     """
-    foreign = card is None and there.card is not None and MARK not in there.card
+    foreign = (card is None or made) and there.card is not None and MARK not in there.card
+    if foreign and made:
+        logger.warning(
+            f"The card of {there.repo_id!r} stays: somebody wrote it, or removed the line by which a push renews it. "
+            "See that its figures are still true."
+        )
+        card = None
     config = read_json(folder / CONFIG_FILE) if "model" in pushed else there.config
     if card is None:
         card = there.card if foreign else short_card(there.repo_id, config, holds, tags, there.card)

@@ -174,7 +174,13 @@ class LlamaRecLKGTrainer(PushingTrainer):
         if trained:
             self.model.mark_backbone_changed()  # what is saved from here on is the whole model
         if not resume_from_checkpoint and self.args.heads_warm_up_epochs > 0 and not self._heads_are_warm:
-            self.warm_up_heads()
+            if self.model.place is None:
+                self.warm_up_heads()
+            else:
+                logger.warning(
+                    f"Preferences and fusion come trained from {self.model.place[0]}: their warm-up is left out. "
+                    "`trainer.warm_up_heads()` runs it all the same."
+                )
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.create_model_card()
         return result

@@ -50,6 +50,8 @@ def test_shares_add_up_to_the_score_however_many_paths_are_named(recommender, co
         for relation, part in item.relations.items():
             shares = [reason.share for reason in item.reasons if reason.relation == relation]
             assert sum(shares) == pytest.approx(part, abs=1e-5)
+        printed = [float(line.split()[0]) for line in str(item).splitlines()[1:]]
+        assert len(printed) <= 5 and sum(printed) == pytest.approx(item.score, abs=4e-3), "with what is not named"
 
 
 def test_the_score_is_the_models(recommender):

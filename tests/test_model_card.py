@@ -21,6 +21,7 @@ from llamarec_lkg import (
     LlamaRecLKGProcessor,
     LlamaRecLKGTrainer,
     LlamaRecLKGTrainingArguments,
+    Recommender,
 )
 from llamarec_lkg.backbones import SMOLLM2_NAME
 from llamarec_lkg.cli import main
@@ -30,6 +31,7 @@ from llamarec_lkg.metrics import metrics_per_user
 from llamarec_lkg.model_card import ModelCard as Card
 from llamarec_lkg.model_card import read_emissions
 from llamarec_lkg.pushing import push_folder, run_card
+from llamarec_lkg.repository_card import MARK
 from llamarec_lkg.run_config import RunConfig
 from llamarec_lkg.storage import read_json, write_json
 from llamarec_lkg.workflow import Workflow
@@ -370,3 +372,47 @@ def test_emissions_that_are_no_figure_are_refused(given):
 
 def test_a_card_survives_its_json(run):
     assert str(card_of(run).to_hub_card()) == (run / "README.md").read_text()
+
+
+# -- pushes after pushes
+
+
+def test_the_card_follows_the_run_by_whatever_way_it_is_pushed(run, hub):
+    assert main(["push", str(run), REPO, "--backbone", "you/base"]) == 0
+    recommender = Recommender.from_pretrained(run)
+    recommender.push_to_hub(REPO, include_co_ratings=True, backbone="you/base")
+    card = ModelCard.load(REPO)
+    assert card.data.eval_results[0].metric_args["row"] == "ranker-as-published-with-co-ratings"
+    assert "in whose place stand co-ratings" in card.text and " with weights" in card.text
+    recommender.model.fusion.evidence_weight.data.fill_(7.0)  # other weights: the figures are not about them
+    recommender.push_to_hub(REPO, backbone="you/base")
+    assert not ModelCard.load(REPO).data.eval_results and "has not been evaluated" in ModelCard.load(REPO).text
+    recommender.model.push_to_hub(REPO, backbone="you/base")  # knows of no run
+    assert "Training" not in ModelCard.load(REPO).text and f'from_pretrained("{REPO}")' in ModelCard.load(REPO).text
+
+
+def test_a_card_that_somebody_wrote_stays_and_that_is_said(run, hub, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("llamarec_lkg"), "propagate", True)
+    assert main(["push", str(run), REPO, "--backbone", "you/base"]) == 0
+    text = ModelCard.load(REPO).content
+    assert MARK in text and "there stays" not in caplog.text
+    HfApi().upload_file(path_or_fileobj=text.replace(MARK, "Mine.").encode(), path_in_repo="README.md", repo_id=REPO)
+    assert main(["push", str(run), REPO, "--backbone", "you/base"]) == 0
+    assert "Mine." in ModelCard.load(REPO).content
+    assert f"The card of '{REPO}' stays: somebody wrote it" in caplog.text
+
+
+def test_terms_of_the_data_are_told_to_who_publishes(run, hub, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("llamarec_lkg"), "propagate", True)
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    write_json(folder / "card.json", {**read_json(folder / "card.json"), "data_license": "for research only"})
+    for private in (True, None):
+        push_folder(folder, f"tester/{private}", backbone="you/base", private=private)
+        assert ("Their terms: for research only." in caplog.text) == (private is None)
+
+
+def test_a_folder_that_is_not_there_is_named(hub, capsys):
+    assert main(["push", "outputs/quickstrt", REPO]) == 1
+    assert "There is no folder 'outputs/quickstrt' in" in capsys.readouterr().err
+    assert not hub.calls("POST */repos/create")

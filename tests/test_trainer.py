@@ -1,6 +1,7 @@
 """The trainer: every weight moves, accumulation is exact, metrics count misses, checkpoints resume, nothing is
 pickled away."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -287,6 +288,20 @@ def test_heads_keep_their_start_when_training_only_hurts(proc, lists):
     train = {**train, "labels": train["retrieval_scores"].argmin(1)}
     fit_heads(ranker, train, validation, epochs=5, learning_rate=0.1, progress=False)
     assert all(torch.equal(value, ranker.own_state_dict()[name]) for name, value in before.items())
+
+
+def test_heads_that_come_trained_are_not_warmed_up_again(proc, lists, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("llamarec_lkg"), "propagate", True)
+    model(proc).save_pretrained(tmp_path / "saved")
+    ranker = LlamaRecLKGForRanking.from_pretrained(tmp_path / "saved")
+    args = arguments(tmp_path, heads_warm_up_epochs=3, max_steps=1, learning_rate=0.0, heads_learning_rate=0.0)
+    trainer = LlamaRecLKGTrainer(ranker, args, lists, None, proc)
+    before = {name: weight.clone() for name, weight in ranker.own_state_dict().items()}
+    trainer.train()
+    assert all(torch.equal(weight, before[name]) for name, weight in ranker.own_state_dict().items())
+    assert f"come trained from {tmp_path / 'saved'}: their warm-up is left out" in caplog.text
+    trainer.warm_up_heads()
+    assert any(not torch.equal(weight, before[name]) for name, weight in ranker.own_state_dict().items())
 
 
 def test_warm_up_runs_before_training_and_only_there(proc, lists, tmp_path, monkeypatch):
