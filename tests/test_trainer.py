@@ -294,7 +294,8 @@ def test_heads_that_come_trained_are_not_warmed_up_again(proc, lists, tmp_path, 
     monkeypatch.setattr(logging.getLogger("llamarec_lkg"), "propagate", True)
     model(proc).save_pretrained(tmp_path / "saved")
     ranker = LlamaRecLKGForRanking.from_pretrained(tmp_path / "saved")
-    args = arguments(tmp_path, heads_warm_up_epochs=3, max_steps=1, learning_rate=0.0, heads_learning_rate=0.0)
+    rates = {"learning_rate": 0.0, "heads_learning_rate": 0.0, "heads_warm_up_learning_rate": 1e-2}
+    args = arguments(tmp_path, heads_warm_up_epochs=3, max_steps=1, **rates)
     trainer = LlamaRecLKGTrainer(ranker, args, lists, None, proc)
     before = {name: weight.clone() for name, weight in ranker.own_state_dict().items()}
     trainer.train()
