@@ -91,7 +91,7 @@ def test_nothing_of_a_person_is_left(movielens, movielens_dataset, tmp_path):
 
 def test_a_graph_that_has_co_ratings_keeps_them(graph, film_dataset):
     public = with_co_ratings(graph, min_people=1)
-    assert_same(with_co_ratings(public, film_dataset.user_ids), public)
+    assert_same(with_co_ratings(public, film_dataset.user_ids, min_people=1), public)
     assert_same(public.without_people(film_dataset.user_ids), public)
     assert not rated_pairs(public.without_relations([RATED]))
     assert graph.without_people().weights is None and RATED in graph.without_people().relations

@@ -156,6 +156,16 @@ def test_an_item_that_is_named_like_a_user_is_no_person(make_dataset, film_items
     assert "4" in public.node_keys[public.node_types == public.entity_types.index("entity")]
 
 
+def test_a_title_that_is_a_user_is_found_before_anything_goes_up(hub, whole):
+    proc = whole.processor
+    proc.titles = (USERS[0], *proc.titles[1:])
+    with pytest.raises(LKGDataError, match=f"names 1 of the known users in its column 'title', '{USERS[0]}'"):
+        proc.push_to_hub(RANKER)
+    assert not HfApi().repo_exists(RANKER)
+    proc.push_to_hub(RANKER, include_users=True)
+    assert LlamaRecLKGProcessor.from_pretrained(RANKER).titles[0] == USERS[0]
+
+
 @pytest.mark.parametrize("users", [False, True])
 @pytest.mark.parametrize("interactions", [False, True])
 def test_people_go_up_only_as_far_as_asked_for(hub, whole, dataset, users, interactions):

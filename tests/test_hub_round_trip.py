@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from llamarec_lkg import (
 )
 from llamarec_lkg.backbones import SMOLLM2_NAME, resolve_backbone
 from llamarec_lkg.cli import main
+from llamarec_lkg.co_ratings import has_co_ratings, with_co_ratings
 from llamarec_lkg.evaluation import Report
 from llamarec_lkg.modeling_lrurec import LRURecRetriever
 from llamarec_lkg.storage import cache_dir, weights_fingerprint
@@ -100,6 +102,20 @@ def test_the_trainer_pushes_all_that_a_recommender_needs(hub, trainer, tmp_path)
     assert Recommender.from_pretrained(RANKER).recommend(["1"], k=2)
     local = Recommender.from_pretrained(tmp_path / "run")
     assert local.processor.user_ids == tuple(USERS), "what is saved here is whole"
+
+
+def test_the_trainer_pushes_co_ratings_when_its_arguments_say_so(hub, trainer, monkeypatch):
+    few = partial(with_co_ratings, min_people=1)  # there are four people
+    monkeypatch.setattr("llamarec_lkg.hub_repository.with_co_ratings", few)
+    run = trainer(push_to_hub=True, hub_strategy="every_save", hub_always_push=True, hub_include_co_ratings=True)
+    run.train()
+    run.push_to_hub()
+    commits = [commit.oid for commit in hub.commits(RANKER)][:-1]
+    assert len(commits) == 3, "two of them while it trained"
+    for revision in commits:
+        public = LlamaRecLKGProcessor.from_pretrained(RANKER, revision=revision).knowledge_graph
+        assert has_co_ratings(public) and not public.people(USERS).any()
+    assert "as sums over at least five people" in ModelCard.load(RANKER).text
 
 
 def test_the_command_pushes_a_run_with_its_report_in_the_card(hub, trainer, tmp_path):
