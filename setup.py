@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 
 ROOT = Path(__file__).parent
@@ -20,7 +20,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=["llamarec_lkg", "llamarec_lkg.hub_cards"],
+    packages=[*find_packages(include=["llamarec_lkg", "llamarec_lkg.*"]), "llamarec_lkg.hub_cards"],
     package_dir={"llamarec_lkg.hub_cards": "hub_cards"},
     package_data={"llamarec_lkg.hub_cards": ["*.j2"]},
     install_requires=[

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from llamarec_lkg import LlamaRecLKGForRanking
-from llamarec_lkg.evaluation import Report, comparison_rows, draw, table
-from llamarec_lkg.heads import catalogue_scores, fit_heads, heads_batch
-from llamarec_lkg.metrics import metrics_per_user, target_ranks
-from llamarec_lkg.run_config import RunConfig
-from llamarec_lkg.schema import RankingExample
-from llamarec_lkg.storage import write_json
-from llamarec_lkg.workflow import Workflow
+from llamarec_lkg.data.schema import RankingExample
+from llamarec_lkg.evaluation.metrics import metrics_per_user, target_ranks
+from llamarec_lkg.evaluation.report import Report, comparison_rows, draw, table
+from llamarec_lkg.ranking.scoring import catalogue_scores
+from llamarec_lkg.training.run_config import RunConfig
+from llamarec_lkg.training.warm_up import fit_heads, heads_batch
+from llamarec_lkg.training.workflow import Workflow
+from llamarec_lkg.utils.files import write_json
 
 
 KS = (1, 5, 10, 20)

@@ -39,14 +39,15 @@ from llamarec_lkg import (
     LlamaRecLKGTrainer,
     LlamaRecLKGTrainingArguments,
 )
-from llamarec_lkg.configuration_llamarec_lkg import LETTERS
-from llamarec_lkg.evaluation import ranker_scores
-from llamarec_lkg.evidence import STATISTICS
-from llamarec_lkg.heads import heads_batch
-from llamarec_lkg.metrics import mean_metrics, target_ranks
-from llamarec_lkg.processing_llamarec_lkg import INSTRUCTION
-from llamarec_lkg.storage import as_plain, write_json
-from llamarec_lkg.synthetic import PlantedWorld, PlantedWorldSettings
+from llamarec_lkg.evaluation.metrics import mean_metrics, target_ranks
+from llamarec_lkg.graph.evidence import STATISTICS
+from llamarec_lkg.graph.planted_world import PlantedWorld, PlantedWorldSettings
+from llamarec_lkg.ranking.configuration_llamarec_lkg import LETTERS
+from llamarec_lkg.ranking.processing_llamarec_lkg import INSTRUCTION
+from llamarec_lkg.ranking.scoring import ranker_scores
+from llamarec_lkg.training.warm_up import heads_batch
+from llamarec_lkg.utils.files import write_json
+from llamarec_lkg.utils.fingerprints import as_plain
 
 
 VARIANTS = ("both", "evidence", "gate", "cut", "no-graph")

@@ -13,9 +13,9 @@ import logging
 import time
 
 from llamarec_lkg import Recommender
-from llamarec_lkg.evaluation import table, verdict
-from llamarec_lkg.run_config import RunConfig
-from llamarec_lkg.workflow import Workflow
+from llamarec_lkg.evaluation.report import table, verdict
+from llamarec_lkg.training.run_config import RunConfig
+from llamarec_lkg.training.workflow import Workflow
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ Stages: 1 data and graph, 2 retrievers, 3 ranker, 4 report. Each is reused while
 import argparse
 import logging
 
-from llamarec_lkg.evaluation import table, verdict
-from llamarec_lkg.run_config import RunConfig
-from llamarec_lkg.workflow import Workflow
+from llamarec_lkg.evaluation.report import table, verdict
+from llamarec_lkg.training.run_config import RunConfig
+from llamarec_lkg.training.workflow import Workflow
 
 
 def main() -> None:

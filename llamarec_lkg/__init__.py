@@ -4,23 +4,25 @@ Importing the package registers its configurations, models and processor with th
 "recommendation" with `transformers.pipeline`.
 """
 
-from .anonymizing import anonymize_users
-from .configuration_llamarec_lkg import LlamaRecLKGConfig
-from .converters import convert, with_triples
-from .dataset import PreprocessingSettings, SequenceDataset, prepare_dataset
-from .explanations import Recommendation
-from .hf_pipeline import RecommendationPipeline
-from .knowledge_graph import KnowledgeGraph
-from .modeling_llamarec_lkg import LlamaRecLKGForRanking, RankingOutput
-from .modeling_lrurec import LRURecConfig, LRURecForRetrieval
-from .pipeline import Recommender
-from .processing_llamarec_lkg import LlamaRecLKGProcessor
-from .publishing import push_dataset, write_dataset
-from .schema import DatasetBundle, Interactions, ItemTable, LKGDataError, RankingExample, Triples
-from .sources import load_dataset_bundle
-from .streaming import stream_interactions
-from .trainer import LlamaRecLKGTrainer
-from .training_args import LlamaRecLKGTrainingArguments
+from .data.anonymize import anonymize_users
+from .data.convert import convert
+from .data.facts import with_triples
+from .data.schema import DatasetBundle, Interactions, ItemTable, RankingExample, Triples
+from .data.sequences import PreprocessingSettings, SequenceDataset, prepare_dataset
+from .data.sources import load_dataset_bundle
+from .data.streaming import stream_interactions
+from .graph.knowledge_graph import KnowledgeGraph
+from .hub.push_dataset import push_dataset, write_dataset
+from .ranking.configuration_llamarec_lkg import LlamaRecLKGConfig
+from .ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking, RankingOutput
+from .ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
+from .retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval
+from .serving.pipeline import RecommendationPipeline
+from .serving.reasons import Recommendation
+from .serving.recommender import Recommender
+from .training.trainer import LlamaRecLKGTrainer
+from .training.training_args import LlamaRecLKGTrainingArguments
+from .utils.errors import LKGDataError
 
 
 __version__ = "0.1.0"

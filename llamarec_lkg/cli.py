@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .converters import describe_formats
-from .run_config import RunConfig
-from .schema import LKGDataError
+from .data.convert import describe_formats
+from .training.run_config import RunConfig
+from .utils.errors import LKGDataError
 
 
 if TYPE_CHECKING:
-    from .raw_formats import RawDataset
+    from .data.raw_dataset import RawDataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,22 +165,22 @@ def _add_push(commands: argparse._SubParsersAction) -> None:
 
 
 def _workflow(args: argparse.Namespace):
-    from .workflow import Workflow
+    from .training.workflow import Workflow
 
     return Workflow(RunConfig.from_yaml(args.config, args.overrides))
 
 
 def _source(args: argparse.Namespace) -> RawDataset:
-    from .converters import with_facts
-    from .streaming import open_source
+    from .data.facts import with_facts
+    from .data.streaming import open_source
 
     raw = open_source(args.source, format=args.format)
     return with_facts(raw, args.triples) if args.triples else raw
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from .publishing import write_dataset
-    from .streaming import filter_core
+    from .data.k_core import filter_core
+    from .hub.push_dataset import write_dataset
 
     raw = _source(args)
     filtered = max(args.min_user_interactions, args.min_item_interactions) > 1
@@ -206,7 +206,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _train_retriever(args: argparse.Namespace) -> None:
-    from .training_lrurec import evaluate_retriever
+    from .retrieval.training import evaluate_retriever
 
     workflow = _workflow(args)
     retriever = workflow.train_retriever()
@@ -220,7 +220,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from .evaluation import table, verdict
+    from .evaluation.report import table, verdict
 
     workflow = _workflow(args)
     report = workflow.evaluate()
@@ -231,8 +231,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _recommend(args: argparse.Namespace) -> None:
-    from .explanations import draw_reasons
-    from .pipeline import Recommender
+    from .serving.drawings import draw_reasons
+    from .serving.recommender import Recommender
 
     _require_model(args.model)
     recommender = Recommender.from_pretrained(args.model)
@@ -254,10 +254,10 @@ def _recommend(args: argparse.Namespace) -> None:
 
 
 def _preferences(args: argparse.Namespace) -> None:
-    from .explanations import draw_preferences
-    from .modeling_llamarec_lkg import LlamaRecLKGForRanking
-    from .pipeline import Recommender
-    from .processing_llamarec_lkg import LlamaRecLKGProcessor
+    from .ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
+    from .ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
+    from .serving.drawings import draw_preferences
+    from .serving.recommender import Recommender
 
     _require_model(args.model)
     processor = LlamaRecLKGProcessor.from_pretrained(args.model)
@@ -301,7 +301,7 @@ def _require_model(name: str) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
-    from .pushing import push_folder
+    from .hub.push import push_folder
 
     included = ("include_users", "include_interactions", "include_co_ratings")
     options = ("revision", "create_pr", "commit_message", "backbone", "remove_retriever", *included)
@@ -315,7 +315,7 @@ def _push(args: argparse.Namespace) -> None:
 
 
 def _push_dataset(args: argparse.Namespace) -> None:
-    from .publishing import push_dataset
+    from .hub.push_dataset import push_dataset
 
     options = ("revision", "create_pr", "include_interactions", "license", "citation", "language")
     given = {name: getattr(args, name) for name in options}
@@ -328,7 +328,7 @@ def _push_dataset(args: argparse.Namespace) -> None:
 
 
 def _export_metrics(args: argparse.Namespace) -> None:
-    from .hub_metrics import export_metric_spaces
+    from .evaluation.evaluate_metrics import export_metric_spaces
 
     for path in export_metric_spaces(args.folder, args.owner):
         print(path)

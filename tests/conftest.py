@@ -7,20 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hub_client import hub, hub_server, wheel  # noqa: F401 (fixtures)
+from hub_stand_in.client import hub, hub_server, wheel  # noqa: F401 (fixtures)
 
-from llamarec_lkg.dataset import PreprocessingSettings, SequenceDataset
-from llamarec_lkg.schema import (
-    ITEM_ID,
-    RATING,
-    TIMESTAMP,
-    TITLE,
-    USER_ID,
-    DatasetBundle,
-    Interactions,
-    ItemTable,
-)
-from llamarec_lkg.sources import load_dataset_bundle
+from llamarec_lkg.data.schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, DatasetBundle, Interactions, ItemTable
+from llamarec_lkg.data.sequences import PreprocessingSettings, SequenceDataset
+from llamarec_lkg.data.sources import load_dataset_bundle
 
 
 ML_LATEST_SMALL = Path(__file__).resolve().parents[2] / "shared" / "data" / "ml-latest-small"

@@ -5,9 +5,10 @@ import pytest
 from tiny import backbone, example_module, examples, processor, tokenizer
 
 from llamarec_lkg import LlamaRecLKGForRanking
-from llamarec_lkg.evaluation import comparison_rows
-from llamarec_lkg.heads import catalogue_scores, score_heads
-from llamarec_lkg.retrieval import PopularityRetriever, exclude_history
+from llamarec_lkg.evaluation.report import comparison_rows
+from llamarec_lkg.ranking.scoring import catalogue_scores, score_heads
+from llamarec_lkg.retrieval.base import exclude_history
+from llamarec_lkg.retrieval.popularity import PopularityRetriever
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 import llamarec_lkg
 from llamarec_lkg import LKGDataError
-from llamarec_lkg.model_card import template_text
+from llamarec_lkg.utils.hub import template_text
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,8 +10,8 @@ import torch
 from tiny import example_module
 
 from llamarec_lkg import LlamaRecLKGForRanking
-from llamarec_lkg.heads import fit_heads, heads_batch
-from llamarec_lkg.synthetic import PlantedWorld, PlantedWorldSettings
+from llamarec_lkg.graph.planted_world import PlantedWorld, PlantedWorldSettings
+from llamarec_lkg.training.warm_up import fit_heads, heads_batch
 
 
 @pytest.fixture(scope="module")

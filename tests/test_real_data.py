@@ -5,8 +5,8 @@ import pytest
 from tiny import backbone, tokenizer
 
 from llamarec_lkg import Recommender
-from llamarec_lkg.run_config import RunConfig
-from llamarec_lkg.workflow import Workflow
+from llamarec_lkg.training.run_config import RunConfig
+from llamarec_lkg.training.workflow import Workflow
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from hub_card_checks import validate
-from hub_client import run_python
-from hub_world import readable
+from hub_stand_in.card_checks import validate
+from hub_stand_in.client import run_python
+from hub_stand_in.world import readable
 
 from llamarec_lkg.cli import main
 
@@ -63,7 +63,7 @@ def test_the_page_has_a_block_for_each_thing_a_newcomer_looks_for():
 
 
 def test_the_page_names_every_option_and_every_format():
-    from llamarec_lkg.converters import FORMATS
+    from llamarec_lkg.data.convert import FORMATS
 
     text = PAGE.read_text(encoding="utf-8")
     with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit):

@@ -11,10 +11,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
-from llamarec_lkg.knowledge_graph import KnowledgeGraph
-from llamarec_lkg.modeling_llamarec_lkg import LlamaRecLKGForRanking
-from llamarec_lkg.processing_llamarec_lkg import LlamaRecLKGProcessor
-from llamarec_lkg.schema import RankingExample
+from llamarec_lkg.data.schema import RankingExample
+from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
+from llamarec_lkg.ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
+from llamarec_lkg.ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 
 
 SIZES = {

@@ -1,0 +1,127 @@
+"""Facts from elsewhere: networkx graphs and tables of triples, beside those that a data set brings."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import replace
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+
+from ..utils.errors import LKGDataError
+from .raw_dataset import ID_TYPES, Catalogue, RawDataset, join_sources
+from .readers import read_table
+from .schema import HEAD, RATED, RELATION, TAIL, DatasetBundle, ItemTable, Triples
+
+
+def with_triples(
+    bundle: DatasetBundle, source: nx.Graph | pd.DataFrame | str | Path, *, citation: str = "", license: str = ""
+) -> DatasetBundle:
+    """The bundle with further facts beside those it has.
+
+    Args:
+        source: what `as_triples` takes.
+        citation, license: of the facts, named beside those of the bundle.
+
+    Raises:
+        LKGDataError: as `as_triples`.
+    """
+    return replace(
+        bundle,
+        triples=_joined(bundle.triples, as_triples(source, bundle.items)),
+        citation=join_sources(bundle.citation, citation),
+        license=join_sources(bundle.license, license),
+    )
+
+
+def with_facts(
+    raw: RawDataset, source: nx.Graph | pd.DataFrame | str | Path, *, citation: str = "", license: str = ""
+) -> RawDataset:
+    """`with_triples` for a data set that has not been read yet."""
+
+    def catalogue(wanted: Container[str] | None) -> Catalogue:
+        items, triples = raw.catalogue(wanted)
+        return items, _joined(triples, as_triples(source, items))
+
+    return replace(
+        raw,
+        catalogue=catalogue,
+        citation=join_sources(raw.citation, citation),
+        license=join_sources(raw.license, license),
+    )
+
+
+def _joined(known: Triples | None, added: Triples) -> Triples:
+    if known is None:
+        return added
+    columns = ("heads", "relations", "tails")
+    arrays = (np.concatenate([getattr(known, name), getattr(added, name)]) for name in columns)
+    return Triples(*arrays, item_of_entity={**added.item_of_entity, **known.item_of_entity})
+
+
+def as_triples(source: nx.Graph | pd.DataFrame | str | Path, items: ItemTable) -> Triples:
+    """Facts about `items` from a networkx graph or a table.
+
+    Args:
+        source: a graph as `KnowledgeGraph.from_networkx` takes it: its edges have `relation`, and its items are the
+            nodes of type "item" or, where no node has a type, those named as an item. Or a table with `head`,
+            `relation` and `tail`, where what equals an item id is that item. Or the path of one or the other
+            (`.graphml`, `.csv`, `.tsv`, `.parquet`).
+        items: of the data set.
+
+    Raises:
+        LKGDataError: an edge lacks its relation, a table its columns, or the file cannot be read.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.suffix == ".graphml":
+            source = _read_graphml(path)
+        elif path.suffix in (".csv", ".tsv", ".parquet"):
+            options = {"sep": "\t"} if path.suffix == ".tsv" else {}
+            source = read_table(path, dtype=ID_TYPES, **options)
+        else:
+            raise LKGDataError(
+                f"{path} does not say what it is; name it .csv, .tsv or .parquet (head, relation, tail) or .graphml."
+            )
+    if isinstance(source, pd.DataFrame):
+        return Triples.from_frame(source, {raw: raw for raw in items.ids})
+    return _triples_of_graph(source, items)
+
+
+def _read_graphml(path: Path) -> nx.Graph:
+    try:
+        return nx.read_graphml(path)
+    except (OSError, SyntaxError, nx.NetworkXError, KeyError) as error:  # a damaged xml file is a SyntaxError
+        raise LKGDataError(f"{path} cannot be read as graphml ({error}). Make or copy it again.") from error
+
+
+def _triples_of_graph(graph: nx.Graph, items: ItemTable) -> Triples:
+    """Edges as facts. Who rated what is left out: it is dated, private, and in the interactions already."""
+    typed = any("type" in data for _, data in graph.nodes(data=True))
+    known = set(items.ids)
+    keys = {node: str(data.get("key", node)) for node, data in graph.nodes(data=True)}
+    is_item = {
+        node: keys[node] in known and data.get("type", "" if typed else "item") == "item"
+        for node, data in graph.nodes(data=True)
+    }
+    # an entity with the key of an item is another thing than that item
+    entity = {
+        node: key if is_item[node] or key not in known else f"{graph.nodes[node].get('type', 'entity')}:{key}"
+        for node, key in keys.items()
+    }
+    facts = []
+    for head, tail, data in graph.edges(data=True):
+        if "relation" not in data:
+            raise LKGDataError(
+                f"Edge {head!r} -> {tail!r} has attributes {sorted(data)} but no 'relation'. Every edge needs one: "
+                "`graph.add_edge(a, b, relation='DIRECTED_BY')`."
+            )
+        if data["relation"] == RATED:
+            continue
+        if not graph.is_directed() and is_item[tail] and not is_item[head]:
+            head, tail = tail, head  # an edge without direction is read from the item
+        facts.append((entity[head], str(data["relation"]), entity[tail]))
+    frame = pd.DataFrame(facts, columns=[HEAD, RELATION, TAIL], dtype=str)
+    return Triples.from_frame(frame, {keys[node]: keys[node] for node, found in is_item.items() if found})

@@ -1,0 +1,151 @@
+"""The Amazon Reviews releases of 2014 and 2023 as they are downloaded: who bought what, and what goes together."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+from sys import intern
+from typing import Any
+
+import pandas as pd
+
+from ...utils.errors import LKGDataError
+from ..raw_dataset import ID_TYPES, INTERACTION_COLUMNS, Catalogue, RawDataset, folder_of
+from ..readers import csv_batches, record_batches, records
+from ..schema import HEAD, ITEM_ID, RATING, RELATION, TAIL, TIMESTAMP, TITLE, USER_ID, ItemTable, Triples
+
+
+AMAZON_2014_CITATION = (
+    "Julian McAuley, Christopher Targett, Qinfeng Shi and Anton van den Hengel. 2015. Image-Based Recommendations on "
+    "Styles and Substitutes. SIGIR 2015."
+)
+
+
+AMAZON_2023_CITATION = (
+    "Yupeng Hou, Jiacheng Li, Zhankui He, An Yan, Xiusi Chen and Julian McAuley. 2024. Bridging Language and Items "
+    "for Retrieval and Recommendation. arXiv preprint arXiv:2403.03952."
+)
+
+
+BRAND, CATEGORY = "BRAND", "CATEGORY"
+
+
+RELATED = {"also_bought": "ALSO_BOUGHT", "also_viewed": "ALSO_VIEWED", "bought_together": "BOUGHT_TOGETHER"}
+
+
+def amazon_2014(path: Path) -> RawDataset:
+    """`ratings_X.csv` (no header) or `reviews_X_5.json.gz`, with `meta_X.json.gz`, whose lines are Python
+    dictionaries.
+
+    Brands and all levels of all category paths are attributes of the items; also_bought, also_viewed and
+    bought_together become triples, whose tails may be products of other departments. Titles are missing for many
+    products: such an item is called "item <id>".
+    """
+    reviews, category, meta = _files(path, r"(?:ratings_(.+)\.csv|reviews_(.+?)(?:_\d+)?\.json)(?:\.gz)?", "json")
+
+    def batches() -> Iterator[pd.DataFrame]:
+        if ".csv" in reviews.suffixes:
+            columns = [USER_ID, ITEM_ID, RATING, TIMESTAMP]
+            return csv_batches(reviews, header=None, names=columns, dtype=ID_TYPES)
+        fields = ("reviewerID", "asin", "overall", "unixReviewTime")
+        return record_batches(reviews, dict(zip(INTERACTION_COLUMNS, fields, strict=True)))
+
+    def describe(record: dict[str, Any]) -> dict[str, Any]:
+        related = record.get("related") or {}
+        return {
+            TITLE: record.get("title"),
+            BRAND: [record.get("brand")],
+            CATEGORY: [name for names in record.get("categories") or () for name in names],
+            **{relation: related.get(field) for field, relation in RELATED.items()},
+        }
+
+    return RawDataset(
+        f"amazon-2014-{category}", batches, lambda wanted: _catalogue(meta, "asin", describe, wanted),
+        AMAZON_2014_CITATION,
+    )  # fmt: skip
+
+
+def amazon_2023(path: Path) -> RawDataset:
+    """`X.jsonl.gz` and `meta_X.jsonl.gz`. An item is a `parent_asin`: its colours and sizes are one item. Times are
+    milliseconds there and seconds here. The release has bought_together alone of the three relations."""
+    reviews, category, meta = _files(path, r"(?!meta_)(.+)\.jsonl(?:\.gz)?", "jsonl")
+
+    def batches() -> Iterator[pd.DataFrame]:
+        fields = ("user_id", "parent_asin", "rating", "timestamp")
+        for frame in record_batches(reviews, dict(zip(INTERACTION_COLUMNS, fields, strict=True))):
+            milliseconds = pd.to_numeric(frame[TIMESTAMP], errors="coerce")
+            if milliseconds.notna().all():  # else the check of the interactions names the wrong value
+                frame[TIMESTAMP] = milliseconds // 1000
+            yield frame
+
+    def describe(record: dict[str, Any]) -> dict[str, Any]:
+        details = record.get("details") or {}
+        brand = details.get("Brand") or details.get("Brand Name") or record.get("store")
+        return {
+            TITLE: record.get("title"),
+            BRAND: [brand],
+            CATEGORY: record.get("categories") or [record.get("main_category")],
+            **{relation: record.get(field) for field, relation in RELATED.items()},
+        }
+
+    return RawDataset(
+        f"amazon-2023-{category}", batches, lambda wanted: _catalogue(meta, "parent_asin", describe, wanted),
+        AMAZON_2023_CITATION,
+    )  # fmt: skip
+
+
+def _files(path: Path, pattern: str, suffix: str) -> tuple[Path, str, Path]:
+    """The file of reviews, the name of its category, and the file of products beside it."""
+    folder = folder_of(path)
+    names = [path.name] if path.is_file() else sorted(entry.name for entry in folder.iterdir())
+    matches = [match for name in names if (match := re.fullmatch(pattern, name))]
+    if len(matches) != 1:
+        raise LKGDataError(
+            f"{path} holds {[match.string for match in matches] or names[:12]}; needed is one file of ratings or "
+            "reviews. Pass the path of that file."
+        )
+    category = next(group for group in matches[0].groups() if group)
+    for meta in (folder / f"meta_{category}.{suffix}.gz", folder / f"meta_{category}.{suffix}"):
+        if meta.exists():
+            return folder / matches[0].string, category, meta
+    raise LKGDataError(
+        f"{folder} holds {matches[0].string} but no meta_{category}.{suffix}.gz, which has the titles. Download it "
+        "from the same release and put it there."
+    )
+
+
+def _catalogue(
+    meta: Path, id_field: str, describe: Callable[[dict[str, Any]], dict[str, Any]], wanted: Container[str] | None
+) -> Catalogue:
+    """Items and their relations from the records of products; of a product given twice the first record counts."""
+    rows: dict[str, tuple[str, list[str], list[str]]] = {}
+    facts: list[tuple[str, str, str]] = []
+    for record in records(meta):
+        raw = str(record.get(id_field) or "")
+        if not raw or raw in rows or (wanted is not None and raw not in wanted):
+            continue
+        found = describe(record)
+        rows[raw] = (_text(found[TITLE]), _texts(found[BRAND]), _texts(found[CATEGORY]))
+        for relation in RELATED.values():
+            facts += [(raw, relation, intern(str(other))) for other in found[relation] or ()]
+    if not rows:
+        raise LKGDataError(
+            f"{meta} has no record with {id_field!r}{' of an item with interactions' if wanted is not None else ''}. "
+            "Are both files of one release and category?"
+        )
+    columns = [ITEM_ID, TITLE, BRAND, CATEGORY]
+    table = ItemTable.from_frame(pd.DataFrame([(raw, *row) for raw, row in rows.items()], columns=columns))
+    if not facts:
+        return table, None
+    frame = pd.DataFrame(facts, columns=[HEAD, RELATION, TAIL])
+    return table, Triples.from_frame(frame, {raw: raw for raw in table.ids})
+
+
+def _text(value: Any) -> str:
+    return html.unescape(str(value)) if value else ""
+
+
+def _texts(values: list[Any]) -> list[str]:
+    return [intern(_text(value)) for value in values if value]

@@ -1,0 +1,186 @@
+"""Reading raw files of any size piece by piece: compressed or not, csv or one record a line, with a progress bar."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pandas as pd
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from ..utils.errors import LKGDataError
+
+
+BATCH_ROWS = 1 << 17  # rows held at a time: some tens of megabytes of text
+
+
+class _Counted(io.RawIOBase):
+    """A file that moves a progress bar by the bytes read from it."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed in `close`)
+        # the bar appears only for files that take a while
+        self.bar = tqdm(
+            total=path.stat().st_size, desc=f"read {path.name}", unit="B", unit_scale=True, delay=2.0, leave=False
+        )
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self.file.readinto(buffer)
+        self.bar.update(count)
+        return count
+
+    def close(self) -> None:
+        self.bar.close()
+        self.file.close()
+        super().close()
+
+
+@contextlib.contextmanager
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """The content of a file, unpacked where its name ends in `.gz`.
+
+    Raises:
+        LKGDataError: the file is absent, or ends or breaks before its content does.
+    """
+    try:
+        with io.BufferedReader(_Counted(path), buffer_size=1 << 20) as plain:
+            if path.suffix == ".gz":
+                with gzip.open(plain) as unpacked:
+                    yield unpacked
+            else:
+                yield plain
+    except FileNotFoundError as error:
+        raise LKGDataError(f"{path} does not exist. Put it there, or pass the folder that holds it.") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise LKGDataError(f"{path} is damaged ({error}). Is the file whole? Make or copy it again.") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines, other than empty ones, of a small text file in UTF-8 or, where it is none, in Latin-1, as the older
+    MovieLens files are."""
+    with open_bytes(path) as stream:
+        content = stream.read()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    # not `splitlines`, for which some Latin-1 letters end a line
+    return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+
+
+# of a csv file only an empty cell is no value: Namibia is "NA", and somebody's title "None"
+_TEXT_STAYS = {"keep_default_na": False, "na_values": [""]}
+
+
+def read_table(path: Path, **options: Any) -> pd.DataFrame:
+    """A parquet or csv file as a frame; `options` are those of `pandas.read_csv`.
+
+    Raises:
+        LKGDataError: the file cannot be read as what its name says.
+    """
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, **{**_TEXT_STAYS, **options})
+    except (OSError, ValueError) as error:  # pyarrow and pandas parser errors are ValueErrors
+        raise _unreadable(path, error) from error
+
+
+def csv_batches(path: Path, **options: Any) -> Iterator[pd.DataFrame]:
+    """The rows of a csv file, `BATCH_ROWS` at a time; `options` are those of `pandas.read_csv`.
+
+    Raises:
+        LKGDataError: as `read_table` and `open_bytes`.
+    """
+    with open_bytes(path) as stream:
+        try:
+            with pd.read_csv(stream, chunksize=BATCH_ROWS, **{**_TEXT_STAYS, **options}) as batches:
+                yield from batches
+        except ValueError as error:
+            raise _unreadable(path, error) from error
+
+
+def parquet_batches(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Iterator[pd.DataFrame]:
+    """The rows of a parquet file, `BATCH_ROWS` at a time. Other columns are not read, unless a required one is
+    missing: then all are, so that an error can list them.
+
+    Raises:
+        LKGDataError: as `read_table`.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            found = file.schema_arrow.names
+            whole = set(required) <= set(found)
+            columns = [*required, *(name for name in optional if name in found)] if whole else None
+            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+                yield batch.to_pandas()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> LKGDataError:
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    return LKGDataError(f"{path} cannot be read as {kind} ({error}). Is the file whole? Make or copy it again.")
+
+
+def parse_record(line: bytes) -> dict[str, Any]:
+    """One record: json or, as the older Amazon files have it, a Python dictionary written out. Nothing is evaluated.
+
+    Raises:
+        ValueError: the line is neither.
+    """
+    try:
+        record = json.loads(line)
+    except ValueError:
+        try:
+            record = ast.literal_eval(line.decode("utf-8", errors="replace").strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            raise ValueError(f"neither json nor a Python literal: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"a {type(record).__name__}, not a record with named fields")
+    return record
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file with one a line; empty lines are passed over.
+
+    Raises:
+        LKGDataError: a line is no record, or as `open_bytes`.
+    """
+    with open_bytes(path) as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                record = parse_record(line)
+            except ValueError as error:
+                raise LKGDataError(
+                    f"Line {number} of {path} is {error}. Is the file whole? Make or copy it again."
+                ) from error
+            yield record
+
+
+def record_batches(path: Path, fields: Mapping[str, str]) -> Iterator[pd.DataFrame]:
+    """Some fields of the records of a file, `BATCH_ROWS` at a time.
+
+    Args:
+        fields: column -> field. A record without a field has `None` there.
+    """
+    names = list(fields.values())
+    rows: list[list[Any]] = []
+    for record in records(path):
+        rows.append([record.get(name) for name in names])
+        if len(rows) == BATCH_ROWS:
+            yield pd.DataFrame(rows, columns=list(fields))
+            rows = []
+    if rows:
+        yield pd.DataFrame(rows, columns=list(fields))

@@ -1,0 +1,344 @@
+"""The vocabulary every part speaks: column names, the frozen records that cross the borders, and the error they raise.
+
+A leaf: it imports nothing of the package. Containers are built through validating `from_*` constructors only, so that
+no half-checked table travels further than the file it was read from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..utils.errors import LKGDataError
+
+
+USER_ID = "user_id"
+
+
+ITEM_ID = "item_id"
+
+
+RATING = "rating"
+
+
+TIMESTAMP = "timestamp"
+
+
+TITLE = "title"
+
+
+HEAD = "head"
+
+
+RELATION = "relation"
+
+
+TAIL = "tail"
+
+
+RATED = "RATED"  # the one relation whose edges are interactions: dated, and private to users
+
+
+PADDING_ITEM = 0  # dense item ids start at 1
+
+
+UNKNOWN_USER = 0  # dense user ids start at 1; 0 is the average user
+
+
+def require_columns(frame: pd.DataFrame, columns: Sequence[str], table: str) -> None:
+    """Raise `LKGDataError` unless `frame` has every one of `columns`."""
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise LKGDataError(
+            f"The {table} table has columns {list(map(str, frame.columns))} but lacks {missing}. It needs "
+            f"{list(columns)}: rename the matching column in the file's header, or with `frame.rename(columns="
+            f"{{'old_name': '{missing[0]}'}})`."
+        )
+
+
+def _require_present(frame: pd.DataFrame, columns: Sequence[str], table: str) -> None:
+    for column in columns:
+        absent = frame[column].isna().to_numpy()
+        if absent.any():
+            raise LKGDataError(
+                f"Column '{column}' of the {table} table has {int(absent.sum())} missing value(s), the first in row "
+                f"{int(absent.argmax())}. Every row needs one: drop those rows or fill them in."
+            )
+
+
+def as_id_strings(values: pd.Series) -> np.ndarray:
+    """Ids as strings; integral floats lose their '.0', so that 7, 7.0 and '7' are one id."""
+    if pd.api.types.is_float_dtype(values) and np.all(np.mod(values, 1) == 0):
+        values = values.astype(np.int64)
+    return values.astype(str).to_numpy(dtype=object)
+
+
+def natural_order(ids: Sequence[str]) -> list[str]:
+    """Distinct ids in numeric order when all are integers, else in text order. Dense ids follow this order."""
+    distinct = set(ids)
+    try:
+        return sorted(distinct, key=lambda value: (int(value), value))
+    except ValueError:
+        return sorted(distinct)
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff]+")
+
+
+def clean_text(text: object) -> str:
+    """One line of printable text: control and invisible characters become spaces, runs of spaces one."""
+    return " ".join(_CONTROL.sub(" ", str(text)).split())
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Who interacted with what, how much they liked it, and when. All arrays are aligned, in file order.
+
+    Args:
+        users, items (`np.ndarray` of `str`, shape (N,)): raw ids.
+        ratings (`np.ndarray` of `float32`, shape (N,)): as given; 1.0 for implicit feedback.
+        timestamps (`np.ndarray` of `int64`, shape (N,)): seconds, or any integer that orders the events.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    ratings: np.ndarray
+    timestamps: np.ndarray
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame) -> Interactions:
+        """Check and take a table with `user_id`, `item_id`, `timestamp` and, optionally, `rating`.
+
+        Raises:
+            LKGDataError: a column is missing, a value is missing or not a number, or the table is empty.
+        """
+        require_columns(frame, [USER_ID, ITEM_ID, TIMESTAMP], "interactions")
+        if frame.empty:
+            raise LKGDataError(
+                "The interactions table has no rows. At least one user with three interactions is needed."
+            )
+        if RATING not in frame.columns:
+            frame = frame.assign(**{RATING: 1.0})
+        frame = frame.reset_index(drop=True)
+        numbers = {}
+        for column in (RATING, TIMESTAMP):
+            values = frame[column]
+            if column == TIMESTAMP and pd.to_numeric(values, errors="coerce").isna().all():
+                values = pd.to_datetime(values, errors="coerce", utc=True)  # dates as text, as csv files hold them
+            if pd.api.types.is_datetime64_any_dtype(values):
+                seconds = pd.to_datetime(values, utc=True).dt.as_unit("s").astype(np.int64).astype(np.float64)
+                values = seconds.where(values.notna())
+            numbers[column] = pd.to_numeric(values, errors="coerce").replace([np.inf, -np.inf], np.nan)
+        for column, values in numbers.items():
+            wrong = (values.isna() & frame[column].notna()).to_numpy()
+            if wrong.any() and not pd.api.types.is_numeric_dtype(frame[column]):
+                raise LKGDataError(
+                    f"Column '{column}' of the interactions table holds {int(wrong.sum())} value(s) that are not "
+                    f"numbers, the first is {frame[column].iloc[int(wrong.argmax())]!r} in row {int(wrong.argmax())}. "
+                    "Timestamps are numbers, such as seconds since 1970, or a column of dates; ratings are numbers."
+                )
+        _require_present(frame.assign(**numbers), [USER_ID, ITEM_ID, RATING, TIMESTAMP], "interactions")
+        return cls(
+            users=as_id_strings(frame[USER_ID]),
+            items=as_id_strings(frame[ITEM_ID]),
+            ratings=numbers[RATING].to_numpy(dtype=np.float32),
+            timestamps=numbers[TIMESTAMP].to_numpy(dtype=np.int64),
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        return pd.DataFrame(
+            {USER_ID: self.users, ITEM_ID: self.items, RATING: self.ratings, TIMESTAMP: self.timestamps}
+        )
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """Titles and attributes of items.
+
+    Args:
+        ids (`tuple[str, ...]`): raw item ids, each once.
+        titles (`tuple[str, ...]`): one line each (control characters are replaced by spaces).
+        attributes (`dict[str, tuple[tuple[str, ...], ...]]`): relation name -> values of each item, in the order of
+            `ids`. An item may have none or several values.
+    """
+
+    ids: tuple[str, ...]
+    titles: tuple[str, ...]
+    attributes: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, attribute_columns: Mapping[str, str] | None = None) -> ItemTable:
+        """Check and take a table with `item_id` and `title`; other columns become attributes.
+
+        Args:
+            frame: attribute cells hold one value, a list of values, or several values separated by "|".
+            attribute_columns: column -> relation name. By default every column beside id and title, under its own name
+                in capitals.
+
+        Raises:
+            LKGDataError: a column is missing, an id or title is missing, or an id appears twice.
+        """
+        require_columns(frame, [ITEM_ID, TITLE], "items")
+        _require_present(frame, [ITEM_ID, TITLE], "items")
+        ids = as_id_strings(frame[ITEM_ID])
+        repeated = pd.Index(ids).duplicated()
+        if repeated.any():
+            raise LKGDataError(
+                f"Item id {ids[repeated][0]!r} appears more than once in the items table ({int(repeated.sum())} "
+                "repeated rows in all). Keep one row an item, for example `frame.drop_duplicates('item_id')`."
+            )
+        if attribute_columns is None:
+            attribute_columns = {c: str(c).upper() for c in frame.columns if c not in (ITEM_ID, TITLE)}
+        require_columns(frame, list(attribute_columns), "items")
+        attributes = {
+            relation: tuple(_split_values(cell) for cell in frame[column])
+            for column, relation in attribute_columns.items()
+        }
+        titles = tuple(clean_text(title) or f"item {raw}" for title, raw in zip(frame[TITLE], ids, strict=True))
+        return cls(tuple(ids), titles, attributes)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The table back, attribute cells as lists (what parquet stores)."""
+        columns = {ITEM_ID: list(self.ids), TITLE: list(self.titles)}
+        columns |= {relation: [list(values) for values in cells] for relation, cells in self.attributes.items()}
+        return pd.DataFrame(columns)
+
+    def select(self, raw_ids: Sequence[str]) -> ItemTable:
+        """The rows of `raw_ids`, in that order."""
+        row_of = {raw: row for row, raw in enumerate(self.ids)}
+        rows = [row_of[raw] for raw in raw_ids]
+        return ItemTable(
+            ids=tuple(self.ids[row] for row in rows),
+            titles=tuple(self.titles[row] for row in rows),
+            attributes={relation: tuple(cells[row] for row in rows) for relation, cells in self.attributes.items()},
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def _split_values(cell: object) -> tuple[str, ...]:
+    if isinstance(cell, list | tuple | np.ndarray):
+        values = [clean_text(value) for value in cell]
+    elif pd.isna(cell):
+        values = []
+    else:
+        if isinstance(cell, float) and cell.is_integer():
+            cell = int(cell)
+        values = [clean_text(value) for value in str(cell).split("|")]
+    return tuple(dict.fromkeys(value for value in values if value))
+
+
+@dataclass(frozen=True)
+class Triples:
+    """Facts (head, relation, tail) about entities, with the link that says which entity is which item.
+
+    Args:
+        heads, relations, tails (`np.ndarray` of `str`, shape (T,)).
+        item_of_entity (`dict[str, str]`): entity id -> raw item id. Entities not named here are attributes.
+    """
+
+    heads: np.ndarray
+    relations: np.ndarray
+    tails: np.ndarray
+    item_of_entity: Mapping[str, str]
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, item_of_entity: Mapping[str, str]) -> Triples:
+        """Check and take a table with `head`, `relation` and `tail`.
+
+        Raises:
+            LKGDataError: a column or a value is missing.
+        """
+        require_columns(frame, [HEAD, RELATION, TAIL], "triples")
+        _require_present(frame, [HEAD, RELATION, TAIL], "triples")
+        columns = (as_id_strings(frame[name]) for name in (HEAD, RELATION, TAIL))
+        return cls(*columns, item_of_entity=dict(item_of_entity))
+
+    def to_frame(self) -> pd.DataFrame:
+        return pd.DataFrame({HEAD: self.heads, RELATION: self.relations, TAIL: self.tails})
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+
+@dataclass(frozen=True)
+class DatasetBundle:
+    """What a source delivers: the raw tables, and what a card has to say about where they come from. Where there are
+    several sources, their citations have an empty line between them, and so have their licences."""
+
+    name: str
+    interactions: Interactions
+    items: ItemTable
+    triples: Triples | None = None
+    citation: str = ""
+    license: str = ""
+
+
+def raw_id_list(name: str, value: Any) -> list[Any]:
+    """The raw item ids that were given as the argument `name`, as a list; what they are is not checked here.
+
+    Raises:
+        LKGDataError: a single id, text, which would be read letter by letter, or what has no order.
+    """
+    single = isinstance(value, str | int | np.integer)
+    if not single and isinstance(value, Iterable) and not isinstance(value, bytes | Mapping | Set):
+        try:
+            return list(value)
+        except TypeError:  # an array without a dimension
+            pass
+    hint = f" Give {[str(value)]} for a single one." if single else ""
+    raise LKGDataError(
+        f"{name!r} is {repr(value)[:60]}; it is a list of item ids, such as ['50', '181'] (it may be empty).{hint}"
+    )
+
+
+@dataclass(frozen=True)
+class RankingExample:
+    """One list to rank, in dense ids.
+
+    Args:
+        user (`int`): dense user, 0 unknown.
+        history (`np.ndarray`, shape (H,)): dense items, oldest first.
+        ratings (`np.ndarray`, shape (H,)): of the history; shown in the published prompt style.
+        candidates (`np.ndarray`, shape (C,)): dense items; the first is letter A.
+        retrieval_scores (`np.ndarray`, shape (C,)).
+        label (`int`): index of the target among the candidates, -1 where it is not one or is not known.
+    """
+
+    user: int
+    history: np.ndarray
+    ratings: np.ndarray
+    candidates: np.ndarray
+    retrieval_scores: np.ndarray
+    label: int = -1
+
+    @classmethod
+    def from_mapping(cls, row: Mapping[str, Any]) -> RankingExample:
+        """A row of a `datasets.Dataset` with columns `user`, `history`, `ratings`, `candidates`, `retrieval_scores`,
+        `label`."""
+        missing = [name for name in ("history", "candidates") if name not in row]
+        if missing:
+            raise LKGDataError(
+                f"A ranking example has {sorted(row)} but lacks {missing}. Make examples with "
+                "`candidates.evaluation_examples` and `candidates.training_examples`, or give these columns in dense "
+                "item ids."
+            )
+        history = np.asarray(row["history"], dtype=np.int64)
+        candidates = np.asarray(row["candidates"], dtype=np.int64)
+        return cls(
+            user=int(row.get("user", UNKNOWN_USER)),
+            history=history,
+            ratings=np.asarray(row.get("ratings", np.ones(len(history))), dtype=np.float32),
+            candidates=candidates,
+            retrieval_scores=np.asarray(row.get("retrieval_scores", np.zeros(len(candidates))), dtype=np.float32),
+            label=int(row.get("label", -1)),
+        )

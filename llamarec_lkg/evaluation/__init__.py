@@ -1,0 +1,1 @@
+"""Metrics, reports and metrics for `evaluate`: numpy only."""

@@ -1,0 +1,98 @@
+"""Ranking metrics for one relevant item per list, and bootstrap intervals. A leaf: numpy alone.
+
+With a single relevant item at rank `r` (1 is best): Recall@k = [r <= k], MRR@k = [r <= k] / r, NDCG@k = [r <= k] /
+log2(r + 1). A target that is not in the list has rank `MISS` and scores 0 everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+MISS = np.iinfo(np.int64).max
+
+
+DEFAULT_KS = (1, 5, 10)
+
+
+def target_ranks(scores: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """Rank of the labelled candidate in each list.
+
+    Ties are broken by position, as a stable sort by descending score would, and a candidate that is not a number ranks
+    last: a model that scores everything alike gets no free hit.
+
+    Args:
+        scores (`np.ndarray`, shape (N, C)): higher is better.
+        labels (`np.ndarray` of `int`, shape (N,)): index of the target; negative where the list does not hold it.
+        mask (`np.ndarray` of `bool`, shape (N, C), optional): real candidates.
+
+    Returns:
+        `np.ndarray` of `int64`, shape (N,): 1 is best, `MISS` where the label is negative or masked.
+    """
+    scores = np.where(np.isnan(scores), -np.inf, np.asarray(scores, dtype=np.float64))
+    mask = np.ones(scores.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
+    labels = np.asarray(labels)
+    rows = np.arange(len(scores))
+    safe = np.maximum(labels, 0)
+    target = scores[rows, safe][:, None]
+    earlier = np.arange(scores.shape[1])[None, :] < safe[:, None]
+    ahead = ((scores > target) | ((scores == target) & earlier)) & mask
+    ranks = 1 + ahead.sum(axis=1)
+    return np.where((labels >= 0) & mask[rows, safe], ranks, MISS)
+
+
+def require_finite(scores: np.ndarray) -> None:
+    """Raise `ValueError` where a score is not a number: such a ranking would only repeat the order it was given.
+
+    Args:
+        scores (`np.ndarray`, any shape): of real candidates.
+    """
+    broken = ~np.isfinite(scores)
+    if broken.any():
+        raise ValueError(
+            f"{int(broken.sum())} of {broken.size} scores are not finite numbers. The model has diverged or overflows "
+            "its number format: lower the learning rate, or use bfloat16 or float32."
+        )
+
+
+def metrics_per_user(ranks: np.ndarray, ks: Sequence[int] = DEFAULT_KS) -> dict[str, np.ndarray]:
+    """`{"mrr@1": ..., "ndcg@1": ..., "recall@1": ..., ...}`, each an array of shape (N,)."""
+    ranks = np.asarray(ranks, dtype=np.float64)
+    values = {}
+    for k in ks:
+        hit = ranks <= k
+        values[f"mrr@{k}"] = np.where(hit, 1.0 / ranks, 0.0)
+        values[f"ndcg@{k}"] = np.where(hit, 1.0 / np.log2(ranks + 1.0), 0.0)
+        values[f"recall@{k}"] = hit.astype(np.float64)
+    return values
+
+
+def mean_metrics(ranks: np.ndarray, ks: Sequence[int] = DEFAULT_KS) -> dict[str, float]:
+    """The metrics' means over all lists."""
+    return {name: float(values.mean()) for name, values in metrics_per_user(ranks, ks).items()}
+
+
+def bootstrap_interval(
+    per_user: Mapping[str, np.ndarray], *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap intervals of means, users resampled together for all metrics.
+
+    Give differences per user to get a paired interval.
+
+    Args:
+        per_user: name -> values, each of shape (N,), aligned.
+    """
+    names = list(per_user)
+    values = np.stack([np.asarray(per_user[name], dtype=np.float64) for name in names], axis=1)
+    generator = np.random.default_rng(seed)
+    size = len(values)
+    means = np.empty((resamples, len(names)))
+    for start in range(0, resamples, 256):  # in blocks: counts of (256, N) stay small for any number of users
+        stop = min(start + 256, resamples)
+        counts = generator.multinomial(size, np.full(size, 1.0 / size), size=stop - start)
+        means[start:stop] = counts @ values / size
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(means, [tail, 100 - tail], axis=0)
+    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}

@@ -1,0 +1,1 @@
+"""The knowledge graph, paths in it, and the evidence it gives."""

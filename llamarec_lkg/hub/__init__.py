@@ -1,0 +1,1 @@
+"""Saved folders, cards, and pushing them."""

@@ -1,0 +1,89 @@
+"""The card of a data set: what was written, where it comes from and under which terms, rendered by a template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from huggingface_hub import DatasetCard as HubDatasetCard
+from huggingface_hub import DatasetCardData
+
+from ..data.raw_dataset import join_sources
+from ..utils.hub import template_text
+from .licenses import license_metadata
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    name: str
+    rows: int
+    bytes: int
+    columns: str
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """
+    Args:
+        dataset_id (`str`): name on the Hub, or of the folder: what the snippets load.
+        pretty_name, licenses, citations, language, tags: what the sources and the user say.
+        tables, num_users, relations: what was written; `relations` counts the triples of each.
+        privacy (`str`): what was done with user ids.
+    """
+
+    dataset_id: str
+    pretty_name: str
+    tables: tuple[TableInfo, ...]
+    privacy: str
+    num_users: int = 0
+    relations: dict[str, int] | None = None
+    licenses: tuple[str, ...] = ()
+    citations: tuple[str, ...] = ()
+    language: str | None = None
+    tags: tuple[str, ...] = ()
+
+    @property
+    def has_interactions(self) -> bool:
+        return any(table.name == "interactions" for table in self.tables)
+
+    @property
+    def has_links(self) -> bool:
+        return any(table.name == "links" for table in self.tables)
+
+    def to_hub_card(self) -> HubDatasetCard:
+        """The rendered card with its metadata, as `huggingface_hub` knows it."""
+        source = {"citation": join_sources(*self.citations), "license": join_sources(*self.licenses)}
+        source = {key: text for key, text in source.items() if text}
+        data = DatasetCardData(
+            pretty_name=self.pretty_name,
+            language=self.language,
+            **license_metadata(self.licenses),
+            size_categories=[size_category(max(table.rows for table in self.tables))],
+            task_categories=["text-ranking"],
+            tags=["recommendation", "sequential-recommendation", "knowledge-graph", "llamarec-lkg", *self.tags],
+            configs=[
+                {"config_name": table.name, "data_files": [{"split": "train", "path": f"{table.name}.parquet"}]}
+                for table in self.tables
+            ],
+            # `datasets` checks the number of rows, and hands citation and licence on to whoever loads; they stand once
+            dataset_info=[
+                {
+                    "config_name": table.name,
+                    "splits": [{"name": "train", "num_bytes": table.bytes, "num_examples": table.rows}],
+                    **(source if table is self.tables[0] else {}),
+                }
+                for table in self.tables
+            ],
+        )
+        return HubDatasetCard.from_template(data, template_str=template_text("dataset_card.md.j2"), card=self)
+
+
+def size_category(rows: int) -> str:
+    """The Hub's name for a number of rows."""
+    bounds = [("1K", 10**3), ("10K", 10**4), ("100K", 10**5), ("1M", 10**6), ("10M", 10**7), ("100M", 10**8),
+              ("1B", 10**9), ("10B", 10**10), ("100B", 10**11), ("1T", 10**12)]  # fmt: skip
+    lower = None
+    for name, bound in bounds:
+        if rows < bound:
+            return f"n<{name}" if lower is None else f"{lower}<n<{name}"
+        lower = name
+    return "n>1T"

@@ -1,0 +1,306 @@
+"""The model card: what the user said, what the trainer knows and what is computed, rendered by a template."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCard as HubModelCard
+from transformers import Trainer
+from transformers.utils import logging
+
+from ..evaluation.report import AS_PUBLISHED, CEILING, RANKER, REFERENCE, Report, table, verdict
+from ..utils.errors import LKGDataError
+from ..utils.files import atomic_file, read_json
+from ..utils.hub import HUB_IDS, template_text
+from .repository import MARK
+
+
+logger = logging.get_logger(__name__)
+
+
+CITATION = """@article{llamarec_lkg_rag_2025,
+  title   = {LlamaRec-LKG-RAG: A Single-Pass, Learnable Knowledge Graph-RAG Framework for LLM-Based Ranking},
+  journal = {arXiv preprint arXiv:2506.07449},
+  year    = {2025}
+}
+
+@article{llamarec_2023,
+  title   = {LlamaRec: Two-Stage Recommendation using Large Language Models for Ranking},
+  author  = {Yue, Zhenrui and Rabhi, Sara and Moreira, Gabriel de Souza Pereira and Wang, Dong and Oldridge, Even},
+  journal = {arXiv preprint arXiv:2311.02089},
+  year    = {2023}
+}"""
+
+
+EMISSIONS_FILE = "emissions.csv"  # codecarbon's
+
+
+@dataclass
+class ModelCard:
+    """What a card says. `card.json` holds it without the report.
+
+    Args:
+        model_id (`str`): name on the Hub, or of the folder. The card's snippets load it by this name.
+        dataset_name, base_model, language, license, tags: what the user may set.
+        emissions (`dict`, optional): of the training, as the Hub's `co2_eq_emissions` has it: `emissions` in grams of
+            CO2 equivalent, and optionally `source`, `training_type`, `geographical_location`, `hardware_used`.
+        training: settings of the run, from the trainer.
+        adapter (`str`): the PEFT adapter in words; empty where the backbone itself was trained, or none.
+        uses_language_model, has_retriever (`bool`): what the repository holds beside preferences and fusion.
+        metrics: of the trainer's own evaluation, shown where there is no report.
+        withheld: what the row "ranker" was measured with and the repository does not hold.
+        published_row (`str`): the row of the report that is about what the repository holds.
+        report: the evaluation, if there is one.
+        graph (`str`): one line on the knowledge graph.
+    """
+
+    model_id: str
+    dataset_name: str = "unknown"
+    base_model: str | None = None
+    language: str = "en"
+    license: str | None = None
+    tags: list[str] = field(default_factory=list)
+    emissions: dict[str, Any] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    adapter: str = ""
+    uses_language_model: bool = True
+    has_retriever: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+    graph: str = ""
+    prompt: dict[str, Any] = field(default_factory=dict)
+    data_citation: str = ""
+    data_license: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    withheld: list[str] = field(default_factory=list)
+    published_row: str = RANKER
+    report: Report | None = None
+
+    def __post_init__(self) -> None:
+        figure = (self.emissions or {"emissions": 0}).get("emissions")
+        if isinstance(figure, bool) or not isinstance(figure, int | float) or not figure >= 0:
+            raise LKGDataError(
+                f"emissions is {self.emissions!r}; it needs `emissions`, grams of CO2 equivalent as a number, beside "
+                "what else the Hub's co2_eq_emissions may hold. Leave it out where it is not known."
+            )
+
+    @classmethod
+    def from_trainer(cls, trainer: Trainer, report: Report | None = None, **given: Any) -> ModelCard:
+        """A card with all that a trainer knows, and codecarbon's figure where its file is in the output folder;
+        `given` overrides it."""
+        import accelerate
+        import peft
+        import torch
+        import transformers
+
+        args, config = trainer.args, trainer.model.config
+        training = {
+            "learning_rate": args.learning_rate,
+            "heads_learning_rate": args.heads_learning_rate,
+            "effective batch size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "epochs": args.num_train_epochs if args.max_steps <= 0 else None,
+            "optimiser steps": trainer.state.global_step or None,
+            "training lists": None if trainer.train_dataset is None else len(trainer.train_dataset),
+            "warm-up of preferences and fusion (epochs)": args.heads_warm_up_epochs or None,
+            "trained weights": f"{sum(p.numel() for p in trainer.model.parameters() if p.requires_grad):,}",
+            "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+            "quantization": _quantization(trainer.model.language_model),
+            "seed": args.seed,
+            "best checkpoint by": args.metric_for_best_model if args.load_best_model_at_end else None,
+        }
+        modules = (transformers, peft, accelerate, torch)
+        known = {
+            "model_id": trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).resolve().name,
+            "base_model": config.backbone_name_or_path,
+            "training": {key: value for key, value in training.items() if value is not None},
+            "adapter": _adapter_words(trainer.model),
+            "uses_language_model": config.use_language_model,
+            "emissions": read_emissions(args.output_dir),
+            "versions": {module.__name__: module.__version__ for module in modules},
+            "graph": trainer.processing_class.knowledge_graph.describe(),
+            "prompt": dict(trainer.processing_class.settings),
+            "metrics": _trainer_metrics(trainer),
+        }
+        return cls(**{**known, "report": report, **given})
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> ModelCard:
+        """What a run's `card.json` says. What another version of this package wrote there and this one does not know
+        is told and left out.
+
+        Raises:
+            LKGDataError: the file is absent or not a card's.
+        """
+        content = read_json(path)
+        known = {field.name for field in fields(cls)}
+        if not isinstance(content, dict) or "model_id" not in content:
+            raise LKGDataError(f"{path} holds no `model_id`, which every card has. Delete it, or save the run again.")
+        if unknown := sorted(set(content) - known):
+            logger.warning(f"{path} holds {unknown}, which this version does not know; the card is made without.")
+        return cls(**{name: value for name, value in content.items() if name in known})
+
+    def to_hub_card(self) -> HubModelCard:
+        """The rendered card with its metadata, as `huggingface_hub` knows it."""
+        results = None if self.report is None else self._eval_results()
+        base = self._base_id()
+        relation = "adapter" if self.adapter else "finetune"
+        data = ModelCardData(
+            model_name=self.model_id if results else None,
+            language=self.language,
+            license=self.license,
+            library_name="llamarec_lkg",
+            pipeline_tag="text-ranking",
+            base_model=base,
+            base_model_relation=relation if base else None,
+            datasets=[self.dataset_name] if _is_hub_id(self.dataset_name) else None,
+            metrics=sorted({name.split("@")[0] for name in self.report.rows[0]["metrics"]}) if results else None,
+            co2_eq_emissions=self.emissions,
+            tags=[
+                "recommendation",
+                "knowledge-graph",
+                "llamarec-lkg",
+                *(["peft", "lora"] if "LORA" in self.adapter else ["peft"] if self.adapter else []),
+                *self.tags,
+            ],
+            eval_results=results,
+        )
+        rows = None if self.report is None else self.report.rows
+        return HubModelCard.from_template(
+            data,
+            template_str=template_text("model_card.md.j2"),
+            card=self,
+            results=None if rows is None else "\n".join(table(rows)),
+            verdicts=None if rows is None else "\n".join(verdict(r) for r in rows if r["name"].startswith(RANKER)),
+            as_published=AS_PUBLISHED,
+            mark=MARK,
+            citation=CITATION,
+            base_id=base,
+        )
+
+    def _eval_results(self) -> list[EvalResult]:
+        """Every metric of every row, first those of what the repository holds: retriever and controls stand beside
+        it on the Hub as well. (The ceiling is no system, and on the Hub it would be taken for one.)
+
+        `metric_args` names the row, its 95% interval, and the paired difference to the retriever with its own.
+        """
+        protocol = self.report.protocol
+        rows = [row for row in self.report.rows if row["name"] != CEILING]
+        results = []
+        for row in sorted(rows, key=lambda row: row["name"] != self.published_row):
+            suffix = "" if row["name"] == self.published_row else f" ({row['name']})"
+            for metric, value in row["metrics"].items():
+                details = {"row": row["name"], "ci95": _rounded(row["ci95"][metric])}
+                if (
+                    self.withheld
+                    and row["name"].startswith((RANKER, "no-lm"))
+                    and not row["name"].startswith(AS_PUBLISHED)
+                ):
+                    details["measured_with_what_is_not_here"] = list(self.withheld)
+                if row["name"] != REFERENCE:
+                    details["minus_retriever"] = round(row["difference_to_retriever"][metric], 5)
+                    details["minus_retriever_ci95"] = _rounded(row["difference_ci95"][metric])
+                results.append(
+                    EvalResult(
+                        task_type="text-ranking",
+                        task_name="Sequential recommendation, re-ranking",
+                        dataset_type=self.dataset_name,
+                        dataset_name=self.dataset_name,
+                        dataset_split=str(protocol.get("split", "test")),
+                        dataset_args={"targets": protocol["targets"], "retrieved": protocol["retrieved"]},
+                        metric_type=metric,
+                        metric_name=metric.upper() + suffix,
+                        metric_value=round(value, 5),
+                        metric_args=details,
+                    )
+                )
+        return results
+
+    def _base_id(self) -> str | None:
+        """The backbone's name on the Hub, if it has one."""
+        if not self.uses_language_model or not self.base_model:
+            return None
+        name = HUB_IDS.get(self.base_model, self.base_model)
+        return name if _is_hub_id(name) else None
+
+    def save(self, path: str | Path) -> None:
+        """Write the card, whole or not at all."""
+        with atomic_file(path) as temporary:
+            temporary.write_text(str(self.to_hub_card()), encoding="utf-8")
+
+
+def read_emissions(folder: str | Path) -> dict[str, Any] | None:
+    """What codecarbon's callback wrote into a trainer's folder, as the Hub's `co2_eq_emissions`; None where it did
+    not.
+
+    Several rows (a run that was resumed) are added up. A file that cannot be read is told and left out: the training
+    it stands beside is done.
+    """
+    path = Path(folder) / EMISSIONS_FILE
+    if not path.exists():
+        return None
+    try:
+        rows = pd.read_csv(path)
+        grams = 1000 * float(rows["emissions"].sum())
+        last = rows.iloc[-1]
+    except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
+        logger.warning(f"{path} is not codecarbon's ({error!r}); the card says nothing about emissions.")
+        return None
+    places = [str(last[name]) for name in ("region", "country_name") if pd.notna(last.get(name))]
+    hardware = [str(last[name]) for name in ("gpu_model", "cpu_model") if pd.notna(last.get(name))]
+    return {
+        "emissions": round(grams, 3),
+        "source": "codecarbon",
+        "training_type": "fine-tuning",
+        **({"geographical_location": ", ".join(places)} if places else {}),
+        **({"hardware_used": ", ".join(hardware)} if hardware else {}),
+    }
+
+
+def _trainer_metrics(trainer: Trainer) -> dict[str, float]:
+    """What the trainer's last evaluation found, if it was of the weights as they are now."""
+    logs = trainer.state.log_history
+    if trainer.args.load_best_model_at_end:  # at the end of training older weights came back
+        ends = [place for place, entry in enumerate(logs) if "train_runtime" in entry]
+        logs = logs[ends[-1] :] if ends else []
+    found = [e for e in logs if "eval_loss" in e and e.get("step") == trainer.state.global_step]
+    if not found:
+        return {}
+    speed = ("_runtime", "_per_second", "_time")
+    return {
+        name.removeprefix("eval_"): round(float(value), 5)
+        for name, value in found[-1].items()
+        if name.startswith("eval_") and not name.endswith(speed)
+    }
+
+
+def _rounded(interval: Any) -> list[float]:
+    return [round(float(end), 5) for end in interval]
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a name looks like owner/name and is no folder here."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
+
+
+def _adapter_words(model: Any) -> str:
+    if not model.has_adapter:
+        return ""
+    config = model.language_model.peft_config[model.active_adapter]
+    settings = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
+    words = [f"{text} {getattr(config, name)}" for name, text in settings.items() if hasattr(config, name)]
+    words += [text for name, text in (("use_dora", "DoRA"), ("use_rslora", "rsLoRA")) if getattr(config, name, False)]
+    targets = config.target_modules
+    targets = ", ".join(sorted(targets)) if not isinstance(targets, str) else targets
+    return f"{config.peft_type.value} ({'; '.join([*words, f'on {targets}'])})"
+
+
+def _quantization(backbone: Any) -> str | None:
+    config = getattr(getattr(backbone, "config", None), "quantization_config", None)
+    if config is None:
+        return None
+    four = getattr(config, "load_in_4bit", False)
+    return f"4 bits, {config.bnb_4bit_quant_type}" if four else str(config.quant_method)

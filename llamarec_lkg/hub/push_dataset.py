@@ -1,0 +1,307 @@
+"""Data sets as others can load them: a folder of parquet tables with a card, and the same folder on the Hub."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub import CommitInfo
+
+from ..data.anonymize import anonymize_users, entities_like_people
+from ..data.raw_dataset import (
+    CARD,
+    ENTITY_ID,
+    INTERACTIONS_SCHEMA,
+    RawDataset,
+    hash_ids,
+    join_sources,
+    only,
+    record_batches,
+    sources_of,
+)
+from ..data.schema import HEAD, ITEM_ID, RATED, RELATION, TAIL, TITLE, USER_ID, DatasetBundle, ItemTable, Triples
+from ..data.streaming import open_source
+from ..data.user_ids import OTHER_NAMES, refuse_people
+from ..utils.errors import LKGDataError
+from ..utils.files import atomic_folder
+from ..utils.hub import push_files
+from .dataset_card import DatasetCard, TableInfo
+
+
+TABLES = ("interactions", "items", "triples", "links")
+
+
+RAW_IDS = (
+    "User ids are those of the source. Together with times and items they can show who somebody is and what they "
+    "like: treat these tables as personal data."
+)
+
+
+NUMBERED_IDS = (
+    "User ids were replaced by the numbers from 1 on, in an order that has nothing to do with the source's ids, and "
+    "rows were put in the order of these numbers. Ratings, items and times are those of the source, so somebody who "
+    "knows part of a person's history from elsewhere can still find the rest: treat the interactions as personal data."
+)
+
+
+NO_USERS = "There is no data about people in this repository: no interactions and no user ids."
+
+
+def write_dataset(
+    data: DatasetBundle | RawDataset,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    include_interactions: bool = True,
+    items_with_interactions_only: bool = False,
+    dataset_id: str | None = None,
+    privacy: str = RAW_IDS,
+    license: str | Sequence[str] | None = None,
+    citation: str | Sequence[str] | None = None,
+    language: str | None = None,
+    tags: Sequence[str] = (),
+) -> DatasetCard:
+    """Write `interactions.parquet`, `items.parquet`, where there are any `triples.parquet` and `links.parquet`, and a
+    card: a folder that `load_dataset_bundle` reads to the same data. It appears whole or not at all.
+
+    Args:
+        data: in memory, or found by `converters.open_raw`, whose interactions then pass through batch by batch.
+        folder: a new or an empty one.
+        overwrite: replace what this function wrote into the folder before.
+        include_interactions: False leaves users out.
+        items_with_interactions_only: leave out items that nobody touched.
+        dataset_id: what the card's snippets load; by default the folder.
+        license, citation: in place of what the data say, one for each source. A licence is a name of the Hub
+            ("cc-by-4.0") or any text.
+        privacy, language, tags: for the card.
+
+    Returns:
+        What the card says.
+
+    Raises:
+        LKGDataError: the folder is not empty, there are no interactions, users are to be left out and the items or
+            triples name some (see [`~people.refuse_people`]), or an attribute's name is not in capitals, which reading
+            would change. Files that this function does not write are refused in any case.
+    """
+    target = Path(folder).resolve()
+    _require_room(target, overwrite)
+    raw = RawDataset.from_bundle(data) if isinstance(data, DatasetBundle) else data
+    raw = replace(raw, license=_said(license, raw.license), citation=_said(citation, raw.citation))
+    with atomic_folder(target) as temporary:
+        num_users, seen = 0, None
+        if include_interactions:
+            num_users, seen = _write_interactions(raw, temporary / "interactions.parquet")
+        items, triples = raw.catalogue(seen if items_with_interactions_only else None)
+        _write(_items_table(items), temporary / "items.parquet")
+        if triples is not None:
+            _write_triples(triples, items, temporary)
+        if not include_interactions:
+            _require_no_people(raw, triples)
+            refuse_people(temporary, _user_ids(raw))
+        card = DatasetCard(
+            dataset_id=dataset_id or str(folder),
+            pretty_name=raw.name,
+            tables=tuple(_describe(temporary / f"{name}.parquet") for name in TABLES if _written(temporary, name)),
+            privacy=privacy if include_interactions else NO_USERS,
+            num_users=num_users,
+            relations=None if triples is None else dict(Counter(triples.relations.tolist()).most_common()),
+            licenses=sources_of(raw.license),
+            citations=sources_of(raw.citation),
+            language=language,
+            tags=tuple(tags),
+        )
+        (temporary / CARD).write_text(str(card.to_hub_card()), encoding="utf-8")
+    return card
+
+
+def push_dataset(
+    data: DatasetBundle | RawDataset | str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    include_interactions: bool = True,
+    anonymize: bool = True,
+    license: str | Sequence[str] | None = None,
+    citation: str | Sequence[str] | None = None,
+    language: str | None = None,
+    tags: Sequence[str] = (),
+    commit_message: str = "Upload data set with llamarec_lkg",
+    token: str | bool | None = None,
+) -> CommitInfo:
+    """Publish a data set, as one commit: a reader finds all of it or what was there before.
+
+    ```python
+    push_dataset(load_dataset_bundle("path/to/folder"), "you/name", private=True)
+    bundle = load_dataset_bundle("you/name")
+    ```
+
+    Args:
+        data: a bundle; or what was found by `converters.open_raw` or is found by `streaming.open_source` under this
+            name, whose interactions then are never held as text: numbering takes some twenty bytes for each, and
+            without it they pass through batch by batch.
+        repo_id (`str`): "owner/name"; made if it does not exist.
+        private: whether a new repository is private; None leaves it to the owner's settings.
+        revision: branch to write to, made if it does not exist.
+        create_pr: propose the commit as a pull request.
+        include_interactions: False publishes items and triples only.
+        anonymize: replace user ids by numbers (`anonymize_users`), also among the values of attributes and in the
+            triples; False publishes them as they are.
+        license, citation: in place of what the data say, one for each source. A licence is a name of the Hub
+            ("cc-by-4.0") or any text.
+        language: of the titles, "en" for example.
+        tags: further tags of the card.
+        commit_message: of the commit.
+        token: as `huggingface_hub` takes it.
+
+    Raises:
+        LKGDataError: the id has not the form owner/name, the triples say who rated what, a table still names users
+            who were to be left out or numbered (see [`~people.refuse_people`]), a public repository of this id should
+            be private, or the upload failed, in which case nothing of it is visible.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise LKGDataError(f"repo_id={repo_id!r} was given; it has the form 'owner/name'.")
+    if isinstance(data, str | Path):
+        data = open_source(data, token=token)
+    raw = RawDataset.from_bundle(data) if isinstance(data, DatasetBundle) else data
+    items, triples = raw.catalogue(None)
+    rated = 0 if triples is None else int((triples.relations == RATED).sum())
+    if rated:
+        raise LKGDataError(
+            f"The triples hold {rated} {RATED} facts, which name users. Who rated what belongs to the interactions: "
+            f"leave these facts out of the triples."
+        )
+    source = raw = replace(raw, catalogue=lambda wanted: (only(items, wanted), triples))  # read once
+    numbered = include_interactions and anonymize
+    if numbered:
+        raw = anonymize_users(raw)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "dataset"
+        write_dataset(
+            raw,
+            folder,
+            include_interactions=include_interactions,
+            dataset_id=repo_id,
+            privacy=NUMBERED_IDS if anonymize else RAW_IDS,
+            license=license,
+            citation=citation,
+            language=language,
+            tags=tags,
+        )
+        if numbered:
+            refuse_people(folder, _user_ids(source))
+        return push_files(
+            repo_id,
+            {path.name: path for path in sorted(folder.iterdir())},
+            what="The data set",
+            repo_type="dataset",
+            # a table that this version has no more must not stay behind, least of all the interactions
+            replaces=[f"{name}.parquet" for name in TABLES],
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            token=token,
+        )
+
+
+def _user_ids(raw: RawDataset) -> Iterator[str]:
+    """The ids of all users, once or more each."""
+    for batch in record_batches(raw.batches()):
+        yield from batch.column(USER_ID).unique().to_pylist()
+
+
+def _require_no_people(raw: RawDataset, triples: Triples | None) -> None:
+    """Raise `LKGDataError` where the triples name users, whatever these are called, who are not to be published."""
+    entities = set() if triples is None else entities_like_people(triples)
+    people = {raw_id for raw_id in _user_ids(raw) if raw_id in entities} if entities else set()
+    if people:
+        raise LKGDataError(
+            f"The triples name {len(people)} users as heads or tails, {min(people)!r} for example, and the "
+            f"interactions are not to be published. Leave these facts out; if they are no users, {OTHER_NAMES}."
+        )
+
+
+def _said(given: str | Sequence[str] | None, known: str) -> str:
+    """What the user says of the sources, else what the data say."""
+    return join_sources(*([known] if given is None else [given] if isinstance(given, str) else given))
+
+
+def _require_room(target: Path, overwrite: bool) -> None:
+    """Raise `LKGDataError` where writing to `target` would replace what it should not."""
+    if target.is_dir():
+        found = sorted(path.name for path in target.iterdir())
+        others = [name for name in found if name not in (CARD, *(f"{table}.parquet" for table in TABLES))]
+        if others:
+            raise LKGDataError(f"{target} holds {others[:12]}, which would be lost. Name a new or an empty folder.")
+        if found and not overwrite:
+            raise LKGDataError(
+                f"{target} holds a data set already ({found}). Name a new or an empty folder, or replace it with "
+                "overwrite=True (on the command line --overwrite)."
+            )
+    elif target.exists():
+        raise LKGDataError(f"{target} is a file. Name a new or an empty folder.")
+
+
+def _written(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.parquet").exists()
+
+
+def _write_interactions(raw: RawDataset, path: Path) -> tuple[int, set[str]]:
+    """Write the interactions batch by batch; returns how many users there are, and the items."""
+    users: list[np.ndarray] = []
+    items: set[str] = set()
+    with ExitStack() as stack:
+        writer = stack.enter_context(pq.ParquetWriter(path, INTERACTIONS_SCHEMA))
+        for batch in record_batches(raw.batches()):
+            writer.write_batch(batch)
+            users.append(np.unique(hash_ids(batch, USER_ID)))
+            items.update(batch.column(ITEM_ID).unique().to_pylist())
+    if not users:
+        raise LKGDataError(
+            f"The interactions of {raw.name} have no rows. At least one user with three interactions is needed."
+        )
+    return len(np.unique(np.concatenate(users))), items
+
+
+def _items_table(items: ItemTable) -> pa.Table:
+    changed = sorted(relation for relation in items.attributes if relation != relation.upper())
+    if changed:
+        raise LKGDataError(
+            f"The items have attributes {changed}; names of columns of items are read in capitals. Name them so: "
+            f"`ItemTable.from_frame(frame)` does."
+        )
+    columns = {ITEM_ID: pa.array(items.ids, pa.string()), TITLE: pa.array(items.titles, pa.string())}
+    columns |= {
+        relation: pa.array(map(list, cells), pa.list_(pa.string())) for relation, cells in items.attributes.items()
+    }
+    return pa.table(columns)
+
+
+def _write_triples(triples: Triples, items: ItemTable, folder: Path) -> None:
+    columns = {HEAD: triples.heads, RELATION: triples.relations, TAIL: triples.tails}
+    _write(pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}),
+           folder / "triples.parquet")  # fmt: skip
+    if dict(triples.item_of_entity) != {raw: raw for raw in items.ids}:
+        links = triples.item_of_entity
+        table = {ENTITY_ID: pa.array(list(links), pa.string()), ITEM_ID: pa.array(links.values(), pa.string())}
+        _write(pa.table(table), folder / "links.parquet")
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path)
+
+
+def _describe(path: Path) -> TableInfo:
+    with pq.ParquetFile(path) as file:
+        columns = ", ".join(f"`{field.name}`" for field in file.schema_arrow)
+        return TableInfo(path.stem, file.metadata.num_rows, path.stat().st_size, columns)

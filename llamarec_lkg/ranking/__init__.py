@@ -1,0 +1,1 @@
+"""The ranker: configuration, processor, model, adapters, checkpoints."""

@@ -1,0 +1,368 @@
+"""Several adapters on one backbone, each with the preferences, fusion weights and configuration it was trained with.
+
+PEFT alone would switch only the weights inside the backbone and leave another tenant's preferences in place: scores
+would be wrong without a word. Here all four change hands together.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
+
+from ..hub.layout import ADAPTER_FOLDER
+from ..utils.errors import LKGDataError
+from ..utils.files import atomic_folder
+from ..utils.hub import HUB_KEYS, fetch, pinned
+from .adapter_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    adapter_state,
+    changes_base,
+    check_adapter_weights,
+    load_adapter_weights,
+    read_adapter_weights,
+    save_as_plain_lora,
+)
+from .adapter_kinds import check_adapter
+from .backbones import refuse_other_backbone
+from .configuration_llamarec_lkg import LlamaRecLKGConfig
+from .weight_files import load_heads
+
+
+if TYPE_CHECKING:
+    from .processing_llamarec_lkg import LlamaRecLKGProcessor
+
+
+logger = logging.get_logger(__name__)
+
+
+DEFAULT_ADAPTER = "default"
+
+
+@dataclass
+class Tenant:
+    """An adapter that is loaded but not in use: everything about it but the PEFT weights, which wait in the
+    backbone."""
+
+    config: LlamaRecLKGConfig
+    preference: nn.Module
+    fusion: nn.Module
+    trainable: bool
+
+
+class AdapterMixin:
+    """The adapters of a [`LlamaRecLKGForRanking`]: add, load, switch, delete, merge, save.
+
+    `save_pretrained` and `push_to_hub` take the adapter in use and no other: switch to each, and save it in a folder
+    of its own.
+    """
+
+    @property
+    def has_adapter(self) -> bool:
+        return hasattr(self.language_model, "peft_config")
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """All loaded adapters, in the order they came."""
+        return list(self.language_model.peft_config) if self.has_adapter else []
+
+    @property
+    def active_adapter(self) -> str | None:
+        """The adapter in use."""
+        return self.language_model.active_adapter if self.has_adapter else None
+
+    def active_adapters(self) -> list[str]:
+        """The adapter in use as a list, as `transformers` asks for it. There is never more than one."""
+        return [self.active_adapter] if self.has_adapter else []
+
+    def add_adapter(
+        self, adapter_config: Any, adapter_name: str = DEFAULT_ADAPTER, config: LlamaRecLKGConfig | None = None
+    ) -> None:
+        """Add a new, untrained PEFT adapter (LoRA and its variants, QLoRA, IA3, VeRA, ...) and put it to use.
+
+        Args:
+            adapter_config (`peft.PeftConfig`): what to add to the backbone.
+            adapter_name: a name that no loaded adapter has.
+            config: relations, users and switches of a further tenant (`processor.model_config()`), by default as those
+                of the adapter in use. Its preferences and fusion weights start untrained; those of the first adapter
+                are the model's own.
+
+        Raises:
+            LKGDataError: the backbone has weights of its own, or the adapter is of a kind that cannot be used here.
+        """
+        from peft import get_peft_model, prepare_model_for_kbit_training
+
+        self._require_base()
+        check_adapter(adapter_config, adapter_name, self.language_model)
+        if self.has_adapter:
+            config = self._tenant_config(config if config is not None else deepcopy(self.config))
+            self._check_backbone(config, "the new adapter")
+            tenant = Tenant(config, *self.make_heads(config), trainable=True)
+            self._init_weights(tenant.preference)
+            self.language_model.add_adapter(adapter_name, adapter_config)
+            self._tenants[adapter_name] = tenant
+            self.set_adapter(adapter_name)
+        else:
+            if getattr(self.language_model, "is_quantized", False):
+                self.language_model = prepare_model_for_kbit_training(
+                    self.language_model, use_gradient_checkpointing=False
+                )
+            self.language_model = get_peft_model(self.language_model, adapter_config, adapter_name=adapter_name)
+        if changes_base(adapter_config):
+            start = adapter_state(self.language_model, adapter_name)
+            self._adapter_starts[adapter_name] = {key: value.detach().cpu().clone() for key, value in start.items()}
+
+    def load_adapter(
+        self,
+        pretrained_model_name_or_path: str | Path,
+        adapter_name: str,
+        *,
+        is_trainable: bool = False,
+        processor: LlamaRecLKGProcessor | None = None,
+        same_backbone: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Load a further adapter repository beside those that are loaded; the backbone stays as it is.
+
+        `set_adapter` puts it to use. On a model without an adapter it is in use at once, and its preferences and
+        fusion weights take the place of the model's own. A load that fails changes nothing.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id that `save_pretrained` of a model with an adapter wrote.
+            adapter_name: the name to switch to it by.
+            is_trainable: whether it can be trained on.
+            processor: the one that will feed it; checked against the repository's configuration before anything is
+                loaded.
+            same_backbone: say that the backbone is the same although the repository calls it by another name.
+            kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`.
+
+        Raises:
+            LKGDataError: the repository has no adapter, was trained on another backbone, does not fit the processor,
+                or is not whole.
+        """
+        if unknown := sorted(set(kwargs) - set(HUB_KEYS)):
+            raise LKGDataError(f"load_adapter does not know {unknown}; beside its own arguments it takes {HUB_KEYS}.")
+        self._require_base()
+        name = str(pretrained_model_name_or_path)
+        kwargs = pinned(name, kwargs)
+        found = LlamaRecLKGConfig.get_config_dict(name, **kwargs)[0]
+        if found.get("model_type") != LlamaRecLKGConfig.model_type or not found.get("has_adapter"):
+            raise LKGDataError(
+                f"{name} is no adapter repository (model_type {found.get('model_type')!r}, has_adapter "
+                f"{found.get('has_adapter', False)}). Load it with `from_pretrained`; an adapter repository is what "
+                "`save_pretrained` of a ranker with an adapter writes."
+            )
+        config = LlamaRecLKGConfig.from_pretrained(name, **kwargs)
+        if processor is not None:
+            processor.check_model(config)
+        if not same_backbone:
+            self._check_backbone(config, name)
+        self._tenant_config(config)
+        tenant = Tenant(config, *self.make_heads(config), trainable=is_trainable)
+        heads = nn.ModuleDict({"preference": tenant.preference, "fusion": tenant.fusion})
+        load_heads(heads, fetch(name, SAFE_WEIGHTS_NAME, **kwargs))
+        first = not self.has_adapter
+        self._attach_adapter(name, adapter_name, is_trainable, **kwargs)
+        config.name_or_path = name  # by which `place` looks it up
+        self._note_place(name, kwargs)
+        if first:
+            self._take(tenant)
+        else:
+            self._tenants[adapter_name] = tenant
+
+    def set_adapter(self, adapter_name: str) -> None:
+        """Put a loaded adapter to use, with its preferences, fusion weights and configuration.
+
+        Nothing is loaded or copied but small modules that are not on the model's device yet. A batch must come from
+        the processor of this adapter: `processor.check_model(model.config)`.
+
+        Raises:
+            LKGDataError: no adapter of this name is loaded.
+        """
+        self._require_adapter(adapter_name)
+        current = self.active_adapter
+        if adapter_name == current:
+            return
+        self._tenants[current] = Tenant(self.config, self.preference, self.fusion, self._is_trainable())
+        tenant = self._tenants.pop(adapter_name)
+        self._take(tenant)
+        self.language_model.set_adapter(adapter_name, inference_mode=not tenant.trainable)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget a loaded adapter that is not in use, with its preferences and fusion weights.
+
+        Raises:
+            LKGDataError: no adapter of this name is loaded, or it is the one in use.
+        """
+        self._require_adapter(adapter_name)
+        if adapter_name == self.active_adapter:
+            raise LKGDataError(
+                f"The adapter {adapter_name!r} is in use; loaded are {self.adapter_names}. Switch to another one with "
+                "`set_adapter` first."
+            )
+        self.language_model.delete_adapter(adapter_name)
+        del self._tenants[adapter_name]
+        self._adapter_starts.pop(adapter_name, None)
+
+    def require_trainable_adapter(self) -> None:
+        """Raise `LKGDataError` where there is an adapter and nothing of it would be trained."""
+        if self.has_adapter and not self._is_trainable():
+            raise LKGDataError(
+                f"The adapter {self.active_adapter!r} is frozen: training would move only preferences and fusion "
+                "weights beside it. Load it with `is_trainable=True` (`from_pretrained` and `load_adapter` take it), "
+                "or give the trainer the folder or id in place of the model. To fit preferences and fusion weights "
+                "alone, call `trainer.warm_up_heads()`."
+            )
+
+    def merge_adapter(self) -> Any:
+        """Add the adapter's weights to the backbone's and drop the wrapper, so that the whole can be saved as one.
+
+        Raises:
+            LKGDataError: further adapters are loaded: they would be left without their base.
+        """
+        if self._tenants:
+            raise LKGDataError(
+                f"Merging {self.active_adapter!r} changes the backbone that {sorted(self._tenants)} were trained on. "
+                "Delete those with `delete_adapter` first, or merge in a model that loads only the one."
+            )
+        if self.has_adapter:
+            self.language_model = self.language_model.merge_and_unload()
+            self.config.has_adapter = False
+            self.mark_backbone_changed()
+            self._adapter_starts.clear()
+        return self
+
+    def mark_backbone_changed(self) -> None:
+        """Say that the backbone is no longer the base it names: the model is then saved whole, without adapters."""
+        self._own_backbone = True
+        self.config.external_backbone = False
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def _save_adapter(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write the adapter in use, and no other, whole or not at all. Others that are loaded are named in a warning.
+
+        Args:
+            folder: the adapter's own.
+            state_dict: gathered weights of the whole model, where they are sharded.
+        """
+        prefix = "language_model."
+        gathered = {k.removeprefix(prefix): v for k, v in (state_dict or {}).items() if k.startswith(prefix)}
+        name = self.active_adapter
+        if left_out := [other for other in self.adapter_names if other != name]:
+            logger.warning(
+                f"The adapter in use, {name!r}, is saved, and with it its preferences and fusion weights; {left_out} "
+                "are loaded, but not saved. Switch to each with `set_adapter`, and save it in a folder of its own."
+            )
+        with atomic_folder(folder) as temporary:
+            self.language_model.save_pretrained(
+                temporary, selected_adapters=[name], state_dict=gathered or None, save_embedding_layers=False
+            )
+            if name != DEFAULT_ADAPTER:  # PEFT puts the others in folders of their name
+                for path in (temporary / name).iterdir():
+                    shutil.move(path, temporary / path.name)
+                (temporary / name).rmdir()
+            (temporary / "README.md").unlink(missing_ok=True)  # the card of the whole stands above it
+            if name in self._adapter_starts:
+                save_as_plain_lora(temporary, self._adapter_starts[name])
+
+    def _attach_adapter(self, source: str, adapter_name: str, is_trainable: bool, **hub: Any) -> None:
+        """Put the PEFT adapter of a repository on the backbone, whole or not at all. The adapter in use stays so."""
+        from peft import PeftConfig, get_peft_model
+
+        files = [
+            fetch(source, f"{ADAPTER_FOLDER}/{file}", optional=True, **hub)
+            for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+        ]
+        if None in files:
+            raise LKGDataError(
+                f"{source} was saved with an adapter, but its folder {ADAPTER_FOLDER!r} is not whole. Copy or "
+                "download all of it."
+            )
+        folder = str(Path(files[0]).parent)
+        try:
+            adapter_config = PeftConfig.from_pretrained(folder)
+        except (ValueError, KeyError, TypeError) as error:
+            raise LKGDataError(
+                f"{ADAPTER_CONFIG} of {source} is not readable ({error!r}). Download it again."
+            ) from error
+        check_adapter(adapter_config, adapter_name, self.language_model)
+        adapter_config.inference_mode = not is_trainable
+        first, language_model = not self.has_adapter, self.language_model
+        if first:
+            language_model = get_peft_model(language_model, adapter_config, adapter_name=adapter_name)
+        try:
+            found = read_adapter_weights(folder)
+            language_model.load_adapter(folder, adapter_name, is_trainable=is_trainable)
+            check_adapter_weights(language_model, adapter_name, found, source)
+        except (RuntimeError, ValueError, KeyError) as error:  # LKGDataError is a ValueError
+            if first:
+                language_model = language_model.unload()
+            elif adapter_name in language_model.peft_config:
+                language_model.delete_adapter(adapter_name)
+            if isinstance(error, LKGDataError):
+                raise
+            raise LKGDataError(
+                f"The adapter of {source} does not fit this backbone ({error}). Load it on the backbone it was "
+                "trained on."
+            ) from error
+        finally:
+            self.language_model = language_model.train(self.training)  # PEFT leaves it in a mode of its own
+
+    def _load_adapter_weights(self, folder: Path) -> None:
+        """The weights of a checkpoint into the adapter in use."""
+        name = self.active_adapter
+        load_adapter_weights(self.language_model, name, folder, self._adapter_starts.get(name))
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def _take(self, tenant: Tenant) -> None:
+        device = self.fusion.retrieval_weight.device
+        self.config = tenant.config
+        self.preference = tenant.preference.to(device).train(self.training)
+        self.fusion = tenant.fusion.to(device).train(self.training)
+
+    def _tenant_config(self, config: LlamaRecLKGConfig) -> LlamaRecLKGConfig:
+        """All tenants speak of the one backbone."""
+        if not config.use_language_model:
+            raise LKGDataError("An adapter needs a language model, but its configuration has use_language_model off.")
+        config.text_config = self.config.text_config
+        config.backbone_name_or_path = self.config.backbone_name_or_path
+        config.backbone_revision = self.config.backbone_revision
+        return config
+
+    def _is_trainable(self) -> bool:
+        mark = f".{self.active_adapter}."
+        return any(p.requires_grad for name, p in self.language_model.named_parameters() if mark in f"{name}.")
+
+    def _require_adapter(self, adapter_name: str) -> None:
+        if adapter_name not in self.adapter_names:
+            raise LKGDataError(
+                f"No adapter {adapter_name!r} is loaded; loaded are {self.adapter_names}. Load it with "
+                "`load_adapter(folder_or_id, adapter_name=...)`."
+            )
+
+    def _require_base(self) -> None:
+        if self.language_model is None:
+            raise LKGDataError(
+                "An adapter needs a language model, and this ranker has none (use_language_model is off). Make one "
+                "with `LlamaRecLKGForRanking.from_backbone`."
+            )
+        if self._own_backbone:
+            raise LKGDataError(
+                "The backbone of this model has weights of its own (trained, merged, or saved whole); no adapter "
+                "repository holds them: it would be loaded on another base. Save "
+                "`model.language_model.save_pretrained(folder)`, and build on it with `from_backbone(folder, config)`."
+            )
+
+    def _check_backbone(self, config: LlamaRecLKGConfig, who: str) -> None:
+        wanted, present = ((c.backbone_name_or_path, c.backbone_revision) for c in (config, self.config))
+        refuse_other_backbone(who, wanted, present)

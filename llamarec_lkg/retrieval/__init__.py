@@ -1,0 +1,1 @@
+"""The first stage: retrievers, and the lists they make."""

@@ -1,0 +1,98 @@
+"""The first stage as the rest of the library sees it: anything that scores all items for a history.
+
+`Retriever` is the border: replace LRURec by another model and nothing after this file changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ..data.schema import PADDING_ITEM
+from ..data.sequences import SequenceDataset
+from ..evaluation.metrics import target_ranks
+from ..utils.errors import LKGDataError
+from ..utils.fingerprints import catalogue_fingerprint
+
+
+class Retriever(Protocol):
+    """Scores every item for each history."""
+
+    num_items: int
+
+    def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """Histories of dense items, oldest first -> scores of `float32`, shape (B, num_items + 1); column 0 is -inf.
+
+        Scores are unnormalised log-probabilities: the ranker adds them to its own.
+        """
+        ...
+
+
+def check_retriever(retriever: Retriever, item_ids: Sequence[str]) -> None:
+    """Raise `LKGDataError` where a retriever was trained to find other items than these: its scores would go to the
+    wrong ones.
+
+    Args:
+        retriever: beyond what a `Retriever` must have, a `catalogue` says which items it knows
+            ([`~storage.catalogue_fingerprint`]); without one, or with None, only their number is compared.
+        item_ids: raw ids of dense items 1, 2, ...
+    """
+    remedy = "Give the retriever that was trained on the same data set."
+    if retriever.num_items != len(item_ids):
+        raise LKGDataError(f"The retriever knows {retriever.num_items} items, the processor {len(item_ids)}. {remedy}")
+    catalogue = getattr(retriever, "catalogue", None)  # a user's own retriever need not have it
+    if catalogue is not None and catalogue != catalogue_fingerprint(item_ids):
+        raise LKGDataError(
+            f"The retriever was trained to find other items than the {len(item_ids):,} of the processor, whose ids "
+            f"look like {list(item_ids[:3])}. {remedy} If ids have been renamed on purpose, in the same order, set "
+            "`retriever.model.config.catalogue = None`."
+        )
+
+
+def pad_left(sequences: Sequence[np.ndarray], max_length: int) -> torch.Tensor:
+    """Sequences -> (B, L) `long`, the latest `max_length` of each, padded on the left with 0. An empty one is all
+    padding."""
+    length = max(1, min(max_length, max((len(sequence) for sequence in sequences), default=1)))
+    batch = np.full((len(sequences), length), PADDING_ITEM, dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        latest = sequence[-length:]
+        if len(latest):
+            batch[row, -len(latest) :] = latest
+    return torch.from_numpy(batch)
+
+
+def exclude_history(scores: np.ndarray, histories: Sequence[np.ndarray]) -> np.ndarray:
+    """`scores` with -inf for every item of the user's whole history (the published protocol). Changes it in place."""
+    for row, history in enumerate(histories):
+        scores[row, history] = -np.inf
+    return scores
+
+
+def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` best items of each row.
+
+    Args:
+        scores (`np.ndarray`, shape (B, num_items + 1)).
+
+    Returns:
+        dense items (B, k), best first, ties by item id; and their scores (B, k). Rows with fewer than `k` finite
+        scores end with the padding item and -inf.
+    """
+    k = min(k, scores.shape[1] - 1)
+    items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    best = np.take_along_axis(scores, items, axis=1)
+    return np.where(np.isfinite(best), items, PADDING_ITEM), best
+
+
+def retriever_ranks(dataset: SequenceDataset, retriever: Retriever, split: str, *, block: int = 512) -> np.ndarray:
+    """Rank of every target of `split` among all items, history excluded, shape (N,)."""
+    positions, ranks = dataset.positions(split), []
+    for start in range(0, len(positions), block):
+        part = positions[start : start + block]
+        histories = [dataset.item_sequence[dataset.history(position)] for position in part]
+        scores = exclude_history(retriever.score(histories), histories)
+        ranks.append(target_ranks(scores, dataset.item_sequence[part]))
+    return np.concatenate(ranks)

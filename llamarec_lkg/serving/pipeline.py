@@ -1,0 +1,232 @@
+"""`pipeline("recommendation", model=...)`: the [`Recommender`] behind the interface of `transformers` pipelines.
+
+Importing this module registers the task. Retrieval, ranking and reasons are the `Recommender`'s own; what stands here
+is requests as dictionaries, batches, and finding the retriever beside the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from huggingface_hub import CommitInfo
+from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
+from transformers.utils import logging
+
+from ..data.schema import RankingExample
+from ..hub.layout import RETRIEVER_FOLDER
+from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
+from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
+from ..retrieval.auto import load_retriever
+from ..retrieval.base import Retriever
+from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
+from ..utils.errors import LKGDataError
+from .recommender import Recommender, Request
+
+
+TASK = "recommendation"
+
+
+REQUEST_KEYS = ("history", "user", "candidates")
+
+
+Ranked = tuple[Request, RankingExample, np.ndarray, np.ndarray]
+
+
+logger = logging.get_logger(__name__)
+
+
+class RecommendationPipeline(Pipeline):
+    """Items with scores and reasons for one request or many.
+
+    Example:
+
+        >>> import llamarec_lkg
+        >>> from transformers import pipeline
+        >>> recommend = pipeline("recommendation", model="outputs/quickstart")
+        >>> recommend({"history": ["50", "181", "172"]}, top_k=5)
+        >>> recommend([{"history": ["50"], "user": "7"}, {"history": [], "candidates": ["1", "2"]}], batch_size=8)
+
+    Args:
+        model ([`LlamaRecLKGForRanking`]): `pipeline` makes it of a folder or Hub id.
+        processor ([`LlamaRecLKGProcessor`]): likewise; to be given beside a model that is not a name.
+        retriever: finds candidates and scores them first. A `Retriever`, an [`LRURecForRetrieval`], or the folder or
+            Hub id of one; by default the one saved beside the model. False is none: every request then brings its
+            candidates, whose first-stage scores are 0.
+        top_k (`int`): how many items to return for each request, 10 unless set here or in the call.
+        num_reasons (`int`): how many paths to name for each item, 3 unless set here or in the call.
+        batch_size (`int`): requests in one forward pass, 1 unless set here or in the call. It changes scores by
+            rounding alone: some 1e-6 in float32, up to 1 % in bfloat16.
+        kwargs: of [`~transformers.Pipeline`]: `device`, ...
+
+    Raises:
+        LKGDataError: model, processor and retriever are not of this library or do not belong together.
+    """
+
+    _load_processor = True
+    _load_tokenizer = False  # the processor has it
+    _load_feature_extractor = False
+    _load_image_processor = False
+    _load_video_processor = False
+
+    def __init__(
+        self,
+        model: LlamaRecLKGForRanking,
+        processor: LlamaRecLKGProcessor | None = None,
+        *,
+        retriever: Retriever | LRURecForRetrieval | str | Path | Literal[False] | None = None,
+        **kwargs: Any,
+    ):
+        kwargs.pop("local_files_only", None)  # `pipeline` has loaded by it, and passes it on
+        for given, needed in ((model, LlamaRecLKGForRanking), (processor, LlamaRecLKGProcessor)):
+            if not isinstance(given, needed):
+                raise LKGDataError(
+                    f"The task {TASK!r} needs a {needed.__name__}, not {type(given).__name__}. Give `model` as the "
+                    "folder or Hub id of a trained ranker, or both `model` and `processor` loaded from it."
+                )
+        super().__init__(model=model, processor=processor, **kwargs)
+        if retriever is None:
+            retriever = _find_retriever(model, processor)
+        elif retriever is False:
+            retriever = None
+        elif isinstance(retriever, str | Path):
+            retriever = LRURecForRetrieval.from_pretrained(str(retriever))
+        if isinstance(retriever, LRURecForRetrieval):
+            retriever = LRURecRetriever(retriever.eval())
+        if isinstance(retriever, LRURecRetriever):
+            retriever.model.to(self.device)
+        self.recommender = Recommender(model, processor, retriever)
+
+    def __call__(
+        self, inputs: Mapping[str, Any] | Iterable[Mapping[str, Any]], **kwargs: Any
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]] | Iterator[list[dict[str, Any]]]:
+        """Recommend.
+
+        Args:
+            inputs: a request, or several in a list, a generator or a data set. A request is a dictionary with
+                "history" (raw item ids, oldest first; may be empty) and optionally "user" (a raw id; an unknown one is
+                the average user) and "candidates" (raw item ids to rank in place of what the retriever finds).
+            kwargs: `top_k`, `num_reasons`, `batch_size` for this call.
+
+        Returns:
+            the fields of [`Recommendation`] as dictionaries, best first, for one request. A list of that for a list of
+            requests, an iterator over it for anything else that holds several.
+
+        Raises:
+            LKGDataError: a request is none, an item is not known, or candidates repeat. For several requests the
+                message counts them from 0.
+        """
+        if isinstance(inputs, tuple):
+            inputs = list(inputs)
+        elif isinstance(inputs, Iterable) and not isinstance(inputs, Mapping | list | str):
+            inputs = _each(inputs)  # such as a `datasets.Dataset`, whose rows are requests
+        return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(
+        self, top_k: int | None = None, num_reasons: int | None = None
+    ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+        for name, value, least in (("top_k", top_k, 1), ("num_reasons", num_reasons, 0)):
+            if value is not None and (not isinstance(value, int | np.integer) or value < least):
+                raise LKGDataError(f"{name} is {value!r}; it is a whole number, {least} or more.")
+        asked = {} if top_k is None else {"top_k": int(top_k)}
+        return {}, asked, asked if num_reasons is None else {**asked, "num_reasons": int(num_reasons)}
+
+    def preprocess(self, inputs: Mapping[str, Any]) -> Request:
+        """A request as a dictionary -> a checked one."""
+        if not isinstance(inputs, Mapping):
+            raise LKGDataError(
+                f"A request is a dictionary such as {{'history': ['50', '181']}}, not {type(inputs).__name__} "
+                f"({str(inputs)[:60]!r})."
+            )
+        unknown = sorted(str(key) for key in inputs if key not in REQUEST_KEYS)
+        if unknown or inputs.get("history") is None:
+            raise LKGDataError(
+                f"A request has 'history' (a list, which may be empty) and optionally 'user' and 'candidates'; found "
+                f"{sorted(map(str, inputs))}. Rename or leave out the others."
+            )
+        return self.recommender.request(
+            inputs["history"], user=inputs.get("user"), candidates=inputs.get("candidates")
+        )
+
+    def _forward(self, requests: Sequence[Request], top_k: int = 10) -> list[Ranked]:
+        """All requests in the same passes through retriever and ranker."""
+        examples = self.recommender.retrieve(requests, top_k)
+        rankings = self.recommender.rank(examples)
+        return [(one, example, *pair) for one, example, pair in zip(requests, examples, rankings, strict=True)]
+
+    def postprocess(self, ranked: Ranked, top_k: int = 10, num_reasons: int = 3) -> list[dict[str, Any]]:
+        """The best items as plain dictionaries."""
+        return [asdict(item) for item in self.recommender.describe(*ranked, k=top_k, num_reasons=num_reasons)]
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Batches of requests, not of padded tensors: the processor pads, once it knows all lists of the batch.
+
+        `num_workers` is not used, since checking a request takes microseconds.
+        """
+        if batch_size < 1:
+            raise LKGDataError(f"batch_size is {batch_size!r}; it is a whole number, 1 or more.")
+
+        def checked() -> Iterator[Request]:
+            for number, request in enumerate(_each(inputs)):
+                try:
+                    yield self.preprocess(request, **preprocess_params)
+                except LKGDataError as error:
+                    raise LKGDataError(f"Request {number}: {error}") from error
+
+        requests = checked()
+        while batch := list(islice(requests, batch_size)):
+            for ranked in self.forward(batch, **forward_params):
+                yield self.postprocess(ranked, **postprocess_params)
+
+    def run_single(
+        self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict
+    ) -> list[dict[str, Any]]:
+        (ranked,) = self.forward([self.preprocess(inputs, **preprocess_params)], **forward_params)
+        return self.postprocess(ranked, **postprocess_params)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save ranker, processor and retriever in one folder: `Recommender.save_pretrained`."""
+        self.recommender.save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
+        """Push them to the Hub as one commit, without user ids and interactions unless they are asked for:
+        `Recommender.push_to_hub`."""
+        return self.recommender.push_to_hub(repo_id, **kwargs)
+
+
+def _each(inputs: Any) -> Iterator[Any]:
+    """The requests of a list, a generator, or a data set that knows its length and its rows by number."""
+    if isinstance(inputs, Sized) and not isinstance(inputs, Iterable):
+        return (inputs[number] for number in range(len(inputs)))
+    return (request for request in inputs)
+
+
+def _find_retriever(model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor) -> LRURecRetriever | None:
+    """The retriever in the repository that the model came from, or in the processor's folder."""
+    place, hub = model.place or ("", {})
+    retriever = load_retriever(place, hub) if place else None
+    beside = processor.tokenizer.name_or_path
+    if retriever is None and beside and (Path(beside) / RETRIEVER_FOLDER).is_dir():
+        retriever = load_retriever(beside, {})
+    if retriever is not None:
+        return retriever
+    logger.warning(
+        f"There is no folder {RETRIEVER_FOLDER!r} beside the model, so every request must bring its candidates, whose "
+        "first-stage scores are 0. Give `retriever=`, or `retriever=False` if that is meant."
+    )
+    return None
+
+
+PIPELINE_REGISTRY.register_pipeline(TASK, RecommendationPipeline, pt_model=LlamaRecLKGForRanking)

@@ -1,0 +1,206 @@
+"""Why an item stands where it stands: the parts of its score, as records, as a sentence and as a drawing.
+
+A score is a sum (see `ScoreFusion`): what the language model reads, what the retriever says, and for each relation
+the user's preference times the evidence, which is itself a sum over the paths from the history to the item. Nothing is
+estimated after the fact, and nothing is left out: the shares of all reasons add up to the score.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..data.schema import RATED, RankingExample, clean_text
+from ..data.user_ids import USER
+from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
+
+
+SHOWN_REASONS = 4  # in print
+
+
+FAINT = 0.05  # of the strongest path's share
+
+
+LANGUAGE_MODEL, RETRIEVER, PATH, OTHER_PATHS = "language model", "retriever", "path", "other paths"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One part of an item's score.
+
+    Args:
+        kind (`str`): "path", "other paths" (all that are not named, of one relation), "retriever" or "language model".
+        share (`float`): what it adds to the score; the shares of all reasons of an item sum to it.
+        relation (`str`, optional): of a path.
+        preference (`float`, optional): the user's weight of that relation, of 1 over all relations.
+        nodes (`list[str]`): names along a path: item of the history, entity (if there is one), the item.
+    """
+
+    kind: str
+    share: float
+    relation: str | None = None
+    preference: float | None = None
+    nodes: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """In words, without the share."""
+        if self.kind == PATH:
+            through = " ".join(name for name in (self.relation, *self.nodes[1:-1]) if name)
+            return f"{self.nodes[0]} -> {through} -> {self.nodes[-1]}"
+        if self.kind == OTHER_PATHS:
+            return (
+                "people who rated the same items" if self.relation == RATED else f"other paths along {self.relation}"
+            )
+        return "the order of the history (retriever)" if self.kind == RETRIEVER else "what the language model reads"
+
+    def __str__(self) -> str:
+        weight = "" if self.preference is None else f"  (preference {self.preference:.0%})"
+        return f"{self.share:+.3f}  {self.text}{weight}"
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One ranked item.
+
+    Args:
+        rank (`int`): 1 is best.
+        item_id, title (`str`).
+        score (`float`): the ranker's logit; comparable within one pass, so not across windows of a long list.
+        retrieval_score (`float`): the first stage's.
+        relations (`dict[str, float]`): part of the score that came through each relation of the graph, largest first.
+        paths (`list[str]`): the named paths from the history, in the order of `reasons`; none runs through users.
+        reasons (`list[Reason]`): the whole score taken apart, largest share first; their shares sum to `score`.
+            Empty where there was nothing to compare with: a list of one is not ranked.
+    """
+
+    rank: int
+    item_id: str
+    title: str
+    score: float
+    retrieval_score: float
+    relations: dict[str, float] = field(default_factory=dict)
+    paths: list[str] = field(default_factory=list)
+    reasons: list[Reason] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        told = [reason for reason in self.reasons if abs(reason.share) >= 0.01 * abs(self.score)][:SHOWN_REASONS]
+        lines = [f"{reason.share:+.3f}  {reason.text}" for reason in told]
+        if left := len(self.reasons) - len(told):
+            lines.append(f"{self.score - sum(reason.share for reason in told):+.3f}  {left} more")
+        reasons = "".join(f"\n      {line}" for line in lines)
+        return f"{self.rank:>3}. {self.title}  [{self.item_id}]  {self.score:+.3f}{reasons}"
+
+    def sentence(self, count: int = 3) -> str:
+        """Why it stands where it stands: the score, the `count` parts that weigh most, each relation with its
+        strongest path, and what the others add."""
+        if not self.reasons:
+            return f"{self.title} is here with a score of {self.score:+.2f}; it was not compared with others."
+        groups: dict[tuple[str, str | None], list[Reason]] = {}
+        for reason in self.reasons:
+            key = (PATH, reason.relation) if reason.relation else (reason.kind, None)
+            groups.setdefault(key, []).append(reason)
+        shares = {key: sum(reason.share for reason in group) for key, group in groups.items()}
+        order = sorted(groups, key=lambda key: -abs(shares[key]))
+        parts = [f"{shares[key]:+.2f} {_spoken(groups[key])}" for key in order[:count]]
+        if rest := order[count:]:
+            number = f"{len(rest)} smaller reason{'s' if len(rest) > 1 else ''}"
+            parts.append(f"{sum(shares[key] for key in rest):+.2f} for {number}")
+        listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+        return f"{self.title} scores {self.score:+.2f}: {listed}."
+
+
+def reasons_for(
+    processor: LlamaRecLKGProcessor,
+    example: RankingExample,
+    row: int,
+    parts: Mapping[str, float],
+    preferences: Mapping[str, float],
+    evidence_weight: float,
+    count: int,
+) -> list[Reason]:
+    """Take the score of one candidate apart, largest share first.
+
+    Args:
+        row: index of the candidate.
+        parts: its score by part: "retriever", "language model" and the names of relations.
+        preferences: of the user, by relation.
+        evidence_weight: of the fusion; times preference and a path's evidence it is the path's share.
+        count: how many paths to name, the strongest through each entity first; the rest is summed up by relation.
+    """
+    paths = []
+    spoke = count > 0 and any(parts.get(relation) for relation in preferences)
+    for relation, nodes, weight in evidence_paths(processor, example, row) if spoke else ():
+        share = evidence_weight * preferences[relation] * weight
+        if share and parts.get(relation):
+            paths.append(Reason(PATH, share, relation, preferences[relation], nodes))
+    paths = _varied(sorted(paths, key=lambda reason: -abs(reason.share)))[:count]
+    named = dict.fromkeys(parts, 0.0)
+    for reason in paths:
+        named[reason.relation] += reason.share
+    rest = [
+        Reason(OTHER_PATHS, share - named[name], name, preferences[name])
+        if name in preferences
+        else Reason(name, share)
+        for name, share in parts.items()
+    ]
+    found = [*paths, *(reason for reason in rest if abs(reason.share) > 1e-6)]
+    return sorted(found, key=lambda reason: -reason.share)
+
+
+def evidence_paths(
+    processor: LlamaRecLKGProcessor, example: RankingExample, row: int
+) -> list[tuple[str, list[str], float]]:
+    """Every path that the evidence of candidate `row` runs through, but for those through users.
+
+    Returns:
+        for each path its relation, the names along it (item of the history, entity if there is one, candidate),
+        and its part of the candidate's evidence along that relation.
+    """
+    graph, index, candidate = processor.knowledge_graph, processor.evidence_index, int(example.candidates[row])
+    parts: dict[tuple[int, int], float] = {}
+    for place, column, weight in zip(*index.contributions(example.history, candidate, example.user), strict=True):
+        key = int(example.history[place]), int(column)
+        parts[key] = parts.get(key, 0.0) + float(weight)
+    records = []
+    for (item, column), weight in parts.items():
+        node = int(index.column_node[column])
+        relation = processor.relations[index.column_relation[column]]
+        if relation == RATED or graph.entity_types[graph.node_types[node]] == USER:  # people, or the sum of them
+            continue
+        direct = node == graph.item_nodes[candidate]
+        inner = [] if direct else [clean_text(graph.node_names[node])]
+        nodes = [processor.titles[item - 1], *inner, processor.titles[candidate - 1]]
+        records.append((relation, nodes, weight))
+    return records
+
+
+def _varied(paths: Sequence[Reason]) -> list[Reason]:
+    """The first path through each entity in their order, then the second of each, ...: four films of one year are one
+    thing to say. What weighs next to nothing beside the strongest comes last."""
+    seen: Counter[tuple[str | None, str]] = Counter()
+    turns = []
+    for reason in paths:
+        faint = abs(reason.share) < FAINT * abs(paths[0].share)
+        turns.append((faint, seen[_shared(reason)]))
+        seen[_shared(reason)] += 1
+    return [paths[place] for place in sorted(range(len(paths)), key=lambda place: (turns[place], place))]
+
+
+def _shared(reason: Reason) -> tuple[str | None, str]:
+    """What a path runs through: relation and entity, which is empty on a direct edge."""
+    return reason.relation, reason.nodes[1] if len(reason.nodes) > 2 else ""
+
+
+def _spoken(group: Sequence[Reason]) -> str:
+    """Reasons of one kind or relation in words, after their share."""
+    best = max(group, key=lambda reason: (reason.kind == PATH, abs(reason.share)))
+    if best.relation is None or best.relation == RATED:
+        return f"for {best.text}"
+    weight = f"preference {best.preference:.0%}"
+    if best.kind != PATH:
+        return f"along {best.relation} ({weight})"
+    entity = " ".join(name for name in best.nodes[1:-1] if name)
+    example = f"{entity}, as in {best.nodes[0]}" if entity else f"from {best.nodes[0]}"
+    return f"along {best.relation} ({example}; {weight})"

@@ -1,0 +1,1 @@
+"""Fine-tuning the ranker: arguments, trainer, and whole runs."""

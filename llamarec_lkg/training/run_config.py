@@ -1,0 +1,348 @@
+"""One YAML file describes a run: a section for each stage, checked against the dataclass that the stage takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import peft
+import yaml
+from peft import PeftConfig
+from trl import ModelConfig, get_peft_config
+
+from ..data.sequences import PreprocessingSettings
+from ..ranking.ablations import CONTROLS
+from ..ranking.configuration_llamarec_lkg import LlamaRecLKGConfig
+from ..ranking.processing_llamarec_lkg import SHARED_SETTINGS
+from ..retrieval.training import LRURecTrainingArguments
+from ..utils.errors import LKGDataError
+from ..utils.hub import SMOLLM2_NAME
+from .training_args import LlamaRecLKGTrainingArguments
+
+
+@dataclass
+class DataSection:
+    """Args: dataset: name, folder or Hub id; revision: of a Hub data set."""
+
+    dataset: str = "ml-100k"
+    revision: str | None = None
+
+
+@dataclass
+class GraphSection:
+    """
+    Args:
+        use_triples: take the data set's own facts beside the items' attributes.
+        exclude_relations: leave these out.
+        whole_values: attribute relations whose values are joined into one entity, as published for genres.
+        include_heldout: add validation and test interactions. Only to reproduce published counts.
+    """
+
+    use_triples: bool = True
+    exclude_relations: list[str] = field(default_factory=list)
+    whole_values: list[str] = field(default_factory=list)
+    include_heldout: bool = False
+
+
+@dataclass
+class ExamplesSection:
+    """
+    Args:
+        holdout: how many of each user's last training interactions become the ranker's lists, made by a second
+            retriever that has not seen them. 0 makes lists of all training positions with the one retriever, as
+            published.
+        negatives: see `candidates.training_examples`.
+        shuffle: random order of candidates in training.
+        max_train, max_validation: lists that the language model is trained and validated on; None takes all.
+            Preferences and fusion warm up on all of them in any case.
+    """
+
+    holdout: int = 20
+    negatives: Literal["retrieved", "uniform"] = "retrieved"
+    shuffle: bool = True
+    max_train: int | None = None
+    max_validation: int | None = None
+
+
+def default_backbone() -> ModelConfig:
+    """TRL's description of a model and its adapter, with the published LoRA settings and the backbone of the
+    quickstart."""
+    return ModelConfig(
+        model_name_or_path=SMOLLM2_NAME,
+        dtype="bfloat16",
+        use_peft=True,
+        lora_r=8,
+        lora_alpha=32,
+        lora_dropout=0.05,
+        lora_target_modules=["q_proj", "v_proj"],
+    )
+
+
+@dataclass
+class EvaluationSection:
+    """
+    Args:
+        split: "test" or "validation".
+        batch_size: lists in a forward pass.
+        resamples: of the bootstrap.
+        controls: names of `evaluation.CONTROLS` to run with the whole ranker. Without the language model, where they
+            cost nothing, all of them are always run.
+        untrained: whether to score the ranker before training, too.
+        as_published: whether to score what a push publishes, too, by default and with co-ratings.
+        seed: of bootstrap and shuffling.
+    """
+
+    split: Literal["validation", "test"] = "test"
+    batch_size: int = 16
+    resamples: int = 2000
+    controls: list[str] = field(default_factory=list)
+    untrained: bool = True
+    as_published: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.controls) - set(CONTROLS))
+        if unknown or self.split not in ("validation", "test"):
+            raise LKGDataError(
+                f"evaluation has split {self.split!r} and controls {self.controls}; split is 'validation' or 'test', "
+                f"controls are among {CONTROLS}."
+            )
+
+
+@dataclass
+class CardSection:
+    """What only you know about the model card.
+
+    Args:
+        language: of the items' titles.
+        license: of the trained weights, as the Hub names it ("apache-2.0", "llama2", ...).
+        tags: further ones.
+        emissions: of the training in grams of CO2 equivalent, or a mapping as of the Hub's `co2_eq_emissions`.
+            codecarbon's own file is read without this.
+    """
+
+    language: str = "en"
+    license: str | None = None
+    tags: list[str] = field(default_factory=list)
+    emissions: float | dict[str, Any] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """As fields of `ModelCard`; what was left open is left to it."""
+        fields: dict[str, Any] = {"language": self.language, "license": self.license, "tags": self.tags}
+        if self.emissions is not None:
+            figure = self.emissions
+            fields["emissions"] = figure if isinstance(figure, dict) else {"emissions": figure}
+        return fields
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as text; people who train models mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise LKGDataError(f"{text[:80]!r} is not YAML: {error}.") from error
+
+
+@dataclass
+class RunConfig:
+    """A run.
+
+    `backbone` is a `trl.ModelConfig`: model, LoRA and quantization. `adapter` is any PEFT configuration by its own
+    field names, with `peft_type` (LORA, IA3, VERA, ...), in place of the LoRA settings there. `prompt` and `model`
+    hold fields of `LlamaRecLKGConfig`, `training` those of `LlamaRecLKGTrainingArguments`."""
+
+    output_dir: str = "outputs/run"
+    data: DataSection = field(default_factory=DataSection)
+    preprocessing: PreprocessingSettings = field(default_factory=PreprocessingSettings)
+    graph: GraphSection = field(default_factory=GraphSection)
+    retriever: LRURecTrainingArguments = field(default_factory=LRURecTrainingArguments)
+    examples: ExamplesSection = field(default_factory=ExamplesSection)
+    backbone: ModelConfig = field(default_factory=default_backbone)
+    adapter: dict[str, Any] = field(default_factory=dict)
+    prompt: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    card: CardSection = field(default_factory=CardSection)
+
+    @classmethod
+    def from_mapping(cls, content: Mapping[str, Any]) -> RunConfig:
+        """
+        Raises:
+            LKGDataError: a section or a key in one is not known, or a section is none.
+        """
+        if not isinstance(content, Mapping):
+            raise LKGDataError(f"A configuration is a mapping of sections; this is a {type(content).__name__}.")
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        _require_known("the file", content, known)
+        values: dict[str, Any] = {}
+        for name, value in content.items():
+            default = known[name].default_factory() if known[name].default is dataclasses.MISSING else None
+            if default is not None and not isinstance(value, Mapping | None):
+                raise LKGDataError(f"{name} is a section; it holds keys with values, and is {value!r} here.")
+            if dataclasses.is_dataclass(default):
+                _require_known(name, value or {}, {f.name for f in dataclasses.fields(default)})
+                values[name] = dataclasses.replace(default, **(value or {}))
+            else:
+                values[name] = value if value is not None else default
+        config = cls(**values)
+        keys = _known_keys()
+        for name in ("prompt", "model", "training"):
+            _require_known(name, getattr(config, name), keys[name])
+        _require_numbers("training", config.training, dataclasses.fields(LlamaRecLKGTrainingArguments))
+        _require_known("adapter", config.adapter, _adapter_fields(config.adapter))
+        return config
+
+    @classmethod
+    def from_yaml(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+        """A file, changed by `section.key=value` overrides whose values are YAML.
+
+        Raises:
+            LKGDataError: the file is absent or not YAML, an override is not of that form, or what either names is not
+                known; the error says which of the two it was.
+        """
+        content: dict[str, Any] = {}
+        if path is not None:
+            try:
+                content = _parse(Path(path).read_text(encoding="utf-8")) or {}
+            except OSError as error:
+                raise LKGDataError(f"The configuration {path} cannot be read: {error}.") from error
+        if not isinstance(content, Mapping) or not overrides:
+            return cls.from_mapping(content)
+        known = _known_keys()
+        for override in overrides:
+            key, separator, value = override.partition("=")
+            if not separator or not key:
+                raise LKGDataError(
+                    f"The override {override!r} is not of the form section.key=value, as in training.seed=1."
+                )
+            parsed = _parse(value)
+            _require_known_override(override, parsed, known)
+            target = content
+            *sections, last = key.split(".")
+            for section in sections:
+                if not isinstance(target.get(section), Mapping | None):
+                    raise _no_section(override, section)
+                target[section] = dict(target.get(section) or {})
+                target = target[section]
+            target[last] = parsed
+        return cls.from_mapping(content)
+
+    def to_mapping(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def peft_config(self) -> PeftConfig | None:
+        """The adapter to train: what `adapter` describes, else LoRA as `backbone` does, or none."""
+        if not self.adapter or not self.backbone.use_peft:
+            return get_peft_config(self.backbone)
+        return peft.get_peft_config({"task_type": self.backbone.lora_task_type, **self.adapter})
+
+
+def _known_keys() -> dict[str, dict[str, Any]]:
+    """Section -> its keys with their defaults; none for what is no section. `adapter` has those of every kind."""
+    known: dict[str, dict[str, Any]] = {}
+    for field_ in dataclasses.fields(RunConfig):
+        default = None if field_.default_factory is dataclasses.MISSING else field_.default_factory()
+        known[field_.name] = dict(vars(default)) if dataclasses.is_dataclass(default) else {}
+    model = {f.name: f.default for f in dataclasses.fields(LlamaRecLKGConfig)}
+    known["prompt"] = {name: model.get(name) for name in SHARED_SETTINGS}
+    known["model"] = {name: default for name, default in model.items() if name not in SHARED_SETTINGS}
+    known["training"] = {f.name: f.default for f in dataclasses.fields(LlamaRecLKGTrainingArguments)}
+    kinds = peft.PEFT_TYPE_TO_CONFIG_MAPPING.values()
+    known["adapter"] = {f.name: None for kind in kinds for f in dataclasses.fields(kind)}
+    return known
+
+
+def _require_known_override(override: str, value: Any, known: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise `LKGDataError` where an override names what there is not; `known` is what `_known_keys` says."""
+    section, *rest = override.partition("=")[0].split(".")
+    if section not in known:
+        raise LKGDataError(
+            f"Unknown section {section!r} in the override {override!r}{_hint(_near(section, rest, known))} "
+            f"The sections are {', '.join(known)}."
+        )
+    keys = known[section]
+    if not rest:
+        if keys and not isinstance(value, Mapping | None):
+            raise LKGDataError(
+                f"{section} is a section; the override {override!r} gives it {value!r}. Name a key of it, as in "
+                f"{section}.key=value; {section} knows {', '.join(sorted(keys))}."
+            )
+        rest = [key for key in (value or {}) if key not in keys] if keys else []  # the whole section at once
+        if not rest:
+            return
+    if not keys:
+        raise _no_section(override, section)
+    if rest[0] not in keys:
+        near = _near(section, rest, known)
+        listed = "" if near else f" The section {section} knows {', '.join(sorted(keys))}."
+        raise LKGDataError(f"Unknown key {rest[0]!r} in the override {override!r}{_hint(near)}{listed}")
+    holds = (type(None), Mapping, str, type(dataclasses.MISSING))  # a text may stand for a mapping, as json
+    if rest[1:] and not isinstance(keys[rest[0]], holds):
+        raise _no_section(override, f"{section}.{rest[0]}")
+
+
+def _near(section: str, rest: Sequence[Any], known: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What may have been meant: the same key in another section, else keys of this one that are spelt alike."""
+    key = str(rest[0]) if rest else section
+    places = [name for name in known if key in known[name]]
+    places = difflib.get_close_matches(section, places, n=1) or places
+    names = [f"{name}.{key}" for name in places]
+    if not names and section in known:
+        names = [f"{section}.{match}" for match in difflib.get_close_matches(key, known[section], n=3)]
+    return names
+
+
+def _hint(names: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(map(repr, names))}?" if names else "."
+
+
+def _no_section(override: str, place: str) -> LKGDataError:
+    return LKGDataError(f"The override {override!r} goes into {place}, which is no section. Give {place}=value.")
+
+
+def _adapter_fields(given: Mapping[str, Any]) -> set[str]:
+    """Fields of the PEFT configuration that `given` names by its `peft_type`."""
+    if not given:
+        return set()
+    kinds = {kind.value: settings for kind, settings in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if given.get("peft_type") not in kinds:
+        raise LKGDataError(
+            f"adapter.peft_type is {given.get('peft_type')!r}; PEFT knows {sorted(kinds)}. Leave the section out for "
+            "LoRA with the settings of `backbone`."
+        )
+    return {f.name for f in dataclasses.fields(kinds[given["peft_type"]])}
+
+
+def _require_numbers(section: str, given: Mapping[str, Any], fields: Sequence[dataclasses.Field]) -> None:
+    """Raise `LKGDataError` where a field whose default is a number was given something else."""
+    for field_ in fields:
+        value, default = given.get(field_.name), field_.default
+        if value is None or isinstance(default, bool) or not isinstance(default, int | float):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise LKGDataError(f"{section}.{field_.name} must be a number, got {value!r}.")
+
+
+def _require_known(where: str, given: Mapping[str, Any], known: Any) -> None:
+    unknown = sorted(set(given) - set(known))
+    close = [match for key in unknown for match in difflib.get_close_matches(key, known, n=1)]
+    if close:
+        raise LKGDataError(f"Unknown {unknown} in {where}; did you mean {close}?")
+    if unknown:
+        raise LKGDataError(
+            f"Unknown {'key' if len(unknown) == 1 else 'keys'} {unknown} in {where}; known are {sorted(known)}."
+        )

@@ -1,0 +1,339 @@
+"""The ranker's trainer: `transformers.Trainer` with ranking batches, ranking metrics, two learning rates and a model
+card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, BatchFeature, EarlyStoppingCallback, EvalPrediction
+from transformers.utils import logging
+
+from ..data.schema import RankingExample
+from ..evaluation.metrics import mean_metrics, require_finite, target_ranks
+from ..graph.knowledge_graph import KnowledgeGraph
+from ..hub.layout import RETRIEVER_FOLDER
+from ..ranking.adapter_files import trained_outside_adapters
+from ..ranking.backbones import resolve_backbone
+from ..ranking.configuration_llamarec_lkg import LlamaRecLKGConfig
+from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
+from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
+from ..retrieval.base import check_retriever
+from ..retrieval.candidates import to_dataset
+from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
+from ..utils.errors import LKGDataError
+from ..utils.files import atomic_file
+from .hub_trainer import PushingTrainer, check_push
+from .training_args import LlamaRecLKGTrainingArguments
+from .warm_up import fit_heads, heads_batch
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class RankingCollator:
+    """Rows of a ranking data set -> the model's batch. Lists are padded to one width, so that batches can be gathered.
+
+    Args:
+        with_prompt: whether the model reads text.
+    """
+
+    processor: LlamaRecLKGProcessor
+    with_prompt: bool = True
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        batch: BatchFeature = self.processor(
+            rows, with_prompt=self.with_prompt, pad_to_candidates=self.processor.num_candidates
+        )
+        return dict(batch)
+
+
+class LlamaRecLKGTrainer(PushingTrainer):
+    """Fine-tunes the ranker.
+
+    Args:
+        model: a [`LlamaRecLKGForRanking`], the place of a saved one, or the name of a causal language model to build
+            one on.
+        args: [`LlamaRecLKGTrainingArguments`].
+        train_dataset, eval_dataset: `datasets.Dataset` with the columns of [`RankingExample`], or lists of examples.
+            Rows of `eval_dataset` with label -1 (target not retrieved) count as misses and are not run through the
+            model.
+        processing_class: the [`LlamaRecLKGProcessor`]. If it has no evidence scale yet, it is fitted on
+            `train_dataset`.
+        train_knowledge_graph: the graph that training lists are read with, by default the processor's. Give the one
+            that knows no more than the retriever that made the lists: a graph that holds their targets' interactions
+            promises more than it can keep at test time.
+        peft_config: for the backbone; preferences and fusion are always trained.
+        quantization_config: for a backbone given by name.
+        retriever: an [`LRURecForRetrieval`] to save and push beside the ranker, so that a `Recommender` can load both.
+        config: for a backbone given by name; by default the processor's `model_config()`.
+        kwargs: for `transformers.Trainer`.
+
+    Raises:
+        LKGDataError: model, processor and retriever were not made for each other, or `train_dataset` has rows without
+            a target.
+    """
+
+    def __init__(
+        self,
+        model: LlamaRecLKGForRanking | str,
+        args: LlamaRecLKGTrainingArguments | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: LlamaRecLKGProcessor | None = None,
+        peft_config: Any = None,
+        quantization_config: Any = None,
+        train_knowledge_graph: KnowledgeGraph | None = None,
+        config: LlamaRecLKGConfig | None = None,
+        retriever: LRURecForRetrieval | LRURecRetriever | None = None,
+        data_collator: Any = None,
+        **kwargs: Any,
+    ):
+        args = args or LlamaRecLKGTrainingArguments(output_dir="trainer_output")
+        if not isinstance(processing_class, LlamaRecLKGProcessor):
+            raise LKGDataError(
+                f"processing_class is {type(processing_class).__name__}; the trainer needs the LlamaRecLKGProcessor "
+                "that holds graph, titles and tokenizer."
+            )
+        train_dataset, eval_dataset = _as_dataset(train_dataset), _as_dataset(eval_dataset)
+        if train_dataset is not None:
+            labels = np.asarray(train_dataset["label"])
+            if (labels < 0).any():
+                raise LKGDataError(
+                    f"{int((labels < 0).sum())} of {len(labels)} training rows have no target among their candidates "
+                    "(label -1). Make them with `candidates.training_examples`, or filter them out."
+                )
+        train_processor = processing_class
+        if train_knowledge_graph is not None:
+            train_processor = processing_class.with_knowledge_graph(train_knowledge_graph)
+        if train_dataset is not None and processing_class.evidence_scale is None:
+            scale = train_processor.fit(train_dataset).evidence_scale
+            for processor in (processing_class, train_processor):
+                processor.set_evidence_scale(scale)
+        if isinstance(model, str):
+            model = _load(model, processing_class, config, args, quantization_config, peft_config)
+        if not isinstance(model, LlamaRecLKGForRanking):
+            raise LKGDataError(
+                f"The model is a {type(model).__name__}; the trainer needs a LlamaRecLKGForRanking, whose preferences "
+                "and fusion are trained and saved beside an adapter. Give `peft_config`, or call "
+                "`model.add_adapter(config)`."
+            )
+        processing_class.check_model(model.config)
+        self.retriever = retriever.model if isinstance(retriever, LRURecRetriever) else retriever
+        if self.retriever is not None:
+            check_retriever(LRURecRetriever(self.retriever), processing_class.item_ids)
+        if peft_config is not None and model.has_adapter:
+            raise LKGDataError("The model has an adapter already; leave peft_config out to go on training it.")
+        if peft_config is not None:
+            model.add_adapter(peft_config)
+        if args.activation_checkpointing and model.has_adapter:
+            # whoever checkpoints, and however: a segment whose input needs no gradient may be passed over
+            model.enable_input_require_grads()
+        if args.push_to_hub:
+            check_push(args, model)
+        self.train_processor = train_processor
+        self._missed = 0
+        self._retriever_ranks: list[int] = []
+        self._heads_are_warm = False
+        if args.load_best_model_at_end and args.early_stopping_patience and eval_dataset is not None:
+            kwargs["callbacks"] = [
+                *(kwargs.get("callbacks") or []),
+                EarlyStoppingCallback(args.early_stopping_patience),
+            ]
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or RankingCollator(processing_class, model.config.use_language_model),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=self._ranking_metrics,
+            **kwargs,
+        )
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As upstream, with the heads' warm-up before and the model card after it.
+
+        Raises:
+            LKGDataError: the adapter was not loaded to be trained, or weights would be trained that no file holds.
+        """
+        self.model.require_trainable_adapter()
+        trained = trained_outside_adapters(self.model.language_model)
+        if trained and self.model.has_adapter:
+            raise LKGDataError(
+                f"{len(trained)} weights of the backbone would be trained beside the adapter, the first is "
+                f"{trained[0]!r}, and no file of an adapter holds them. Freeze them (`requires_grad_(False)`), or "
+                "name their layers in the adapter's `target_modules` or `modules_to_save`."
+            )
+        if trained:
+            self.model.mark_backbone_changed()  # what is saved from here on is the whole model
+        if not resume_from_checkpoint and self.args.heads_warm_up_epochs > 0 and not self._heads_are_warm:
+            if self.model.place is None:
+                self.warm_up_heads()
+            else:
+                logger.warning(
+                    f"Preferences and fusion come trained from {self.model.place[0]}: their warm-up is left out. "
+                    "`trainer.warm_up_heads()` runs it all the same."
+                )
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self.create_model_card()
+        return result
+
+    def warm_up_heads(self) -> list[dict[str, float]]:
+        """Fit preferences and fusion on the training lists, the backbone left out; see `heads.fit_heads`."""
+        self._heads_are_warm = True
+        progress = self.is_world_process_zero() and not self.args.disable_tqdm
+        self.model.to(self.args.device)
+        train = heads_batch(self.train_processor, self.train_dataset, progress=progress)
+        validation = None
+        if self.eval_dataset is not None and (np.asarray(self.eval_dataset["label"]) >= 0).any():
+            validation = heads_batch(self.processing_class, self.eval_dataset, progress=progress)
+        return fit_heads(
+            self.model,
+            train,
+            validation,
+            epochs=self.args.heads_warm_up_epochs,
+            batch_size=self.args.heads_warm_up_batch_size,
+            learning_rate=(
+                self.args.heads_learning_rate
+                if self.args.heads_warm_up_learning_rate is None
+                else self.args.heads_warm_up_learning_rate
+            ),
+            weight_decay=self.args.heads_weight_decay,
+            seed=self.args.seed,
+            progress=progress,
+        )
+
+    def get_train_dataloader(self) -> Any:
+        """As upstream, with the lists read through `train_knowledge_graph`."""
+        collator = self.data_collator
+        if isinstance(collator, RankingCollator):
+            self.data_collator = replace(collator, processor=self.train_processor)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As upstream, but preferences and fusion form a group with a learning rate of their own, and so do LoRA's B
+        matrices with `lora_plus_ratio`."""
+        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        if any(group.get("name") == "heads" for group in optimizer.param_groups):
+            return optimizer
+        args, parts = self.args, {"heads": (".preference.", ".fusion.")}
+        rates = {"heads": args.heads_learning_rate, "lora_b": args.learning_rate * args.lora_plus_ratio}
+        if args.lora_plus_ratio != 1:
+            parts["lora_b"] = (".lora_B.", ".lora_embedding_B.")
+        names = {id(p): f".{name}" for name, p in (self.model if model is None else model).named_parameters()}
+        for group in list(optimizer.param_groups):
+            settings = {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
+            for part, marks in parts.items():
+                own = {id(p) for p in group["params"] if any(mark in names.get(id(p), "") for mark in marks)}
+                if own:
+                    moved = [p for p in group["params"] if id(p) in own]
+                    group["params"] = [p for p in group["params"] if id(p) not in own]
+                    optimizer.add_param_group({**settings, "params": moved, "lr": rates[part], "name": part})
+        return optimizer
+
+    # -- evaluation -------------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Loss over the re-ranked lists, and metrics over all lists: `eval_ndcg@10`, beside
+        `eval_retriever_ndcg@10`."""
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if eval_dataset is None or isinstance(eval_dataset, dict) or not len(eval_dataset):
+            raise LKGDataError(
+                f"evaluate() was given {type(eval_dataset).__name__}; it needs one data set of lists that is not "
+                "empty."
+            )
+        dataset = self._retrieved_only(eval_dataset)
+        return super().evaluate(dataset, *args, **kwargs)
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Logits of every row, also of those whose target was not retrieved."""
+        self._missed, self._retriever_ranks = 0, []
+        return super().predict(_as_dataset(test_dataset), *args, **kwargs)
+
+    def _retrieved_only(self, dataset: Any) -> Any:
+        dataset = _as_dataset(dataset)
+        retrieved = np.flatnonzero(np.asarray(dataset["label"]) >= 0)
+        self._missed = len(dataset) - len(retrieved)
+        self._retriever_ranks = [
+            int(target_ranks(np.asarray([row["retrieval_scores"]]), np.asarray([row["label"]]))[0])
+            for row in (dataset[int(index)] for index in retrieved)
+        ]
+        if not len(retrieved):
+            raise LKGDataError(
+                f"The retriever found the target of none of {len(dataset)} lists: there is nothing to re-rank."
+            )
+        return dataset if self._missed == 0 else dataset.select(retrieved)
+
+    def _ranking_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        require_finite(prediction.predictions)
+        ranks = target_ranks(prediction.predictions, prediction.label_ids)
+        share = len(ranks) / (len(ranks) + self._missed)
+        metrics = {name: value * share for name, value in mean_metrics(ranks).items()}
+        if len(self._retriever_ranks) == len(ranks):
+            first_stage = mean_metrics(self._retriever_ranks)
+            metrics |= {f"retriever_{name}": value * share for name, value in first_stage.items()}
+        return metrics
+
+    # -- saving -----------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        if not self.args.should_save:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model.save_pretrained(folder, state_dict=state_dict)
+        self.processing_class.save_pretrained(folder)
+        if self.retriever is not None:
+            self.retriever.save_pretrained(folder / RETRIEVER_FOLDER)
+        with atomic_file(folder / "training_args.json") as temporary:
+            temporary.write_text(self.args.to_json_string(), encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        self.accelerator.unwrap_model(self.model).load_trained_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+            return
+        self.accelerator.unwrap_model(self.model).load_trained_weights(self.state.best_model_checkpoint)
+
+
+def _as_dataset(dataset: Any) -> Any:
+    """Examples as a `datasets.Dataset`; any other kind of data set is passed through."""
+    if isinstance(dataset, Sequence) and not isinstance(dataset, str) and len(dataset):
+        return to_dataset([e if isinstance(e, RankingExample) else RankingExample.from_mapping(e) for e in dataset])
+    return dataset
+
+
+def _load(
+    name: str,
+    processor: LlamaRecLKGProcessor,
+    config: LlamaRecLKGConfig | None,
+    args: LlamaRecLKGTrainingArguments,
+    quantization_config: Any,
+    peft_config: Any,
+) -> LlamaRecLKGForRanking:
+    path = resolve_backbone(name)
+    saved = AutoConfig.from_pretrained(path)
+    kwargs = {} if quantization_config is None else {"quantization_config": quantization_config}
+    # frozen weights may be half as wide; weights that are trained need float32 for their small steps
+    frozen = peft_config is not None or quantization_config is not None or getattr(saved, "has_adapter", False)
+    kwargs["dtype"] = torch.bfloat16 if args.bf16 and frozen else torch.float32
+    if isinstance(saved, LlamaRecLKGConfig):
+        return LlamaRecLKGForRanking.from_pretrained(path, is_trainable=True, **kwargs)
+    return LlamaRecLKGForRanking.from_backbone(name, config or processor.model_config(), **kwargs)

@@ -1,0 +1,84 @@
+"""Training arguments of the ranker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from ..utils.errors import LKGDataError
+
+
+@dataclass
+class LlamaRecLKGTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` and what ranking adds.
+
+    Defaults that differ from upstream: `learning_rate` 1e-4, `warmup_steps` 0.1 (a share of the steps), `label_names`
+    ["labels"], `remove_unused_columns` False (the collator needs every column), `metric_for_best_model` "eval_loss":
+    with a few hundred lists to validate on, the likelihood tells models apart that NDCG cannot.
+    """
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Of the backbone's adapter, or of the backbone."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Linear warm-up: steps, or a share of them below 1."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the collator reads them all."}
+    )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "Batch keys of labels."}
+    )
+    metric_for_best_model: str | None = field(
+        default="eval_loss", metadata={"help": "What picks the best checkpoint."}
+    )
+    heads_learning_rate: float = field(
+        default=2e-3, metadata={"help": "Of the preference module and the fusion weights, which start from nothing."}
+    )
+    lora_plus_ratio: float = field(
+        default=1.0, metadata={"help": "LoRA+ (arXiv 2402.12354): how many times learning_rate the B matrices get."}
+    )
+    heads_weight_decay: float = field(
+        default=0.3, metadata={"help": "Of the same in their warm-up: strong, because lists are few and alike."}
+    )
+    heads_warm_up_epochs: int = field(
+        default=20,
+        metadata={
+            "help": "Epochs over the training lists in which preferences and fusion learn alone, before the backbone "
+            "takes part. Seconds, not minutes. 0 leaves it out."
+        },
+    )
+    heads_warm_up_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of that warm-up; by default heads_learning_rate. What is warm may take smaller steps afterwards."
+        },
+    )
+    early_stopping_patience: int = field(
+        default=3,
+        metadata={
+            "help": "With load_best_model_at_end: evaluations without a better one before stopping; 0 never stops."
+        },
+    )
+    heads_warm_up_batch_size: int = field(default=256, metadata={"help": "Lists in a batch of that warm-up."})
+    hub_include_users: bool = field(
+        default=False,
+        metadata={"help": "Push raw user ids and the weights of single users, which stay home otherwise."},
+    )
+    hub_include_interactions: bool = field(
+        default=False, metadata={"help": "Push the graph with who rated what and when."}
+    )
+    hub_include_co_ratings: bool = field(
+        default=False, metadata={"help": "Push what people's ratings say of pairs of items, summed over people."}
+    )
+    hub_backbone: str | None = field(
+        default=None, metadata={"help": "Name for a backbone that is a local folder: its id on the Hub."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would drop the columns the collator needs; leave it False.")
+        if self.activation_checkpointing and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise LKGDataError(
+                "activation_checkpointing_kwargs has use_reentrant=True; use False, which is the default. The "
+                "preferences gate every layer of the backbone, and the reentrant kind would go back through them once "
+                "a layer, or lose the adapter's gradients."
+            )

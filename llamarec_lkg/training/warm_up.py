@@ -1,0 +1,117 @@
+"""Training preferences and fusion without the backbone: retriever and evidence alone are a ranker already.
+
+The features of a list do not change during training, so they are computed once; an epoch is then a few small matrix
+products.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from ..data.schema import RankingExample
+from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
+from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
+from ..ranking.scoring import score_heads, without_language_model
+
+
+logger = logging.getLogger(__name__)
+
+
+def heads_batch(
+    processor: LlamaRecLKGProcessor,
+    examples: Sequence[RankingExample | Mapping[str, Any]],
+    *,
+    description: str = "read evidence",
+    progress: bool = True,
+) -> dict[str, torch.Tensor]:
+    """The batch of all `examples` without its text: what `forward` needs when the backbone is off."""
+    pieces = []
+    with tqdm(total=len(examples), desc=description, unit="list", disable=not progress) as bar:
+        for start in range(0, len(examples), 256):
+            part = [examples[row] for row in range(start, min(start + 256, len(examples)))]
+            pieces.append(processor(part, with_prompt=False, pad_to_candidates=processor.num_candidates))
+            bar.update(len(part))
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def fit_heads(
+    model: LlamaRecLKGForRanking,
+    train: Mapping[str, torch.Tensor],
+    validation: Mapping[str, torch.Tensor] | None = None,
+    *,
+    epochs: int = 20,
+    batch_size: int = 256,
+    learning_rate: float = 1e-2,
+    weight_decay: float = 0.01,
+    patience: int = 5,
+    seed: int = 42,
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """Train the preference module and the fusion weights, the backbone left out; keep the best epoch by validation
+    loss.
+
+    The state before the first epoch competes, so the result is never worse on validation than no training.
+
+    Args:
+        train, validation: from `heads_batch`. Rows whose label is negative are left out.
+
+    Returns:
+        one record an epoch: `{"epoch", "loss", "eval_loss"}`.
+    """
+    parameters = [p for part in (model.preference, model.fusion) for p in part.parameters() if p.requires_grad]
+    config = model.config
+    if not parameters or not (config.use_evidence_fusion or config.use_retrieval_scores):
+        return []  # without the backbone, the scores would not depend on anything that learns
+    device = model.fusion.retrieval_weight.device
+    train, validation = _labelled(train, device), _labelled(validation or train, device)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    generator = torch.Generator().manual_seed(seed)
+    log: list[dict[str, float]] = []
+    was_training = model.training
+    with without_language_model(model), torch.random.fork_rng():
+        torch.manual_seed(seed)  # of dropout: the same on every process, so that their weights stay equal
+        best_loss, best, best_epoch = _loss(model, validation), _copy(model), 0
+        bar = tqdm(range(1, epochs + 1), desc="fit preferences", unit="epoch", disable=not progress)
+        for epoch in bar:
+            model.preference.train()
+            total = 0.0
+            for rows in torch.randperm(len(train["labels"]), generator=generator).split(batch_size):
+                batch = {name: value[rows.to(device)] for name, value in train.items()}
+                loss = model(**batch).loss
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                total += float(loss.detach()) * len(rows)
+            schedule.step()
+            log.append({"epoch": epoch, "loss": total / len(train["labels"]), "eval_loss": _loss(model, validation)})
+            bar.set_postfix({"loss": f"{log[-1]['loss']:.4f}", "eval_loss": f"{log[-1]['eval_loss']:.4f}"})
+            if log[-1]["eval_loss"] < best_loss:
+                best_loss, best, best_epoch = log[-1]["eval_loss"], _copy(model), epoch
+            elif epoch - best_epoch >= patience:
+                break
+        optimizer.zero_grad(set_to_none=True)
+    model.load_state_dict(best, strict=False)
+    model.train(was_training)
+    logger.info("Preferences and fusion alone: validation loss %.4f (epoch %d).", best_loss, best_epoch)
+    return log
+
+
+def _labelled(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    rows = batch["labels"] >= 0
+    return {name: value[rows].to(device) for name, value in batch.items()}
+
+
+def _copy(model: LlamaRecLKGForRanking) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.own_state_dict().items()}
+
+
+def _loss(model: LlamaRecLKGForRanking, batch: Mapping[str, torch.Tensor]) -> float:
+    logits = score_heads(model, batch)
+    return float(F.cross_entropy(logits, batch["labels"].cpu()))

@@ -1,0 +1,1 @@
+"""Files, fingerprints, downloads, the Hub's client: what knows nothing of recommendation."""

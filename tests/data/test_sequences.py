@@ -1,0 +1,326 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llamarec_lkg.data import sequences as dataset_module
+from llamarec_lkg.data.k_core import k_core
+from llamarec_lkg.data.schema import ITEM_ID, TITLE, USER_ID, ItemTable
+from llamarec_lkg.data.sequences import (
+    TEST,
+    TRAIN,
+    UNUSED,
+    VALIDATION,
+    PreprocessingSettings,
+    SequenceDataset,
+    prepare_dataset,
+)
+from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.files import cache_dir
+
+
+LOOSE = PreprocessingSettings(min_user_interactions=1, min_item_interactions=1)
+
+
+def same(one: SequenceDataset, other: SequenceDataset) -> bool:
+    return all(
+        np.array_equal(a, b) and a.dtype == b.dtype if isinstance(a, np.ndarray) else a == b
+        for a, b in ((getattr(one, name), getattr(other, name)) for name in one.__dataclass_fields__)
+    )
+
+
+def raw_sequence(dataset: SequenceDataset, user: int) -> list[str]:
+    part = dataset.item_sequence[dataset.offsets[user - 1] : dataset.offsets[user]]
+    return [dataset.items.ids[item - 1] for item in part]
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [{"split": "random"}, {"targets": "last"}])
+def test_an_unknown_split_is_refused(wrong):
+    with pytest.raises(LKGDataError, match="split is 'leave-one-out' or 'time', targets 'first' or 'all'"):
+        PreprocessingSettings(**wrong)
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.0, 0.0), (0.9, 0.2)])
+def test_fractions_must_leave_something_to_train_on(fractions):
+    with pytest.raises(LKGDataError, match="it must lie between 0 and 1"):
+        PreprocessingSettings(validation_fraction=fractions[0], test_fraction=fractions[1])
+
+
+# -- filter and order -------------------------------------------------------------------------------------------------
+
+
+def test_the_k_core_filter_repeats_until_nothing_changes():
+    # c has one item fewer once z is gone, and then x one user fewer
+    pairs = [("a", "x"), ("a", "y"), ("b", "x"), ("b", "y"), ("c", "w"), ("c", "z"), ("d", "w"), ("d", "x")]
+    frame = pd.DataFrame(pairs, columns=[USER_ID, ITEM_ID])
+    left = k_core(frame, 2, 2)
+    assert list(left.itertuples(index=False, name=None)) == [("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")]
+    assert len(k_core(frame, 1, 1)) == 8
+    assert k_core(frame, 3, 1).empty
+
+
+def test_the_filter_keeps_what_has_exactly_the_minimum(make_dataset):
+    rows = [(user, item, item) for user in (1, 2, 3) for item in (1, 2, 3)] + [(4, 1, 1), (4, 2, 2), (1, 4, 4)]
+    kept = make_dataset(rows, min_user_interactions=3, min_item_interactions=3)
+    assert kept.user_ids == ("1", "2", "3")
+    assert kept.items.ids == ("1", "2", "3")
+    assert kept.dropped_items.ids == ("4",)
+    assert kept.dropped_items.titles == ("Title 4",)
+
+
+def test_items_without_a_row_in_the_item_table_are_dropped_with_a_warning(make_dataset, caplog):
+    items = pd.DataFrame({ITEM_ID: [1, 2, 3], TITLE: ["A", "B", "C"]})
+    data = make_dataset([(1, 1, 1), (1, 9, 2), (1, 2, 3), (1, 3, 4)], items)
+    assert raw_sequence(data, 1) == ["1", "2", "3"]
+    assert "Dropped 1 interactions" in caplog.text
+
+
+def test_low_ratings_can_be_dropped(make_dataset):
+    rows = [(1, item, item, rating) for item, rating in zip(range(1, 6), (5, 2.5, 3, 2, 4), strict=True)]
+    assert raw_sequence(make_dataset(rows, min_rating=3), 1) == ["1", "3", "5"]
+    assert len(make_dataset(rows).item_sequence) == 5
+
+
+def test_interactions_are_ordered_by_time_then_by_numeric_item_id(make_dataset):
+    rows = [(2, 1, 9), (1, 10, 5), (1, 9, 5), (10, 9, 1), (1, 100, 4), (10, 1, 0), (10, 10, 2), (1, 1, 5)]
+    data = make_dataset(rows)
+    assert data.user_ids == ("1", "2", "10")
+    assert data.items.ids == ("1", "9", "10", "100")
+    assert data.offsets.tolist() == [0, 4, 5, 8]
+    assert raw_sequence(data, 1) == ["100", "1", "9", "10"]
+    assert raw_sequence(data, 3) == ["1", "9", "10"]
+    assert data.timestamps.tolist() == [4, 5, 5, 5, 9, 0, 1, 2]
+    assert data.item_sequence.dtype == np.int32 and data.item_sequence.min() == 1
+
+
+def test_ratings_travel_with_their_interactions(make_dataset):
+    data = make_dataset([(1, 3, 30, 5.0), (1, 1, 10, 1.0), (1, 2, 20, 2.5)])
+    assert data.ratings.tolist() == [1.0, 2.5, 5.0]
+
+
+def test_titles_and_attributes_follow_the_dense_order(film_dataset, make_dataset, film_items):
+    rows = [(1, item, item) for item in (5, 4, 2)]
+    data = make_dataset(rows, film_items.iloc[::-1])
+    assert data.items.ids == ("2", "4", "5")
+    assert data.items.titles == ("Insider, The (1999)", "Antz (1998)", "Alien (1979)")
+    assert data.items.attributes["DIRECTED_BY"] == (("Mann",), ("Darnell", "Johnson"), ("Scott",))
+    assert data.dropped_items.ids == ("6", "3", "1")
+    assert data.dropped_items.attributes["GENRE_IS"] == (("Family",), ("Comedy", "Family"), ("Action", "Crime"))
+    assert film_dataset.num_items == 6 and film_dataset.num_users == 4
+
+
+def test_data_that_the_filter_empties_is_refused_with_the_bounds(make_bundle):
+    bundle = make_bundle([(1, 1, 1), (1, 2, 2), (2, 1, 1)])
+    with pytest.raises(LKGDataError, match="No interaction of 3 is left .*fewer than 5 .*Lower those bounds"):
+        SequenceDataset.from_bundle(bundle)
+
+
+def test_data_without_a_test_target_is_refused(make_dataset):
+    with pytest.raises(LKGDataError, match="No user has an interaction in the test part"):
+        make_dataset([(1, 1, 1), (1, 2, 2), (2, 1, 1)])
+
+
+# -- splits -----------------------------------------------------------------------------------------------------------
+
+
+def test_leave_one_out_takes_the_last_two_of_users_with_three_or_more(make_dataset):
+    rows = [(1, item, item) for item in range(1, 6)] + [(2, 1, 1), (2, 2, 2)] + [(3, item, item) for item in (1, 2, 3)]
+    data = make_dataset(rows)
+    assert data.labels.tolist() == [TRAIN] * 3 + [VALIDATION, TEST] + [TRAIN, TRAIN] + [TRAIN, VALIDATION, TEST]
+    assert data.positions("train").tolist() == [0, 1, 2, 5, 6, 7]
+    assert data.positions("validation").tolist() == [3, 8]
+    assert data.positions("test").tolist() == [4, 9]
+    assert data.user_of(data.positions("test")).tolist() == [1, 3]
+
+
+@pytest.fixture(scope="module")
+def random_rows():
+    generator = np.random.default_rng(3)
+    return [(int(u), int(i), int(t)) for u, i, t in generator.integers([1, 1, 0], [30, 20, 300], size=(400, 3))]
+
+
+@pytest.mark.parametrize("targets", ["first", "all"])
+def test_a_time_split_has_no_target_before_a_training_interaction(make_dataset, random_rows, targets):
+    data = make_dataset(random_rows, split="time", validation_fraction=0.2, test_fraction=0.15, targets=targets)
+    training, validation, test = (data.timestamps[data.positions(part)] for part in ("train", "validation", "test"))
+    assert training.max() < validation.min() and validation.max() < test.min()
+    assert 0.6 < len(training) / len(data.labels) <= 0.66
+    starts = set(data.offsets[:-1].tolist())
+    assert not starts & set(np.concatenate([data.positions("validation"), data.positions("test")]).tolist())
+
+
+def test_the_targets_of_a_time_split_are_the_first_or_all_of_each_user(make_dataset):
+    # the cuts are at 60 and 90; what user 2 did first, at 85, is late and has no history
+    rows = [(1, item, 10 * item) for item in range(1, 11)] + [(2, 3, 85), (2, 4, 96), (2, 5, 97)]
+    settings = {"split": "time", "validation_fraction": 0.3, "test_fraction": 0.3}
+    every, first = (make_dataset(rows, targets=targets, **settings).labels.tolist() for targets in ("all", "first"))
+    assert every == [TRAIN] * 5 + [VALIDATION] * 3 + [TEST, TEST] + [UNUSED, TEST, TEST]
+    assert first == [TRAIN] * 5 + [VALIDATION, UNUSED, UNUSED] + [TEST, UNUSED] + [UNUSED, TEST, UNUSED]
+
+
+def test_a_history_is_what_the_user_did_before(make_dataset):
+    data = make_dataset([(1, item, item) for item in range(1, 4)] + [(2, item, item) for item in range(1, 7)])
+    position = int(data.positions("test")[1])
+    assert data.item_sequence[data.history(position)].tolist() == [1, 2, 3, 4, 5]
+    assert data.item_sequence[data.history(position, max_length=2)].tolist() == [4, 5]
+    assert data.history(position, max_length=100) == slice(3, 8)
+    assert data.history(3) == slice(3, 3)
+    assert data.history(np.int64(2)) == slice(0, 2)
+
+
+def test_training_sequences_leave_out_targets_and_users_without_training(make_dataset):
+    rows = [(1, item, item) for item in range(1, 6)] + [(2, 1, 50), (2, 2, 51), (2, 3, 52)]
+    data = make_dataset(rows, split="time", validation_fraction=0.2, test_fraction=0.2)
+    assert [sequence.tolist() for sequence in data.training_sequences()] == [[1, 2, 3, 4, 5]]
+    assert data.training_counts().tolist() == [0, 1, 1, 1, 1, 1]
+
+
+def test_the_last_training_interactions_can_be_taken_out_but_two_remain(make_dataset):
+    rows = [(1, item, item) for item in range(1, 9)] + [(2, item, item) for item in range(1, 6)]
+    data = make_dataset(rows)
+    honest = data.without_last_training(3)
+    assert honest.labels.tolist() == [TRAIN] * 3 + [UNUSED] * 3 + [
+        VALIDATION,
+        TEST,
+        TRAIN,
+        TRAIN,
+        UNUSED,
+        VALIDATION,
+        TEST,
+    ]
+    assert data.labels.tolist().count(TRAIN) == 9, "the original must not change"
+    assert same(replace(honest, labels=data.labels), data)
+    assert [sequence.tolist() for sequence in honest.training_sequences()] == [[1, 2, 3], [1, 2]]
+
+
+def test_taking_no_training_interactions_out_changes_nothing(make_dataset):
+    data = make_dataset([(1, item, item) for item in range(1, 9)])
+    assert data.without_last_training(0).labels.tolist() == data.labels.tolist()
+
+
+# -- keeping it -------------------------------------------------------------------------------------------------------
+
+
+def test_a_data_set_comes_back_from_disk_as_it_was(film_dataset, make_dataset, film_items, tmp_path):
+    film_dataset.save(tmp_path / "films")
+    loaded = SequenceDataset.load(tmp_path / "films")
+    # an empty table of dropped items need not remember its relations
+    assert len(loaded.dropped_items) == 0
+    assert same(replace(loaded, dropped_items=film_dataset.dropped_items), film_dataset)
+    filtered = make_dataset([(1, item, item) for item in (5, 4, 2)], film_items, split="leave-one-out", min_rating=2.0)
+    filtered.save(tmp_path / "filtered")
+    assert len(filtered.dropped_items) == 3
+    assert same(SequenceDataset.load(tmp_path / "filtered"), filtered)
+
+
+def test_saving_replaces_what_was_there(film_dataset, make_dataset, tmp_path):
+    make_dataset([(1, item, item) for item in range(1, 5)]).save(tmp_path / "data")
+    film_dataset.save(tmp_path / "data")
+    assert SequenceDataset.load(tmp_path / "data").num_users == 4
+
+
+def test_an_interrupted_save_leaves_nothing(film_dataset, tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(dataset_module, "write_json", fail)
+    with pytest.raises(RuntimeError, match="disk full"):
+        film_dataset.save(tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+FILES = ["sequences.safetensors", "items.parquet", "dropped_items.parquet", "users.parquet", "dropped_users.parquet",
+         "dataset.json"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["absent", "cut", "empty", "noise"])
+def test_a_damaged_file_gives_a_clear_error(film_dataset, tmp_path, name, damage):
+    folder = tmp_path / "data"
+    film_dataset.save(folder)
+    content = (folder / name).read_bytes()
+    if damage == "absent":
+        (folder / name).unlink()
+    else:
+        new = {"cut": content[: len(content) // 2], "empty": b"", "noise": b"\xff" * len(content)}[damage]
+        (folder / name).write_bytes(new)
+    with pytest.raises(LKGDataError, match="is damaged|does not exist|not readable json"):
+        SequenceDataset.load(folder)
+
+
+def test_preparing_twice_reads_the_cache(make_bundle, monkeypatch):
+    bundle = make_bundle([(1, item, item) for item in range(1, 6)])
+    first = prepare_dataset(bundle, LOOSE)
+    monkeypatch.setattr(SequenceDataset, "from_bundle", lambda *args: pytest.fail("the cache was not read"))
+    assert same(prepare_dataset(bundle, LOOSE), first)
+    assert [path.name.rsplit("-", 1)[0] for path in (cache_dir() / "prepared").iterdir()] == ["tiny"]
+
+
+def test_the_cache_is_keyed_by_content_and_settings(make_bundle):
+    rows = [(1, item, item) for item in range(1, 6)]
+    bundle = make_bundle(rows)
+    variants = [
+        (bundle, LOOSE),
+        (bundle, replace(LOOSE, min_user_interactions=2)),
+        (bundle, replace(LOOSE, min_rating=1.0)),
+        (make_bundle([*rows[:-1], (1, 5, 99)]), LOOSE),
+        (make_bundle([*rows[:-1], (1, 5, 5, 4.0)]), LOOSE),
+        (make_bundle(rows, bundle.items.to_frame().assign(title="Other")), LOOSE),
+        (make_bundle(rows, bundle.items.to_frame().assign(genre="x")), LOOSE),
+    ]
+    for count, (variant, settings) in enumerate(variants, start=1):
+        fresh = SequenceDataset.from_bundle(variant, settings)
+        for _ in range(2):
+            prepared = prepare_dataset(variant, settings)
+            assert same(replace(prepared, dropped_items=fresh.dropped_items), fresh)
+        assert len(list((cache_dir() / "prepared").iterdir())) == count
+
+
+def test_the_published_settings_are_the_default(make_bundle):
+    bundle = make_bundle([(user, item, item) for user in range(5) for item in range(1, 6)])
+    assert prepare_dataset(bundle).settings == PreprocessingSettings(
+        min_user_interactions=5, min_item_interactions=5, split="leave-one-out", min_rating=None
+    )
+
+
+def test_a_damaged_cache_is_reported_not_used(make_bundle):
+    bundle = make_bundle([(1, item, item) for item in range(1, 6)])
+    prepare_dataset(bundle, LOOSE)
+    (folder,) = (cache_dir() / "prepared").iterdir()
+    (folder / "sequences.safetensors").write_bytes(b"damaged")
+    with pytest.raises(LKGDataError, match="prepared data in .* is damaged .*Delete the folder"):
+        prepare_dataset(bundle, LOOSE)
+
+
+def test_an_interrupted_preparation_is_made_anew(make_bundle, monkeypatch):
+    bundle = make_bundle([(1, item, item) for item in range(1, 6)])
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(ItemTable, "to_frame", lambda self: (_ for _ in ()).throw(RuntimeError("killed")))
+        prepare_dataset(bundle, LOOSE)
+    assert list((cache_dir() / "prepared").iterdir()) == []
+    assert prepare_dataset(bundle, LOOSE).num_items == 5
+
+
+# -- the published data -----------------------------------------------------------------------------------------------
+
+
+def test_the_published_protocol_gives_the_published_counts(movielens_dataset):
+    assert (movielens_dataset.num_users, movielens_dataset.num_items) == (610, 3650)
+    assert len(movielens_dataset.positions("test")) == len(movielens_dataset.positions("validation")) == 610
+    counts = np.bincount(movielens_dataset.item_sequence)[1:]
+    assert counts.min() >= 5 and np.diff(movielens_dataset.offsets).min() >= 5
+    assert (np.diff(np.array(movielens_dataset.items.ids).astype(int)) > 0).all()
+    assert len(movielens_dataset.dropped_items) == 9742 - 3650
+
+
+def test_data_saved_by_an_older_version_are_prepared_again(film_dataset, tmp_path):
+    film_dataset.save(tmp_path)
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps({**description, "format_version": 1}))
+    with pytest.raises(LKGDataError, match="in format 1; this version reads 2. Prepare the data again"):
+        SequenceDataset.load(tmp_path)

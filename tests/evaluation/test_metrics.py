@@ -1,0 +1,103 @@
+import math
+
+import numpy as np
+import pytest
+
+from llamarec_lkg.evaluation.metrics import MISS, bootstrap_interval, mean_metrics, metrics_per_user, target_ranks
+
+
+def test_ranks_count_better_candidates():
+    scores = np.array([[0.1, 0.9, 0.5], [3.0, 2.0, 1.0], [-1.0, -2.0, -3.0]])
+    assert target_ranks(scores, np.array([0, 0, 2])).tolist() == [3, 1, 3]
+
+
+def test_ties_are_broken_by_position_as_a_stable_sort_would():
+    scores = np.array([[1.0, 1.0, 2.0, 1.0]] * 4)
+    assert target_ranks(scores, np.arange(4)).tolist() == [2, 3, 1, 4]
+    random = np.random.default_rng(0).integers(0, 3, size=(50, 7)).astype(float)
+    labels = np.random.default_rng(1).integers(0, 7, size=50)
+    order = np.argsort(-random, axis=1, kind="stable")
+    assert target_ranks(random, labels).tolist() == [
+        row.tolist().index(label) + 1 for row, label in zip(order, labels, strict=True)
+    ]
+
+
+def test_a_constant_scorer_gets_no_free_hits():
+    assert target_ranks(np.zeros((3, 5)), np.array([0, 2, 4])).tolist() == [1, 3, 5]
+
+
+def test_scores_that_are_not_numbers_rank_last():
+    nan = np.nan
+    scores = np.array([[nan, 1.0, 0.0], [nan, 1.0, -5.0], [nan, nan, nan], [nan, -np.inf, 0.0]])
+    assert target_ranks(scores, np.array([0, 2, 1, 1])).tolist() == [3, 2, 2, 3]
+
+
+def test_a_label_below_zero_is_a_miss():
+    assert target_ranks(np.ones((2, 3)), np.array([-1, 1])).tolist() == [MISS, 2]
+
+
+def test_masked_candidates_do_not_count_and_a_masked_target_is_a_miss():
+    scores = np.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
+    mask = np.array([[False, True, True], [True, True, False], [False, True, True]])
+    assert target_ranks(scores, np.array([2, 2, 2]), mask).tolist() == [2, MISS, 2]
+
+
+def test_metrics_by_hand():
+    values = metrics_per_user(np.array([1, 2, 5, 6, MISS]), ks=(1, 5))
+    assert list(values) == ["mrr@1", "ndcg@1", "recall@1", "mrr@5", "ndcg@5", "recall@5"]
+    assert values["recall@1"].tolist() == values["mrr@1"].tolist() == values["ndcg@1"].tolist() == [1, 0, 0, 0, 0]
+    assert values["recall@5"].tolist() == [1, 1, 1, 0, 0]
+    assert values["mrr@5"] == pytest.approx([1, 1 / 2, 1 / 5, 0, 0])
+    assert values["ndcg@5"] == pytest.approx([1, 1 / math.log2(3), 1 / math.log2(6), 0, 0])
+
+
+def test_means_are_over_all_lists_misses_included():
+    means = mean_metrics(np.array([1, 4, MISS, MISS]))
+    assert sorted(means) == sorted(f"{name}@{k}" for name in ("mrr", "ndcg", "recall") for k in (1, 5, 10))
+    assert means["recall@1"] == 0.25 and means["recall@10"] == 0.5
+    assert means["mrr@10"] == pytest.approx((1 + 1 / 4) / 4)
+    assert all(type(value) is float for value in means.values())
+
+
+def test_an_interval_covers_the_mean_and_narrows_with_more_users():
+    generator = np.random.default_rng(0)
+    few, many = generator.random(50), generator.random(5000)
+    widths = []
+    for values in (few, many):
+        low, high = bootstrap_interval({"a": values})["a"]
+        assert low < values.mean() < high
+        widths.append(high - low)
+        expected = 2 * 1.96 * values.std() / math.sqrt(len(values))
+        assert widths[-1] == pytest.approx(expected, rel=0.1)
+    assert widths[1] < widths[0] / 5
+
+
+def test_a_higher_level_gives_a_wider_interval():
+    values = {"a": np.random.default_rng(0).random(100)}
+    narrow, wide = bootstrap_interval(values, level=0.5)["a"], bootstrap_interval(values, level=0.99)["a"]
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_an_interval_is_the_same_for_the_same_seed_only():
+    values = {"a": np.random.default_rng(0).random(40)}
+    assert bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1)
+    assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
+
+
+def test_users_are_resampled_together_for_all_metrics():
+    values = np.random.default_rng(0).random(60)
+    intervals = bootstrap_interval({"a": values, "b": values, "shifted": values + 1}, resamples=300)
+    assert intervals["a"] == intervals["b"]
+    assert intervals["shifted"] == pytest.approx([bound + 1 for bound in intervals["a"]])
+
+
+def test_a_paired_difference_that_is_constant_has_no_width():
+    base = np.random.default_rng(0).random(60)
+    assert bootstrap_interval({"gain": (base + 0.25) - base})["gain"] == pytest.approx((0.25, 0.25))
+
+
+def test_any_number_of_resamples_is_used_in_full():
+    values = {"a": np.r_[np.zeros(50), np.ones(50)]}
+    for resamples in (1, 255, 257, 600):
+        low, high = bootstrap_interval(values, resamples=resamples)["a"]
+        assert 0.2 < low <= high < 0.8

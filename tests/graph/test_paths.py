@@ -1,0 +1,293 @@
+import math
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import pytest
+
+from llamarec_lkg.data.schema import HEAD, RELATION, TAIL, Triples
+from llamarec_lkg.graph import paths
+from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
+from llamarec_lkg.graph.paths import Paths, keep_selectable, tfidf
+from llamarec_lkg.utils.errors import LKGDataError
+
+
+def graph_of(facts, num_items) -> KnowledgeGraph:
+    items = [str(item) for item in range(1, num_items + 1)]
+    triples = Triples.from_frame(pd.DataFrame(facts, columns=[HEAD, RELATION, TAIL]), {raw: raw for raw in items})
+    return KnowledgeGraph.from_triples(triples, items)
+
+
+def texts(graph: KnowledgeGraph, found: Paths) -> list[str]:
+    """Each path as "1 BY x ~BY 2"."""
+    lines = []
+    for nodes, codes, length in zip(found.nodes, found.edge_codes, found.lengths, strict=True):
+        words = [graph.node_keys[nodes[0]]]
+        for step in range(length):
+            words += ["~" * (codes[step] % 2) + graph.relations[codes[step] // 2], graph.node_keys[nodes[step + 1]]]
+        assert (nodes[length + 1 :] == -1).all() and (codes[length:] == -1).all()
+        lines.append(" ".join(words))
+    return lines
+
+
+@pytest.fixture
+def graph() -> KnowledgeGraph:
+    """1 and 2 share x (BY) and g (IN); 2 and 3 share g; 3 -> 4 directly and over y; 5 hangs on 4's z; 6 is alone."""
+    return graph_of(
+        [
+            *(("1", "BY", "x"), ("2", "BY", "x"), ("1", "IN", "g"), ("2", "IN", "g"), ("3", "IN", "g")),
+            *(("3", "NEXT", "4"), ("3", "BY", "y"), ("4", "BY", "y"), ("4", "IN", "z"), ("5", "IN", "z")),
+        ],
+        6,
+    )
+
+
+def test_all_shortest_paths_of_each_pair_are_found(graph):
+    found = paths.find(graph, [1], [2, 3])
+    assert texts(graph, found) == ["1 BY x ~BY 2", "1 IN g ~IN 2", "1 IN g ~IN 3"]
+    assert found.source_index.tolist() == [0, 0, 0]
+    assert found.target_index.tolist() == [0, 0, 1]
+    assert found.nodes.shape == (3, 3) and found.edge_codes.shape == (3, 2)
+    assert len(found) == 3
+
+
+def test_only_the_shortest_paths_are_kept(graph):
+    assert texts(graph, paths.find(graph, [3, 4], [4, 3], max_hops=4)) == ["3 NEXT 4", "4 ~NEXT 3"]
+
+
+def test_paths_are_no_longer_than_asked_for(graph):
+    def lengths(hops):
+        found = {target: paths.find(graph, [1], [target], max_hops=hops) for target in range(2, 7)}
+        return {target: some.lengths.tolist() for target, some in found.items() if len(some)}
+
+    assert lengths(1) == {}
+    assert lengths(2) == {2: [2, 2], 3: [2]}
+    assert lengths(3) == {2: [2, 2], 3: [2], 4: [3]}
+    assert lengths(5) == {2: [2, 2], 3: [2], 4: [3], 5: [5]}
+    assert texts(graph, paths.find(graph, [3], [4], max_hops=1)) == ["3 NEXT 4"]
+
+
+def test_four_hops_lead_through_another_item():
+    graph = graph_of([("1", "BY", "x"), ("2", "BY", "x"), ("2", "IN", "g"), ("3", "IN", "g")], 3)
+    assert len(paths.find(graph, [1], [3], max_hops=2)) == 0
+    found = paths.find(graph, [1], [3, 2], max_hops=4)
+    assert texts(graph, found) == ["1 BY x ~BY 2 IN g ~IN 3", "1 BY x ~BY 2"]
+    assert found.relation_counts(2).tolist() == [[2.0, 2.0], [2.0, 0.0]]
+
+
+def test_a_path_is_the_same_whatever_else_is_asked_for(graph):
+    alone = texts(graph, paths.find(graph, [2], [5], max_hops=5))
+    together = paths.find(graph, [1, 2, 5], [1, 3, 5], max_hops=5)
+    mine = together.take(np.flatnonzero((together.source_index == 1) & (together.target_index == 2)))
+    assert texts(graph, mine) == alone and len(alone) == 1
+
+
+def test_identical_items_and_padding_have_no_path(graph):
+    assert len(paths.find(graph, [2, 0], [2, 0])) == 0
+    assert texts(graph, paths.find(graph, [1, 2], [1, 2])) == [
+        *("1 BY x ~BY 2", "1 IN g ~IN 2", "2 BY x ~BY 1", "2 IN g ~IN 1")
+    ]
+
+
+def test_unconnected_items_and_empty_lists_have_no_path(graph):
+    assert len(paths.find(graph, [6], [1, 2, 3])) == 0
+    assert len(paths.find(graph, [1], [6], max_hops=8)) == 0
+    for sources, targets in (([], [1]), ([1], []), ([], [])):
+        found = paths.find(graph, sources, targets)
+        assert len(found) == 0 and found.nodes.shape == (0, 3) and found.edge_codes.shape == (0, 2)
+
+
+def test_an_item_without_a_node_has_no_path():
+    plain = nx.MultiDiGraph()
+    plain.add_edge("a", "x", relation="BY", both_ways=True)
+    plain.add_edge("b", "x", relation="BY", both_ways=True)
+    built = KnowledgeGraph.from_networkx(plain, ["a", "none", "b"])
+    assert texts(built, paths.find(built, [1, 2], [2, 3])) == ["a BY x ~BY b"]
+
+
+@pytest.mark.parametrize("sources, targets, name, item", [([7], [1], "source", 7), ([1], [-1], "target", -1)])
+def test_an_unknown_item_is_refused(graph, sources, targets, name, item):
+    with pytest.raises(LKGDataError, match=f"A {name} item is {item}, but the graph has items 1 to 6"):
+        paths.find(graph, sources, targets)
+
+
+def test_the_cap_keeps_the_rarest_entities():
+    facts = [(item, "BY", entity) for entity in ("hub", "mid", "rare") for item in ("1", "2")]
+    facts += [(str(item), "BY", "hub") for item in range(3, 9)] + [("3", "BY", "mid")]
+    graph = graph_of(facts, 8)
+    kept = {cap: texts(graph, paths.find(graph, [1], [2], max_paths_per_pair=cap)) for cap in (1, 2, 3)}
+    assert kept[1] == ["1 BY rare ~BY 2"]
+    assert sorted(kept[2]) == ["1 BY mid ~BY 2", "1 BY rare ~BY 2"]
+    assert sorted(kept[3]) == ["1 BY hub ~BY 2", "1 BY mid ~BY 2", "1 BY rare ~BY 2"]
+
+
+def test_the_cap_does_not_depend_on_the_order_of_the_facts():
+    facts = [(item, "BY", f"e{entity}") for entity in range(6) for item in ("1", "2")]
+    graph = graph_of(facts, 2)
+    found = paths.find(graph, [1], [2], max_paths_per_pair=3)
+    again = paths.find(graph_of(facts[::-1], 2), [1], [2], max_paths_per_pair=3)
+    assert len(found) == 3
+    assert found.nodes.tolist() == again.nodes.tolist() == sorted(found.nodes.tolist())
+    assert found.nodes[:, 1].tolist() == [2, 3, 4], "of equally rare entities the first ones"
+
+
+def test_the_order_is_by_source_target_nodes_and_edges():
+    facts = [
+        ("1", "BY", "x"),
+        ("1", "IN", "x"),
+        ("2", "IN", "x"),
+        ("2", "BY", "x"),
+        ("3", "BY", "x"),
+        ("2", "BY", "a"),
+    ]
+    graph = graph_of([*facts, ("1", "BY", "a")], 3)
+    found = paths.find(graph, [2, 1], [3, 1, 2])
+    keys = [
+        (source, target, tuple(nodes), tuple(codes))
+        for source, target, nodes, codes in zip(
+            found.source_index.tolist(),
+            found.target_index.tolist(),
+            found.nodes.tolist(),
+            found.edge_codes.tolist(),
+            strict=True,
+        )
+    ]
+    assert keys == sorted(keys)
+    assert len(keys) == len(set(keys)) == 14
+
+
+def brute_force(graph, source, target, max_hops):
+    """All shortest paths by trying every walk."""
+    edges = {}
+    for start, code, end in zip(
+        graph.edge_sources().tolist(), graph.edge_relations.tolist(), graph.targets.tolist(), strict=True
+    ):
+        edges.setdefault(start, []).append((code, end))
+    walks = [((graph.item_nodes[source],), ())]
+    for _ in range(max_hops):
+        walks = [((*n, end), (*c, code)) for n, c in walks for code, end in edges.get(n[-1], ()) if end not in n]
+        if hits := [walk for walk in walks if walk[0][-1] == graph.item_nodes[target]]:
+            return sorted((tuple(map(int, nodes)), codes) for nodes, codes in hits)
+    return []
+
+
+def test_paths_equal_those_of_a_brute_force_search():
+    generator = np.random.default_rng(2)
+    facts = {
+        (str(generator.integers(1, 9)), f"R{generator.integers(2)}", f"e{generator.integers(9)}") for _ in range(22)
+    } | {("1", "NEXT", "2"), ("3", "NEXT", "4")}
+    graph = graph_of(sorted(facts), 8)
+    items = np.arange(1, 9)
+    for hops in (1, 2, 3, 4):
+        found = paths.find(graph, items, items, max_hops=hops, max_paths_per_pair=1000)
+        for source in items:
+            for target in items:
+                rows = np.flatnonzero((found.source_index == source - 1) & (found.target_index == target - 1))
+                mine = [
+                    (tuple(nodes[: length + 1]), tuple(codes[:length]))
+                    for nodes, codes, length in zip(
+                        found.nodes[rows].tolist(), found.edge_codes[rows].tolist(), found.lengths[rows], strict=True
+                    )
+                ]
+                assert mine == ([] if source == target else brute_force(graph, source, target, hops))
+
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+
+def made_of(*relations_of_path, sources=None) -> Paths:
+    width = max(map(len, relations_of_path))
+    codes = np.array([[2 * r for r in path] + [-1] * (width - len(path)) for path in relations_of_path])
+    count = len(codes)
+    source = np.zeros(count, int) if sources is None else np.array(sources)
+    return Paths(source, np.arange(count), (codes >= 0).sum(axis=1), np.zeros((count, width + 1), int), codes)
+
+
+def test_a_relation_and_its_inverse_are_counted_as_one():
+    found = Paths(*(np.zeros(1, int),) * 2, np.array([3]), np.zeros((1, 5), int), np.array([[4, 5, 0, -1]]))
+    assert found.relation_counts(3).tolist() == [[1.0, 0.0, 2.0]]
+
+
+def test_tfidf_by_hand():
+    # one history item, three paths: relation 0 occurs in two of them, relation 1 in two, relation 2 in one
+    found = made_of([0, 0], [0, 1], [1, 1, 2])
+    idf = [math.log(3 / 3) + 1, math.log(3 / 3) + 1, math.log(3 / 2) + 1]
+    raw = np.array([[2 * idf[0], 0, 0], [idf[0], idf[1], 0], [0, 2 * idf[1], idf[2]]])
+    assert tfidf(found, 3, normalize=False) == pytest.approx(raw, rel=1e-6)
+    assert tfidf(found, 3) == pytest.approx(np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True), rel=1e-6)
+    assert tfidf(found, 3).dtype == np.float32
+
+
+def test_document_frequency_is_counted_for_each_history_item():
+    found = made_of([0, 0], [0, 0], [0, 0], [1, 1], [0, 0], sources=[4, 4, 4, 4, 7])
+    weights = tfidf(found, 2, normalize=False)
+    assert weights[0, 0] == pytest.approx(2 * (math.log(4 / 4) + 1))
+    assert weights[3, 1] == pytest.approx(2 * (math.log(4 / 2) + 1))
+    assert weights[4, 0] == pytest.approx(2 * (math.log(1 / 2) + 1))
+
+
+def test_no_paths_have_empty_weights(graph):
+    none = paths.find(graph, [], [])
+    assert tfidf(none, 3).shape == tfidf(none, 3, normalize=False).shape == (0, 3)
+    assert keep_selectable(tfidf(none, 3), 5).shape == (0,)
+
+
+# -- what can be selected ---------------------------------------------------------------------------------------------
+
+
+def best(weights, preferences, count, rows) -> list[int]:
+    """The `count` best of `rows`, ties by index."""
+    scores = (weights[rows] * preferences).sum(axis=1)
+    return rows[np.lexsort((rows, -scores))[:count]].tolist()
+
+
+def best_of_each_source(weights, preferences, count, rows, source) -> list[int]:
+    winners = [best(weights, preferences, 1, rows[source[rows] == one])[0] for one in np.unique(source[rows])]
+    return best(weights, preferences, count, np.array(sorted(winners)))
+
+
+@pytest.fixture(scope="module")
+def random_weights() -> list[np.ndarray]:
+    """Small whole numbers, so that rows repeat, scores tie and sums are exact; most rows lie on one relation."""
+    generator = np.random.default_rng(11)
+    tables = []
+    for size in (1, 7, 40, 150):
+        weights = generator.integers(1, 5, size=(size, 4)) * (generator.random((size, 4)) < 0.3)
+        single = generator.random(size) < 0.6
+        weights[single] = 0
+        weights[single, generator.integers(0, 4, single.sum())] = generator.integers(1, 6, single.sum())
+        tables.append(weights.astype(float))
+    return tables
+
+
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_no_row_that_some_preferences_would_select_is_lost(random_weights, count):
+    generator = np.random.default_rng(count)
+    for weights in random_weights:
+        everything, kept = np.arange(len(weights)), keep_selectable(weights, count)
+        assert kept.tolist() == sorted(set(kept.tolist()))
+        for _ in range(60):
+            preferences = generator.integers(1, 6, size=4).astype(float)
+            assert best(weights, preferences, count, kept) == best(weights, preferences, count, everything)
+
+
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_no_row_is_lost_where_each_history_item_gives_one_path(random_weights, count):
+    generator = np.random.default_rng(count)
+    for weights in random_weights:
+        source = np.sort(generator.integers(0, 12, size=len(weights)))
+        everything, kept = np.arange(len(weights)), keep_selectable(weights, count, source)
+        for _ in range(60):
+            preferences = generator.integers(1, 6, size=4).astype(float)
+            assert best_of_each_source(weights, preferences, count, kept, source) == best_of_each_source(
+                weights, preferences, count, everything, source
+            )
+
+
+def test_rows_that_can_never_be_selected_are_left_out():
+    weights = np.array([[1.0, 0], [3, 0], [2, 0], [0, 1], [2, 1], [2, 1], [2, 1], [3, 0]])
+    assert keep_selectable(weights, 1).tolist() == [1, 3, 4]
+    assert keep_selectable(weights, 2).tolist() == [1, 3, 4, 5, 7]
+    assert keep_selectable(weights, 100).tolist() == list(range(8))
+    sources = np.array([0, 0, 0, 0, 0, 0, 1, 1])
+    assert keep_selectable(weights, 5, sources).tolist() == [1, 3, 4, 6, 7]

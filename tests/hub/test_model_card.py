@@ -1,0 +1,419 @@
+"""The model card: the Hub's own checks, every figure of the report in its metadata, and snippets that run."""
+
+import logging
+import re
+import shutil
+from dataclasses import replace
+from math import nan
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from peft import IA3Config, LoraConfig
+from tiny import backbone, examples, model, processor, tokenizer
+from tiny_run import settings, write_world
+
+from llamarec_lkg import (
+    LKGDataError,
+    LlamaRecLKGForRanking,
+    LlamaRecLKGProcessor,
+    LlamaRecLKGTrainer,
+    LlamaRecLKGTrainingArguments,
+    Recommender,
+)
+from llamarec_lkg.cli import main
+from llamarec_lkg.evaluation.metrics import metrics_per_user
+from llamarec_lkg.evaluation.report import Report
+from llamarec_lkg.hub.model_card import ModelCard as Card
+from llamarec_lkg.hub.model_card import read_emissions
+from llamarec_lkg.hub.public_copy import public_copy, push_saved
+from llamarec_lkg.hub.push import push_folder, run_card
+from llamarec_lkg.hub.repository import MARK
+from llamarec_lkg.ranking.scoring import ranker_scores, reranked
+from llamarec_lkg.training.run_config import RunConfig
+from llamarec_lkg.training.workflow import Workflow
+from llamarec_lkg.utils.files import read_json, write_json
+from llamarec_lkg.utils.hub import SMOLLM2_NAME
+
+
+pytestmark = pytest.mark.hub
+
+REPO = "tester/films"
+NEEDED = ("config.json", "model.safetensors", "processor_config.json", "items.parquet", "users.parquet")
+EMISSIONS = {"emissions": 12.5, "source": "measured", "hardware_used": "one laptop"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of the command line, with what only its user knows about the card."""
+    folder = tmp_path_factory.mktemp("carded")
+    write_world(folder / "world")
+    backbone().save_pretrained(folder / "backbone")
+    tokenizer().save_pretrained(folder / "backbone")
+    content = settings(folder)
+    content["evaluation"] |= {"untrained": False, "resamples": 50}
+    content["card"] = {"license": "apache-2.0", "tags": ["films"], "emissions": EMISSIONS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAMAREC_LKG_CACHE", str(folder / "cache"))
+        workflow = Workflow(RunConfig.from_mapping(content), progress=False)
+        workflow.evaluate()
+    return workflow.folder
+
+
+def card_of(folder, **changes):
+    report = Report(**read_json(folder / "report.json"))
+    return replace(Card(**read_json(folder / "card.json")), report=report, **changes)
+
+
+def snippets(card):
+    return re.findall(r"^```python\n(.*?)^```$", str(card), re.DOTALL | re.MULTILINE)
+
+
+def run_snippets(card):
+    """Each by itself, as someone who copies it."""
+    for code in snippets(card):
+        exec(compile(code, "the card", "exec"), {})
+
+
+def trainer(proc, tmp_path, ranker=None, **extra):
+    args = LlamaRecLKGTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none")
+    return LlamaRecLKGTrainer(ranker or model(proc), args, None, None, proc, **extra)
+
+
+@pytest.fixture
+def proc(film_dataset):
+    return processor(film_dataset).fit(examples(film_dataset))
+
+
+# -- snippets
+
+
+def test_every_snippet_of_a_pushed_card_runs(run, hub, capsys):
+    card = card_of(run, model_id=REPO).to_hub_card()
+    HfApi().create_repo(REPO)
+    parts = [*NEEDED, "adapter/*", "knowledge_graph/*", "retriever/*", "*token*"]
+    HfApi().upload_folder(repo_id=REPO, folder_path=run, allow_patterns=parts)
+    card.push_to_hub(REPO)
+    pushed = ModelCard.load(REPO)
+    assert len(snippets(pushed)) == 2 and all(f'from_pretrained("{REPO}")' in code for code in snippets(pushed))
+    assert f'load_adapter("{REPO}"' in pushed.text
+    run_snippets(pushed)
+    printed = capsys.readouterr().out
+    assert printed.count("Film") >= 5 and "tensor(" in printed
+    assert len(hub.calls("GET */lfs/*")) >= 3, "weights came from the Hub"
+
+
+def test_the_snippets_of_a_local_card_run_where_it_was_made(run, capsys):
+    run_snippets(ModelCard.load(run / "README.md"))
+    assert "tensor(" in capsys.readouterr().out
+
+
+def test_the_snippets_of_a_card_without_retriever_run(proc, tmp_path, capsys):
+    done = trainer(proc, tmp_path)
+    done.save_model(str(tmp_path / "saved"))
+    card = Card.from_trainer(done, model_id=str(tmp_path / "saved")).to_hub_card()
+    assert len(snippets(card)) == 1 and "Recommender" not in card.text
+    run_snippets(card)
+    assert "tensor(" in capsys.readouterr().out
+
+
+def test_the_snippets_of_a_card_without_language_model_run(proc, tmp_path, capsys):
+    ranker = LlamaRecLKGForRanking(proc.model_config(use_language_model=False))
+    done = trainer(proc, tmp_path, ranker)
+    done.save_model(str(tmp_path / "saved"))
+    card = Card.from_trainer(done, model_id=str(tmp_path / "saved"))
+    assert "without a language model" in str(card.to_hub_card()) and card.to_hub_card().data.base_model is None
+    run_snippets(card.to_hub_card())
+    assert "tensor(" in capsys.readouterr().out
+
+
+# -- metadata
+
+
+def test_the_hub_accepts_the_card(run, hub):
+    for card in (ModelCard.load(run / "README.md"), card_of(run, model_id=REPO).to_hub_card()):
+        card.validate()
+        assert yaml.safe_load(str(card.data)) == card.data.to_dict()
+    assert len(hub.calls("POST /api/validate-yaml")) == 2
+    with pytest.raises(ValueError, match="known licenses"):
+        card_of(run, license="mine").to_hub_card().validate()
+
+
+def test_every_metric_of_every_row_is_in_the_metadata_with_its_interval(run):
+    report = Report(**read_json(run / "report.json"))
+    data = ModelCard.load(run / "README.md").data.to_dict()
+    name, results = model_index_to_eval_results(data["model-index"])
+    assert name == str(run)
+    found = {(result.metric_args["row"], result.metric_type): result for result in results}
+    rows = [row for row in report.rows if row["name"] != "ceiling"]  # no system
+    assert len(found) == len(results) == sum(len(row["metrics"]) for row in rows) and len(rows) < len(report.rows)
+    assert {"ranker", "ranker-as-published", "retriever", "ranker-shuffled-kg", "no-lm", "no-lm-no-kg"} <= {
+        name for name, _ in found
+    }
+    for row in rows:
+        for metric, value in row["metrics"].items():
+            result = found[row["name"], metric]
+            assert result.metric_value == pytest.approx(value, abs=1e-5)
+            assert result.metric_args["ci95"] == pytest.approx(row["ci95"][metric], abs=1e-5)
+            assert (result.dataset_name, result.dataset_split) == (report.protocol["dataset"], "test")
+            assert result.dataset_args == {k: report.protocol[k] for k in ("targets", "retrieved")}
+            if row["name"] == "retriever":
+                assert "minus_retriever" not in result.metric_args
+            else:
+                difference = row["difference_to_retriever"][metric]
+                assert result.metric_args["minus_retriever"] == pytest.approx(difference, abs=1e-5)
+    first = results[: len(report.rows[0]["metrics"])]
+    assert all(result.metric_args["row"] == "ranker" for result in first), "what a reader of one figure takes"
+    assert results[0].metric_name == results[0].metric_type.upper()
+    assert any(result.metric_name == "NDCG@10 (no-lm-no-kg)" for result in results)
+    assert data["metrics"] == ["mrr", "ndcg", "recall"]
+
+
+@pytest.mark.parametrize("co_ratings", [False, True])
+def test_the_figures_that_come_first_are_those_of_what_is_published(run, tmp_path, co_ratings):
+    """Measured again here with what a stranger loads."""
+    report, published = (
+        Report(**read_json(run / "report.json")),
+        f"ranker-as-published{'-with-co-ratings' * co_ratings}",
+    )
+    graph = public_copy(run, tmp_path, backbone=str(run.parent / "backbone"), include_co_ratings=co_ratings)
+    stranger = LlamaRecLKGForRanking.from_pretrained(tmp_path), LlamaRecLKGProcessor.from_pretrained(tmp_path)
+    workflow = Workflow(RunConfig.from_mapping(yaml.safe_load((run / "config.yaml").read_text())), progress=False)
+    lists = workflow.lists(workflow.train_retriever(), "test")
+    ranks = reranked(ranker_scores(*stranger, [replace(example, user=0) for example in lists]), lists)
+    measured = {name: values.mean() for name, values in metrics_per_user(ranks, (1, 5, 10)).items()}
+    assert report.row(published)["metrics"] == pytest.approx(measured)
+    assert measured != report.row("ranker")["metrics"], "this world tells the two apart"
+    home = run_card(run, REPO, graph=graph)
+    away = run_card(run, REPO, interactions=True, user_weights=True)
+    for card, row in ((home, published), (away, "ranker")):
+        data = card.to_hub_card().data.eval_results
+        first = {result.metric_type: result for result in data[: len(measured)]}
+        for metric, value in report.row(row)["metrics"].items():
+            assert first[metric].metric_value == pytest.approx(value, abs=1e-5)
+            assert first[metric].metric_name == metric.upper() and first[metric].metric_args["row"] == row
+            assert "measured_with_what_is_not_here" not in first[metric].metric_args
+        assert ("is what this repository holds" in card.to_hub_card().text) == (row != "ranker")
+        assert ("in whose place stand co-ratings" in card.to_hub_card().text) == (row == published and co_ratings)
+        assert stranger[1].knowledge_graph.describe() in home.graph
+    away = {r.metric_args["row"]: "measured_with_what_is_not_here" in r.metric_args for r in home._eval_results()}
+    assert away["ranker"] and away["no-lm-no-kg"] and not away["retriever"] and not away["popularity"]
+    assert not away["ranker-as-published"] and not away["ranker-as-published-with-co-ratings"]
+    mixed = run_card(run, REPO, graph=graph, user_weights=True)  # neither row is about this one
+    assert mixed.to_hub_card().data.eval_results[0].metric_args["measured_with_what_is_not_here"]
+    assert "may\nrank differently" in mixed.to_hub_card().text
+
+
+def test_who_publishes_less_than_was_measured_is_told_what_it_costs(run, hub, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("llamarec_lkg"), "propagate", True)
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    content = read_json(folder / "report.json")
+    rows = {row["name"]: row["metrics"] for row in content["rows"]}
+    rows["ranker"]["ndcg@10"] = 0.4321
+    for value, summed, included, told, hint in (
+        (0.1234, 0.3, False, "0.1234", True),
+        (0.1234, 0.1, False, "0.1234", False),
+        (0.1234, 0.3, True, "0.3000", False),
+        (0.5, 0.3, False, None, False),
+    ):
+        rows["ranker-as-published"]["ndcg@10"] = value
+        rows["ranker-as-published-with-co-ratings"]["ndcg@10"] = summed
+        write_json(folder / "report.json", content)
+        caplog.clear()
+        push_folder(folder, REPO, backbone="you/base", include_co_ratings=included)
+        assert ("here it has 0.4321, its retriever alone" in caplog.text) == (told is not None)
+        assert told is None or f"this ranker has ndcg@10 {told};" in caplog.text
+        assert ("(--include-co-ratings), sums over people in their place, it has 0.3000" in caplog.text) == hint
+
+
+def test_sums_over_people_go_up_when_asked_for_and_people_do_not(run, hub, tmp_path):
+    assert main(["push", str(run), REPO, "--include-co-ratings", "--backbone", "you/base"]) == 0
+    graph = LlamaRecLKGProcessor.from_pretrained(REPO).knowledge_graph
+    home = LlamaRecLKGProcessor.from_pretrained(run)
+    rated = np.asarray(graph.edge_relations) == 2 * graph.relations.index("RATED")
+    assert rated.any() and not graph.people(home.user_ids).any() and not np.isnan(graph.weights[rated]).any()
+    said = "data about people: which items the same people rate, as sums over at least five people."
+    assert said in ModelCard.load(REPO).text
+    stranger = tmp_path / "stranger"
+    LlamaRecLKGForRanking.from_pretrained(REPO, backbone=False).save_pretrained(stranger)
+    LlamaRecLKGProcessor.from_pretrained(REPO).save_pretrained(stranger)
+    assert not (stranger / ".gitignore").exists(), "sums are about nobody"
+    push_saved(stranger, "tester/again")  # what was public already stays
+    again = LlamaRecLKGProcessor.from_pretrained("tester/again").knowledge_graph
+    assert again.describe() == graph.describe() and said in ModelCard.load("tester/again").text
+    assert main(["push", str(run), REPO, "--backbone", "you/base"]) == 0
+    assert LlamaRecLKGProcessor.from_pretrained(REPO).knowledge_graph.weights is None
+    assert "There is no data about people" in ModelCard.load(REPO).text
+
+
+def test_the_files_of_another_version_do_not_stop_a_push(run, hub, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("llamarec_lkg"), "propagate", True)
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    write_json(folder / "card.json", {**read_json(folder / "card.json"), "newer": 1})
+    write_json(folder / "report.json", {**read_json(folder / "report.json"), "newest": 1})
+    push_folder(folder, REPO, backbone="you/base")
+    card = ModelCard.load(REPO)
+    assert card.data.license == "apache-2.0" and not card.data.eval_results
+    assert "holds ['newer'], which this version does not know" in caplog.text
+    assert "report.json is that of another version" in caplog.text and "'newest'" in caplog.text
+    for content in ({"license": "mit"}, ["a", "list"]):
+        write_json(folder / "card.json", content)
+        with pytest.raises(LKGDataError, match="card.json holds no `model_id`.*Delete it, or save the run again"):
+            push_folder(folder, REPO, backbone="you/base")
+
+
+def test_what_only_the_user_knows_is_on_the_card(run):
+    card = ModelCard.load(run / "README.md")
+    assert card.data.license == "apache-2.0" and "films" in card.data.tags
+    assert card.data.co2_eq_emissions == EMISSIONS
+    assert "Carbon: 12.5 g CO2 equivalent (measured)." in card.text
+    assert "under the licence `apache-2.0`" in card.text and "No licence was stated" not in card.text
+    assert {"peft", "lora", "recommendation", "knowledge-graph"} <= set(card.data.tags)
+    assert (card.data.library_name, card.data.pipeline_tag) == ("llamarec_lkg", "text-ranking")
+    assert "LORA (rank 2; alpha 32; dropout 0.05; on q_proj, v_proj)" in card.text
+    assert "| ranker |" in card.text and "| no-lm-shuffled-kg |" in card.text and "FOLLOWED_BY" in card.text
+    assert "2311.02089" in card.text and "2506.07449" in card.text
+
+
+def test_a_changed_card_section_takes_effect_without_training_again(run, monkeypatch):
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    content["card"] |= {"license": "mit", "emissions": 3}
+    monkeypatch.setattr("llamarec_lkg.training.trainer.LlamaRecLKGTrainer", None)
+    before = (run / "README.md").read_text(), (run / "card.json").read_text()
+    try:
+        Workflow(RunConfig.from_mapping(content), progress=False).evaluate()
+        card = ModelCard.load(run / "README.md")
+        assert card.data.license == "mit" and card.data.co2_eq_emissions == {"emissions": 3}
+        assert card.data.eval_results
+    finally:
+        (run / "README.md").write_text(before[0])
+        (run / "card.json").write_text(before[1])
+
+
+def test_base_model_and_relation_say_what_the_repository_holds():
+    def data(**fields):
+        return Card("you/x", **fields).to_hub_card().data.to_dict()
+
+    lora = {"adapter": "LORA (rank 8; on q_proj)"}
+    assert (data(base_model="meta-llama/Llama-2-7b-hf", **lora)["base_model"]) == "meta-llama/Llama-2-7b-hf"
+    assert data(base_model="meta-llama/Llama-2-7b-hf", **lora)["base_model_relation"] == "adapter"
+    assert data(base_model="meta-llama/Llama-2-7b-hf")["base_model_relation"] == "finetune"
+    assert data(base_model=SMOLLM2_NAME, **lora)["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    for name in (None, "/home/me/models/llama", "./models/llama", "a-name"):
+        assert "base_model" not in data(base_model=name) and "base_model_relation" not in data(base_model=name)
+    assert "base_model" not in data(base_model="you/base", uses_language_model=False)
+    assert data(dataset_name="you/films")["datasets"] == ["you/films"]
+    assert "datasets" not in data(dataset_name="ml-100k") and "co2_eq_emissions" not in data()
+    assert "model-index" not in data()
+
+
+def test_the_trainer_knows_its_adapter_and_its_numbers(proc, film_dataset, tmp_path):
+    lora = LoraConfig(r=2, lora_alpha=4, target_modules=["v_proj"], task_type="CAUSAL_LM", use_dora=True)
+    done = trainer(proc, tmp_path, peft_config=lora)
+    card = Card.from_trainer(done)
+    assert card.adapter == "LORA (rank 2; alpha 4; dropout 0.0; DoRA; on v_proj)"
+    count = sum(p.numel() for p in done.model.parameters() if p.requires_grad)
+    assert card.training["trained weights"] == f"{count:,}" and card.training["precision"] == "float32"
+    assert "quantization" not in card.training and card.emissions is None and card.model_id == "out"
+    ia3 = IA3Config(target_modules=["v_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
+    assert Card.from_trainer(trainer(proc, tmp_path, peft_config=ia3)).adapter == "IA3 (on v_proj)"
+    assert Card.from_trainer(trainer(proc, tmp_path)).adapter == ""
+    assert "This model has not been evaluated." in str(card.to_hub_card())
+    assert "No licence was stated" in str(card.to_hub_card())
+
+
+# -- carbon
+
+
+def write_emissions(folder, rows):
+    columns = ["timestamp", "project_name", "emissions", "country_name", "region", "cpu_model", "gpu_model"]
+    lines = [",".join(columns)] + [",".join(map(str, row)) for row in rows]
+    folder.mkdir(exist_ok=True)
+    (folder / "emissions.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_codecarbons_file_is_read_where_it_is(proc, tmp_path):
+    done = trainer(proc, tmp_path)
+    first = ["2026-01-01T00:00:00", "codecarbon", 0.0123, "Switzerland", "Zurich", "a CPU", "1 x a GPU"]
+    write_emissions(tmp_path / "out", [first, [*first[:2], 0.002, *first[3:]]])
+    card = Card.from_trainer(done)
+    expected = {
+        "emissions": 14.3,  # grams, of both rows: the run was resumed
+        "source": "codecarbon",
+        "training_type": "fine-tuning",
+        "geographical_location": "Zurich, Switzerland",
+        "hardware_used": "1 x a GPU, a CPU",
+    }
+    assert card.emissions == expected
+    assert card.to_hub_card().data.to_dict()["co2_eq_emissions"] == expected
+    assert Card.from_trainer(done, emissions={"emissions": 1.0}).emissions == {"emissions": 1.0}
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "emissions\n", "emissions\nmany\n"])
+def test_a_file_that_is_not_codecarbons_does_not_spoil_a_finished_training(tmp_path, text):
+    assert read_emissions(tmp_path) is None
+    (tmp_path / "emissions.csv").write_text(text)
+    assert read_emissions(tmp_path) is None
+
+
+def test_unknown_places_are_left_out(tmp_path):
+    write_emissions(tmp_path, [["t", "p", 0.001, "", "", "", ""]])
+    assert read_emissions(tmp_path) == {"emissions": 1.0, "source": "codecarbon", "training_type": "fine-tuning"}
+
+
+@pytest.mark.parametrize("given", [{"source": "me"}, {"emissions": "much"}, {"emissions": -1.0}, {"emissions": nan}])
+def test_emissions_that_are_no_figure_are_refused(given):
+    with pytest.raises(LKGDataError, match="grams of CO2 equivalent"):
+        Card("x", emissions=given)
+
+
+def test_a_card_survives_its_json(run):
+    assert str(card_of(run).to_hub_card()) == (run / "README.md").read_text()
+
+
+# -- pushes after pushes
+
+
+def test_the_card_follows_the_run_by_whatever_way_it_is_pushed(run, hub):
+    assert main(["push", str(run), REPO, "--backbone", "you/base"]) == 0
+    recommender = Recommender.from_pretrained(run)
+    recommender.push_to_hub(REPO, include_co_ratings=True, backbone="you/base")
+    card = ModelCard.load(REPO)
+    assert card.data.eval_results[0].metric_args["row"] == "ranker-as-published-with-co-ratings"
+    assert "in whose place stand co-ratings" in card.text and " with weights" in card.text
+    recommender.model.fusion.evidence_weight.data.fill_(7.0)  # other weights: the figures are not about them
+    recommender.push_to_hub(REPO, backbone="you/base")
+    assert not ModelCard.load(REPO).data.eval_results and "has not been evaluated" in ModelCard.load(REPO).text
+    recommender.model.push_to_hub(REPO, backbone="you/base")  # knows of no run
+    assert "Training" not in ModelCard.load(REPO).text and f'from_pretrained("{REPO}")' in ModelCard.load(REPO).text
+
+
+def test_a_card_that_somebody_wrote_stays_and_that_is_said(run, hub, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("llamarec_lkg"), "propagate", True)
+    assert main(["push", str(run), REPO, "--backbone", "you/base"]) == 0
+    text = ModelCard.load(REPO).content
+    assert MARK in text and "there stays" not in caplog.text
+    HfApi().upload_file(path_or_fileobj=text.replace(MARK, "Mine.").encode(), path_in_repo="README.md", repo_id=REPO)
+    assert main(["push", str(run), REPO, "--backbone", "you/base"]) == 0
+    assert "Mine." in ModelCard.load(REPO).content
+    assert f"The card of '{REPO}' stays: somebody wrote it" in caplog.text
+
+
+def test_terms_of_the_data_are_told_to_who_publishes(run, hub, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("llamarec_lkg"), "propagate", True)
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    write_json(folder / "card.json", {**read_json(folder / "card.json"), "data_license": "for research only"})
+    for private in (True, None):
+        push_folder(folder, f"tester/{private}", backbone="you/base", private=private)
+        assert ("Their terms: for research only." in caplog.text) == (private is None)
+
+
+def test_a_folder_that_is_not_there_is_named(hub, capsys):
+    assert main(["push", "outputs/quickstrt", REPO]) == 1
+    assert "There is no folder 'outputs/quickstrt' in" in capsys.readouterr().err
+    assert not hub.calls("POST */repos/create")

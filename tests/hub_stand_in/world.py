@@ -1,0 +1,86 @@
+"""What the tests of pushing and loading share: a ranker whose users have names that can be searched for."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from peft import LoraConfig
+from tiny import backbone, examples, processor
+
+from llamarec_lkg import LlamaRecLKGForRanking, LlamaRecLKGProcessor, LRURecConfig, LRURecForRetrieval
+from llamarec_lkg.data.schema import UNKNOWN_USER
+from llamarec_lkg.retrieval.modeling_lrurec import LRURecRetriever
+from llamarec_lkg.serving.recommender import Recommender
+
+
+BACKBONE, RANKER = "tester/backbone", "tester/ranker"
+USERS = [f"{name}@example.org" for name in ("ada", "bob", "cyd", "dan")]
+STAMP = 1_234_567_000
+LORA = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+
+def named_dataset(make_dataset, film_items):
+    """Four named users, six films, five interactions each: user `u` starts at film `u` and goes round."""
+    rows = [
+        (user, (number + step) % 6 + 1, STAMP + 100 * step + number, 1.0 + step)
+        for number, user in enumerate(USERS)
+        for step in range(5)
+    ]
+    return make_dataset(rows, film_items)
+
+
+def push_backbone(name: str = BACKBONE, **sizes) -> None:
+    backbone(**sizes).push_to_hub(name)
+
+
+def randomize(model: torch.nn.Module, seed: int = 0) -> None:
+    """Give every weight that starts at nothing a value, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.startswith("preference.") or "lora_" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+
+
+def ranker(proc: LlamaRecLKGProcessor, name: str = BACKBONE, adapter: bool = True) -> LlamaRecLKGForRanking:
+    """Around a backbone that is on the Hub, with an adapter; as if trained."""
+    config = proc.model_config(letter_scale=1.0, evidence_weight=2.0)
+    model = LlamaRecLKGForRanking.from_backbone(name, config, dtype=torch.float32)
+    if adapter:
+        model.add_adapter(LORA)
+    randomize(model)
+    return model.eval()
+
+
+def recommender(dataset, **options) -> Recommender:
+    proc = processor(dataset).fit(examples(dataset))
+    torch.manual_seed(0)
+    retriever = LRURecRetriever(LRURecForRetrieval(LRURecConfig(num_items=6, hidden_size=8)).eval())
+    return Recommender(ranker(proc, **options), proc, retriever)
+
+
+def logits(model, proc, dataset, known: bool = False) -> torch.Tensor:
+    """Scores of lists of unknown users, or of the known ones."""
+    lists = examples(dataset) if known else [replace(example, user=UNKNOWN_USER) for example in examples(dataset)]
+    with torch.no_grad():
+        return model(**proc(lists)).logits
+
+
+def readable(files: dict[str, bytes]) -> bytes:
+    """All that was uploaded, in one: the bytes as they are, and tables as text, since parquet compresses."""
+    tables = [
+        pd.read_parquet(io.BytesIO(data)).to_csv().encode()
+        for path, data in files.items()
+        if path.endswith(".parquet")
+    ]
+    return b"\n".join([*files.values(), *(path.encode() for path in files), *tables])
+
+
+def uploaded(hub, repo_id: str = RANKER, **revision) -> dict[str, bytes]:
+    """The files of a repository without what every one begins with."""
+    files = hub.files(repo_id, **revision)
+    files.pop(".gitattributes")
+    return files

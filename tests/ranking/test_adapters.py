@@ -1,0 +1,760 @@
+"""Adapters: every tenant gets its own scores back bit for bit, whatever is loaded beside it; what does not fit is
+refused."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from peft import IA3Config, LoraConfig, PromptTuningConfig, VeraConfig
+from safetensors.torch import load_file, save_file
+from tiny import backbone, examples, processor, tokenizer
+from transformers import AutoModel
+
+from llamarec_lkg import (
+    KnowledgeGraph,
+    LKGDataError,
+    LlamaRecLKGForRanking,
+    LlamaRecLKGProcessor,
+    LlamaRecLKGTrainer,
+    LlamaRecLKGTrainingArguments,
+    Recommender,
+)
+from llamarec_lkg.ranking.scoring import ranker_scores
+from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval
+from llamarec_lkg.training.run_config import RunConfig
+
+
+pytestmark = pytest.mark.hub
+
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+
+
+def perturbed(ranker, seed):
+    """Everything that is trained is moved, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in ranker.named_parameters():
+            if parameter.requires_grad or not name.startswith("language_model."):
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return ranker.eval()
+
+
+@pytest.fixture
+def base(tmp_path):
+    folder = tmp_path / "backbone"
+    backbone().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def films(film_dataset):
+    return processor(film_dataset).fit(examples(film_dataset))
+
+
+@pytest.fixture
+def books(make_dataset):
+    """Another domain: other items and users, RATED as the only relation, another prompt."""
+    rows = [(user, (user * 3 + step) % 9 + 1, step) for user in range(1, 8) for step in range(5)]
+    dataset = make_dataset(rows)
+    return dataset, processor(dataset, num_paths=1, history_length=3).fit(examples(dataset))
+
+
+def save_tenant(proc, base, folder, seed, adapter=None, retriever=False, **config):
+    """A trained adapter repository and the model it was saved from."""
+    ranker = LlamaRecLKGForRanking.from_backbone(base, proc.model_config(**config))
+    torch.manual_seed(seed)
+    ranker.add_adapter(adapter or LoraConfig(**LORA))
+    perturbed(ranker, seed).save_pretrained(folder)
+    proc.save_pretrained(folder)
+    if retriever:
+        torch.manual_seed(seed)
+        catalogue = LRURecConfig(num_items=len(proc.item_ids), hidden_size=8)
+        LRURecForRetrieval(catalogue).save_pretrained(folder / "retriever")
+    return ranker
+
+
+@pytest.fixture
+def tenants(films, books, film_dataset, base, tmp_path):
+    """Three repositories on one base: two domains, and a second tenant of the first. Name -> (batch, logits)."""
+    dataset, book_proc = books
+    batches = {
+        "films": dict(films(examples(film_dataset))),
+        "books": dict(book_proc(examples(dataset))),
+        "cinema": dict(films(examples(film_dataset, seed=4))),
+    }
+    expected = {}
+    for seed, (name, proc) in enumerate({"films": films, "books": book_proc, "cinema": films}.items()):
+        config = {"use_user_embedding": False, "evidence_weight": 2.0} if name == "cinema" else {}
+        ranker = save_tenant(proc, base, tmp_path / name, seed + 1, retriever=True, **config)
+        with torch.no_grad():
+            expected[name] = (batches[name], ranker(**batches[name]).logits)
+    return expected
+
+
+def loaded(tmp_path, names=("films", "books", "cinema")):
+    first, *others = names
+    ranker = AutoModel.from_pretrained(tmp_path / first, adapter_name=first)
+    for name in others:
+        ranker.load_adapter(tmp_path / name, adapter_name=name)
+    return ranker
+
+
+@torch.no_grad()
+def logits(ranker, batch):
+    return ranker(**batch).logits
+
+
+# -- switching
+
+
+def test_every_tenant_gets_its_own_scores_bit_for_bit_however_often_one_switches(tenants, tmp_path):
+    ranker = loaded(tmp_path)
+    assert ranker.adapter_names == ["films", "books", "cinema"] and ranker.active_adapter == "films"
+    base_weights = [p for n, p in ranker.named_parameters() if n.startswith("language_model.") and "lora" not in n]
+    for name in ("films", "books", "cinema", "books", "films", "films"):
+        ranker.set_adapter(name)
+        batch, expected = tenants[name]
+        assert torch.equal(logits(ranker, batch), expected), name
+        assert ranker.active_adapters() == [name]
+    after = [p for n, p in ranker.named_parameters() if n.startswith("language_model.") and "lora" not in n]
+    assert all(first is second for first, second in zip(base_weights, after, strict=True)), "nothing was loaded again"
+
+
+def test_preferences_fusion_and_configuration_change_with_the_adapter(tenants, films, books, tmp_path):
+    ranker = loaded(tmp_path, ("films", "books"))
+    assert ranker.config.num_paths == 3 and len(ranker.preference.bias) == len(films.relations)
+    ranker.set_adapter("books")
+    assert ranker.config.num_paths == 1 and ranker.config.relations == list(books[1].relations)
+    assert len(ranker.preference.bias) == 1 and ranker.fusion.config is ranker.config
+    own = load_file(tmp_path / "books" / "model.safetensors")
+    assert own.keys() == ranker.own_state_dict().keys()
+    assert all(torch.equal(own[name], value) for name, value in ranker.own_state_dict().items())
+
+
+def test_the_adapter_alone_would_give_other_scores(tenants, tmp_path):
+    """What PEFT by itself does, so that the test above is known to be able to fail."""
+    ranker = loaded(tmp_path, ("films", "cinema"))
+    batch, expected = tenants["cinema"]
+    ranker.language_model.set_adapter("cinema")
+    assert not torch.allclose(logits(ranker, batch), expected, atol=1e-2)
+
+
+def test_saving_writes_the_adapter_in_use_and_no_other(tenants, tmp_path):
+    ranker = loaded(tmp_path)
+    ranker.set_adapter("cinema")
+    ranker.save_pretrained(tmp_path / "again")
+    assert {path.name for path in (tmp_path / "again" / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    batch, expected = tenants["cinema"]
+    assert torch.equal(logits(AutoModel.from_pretrained(tmp_path / "again"), batch), expected)
+
+
+def test_saving_one_of_several_adapters_names_those_that_are_left_out(tenants, tmp_path, caplog):
+    ranker = loaded(tmp_path)
+    with caplog.at_level("WARNING"):
+        ranker.save_pretrained(tmp_path / "again")
+    assert "'films', is saved" in caplog.text and "['books', 'cinema'] are loaded, but not saved" in caplog.text
+    for name in ("books", "cinema"):
+        ranker.delete_adapter(name)
+    caplog.clear()
+    ranker.save_pretrained(tmp_path / "again")
+    assert not caplog.text, "alone it leaves nothing out"
+
+
+# substrings of the names of weights: "self" of the backbone's (self_attn), "a" and "lora" of an adapter's (lora_A)
+@pytest.mark.parametrize("name", ["a", "b", "self", "proj", "lora"])
+def test_a_tenant_may_be_called_by_a_substring_of_a_weights_name(tenants, films, film_dataset, tmp_path, name):
+    ranker = loaded(tmp_path, ("films",))
+    ranker.load_adapter(tmp_path / "books", adapter_name=name)
+    for use, tenant in ((name, "books"), ("films", "films"), (name, "books")):
+        ranker.set_adapter(use)
+        batch, expected = tenants[tenant]
+        assert torch.equal(logits(ranker, batch), expected)
+        ranker.save_pretrained(tmp_path / "again")
+        assert torch.equal(logits(AutoModel.from_pretrained(tmp_path / "again", adapter_name=name), batch), expected)
+    ranker.load_trained_weights(tmp_path / "again")
+    file = tmp_path / "again" / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    weights.pop(sorted(weights)[-1])
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(LKGDataError, match="1 weights are missing"):
+        ranker.load_trained_weights(tmp_path / "again")
+    ranker.set_adapter("films")
+    ranker.delete_adapter(name)
+    with pytest.raises(LKGDataError, match="1 weights are missing"):
+        ranker.load_adapter(tmp_path / "again", adapter_name=name)
+    unchanged(ranker, tenants)
+
+
+@pytest.mark.parametrize("name", ["model", "layers", "q_proj", "0", "weight"])
+def test_a_tenant_is_not_called_like_a_whole_part_of_the_backbone(tenants, films, base, tmp_path, name):
+    """Loaded beside one called "layers", PEFT would save an adapter without any weight."""
+    message = f"cannot be called '{name}', as a part of the backbone is.*'{name}-adapter' say"
+    ranker = loaded(tmp_path, ("films",))
+    for use in (
+        lambda: ranker.load_adapter(tmp_path / "books", adapter_name=name),
+        lambda: ranker.add_adapter(LoraConfig(**LORA), name),
+        lambda: LlamaRecLKGForRanking.from_backbone(base, films.model_config()).add_adapter(LoraConfig(**LORA), name),
+        lambda: AutoModel.from_pretrained(tmp_path / "books", adapter_name=name),
+    ):
+        with pytest.raises(LKGDataError, match=message):
+            use()
+    unchanged(ranker, tenants)
+    ranker.load_adapter(tmp_path / "books", adapter_name=f"{name}-adapter")
+    ranker.save_pretrained(tmp_path / "again")
+    batch, expected = tenants["films"]
+    assert torch.equal(logits(AutoModel.from_pretrained(tmp_path / "again"), batch), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_loading_an_adapter_leaves_the_model_in_the_mode_it_was_in(tenants, films, base, tmp_path, training):
+    def modes(ranker):
+        return {module.training for module in ranker.modules()}
+
+    plain = LlamaRecLKGForRanking.from_backbone(base, films.model_config()).train(training)
+    plain.load_adapter(tmp_path / "films", "films", is_trainable=not training)  # PEFT would decide by this
+    assert modes(plain) == {training}
+    plain.load_adapter(tmp_path / "books", "books", is_trainable=not training)
+    assert modes(plain) == {training}
+    plain.set_adapter("books")
+    assert modes(plain) == {training}
+    (tmp_path / "cinema" / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    for ranker in (plain, LlamaRecLKGForRanking.from_backbone(base, films.model_config()).train(training)):
+        with pytest.raises(LKGDataError, match="not readable"):
+            ranker.load_adapter(tmp_path / "cinema", "cinema")
+        assert modes(ranker) == {training}
+
+
+def test_an_adapter_can_be_loaded_on_a_plain_backbone(tenants, films, base, tmp_path):
+    ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
+    ranker.load_adapter(tmp_path / "books", adapter_name="books")
+    batch, expected = tenants["books"]
+    assert ranker.adapter_names == ["books"] and torch.equal(logits(ranker, batch), expected)
+
+
+def test_deleting_forgets_everything_about_a_tenant(tenants, tmp_path):
+    ranker = loaded(tmp_path)
+    with pytest.raises(LKGDataError, match="'films' is in use"):
+        ranker.delete_adapter("films")
+    ranker.delete_adapter("books")
+    assert ranker.adapter_names == ["films", "cinema"]
+    with pytest.raises(LKGDataError, match="No adapter 'books' is loaded; loaded are \\['films', 'cinema'\\]"):
+        ranker.set_adapter("books")
+    assert not [name for name, _ in ranker.named_parameters() if "books" in name]
+    ranker.load_adapter(tmp_path / "books", adapter_name="books")
+    ranker.set_adapter("books")
+    batch, expected = tenants["books"]
+    assert torch.equal(logits(ranker, batch), expected)
+
+
+def test_merging_is_for_the_only_adapter_and_the_result_is_no_base(tenants, films, tmp_path):
+    ranker = loaded(tmp_path, ("films", "cinema"))
+    with pytest.raises(LKGDataError, match="changes the backbone that \\['cinema'\\] were trained on"):
+        ranker.merge_adapter()
+    ranker.delete_adapter("cinema")
+    batch, expected = tenants["films"]
+    torch.testing.assert_close(logits(ranker.merge_adapter(), batch), expected, rtol=1e-4, atol=1e-4)
+    ranker.save_pretrained(tmp_path / "merged")
+    for merged in (ranker, AutoModel.from_pretrained(tmp_path / "merged")):
+        for use in (
+            lambda model: model.load_adapter(tmp_path / "cinema", adapter_name="cinema"),
+            lambda model: model.add_adapter(LoraConfig(**LORA)),
+        ):
+            with pytest.raises(LKGDataError, match="backbone of this model has weights of its own"):
+                use(merged)
+
+
+@pytest.mark.parametrize("how", ["merged", "fine-tuned", "checkpoint", "whole"])
+def test_a_changed_backbone_is_never_left_out_of_what_is_saved(films, film_dataset, base, tmp_path, how):
+    ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
+    if how == "merged":
+        ranker.add_adapter(LoraConfig(**LORA))
+        perturbed(ranker, 1).merge_adapter()
+    elif how in ("checkpoint", "whole"):
+        perturbed(ranker, 1).save_pretrained(tmp_path / "first", include_backbone=True)
+        if how == "whole":
+            ranker = AutoModel.from_pretrained(tmp_path / "first")
+        else:
+            ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
+            ranker.load_trained_weights(tmp_path / "first")
+    else:
+        ranker.get_input_embeddings().weight.requires_grad_(True)
+        before = ranker.get_input_embeddings().weight.detach().clone()
+        trained(ranker, films, film_dataset, tmp_path)
+        assert not torch.equal(before, ranker.get_input_embeddings().weight)
+    ranker.eval()
+    batch = dict(films(examples(film_dataset)))
+    expected = logits(ranker, batch)
+    small = tmp_path / "small"
+    with pytest.raises(LKGDataError, match=f"would name '{base}' in their place.*include_backbone=True"):
+        ranker.save_pretrained(small, include_backbone=False)
+    assert not small.exists(), "nothing is written before it is known to be whole"
+    with pytest.raises(LKGDataError, match="weights of its own"):
+        ranker.add_adapter(LoraConfig(**LORA))
+    Recommender(ranker, films).save_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(logits(AutoModel.from_pretrained(tmp_path / "saved"), batch), expected)
+
+
+def test_a_backbone_is_not_trained_beside_an_adapter(films, film_dataset, base, tmp_path):
+    ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
+    ranker.add_adapter(LoraConfig(**LORA))
+    ranker.get_input_embeddings().weight.requires_grad_(True)
+    with pytest.raises(LKGDataError, match="1 weights of the backbone would be trained.*embed_tokens.weight"):
+        trained(ranker, films, film_dataset, tmp_path)
+    ranker.mark_backbone_changed()
+    with pytest.raises(LKGDataError, match="merge_adapter"):
+        ranker.save_pretrained(tmp_path / "small")
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(**LORA), LoraConfig(**LORA, bias="all")])
+def test_a_backbone_that_was_not_trained_is_still_left_out(films, film_dataset, base, tmp_path, adapter):
+    ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
+    if adapter is None:
+        ranker.language_model.requires_grad_(False)
+    else:
+        ranker.add_adapter(adapter)
+    trained(ranker, films, film_dataset, tmp_path)
+    ranker.save_pretrained(tmp_path / "small", include_backbone=False)
+    assert ranker.config.external_backbone and (tmp_path / "small" / "model.safetensors").stat().st_size < 20_000
+
+
+def trained(ranker, proc, dataset, tmp_path):
+    args = LlamaRecLKGTrainingArguments(
+        str(tmp_path / "out"),
+        max_steps=2,
+        warmup_steps=0,
+        learning_rate=1e-2,
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        heads_warm_up_epochs=0,
+    )
+    LlamaRecLKGTrainer(ranker, args, examples(dataset), None, proc).train()
+
+
+def test_an_adapter_that_was_loaded_frozen_is_not_trained_without_a_word(tenants, films, film_dataset, tmp_path):
+    frozen = "The adapter '{}' is frozen: training would move only preferences.*is_trainable=True"
+    ranker = loaded(tmp_path, ("films",))
+    before = {name: p.detach().clone() for name, p in ranker.named_parameters()}
+    with pytest.raises(LKGDataError, match=frozen.format("films")):
+        trained(ranker, films, film_dataset, tmp_path)
+    assert all(torch.equal(p, before[name]) for name, p in ranker.named_parameters())
+    ranker.load_adapter(tmp_path / "cinema", "cinema", is_trainable=True)
+    with pytest.raises(LKGDataError, match=frozen.format("films")):
+        trained(ranker, films, film_dataset, tmp_path)
+    ranker.set_adapter("cinema")
+    before = {name: p.detach().clone() for name, p in ranker.named_parameters()}
+    trained(ranker, films, film_dataset, tmp_path)
+    moved = {name for name, p in ranker.named_parameters() if not torch.equal(p, before[name])}
+    assert any("lora_B.cinema." in name for name in moved) and not any(".films." in name for name in moved)
+    assert any(name.startswith("preference.") for name in moved)
+
+
+def test_a_tenant_is_trained_beside_others_which_stay_as_they_are(tenants, films, film_dataset, tmp_path):
+    ranker = loaded(tmp_path, ("films", "books"))
+    ranker.add_adapter(LoraConfig(**LORA), "new", config=films.model_config(user_dropout=0.0, preference_dropout=0.0))
+    assert ranker.active_adapter == "new" and float(ranker.fusion.evidence_weight) == 1.0
+    before = {name: p.detach().clone() for name, p in ranker.named_parameters()}
+    args = LlamaRecLKGTrainingArguments(
+        str(tmp_path / "out"), max_steps=3, use_cpu=True, disable_tqdm=True, save_strategy="no", heads_warm_up_epochs=0
+    )
+    LlamaRecLKGTrainer(ranker, args, examples(film_dataset), None, films).train()
+    moved = {name for name, p in ranker.named_parameters() if not torch.equal(before[name], p)}
+    assert any(".new." in name for name in moved) and any("preference" in name for name in moved)
+    assert all(".new." in name or name.startswith(("preference.", "fusion.")) for name in moved)
+    ranker.eval()
+    for name in ("films", "books"):
+        ranker.set_adapter(name)
+        batch, expected = tenants[name]
+        assert torch.equal(logits(ranker, batch), expected), name
+        assert not [n for n, p in ranker.named_parameters() if f".{name}." in n and p.requires_grad]
+    ranker.set_adapter("new")
+    assert [n for n, p in ranker.named_parameters() if ".new." in n and p.requires_grad], "still trainable"
+
+
+def test_recommenders_share_a_backbone_and_each_answers_as_alone(tenants, tmp_path):
+    alone = {name: Recommender.from_pretrained(tmp_path / name) for name in ("films", "books")}
+    films = Recommender.from_pretrained(tmp_path / "films")
+    books = films.load_adapter(tmp_path / "books", adapter_name="books")
+    assert books.model is films.model
+    for _ in range(2):
+        for name, shared in (("films", films), ("books", books)):
+            for history in (["1"], ["2", "3"]):
+                assert shared.recommend(history, k=3) == alone[name].recommend(history, k=3)
+            assert shared.preferences(["1"]) == alone[name].preferences(["1"])
+    assert films.preferences(["2"], user="2") == alone["films"].preferences(["2"], user="2"), (
+        "after the other's answer"
+    )
+
+
+def test_adapters_are_loaded_from_the_hub_at_a_revision(hub, tenants, tmp_path):
+    for name in ("films", "books"):
+        HfApi().create_repo(f"tester/{name}", private=True)
+        HfApi().upload_folder(repo_id=f"tester/{name}", folder_path=tmp_path / name, ignore_patterns=".gitignore")
+    revision = (
+        HfApi()
+        .upload_file(repo_id="tester/books", path_in_repo="adapter/adapter_config.json", path_or_fileobj=b"{}")
+        .oid
+    )
+    first = HfApi().list_repo_commits("tester/books")[1].commit_id
+    ranker = AutoModel.from_pretrained("tester/films", adapter_name="films")
+    with pytest.raises(LKGDataError, match="does not say which PEFT kind"):
+        ranker.load_adapter("tester/books", adapter_name="books", revision=revision)
+    unchanged(ranker, tenants)
+    ranker.load_adapter("tester/books", adapter_name="books", revision=first)
+    for name in ("books", "films"):
+        ranker.set_adapter(name)
+        batch, expected = tenants[name]
+        assert torch.equal(logits(ranker, batch), expected), name
+
+
+# -- refusals
+
+
+def test_a_batch_of_another_tenant_is_refused(tenants, films, film_dataset, tmp_path):
+    ranker = loaded(tmp_path, ("films", "books"))
+    ranker.set_adapter("books")
+    with pytest.raises(LKGDataError, match="evidence along 3 relations; this model \\(adapter 'books'\\)"):
+        ranker(**tenants["films"][0])
+    with pytest.raises(LKGDataError, match="was made for the relations \\['RATED'\\]"):
+        ranker_scores(ranker, films, examples(film_dataset), progress=False)
+
+
+def unchanged(ranker, tenants):
+    batch, expected = tenants["films"]
+    assert ranker.adapter_names == ["films"] and torch.equal(logits(ranker, batch), expected)
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing(tenants, films, base, tmp_path):
+    ranker = loaded(tmp_path, ("films",))
+    book_folder = tmp_path / "books"
+
+    def load(folder=book_folder, name="books", **options):
+        ranker.load_adapter(folder, adapter_name=name, **options)
+
+    with pytest.raises(LKGDataError, match="was made for the relations \\['RATED'\\], the processor's graph has"):
+        load(processor=films)
+    with pytest.raises(LKGDataError, match="cannot be called 'films'"):
+        load(name="films")
+    with pytest.raises(LKGDataError, match="names have no dot"):
+        load(name="v1.0")
+    with pytest.raises(LKGDataError, match="does not know \\['quantization_config'\\]"):
+        load(quantization_config=None)
+    with pytest.raises(LKGDataError, match="is no adapter repository \\(model_type 'llama'"):
+        load(base)
+    heads = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
+    heads.save_pretrained(tmp_path / "heads", include_backbone=False)
+    with pytest.raises(LKGDataError, match="has_adapter False"):
+        load(tmp_path / "heads")
+    unchanged(ranker, tenants)
+
+
+@pytest.mark.parametrize("damage", ["preference", "half an adapter", "no adapter", "other shapes", "half a json"])
+def test_a_damaged_repository_is_refused_and_changes_nothing(tenants, films, tmp_path, damage):
+    ranker = loaded(tmp_path, ("films",))
+    folder = tmp_path / "books"
+    path = folder / ("model.safetensors" if damage == "preference" else "adapter/adapter_model.safetensors")
+    weights = load_file(path)
+    if damage == "preference":
+        weights.pop("preference.bias")
+    elif damage == "half an adapter":
+        weights.pop(next(iter(weights)))
+    elif damage == "other shapes":
+        weights = {name: value[:, :-1].contiguous() for name, value in weights.items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    if damage == "half a json":
+        (folder / "adapter" / "adapter_config.json").write_text("{")
+    if damage == "no adapter":
+        shutil.rmtree(folder / "adapter")
+    message = {
+        "preference": "preference.bias",
+        "half an adapter": "1 weights are missing",
+        "no adapter": "is not whole",
+        "other shapes": "does not fit this backbone",
+        "half a json": "is not readable",
+    }[damage]
+    with pytest.raises(LKGDataError, match=message):
+        ranker.load_adapter(folder, adapter_name="books")
+    unchanged(ranker, tenants)
+    plain = LlamaRecLKGForRanking.from_backbone(ranker.config.backbone_name_or_path, films.model_config())
+    with pytest.raises(LKGDataError, match=message):
+        plain.load_adapter(folder, adapter_name="books")
+    assert not plain.has_adapter and not [name for name, _ in plain.named_parameters() if "lora" in name]
+
+
+def test_an_adapter_of_another_backbone_is_refused_unless_it_is_said_to_be_the_same(tenants, base, tmp_path):
+    ranker = loaded(tmp_path, ("films",))
+    config = json.loads((tmp_path / "books" / "config.json").read_text())
+    for change in ({"backbone_name_or_path": "you/other"}, {"backbone_revision": "v2"}):
+        (tmp_path / "books" / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(LKGDataError, match="works on its own base only"):
+            ranker.load_adapter(tmp_path / "books", adapter_name="books")
+    ranker.load_adapter(tmp_path / "books", adapter_name="books", same_backbone=True)
+    ranker.set_adapter("books")
+    batch, expected = tenants["books"]
+    assert torch.equal(logits(ranker, batch), expected)
+    assert ranker.config.backbone_name_or_path == base
+
+
+def test_users_of_another_data_set_are_refused(films, film_dataset):
+    items = film_dataset.items
+    fewer = LlamaRecLKGProcessor(
+        tokenizer(), films.knowledge_graph, items.ids, items.titles, film_dataset.user_ids[:-1], **films.settings
+    )
+    with pytest.raises(LKGDataError, match="The model knows 4 users, the processor 3"):
+        fewer.check_model(films.model_config())
+    nobody = LlamaRecLKGProcessor(
+        tokenizer(), KnowledgeGraph.from_dataset(film_dataset), items.ids, items.titles, (), **films.settings
+    )
+    nobody.check_model(films.model_config())
+
+
+def test_a_ranker_without_language_model_has_no_adapters(films, base, tenants, tmp_path):
+    ranker = LlamaRecLKGForRanking(films.model_config(use_language_model=False))
+    with pytest.raises(LKGDataError, match="needs a language model"):
+        ranker.add_adapter(LoraConfig(**LORA))
+    ranker.config.backbone_name_or_path = base
+    with pytest.raises(LKGDataError, match="needs a language model"):
+        ranker.load_adapter(tmp_path / "films", adapter_name="films")
+
+
+# -- kinds of adapters
+
+KINDS = {
+    "lora": LoraConfig(**LORA),
+    "dora": LoraConfig(**LORA, use_dora=True),
+    "rslora": LoraConfig(**LORA, use_rslora=True),
+    "all-linear": LoraConfig(**{**LORA, "target_modules": "all-linear"}),
+    "gaussian": LoraConfig(**LORA, init_lora_weights="gaussian"),
+    "pissa": LoraConfig(**LORA, init_lora_weights="pissa"),
+    "pissa_niter_4": LoraConfig(**LORA, init_lora_weights="pissa_niter_4"),
+    "olora": LoraConfig(**LORA, init_lora_weights="olora"),
+    "olora, rslora": LoraConfig(
+        **LORA, init_lora_weights="olora", use_rslora=True, rank_pattern={"v_proj": 1}, alpha_pattern={"v_proj": 3}
+    ),
+    "ia3": IA3Config(target_modules=["v_proj"], feedforward_modules=[], task_type="CAUSAL_LM"),
+    "vera": VeraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_adapter_comes_back_and_merges(films, film_dataset, base, tmp_path, kind):
+    from copy import deepcopy
+
+    batch = dict(films(examples(film_dataset)))
+    ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config(letter_scale=1.0))
+    before = logits(ranker, batch)
+    ranker.add_adapter(deepcopy(KINDS[kind]))
+    torch.testing.assert_close(logits(ranker, batch), before, rtol=1e-3, atol=1e-3)
+    expected = logits(perturbed(ranker, 1), batch)
+    assert not torch.allclose(before, expected, atol=1e-3)
+    ranker.save_pretrained(tmp_path / "saved")
+    back = AutoModel.from_pretrained(tmp_path / "saved")
+    if "pissa" in kind or "olora" in kind:  # on the untouched backbone, so equal up to rounding
+        torch.testing.assert_close(logits(back, batch), expected, rtol=1e-3, atol=1e-3)
+        assert json.loads((tmp_path / "saved/adapter/adapter_config.json").read_text())["init_lora_weights"] is True
+        plain = dict(LlamaRecLKGForRanking.from_backbone(base, films.model_config()).named_parameters())
+        weight = "self_attn.q_proj.{}weight"
+        found = dict(back.named_parameters())
+        first = "language_model.base_model.model.model.layers.0." + weight.format("base_layer.")
+        assert torch.equal(found[first], plain["language_model.model.layers.0." + weight.format("")])
+    else:
+        assert torch.equal(logits(back, batch), expected)
+    torch.testing.assert_close(logits(back.merge_adapter(), batch), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_converted_checkpoint_is_resumed_where_it_stood(films, film_dataset, base, tmp_path, start):
+    batch = dict(films(examples(film_dataset)))
+
+    def fresh(kind=start):
+        ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config(letter_scale=1.0))
+        torch.manual_seed(5)
+        ranker.add_adapter(LoraConfig(**LORA, init_lora_weights=kind))
+        return ranker.eval()
+
+    ranker = perturbed(fresh(), 2)
+    ranker.save_pretrained(tmp_path / "checkpoint")
+    resumed = fresh()
+    resumed.load_trained_weights(tmp_path / "checkpoint")
+    torch.testing.assert_close(logits(resumed, batch), logits(ranker, batch), rtol=1e-4, atol=1e-5)
+    with pytest.raises(LKGDataError, match="was trained from another start"):
+        fresh("olora" if start == "pissa" else "pissa").load_trained_weights(tmp_path / "checkpoint")
+
+
+PARTIAL = {
+    **{kind: KINDS[kind] for kind in ("lora", "dora", "olora", "ia3", "vera")},
+    "modules_to_save": LoraConfig(**LORA, modules_to_save=["lm_head"]),
+    "bias": LoraConfig(**LORA, bias="all"),
+}
+
+
+@pytest.mark.parametrize("kind", PARTIAL)
+def test_an_adapter_file_that_lacks_a_weight_is_refused_where_it_is_loaded_and_where_it_is_resumed(
+    films, film_dataset, tmp_path, kind
+):
+    """The weight would keep its random start, or the backbone's, without a word. Each weight is tried."""
+    from copy import deepcopy
+
+    backbone(attention_bias=kind == "bias").save_pretrained(tmp_path / "base")
+    batch = dict(films(examples(film_dataset)))
+
+    def fresh():
+        ranker = LlamaRecLKGForRanking.from_backbone(str(tmp_path / "base"), films.model_config(letter_scale=1.0))
+        torch.manual_seed(5)
+        ranker.add_adapter(deepcopy(PARTIAL[kind]))
+        return ranker.eval()
+
+    perturbed(fresh(), 1).save_pretrained(tmp_path / "run")
+    file = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    weights, resumed = load_file(file), fresh()
+    untouched = {name: value.clone() for name, value in resumed.language_model.state_dict().items()}
+    for lost in weights:
+        save_file({name: value for name, value in weights.items() if name != lost}, file, metadata={"format": "pt"})
+        with pytest.raises(LKGDataError, match=f"(?s)not whole.*missing.*{re.escape(lost)}"):
+            resumed.load_trained_weights(tmp_path / "run")
+        with pytest.raises(LKGDataError, match=f"does not fit this backbone.*({re.escape(lost)}|vera)"):
+            AutoModel.from_pretrained(tmp_path / "run")
+    for name, value in resumed.language_model.state_dict().items():
+        assert torch.equal(value, untouched[name]), "a refused file changes no weight"
+    save_file({**weights, "base_model.model.extra.weight": torch.ones(1)}, file, metadata={"format": "pt"})
+    with pytest.raises(LKGDataError, match="left over.*extra"):
+        resumed.load_trained_weights(tmp_path / "run")
+    save_file(weights, file, metadata={"format": "pt"})
+    resumed.load_trained_weights(tmp_path / "run")
+    whole = AutoModel.from_pretrained(tmp_path / "run")
+    torch.testing.assert_close(logits(resumed, batch), logits(whole, batch), rtol=1e-3, atol=1e-3)
+
+
+def test_an_adapter_file_that_was_cut_off_or_is_absent_is_refused(films, base, tmp_path):
+    ranker = save_tenant(films, base, tmp_path / "run", 1)
+    file = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    for load in (ranker.load_trained_weights, AutoModel.from_pretrained):
+        with pytest.raises(LKGDataError, match="adapter_model.safetensors is not readable"):
+            load(tmp_path / "run")
+    file.unlink()
+    with pytest.raises(LKGDataError, match="adapter_model.safetensors is not there"):
+        ranker.load_trained_weights(tmp_path / "run")
+
+
+def test_pissa_trains_alone_and_shares_a_backbone_once_saved(tenants, films, film_dataset, base, tmp_path):
+    pissa = save_tenant(films, base, tmp_path / "pissa", 7, LoraConfig(**LORA, init_lora_weights="pissa"))
+    batch = tenants["films"][0]
+    with pytest.raises(LKGDataError, match="no other can share it meanwhile"):
+        pissa.load_adapter(tmp_path / "films", adapter_name="films")
+    ranker = loaded(tmp_path, ("films", "pissa"))
+    with pytest.raises(LKGDataError, match="no other can share it meanwhile"):
+        ranker.add_adapter(LoraConfig(**LORA, init_lora_weights="olora"), "olora")
+    assert torch.equal(logits(ranker, batch), tenants["films"][1])
+    ranker.set_adapter("pissa")
+    torch.testing.assert_close(logits(ranker, batch), logits(pissa, batch), rtol=1e-3, atol=1e-3)
+
+
+def test_kinds_that_cannot_work_are_refused(films, base, tenants, tmp_path):
+    ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
+    with pytest.raises(LKGDataError, match="writes tokens of its own"):
+        ranker.add_adapter(PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(LKGDataError, match="cannot describe"):
+        ranker.add_adapter(LoraConfig(**LORA, init_lora_weights="pissa", use_dora=True))
+    with pytest.raises(LKGDataError, match="cannot describe"):
+        config = LoraConfig(**LORA)
+        config.init_lora_weights = "loftq"
+        ranker.add_adapter(config)
+    assert not ranker.has_adapter
+    ranker.load_adapter(tmp_path / "films", adapter_name="films")
+    with pytest.raises(LKGDataError, match="IA3 cannot be loaded beside \\['LORA'\\]"):
+        ranker.add_adapter(IA3Config(target_modules=["v_proj"], feedforward_modules=[]), "ia3")
+
+
+def test_tenants_share_a_backbone_in_4bit(films, film_dataset, books, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    folder = tmp_path / "wide"
+    backbone(hidden_size=128, intermediate_size=128).save_pretrained(folder)  # bitsandbytes packs blocks of 64
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="float32"
+    )
+    batches = {"films": dict(films(examples(film_dataset))), "books": dict(books[1](examples(books[0])))}
+    alone = {}
+    for seed, (name, proc) in enumerate({"films": films, "books": books[1]}.items()):
+        save_tenant(proc, str(folder), tmp_path / name, seed + 1)
+        single = AutoModel.from_pretrained(tmp_path / name, quantization_config=quantization)
+        alone[name] = logits(single, batches[name])
+    ranker = AutoModel.from_pretrained(tmp_path / "films", quantization_config=quantization, adapter_name="films")
+    ranker.load_adapter(tmp_path / "books", adapter_name="books")
+    assert any("Linear4bit" in type(module).__name__ for module in ranker.language_model.modules())
+    for name in ("books", "films", "books"):
+        ranker.set_adapter(name)
+        torch.testing.assert_close(logits(ranker, batches[name]), alone[name], rtol=1e-3, atol=1e-3)
+
+
+# -- training
+
+
+def test_the_trainer_quantizes_a_backbone_given_by_name(films, film_dataset, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    backbone(hidden_size=128, intermediate_size=128).save_pretrained(tmp_path / "wide")
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="float32")
+    args = LlamaRecLKGTrainingArguments(
+        str(tmp_path / "out"),
+        max_steps=2,
+        use_cpu=True,
+        disable_tqdm=True,
+        gradient_checkpointing=True,
+        warmup_steps=0,
+    )
+    trainer = LlamaRecLKGTrainer(
+        str(tmp_path / "wide"),
+        args,
+        examples(film_dataset),
+        None,
+        films,
+        peft_config=LoraConfig(**LORA),
+        quantization_config=quantization,
+    )
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert any("Linear4bit" in type(module).__name__ for module in trainer.model.language_model.modules())
+    assert any("lora_B" in name for name in moved) and any("preference" in name for name in moved)
+    assert all("lora" in name or name.startswith(("preference.", "fusion.")) for name in moved)
+
+
+def test_lora_plus_gives_the_b_matrices_their_own_rate(films, film_dataset, base, tmp_path):
+    ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
+    args = LlamaRecLKGTrainingArguments(
+        str(tmp_path / "out"), learning_rate=1e-3, heads_learning_rate=0.07, lora_plus_ratio=16.0, use_cpu=True
+    )
+    trainer = LlamaRecLKGTrainer(ranker, args, examples(film_dataset), None, films, LoraConfig(**LORA))
+    rates = {id(p): group["lr"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
+    for name, parameter in ranker.named_parameters():
+        if parameter.requires_grad:
+            expected = 1e-3 if "lora_A" in name else 1.6e-2 if "lora_B" in name else 0.07
+            assert rates[id(parameter)] == pytest.approx(expected), name
+    assert len(rates) == sum(p.requires_grad for p in ranker.parameters())
+
+
+def test_a_run_takes_any_peft_configuration(tmp_path):
+    run = RunConfig.from_mapping(
+        {"adapter": {"peft_type": "LORA", "r": 3, "init_lora_weights": "pissa", "target_modules": ["q_proj"]}}
+    )
+    config = run.peft_config()
+    assert isinstance(config, LoraConfig) and (config.r, config.init_lora_weights) == (3, "pissa")
+    assert config.task_type == "CAUSAL_LM" and run.peft_config().target_modules == {"q_proj"}
+    ia3 = RunConfig.from_mapping({"adapter": {"peft_type": "IA3", "target_modules": ["v_proj"]}}).peft_config()
+    assert isinstance(ia3, IA3Config)
+    assert RunConfig().peft_config().r == 8, "LoRA of the backbone section"
+    with pytest.raises(LKGDataError, match="peft_type is 'LORRA'; PEFT knows"):
+        RunConfig.from_mapping({"adapter": {"peft_type": "LORRA"}})
+    with pytest.raises(LKGDataError, match="\\['lora_rank'\\] in adapter"):
+        RunConfig.from_mapping({"adapter": {"peft_type": "LORA", "lora_rank": 3}})

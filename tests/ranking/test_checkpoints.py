@@ -1,0 +1,368 @@
+"""The files of a saved ranker: one form a folder, all of a save or nothing of it, and no weight that goes missing."""
+
+import itertools
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from tiny import backbone, examples, processor
+from transformers import AutoModel, PreTrainedModel
+
+from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking
+from llamarec_lkg.hub.public_copy import public_copy
+from llamarec_lkg.ranking import checkpoints as module
+
+
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+HOME = ".gitignore"  # keeps weights of single users at home
+WEIGHTS, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter/adapter_model.safetensors"
+SHIM = "modeling_llamarec_lkg_hub.py"
+SMALL = {"config.json", WEIGHTS, SHIM, HOME}
+SHARDS = {f"model-0000{n}-of-00005.safetensors" for n in range(1, 6)}
+FORMS = {
+    "adapter": SMALL | {ADAPTER, "adapter/adapter_config.json"},
+    "heads": SMALL,
+    "no backbone": SMALL,
+    "whole": SMALL,
+    "sharded": {"config.json", INDEX, SHIM, HOME} | SHARDS,
+}
+
+
+@pytest.fixture(scope="module")
+def proc(film_dataset):
+    return processor(film_dataset).fit(examples(film_dataset))
+
+
+@pytest.fixture(scope="module")
+def batch(proc, film_dataset):
+    return dict(proc(examples(film_dataset)))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    backbone().save_pretrained(folder)
+    return str(folder)
+
+
+def varied(ranker, seed=0):
+    """As if trained: each seed is another ranker."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in ranker.named_parameters():
+            if "lora" in name or name.startswith(("preference.", "fusion.")):
+                weight.add_(0.3 * torch.randn_like(weight))
+    return ranker.eval()
+
+
+def ranker_of(form, proc, base, seed=0):
+    """A ranker, and what `save_pretrained` needs to know for it to be saved in a form."""
+    if form == "no backbone":
+        return varied(LlamaRecLKGForRanking(proc.model_config(use_language_model=False)), seed), {}
+    ranker = LlamaRecLKGForRanking.from_backbone(base, proc.model_config(letter_scale=1.0))
+    if form == "adapter":
+        ranker.add_adapter(LoraConfig(**LORA))
+    options = {"heads": {"include_backbone": False}, "sharded": {"max_shard_size": "40KB"}}
+    return varied(ranker, seed), options.get(form, {})
+
+
+def files_in(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def scores(ranker, batch):
+    with torch.no_grad():
+        return ranker(**batch).logits
+
+
+def same(one, other):
+    """But for the last bits, which depend on where in memory the weights of a file come to lie."""
+    return torch.allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def lose(folder, *names, file=WEIGHTS):
+    weights = {name: value for name, value in load_file(folder / file).items() if not any(n in name for n in names)}
+    save_file(weights, folder / file, metadata={"format": "pt"})
+
+
+# -- one form a folder ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first, second", [*itertools.permutations(FORMS, 2)])
+def test_a_folder_holds_the_form_that_was_saved_last_and_nothing_of_another(
+    proc, batch, base, tmp_path, first, second
+):
+    folder, public = tmp_path / "run", tmp_path / "public"
+    ranker, options = ranker_of(first, proc, base)
+    ranker.save_pretrained(folder, **options)
+    assert files_in(folder).keys() == FORMS[first]
+    (folder / "items.parquet").write_text("of the processor")
+    ranker, options = ranker_of(second, proc, base, seed=1)
+    ranker.save_pretrained(folder, **options)
+    assert files_in(folder).keys() == FORMS[second] | {"items.parquet"}
+    assert same(scores(AutoModel.from_pretrained(folder), batch), scores(ranker, batch))
+    public.mkdir()
+    public_copy(folder, public, parts=("model",), backbone="owner/base", include_user_embedding=True)
+    assert files_in(public).keys() == FORMS[second] - {HOME}, "what is pushed is what is loaded"
+
+
+@pytest.mark.parametrize("form", ["whole", "adapter"])
+def test_somebodys_own_folder_of_the_name_adapter_stays(proc, batch, base, tmp_path, form):
+    """A project that keeps its code in `adapter/`, and saves in "."."""
+    own = {"adapter/__init__.py": b"code", "adapter/deep/notes.md": b"notes"}
+    for path, content in own.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    for first in ("adapter", form):  # the second is beside somebody's files and those of the first
+        ranker, options = ranker_of(first, proc, base)
+        ranker.save_pretrained(tmp_path, **options)
+        assert files_in(tmp_path).items() >= own.items()
+        assert files_in(tmp_path).keys() == FORMS[first] | own.keys()
+        assert same(scores(AutoModel.from_pretrained(tmp_path), batch), scores(ranker, batch))
+
+
+def test_an_adapter_in_a_folder_of_its_name_goes_with_the_model_it_was_of(proc, base, tmp_path):
+    ranker_of("adapter", proc, base)[0].save_pretrained(tmp_path)
+    (tmp_path / "adapter" / "second").mkdir()
+    for path in (tmp_path / "adapter").glob("adapter_*"):
+        path.rename(tmp_path / "adapter" / "second" / path.name)
+    ranker_of("whole", proc, base)[0].save_pretrained(tmp_path)
+    assert files_in(tmp_path).keys() == FORMS["whole"] and not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("form", ["whole", "adapter"])
+def test_arguments_that_transformers_passes_over_are_passed_over(proc, base, tmp_path, form):
+    ranker, options = ranker_of(form, proc, base)
+    ranker.save_pretrained(tmp_path, safe_serialization=True, max_shard_size="1GB", of_another_version=1, **options)
+    proc.save_pretrained(tmp_path / "processor", safe_serialization=True, max_shard_size="1GB")
+    assert (tmp_path / "processor" / "processor_config.json").exists()
+    kept = {path for path in files_in(tmp_path) if not path.startswith("processor/")}
+    assert kept == FORMS[form]
+    with pytest.raises(TypeError, match="'of_another_version' is no argument of saving or pushing"):
+        ranker.save_pretrained(tmp_path, push_to_hub=True, of_another_version=1)
+
+
+def test_shards_become_other_shards(proc, batch, base, tmp_path):
+    ranker, options = ranker_of("sharded", proc, base)
+    ranker.save_pretrained(tmp_path, **options)
+    ranker = varied(ranker, 1)
+    ranker.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert files_in(tmp_path).keys() == {
+        "config.json", INDEX, SHIM, HOME, *(f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+    }  # fmt: skip
+    assert same(scores(AutoModel.from_pretrained(tmp_path), batch), scores(ranker, batch))
+
+
+def test_a_variant_takes_the_place_of_that_variant_alone(proc, base, tmp_path):
+    ranker, options = ranker_of("whole", proc, base)
+    ranker.save_pretrained(tmp_path)
+    ranker.save_pretrained(tmp_path, variant="x", max_shard_size="40KB")
+    ranker.save_pretrained(tmp_path, variant="x")
+    assert files_in(tmp_path).keys() == SMALL | {"model.x.safetensors"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_another_process_than_the_main_one_writes_and_removes_nothing(proc, base, tmp_path, form):
+    ranker_of("adapter" if form != "adapter" else "sharded", proc, base)[0].save_pretrained(tmp_path / "run")
+    before = files_in(tmp_path / "run")
+    ranker, options = ranker_of(form, proc, base, seed=1)
+    ranker.save_pretrained(tmp_path / "run", is_main_process=False, **options)
+    assert files_in(tmp_path / "run") == before
+    ranker.save_pretrained(tmp_path / "new", is_main_process=False, **options)
+    assert not (tmp_path / "new").exists() or not files_in(tmp_path / "new")
+
+
+# -- all of a save or nothing of it -----------------------------------------------------------------------------------
+
+
+def fails(*arguments, **options):
+    raise OSError("disk full")
+
+
+@pytest.mark.parametrize("first, second", [("adapter", "whole"), ("whole", "adapter"), ("adapter", "adapter")])
+@pytest.mark.parametrize("where", ["weights", "adapter", "config", "moving"])
+def test_a_save_that_fails_leaves_the_earlier_model(proc, batch, base, tmp_path, monkeypatch, first, second, where):
+    folder = tmp_path / "run"
+    old, options = ranker_of(first, proc, base)
+    old.save_pretrained(folder, **options)
+    before, expected = files_in(folder), scores(old, batch)
+    new, options = ranker_of(second, proc, base, seed=1)
+    external = new.config.external_backbone
+    with monkeypatch.context() as patch:
+        if where == "weights":
+            patch.setattr(
+                *((PreTrainedModel, "save_pretrained") if second == "whole" else (module, "save_file")), fails
+            )
+        elif where == "adapter":
+            patch.setattr(LlamaRecLKGForRanking, "_save_adapter", fails)
+        elif where == "config":
+            patch.setattr(type(new.config), "save_pretrained", fails)
+        else:
+            replace = os.replace
+            patch.setattr(os, "replace", lambda a, b: fails() if str(a).endswith(f"new/{WEIGHTS}") else replace(a, b))
+        if (second, where) != ("whole", "adapter"):
+            with pytest.raises(OSError, match="disk full"):
+                new.save_pretrained(folder, **options)
+            assert new.config.external_backbone == external
+            assert files_in(folder) == before and not list(folder.glob(".writing*")), "nothing new, nothing less"
+            with pytest.raises(OSError, match="disk full"):
+                new.save_pretrained(tmp_path / "new" if where != "moving" else folder, **options)
+            assert not (tmp_path / "new").exists()
+    assert same(scores(AutoModel.from_pretrained(folder), batch), expected)
+    new.save_pretrained(folder, **options)
+    assert same(scores(AutoModel.from_pretrained(folder), batch), scores(new, batch))
+
+
+@pytest.mark.parametrize("first, second", [*itertools.product(("adapter", "sharded"), FORMS), ("whole", "sharded")])
+def test_a_save_that_is_killed_leaves_one_of_the_two_models_or_none(
+    proc, batch, base, tmp_path, monkeypatch, first, second
+):
+    """What lies in the folder before and after each renaming is what a kill would leave."""
+    folder, moments, replace = tmp_path / "run", [], os.replace
+    models = [ranker_of(form, proc, base, seed) for seed, form in enumerate((first, second))]
+    models[0][0].save_pretrained(folder, **models[0][1])
+
+    def note(source, target):
+        replace(source, target)
+        if str(folder) == os.path.dirname(target) or str(folder) == os.path.dirname(source):
+            moments.append(tmp_path / f"moment{len(moments)}")
+            shutil.copytree(folder, moments[-1])
+
+    monkeypatch.setattr(os, "replace", note)
+    models[1][0].save_pretrained(folder, **models[1][1])
+    expected, seen = [scores(ranker, batch) for ranker, _ in models], []
+    for moment in moments:
+        try:
+            found = scores(AutoModel.from_pretrained(moment), batch)
+            seen.append([same(found, one) for one in expected].index(True))
+        except (OSError, ValueError):
+            seen.append("refused")
+    assert len(moments) >= 4 and seen == ["refused"] * (len(moments) - 1) + [1]
+
+
+# -- no weight that goes missing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_whole_checkpoint_without_some_of_its_backbone_is_refused(proc, batch, tmp_path, sharded, tied):
+    plain = backbone(tie_word_embeddings=tied)
+    ranker = varied(LlamaRecLKGForRanking.from_backbone(plain, proc.model_config(letter_scale=1.0)))
+    ranker.save_pretrained(tmp_path, **({"max_shard_size": "40KB"} if sharded else {}))
+    whole, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and same(scores(whole, batch), scores(ranker, batch))
+    for file in sorted(path.name for path in tmp_path.glob("model*.safetensors")):
+        lose(tmp_path, "layers.1.mlp", file=file)
+    with pytest.raises(
+        LKGDataError, match=r"lacks the weights \['language_model.model.layers.1.mlp.down_proj.weight', .*damaged"
+    ):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_configuration_of_a_whole_model_beside_the_weights_of_a_small_one_is_refused(proc, base, tmp_path):
+    ranker_of("adapter", proc, base)[0].save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "external_backbone": False}))
+    with pytest.raises(
+        LKGDataError, match=r"lacks the weights \['language_model.* and 16 more. It is damaged, its fi"
+    ):
+        AutoModel.from_pretrained(tmp_path)
+    with pytest.raises(LKGDataError, match=r"not whole: \['language_model.\*'\] is missing"):
+        public_copy(tmp_path, tmp_path / "public", parts=("model",))
+
+
+def test_sizes_that_do_not_fit_are_not_ignored_where_they_are_ours(proc, base, tmp_path):
+    ranker_of("whole", proc, base)[0].save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "relations": [*config["relations"], "NEW"]}))
+    with pytest.raises(LKGDataError, match=r"\('preference.bias', .*\[3\]\), .*\[4\]\)\).*would start them anew"):
+        AutoModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+
+
+@pytest.mark.parametrize("form", ["adapter", "heads"])
+def test_a_small_form_beside_the_weights_of_a_whole_model_is_refused(proc, base, tmp_path, form):
+    ranker, options = ranker_of(form, proc, base)
+    ranker.save_pretrained(tmp_path / "run", **options)
+    ranker_of("whole", proc, base, seed=1)[0].save_pretrained(tmp_path / "whole")
+    shutil.copy(tmp_path / "whole" / WEIGHTS, tmp_path / "run" / WEIGHTS)
+    said = f"{WEIGHTS} holds 21 weights of a backbone, such as 'language_model.lm_head.weight', but its config"
+    with pytest.raises(LKGDataError, match=said):
+        AutoModel.from_pretrained(tmp_path / "run")
+    (tmp_path / "public").mkdir()
+    with pytest.raises(LKGDataError, match="hold 21 weights of one: the files are of two models"):
+        public_copy(tmp_path / "run", tmp_path / "public", parts=("model",), backbone="owner/base")
+    if form == "adapter":
+        with pytest.raises(LKGDataError, match=said):
+            ranker.load_adapter(tmp_path / "run", "second", same_backbone=True)
+        assert ranker.adapter_names == ["default"]
+
+
+def test_damaged_weights_are_named(proc, base, tmp_path):
+    ranker_of("heads", proc, base)[0].save_pretrained(tmp_path, include_backbone=False)
+    (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:200])
+    with pytest.raises(LKGDataError, match=f"{WEIGHTS} is not readable .*again"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_whole_model_is_asked_for_without_its_language_model(proc, batch, base, tmp_path):
+    for form in ("whole", "sharded"):
+        ranker, options = ranker_of(form, proc, base)
+        ranker.save_pretrained(tmp_path / form, **options)
+        light = AutoModel.from_pretrained(tmp_path / form, use_language_model=False)
+        assert light.language_model is None
+        assert torch.equal(light.preferences(batch), ranker.preferences(batch))
+
+
+@pytest.mark.parametrize("form", ["whole", "sharded"])
+def test_a_checkpoint_of_a_whole_model_is_put_in_place(proc, batch, base, tmp_path, form):
+    ranker, options = ranker_of(form, proc, base)
+    with torch.no_grad():
+        ranker.get_input_embeddings().weight.mul_(1.5)
+    ranker.save_pretrained(tmp_path, **options)
+    fresh = ranker_of(form, proc, base, seed=1)[0]
+    fresh.load_trained_weights(tmp_path)
+    assert same(scores(fresh, batch), scores(ranker, batch))
+    for file in SHARDS if form == "sharded" else [WEIGHTS]:
+        lose(tmp_path, "layers.1.mlp", file=file)
+    with pytest.raises(LKGDataError, match="does not fit this model.*layers.1.mlp"):
+        fresh.load_trained_weights(tmp_path)
+
+
+# -- what an earlier version left -------------------------------------------------------------------------------------
+
+
+def mixed(folder, *others):
+    """Files of other models beside those of a folder, where it has none of their names."""
+    for other in others:
+        for path, content in files_in(other).items():
+            (folder / path).parent.mkdir(exist_ok=True)
+            if not (folder / path).exists():
+                (folder / path).write_bytes(content)
+
+
+@pytest.mark.parametrize("form", ["adapter", "heads", "whole"])
+def test_of_a_folder_with_the_files_of_several_models_goes_up_what_is_loaded(proc, batch, base, tmp_path, form):
+    for name in ("adapter", "sharded"):
+        ranker, options = ranker_of(name, proc, base, seed=1)
+        ranker.save_pretrained(tmp_path / f"other {name}", **options)
+    ranker, options = ranker_of(form, proc, base)
+    ranker.save_pretrained(tmp_path / "run", **options)
+    mixed(tmp_path / "run", tmp_path / "other adapter", tmp_path / "other sharded")
+    assert files_in(tmp_path / "run").keys() == FORMS["adapter"] | FORMS["sharded"]
+    (tmp_path / "public").mkdir()
+    public_copy(tmp_path / "run", tmp_path / "public", backbone=base, include_user_embedding=True)
+    assert files_in(tmp_path / "public").keys() == FORMS[form] - {HOME}
+    assert same(scores(AutoModel.from_pretrained(tmp_path / "public"), batch), scores(ranker, batch))
+
+
+def test_a_shard_that_is_missing_is_named_before_the_push(proc, base, tmp_path):
+    ranker, options = ranker_of("sharded", proc, base)
+    ranker.save_pretrained(tmp_path / "run", **options)
+    (tmp_path / "run" / "model-00002-of-00005.safetensors").unlink()
+    (tmp_path / "public").mkdir()
+    with pytest.raises(LKGDataError, match=r"not whole: \['model-00002-of-00005.safetensors'\] is missing"):
+        public_copy(tmp_path / "run", tmp_path / "public", parts=("model",))

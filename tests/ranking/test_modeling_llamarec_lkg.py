@@ -1,0 +1,590 @@
+"""The ranker: letters, both gradient routes, assembly, saving in every form."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig
+from tiny import backbone, examples, model, processor
+from transformers import AutoModel
+
+from llamarec_lkg.ranking.configuration_llamarec_lkg import LlamaRecLKGConfig
+from llamarec_lkg.ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking, straight_through
+from llamarec_lkg.ranking.prompt_assembly import assemble_prompt, select_paths
+from llamarec_lkg.utils.errors import LKGDataError
+
+
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+
+
+@pytest.fixture
+def proc(film_dataset):
+    return processor(film_dataset).fit(examples(film_dataset))
+
+
+@pytest.fixture
+def batch(proc, film_dataset):
+    return dict(proc(examples(film_dataset)))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_letter_logits_are_those_of_the_plain_backbone_on_the_text_prompt(proc, film_dataset, kind):
+    ranker = model(proc, kind, use_path_gate=False)
+    lists = examples(film_dataset, count=3)
+    with torch.no_grad():
+        output = ranker(**proc(lists))
+        for row, example in enumerate(lists):
+            texts = proc.render(example, output.selected_paths[row].tolist())
+            ids = [token for text in texts for token in proc.tokenizer(text, add_special_tokens=False)["input_ids"]]
+            logits = ranker.language_model(torch.tensor([ids])).logits[0, -1, proc.letter_token_ids]
+            torch.testing.assert_close(output.letter_logits[row], logits, rtol=1e-4, atol=1e-4)
+
+
+def test_scores_are_the_documented_sum(proc, batch):
+    ranker = model(proc, letter_scale=0.7, evidence_weight=1.3, retrieval_weight=0.4)
+    with torch.no_grad():
+        output = ranker(**batch)
+        prior = ranker.language_model(torch.tensor([proc.empty_prompt_ids()])).logits[:, -1, proc.letter_token_ids]
+    retrieval = batch["retrieval_scores"] - batch["retrieval_scores"].mean(1, keepdim=True)
+    evidence = (batch["evidence"] * output.preferences[:, None, :]).sum(-1)
+    expected = 0.7 * (output.letter_logits - prior) + 1.3 * evidence + 0.4 * retrieval
+    torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-4)
+    loss = torch.nn.functional.cross_entropy(expected, batch["labels"])
+    torch.testing.assert_close(output.loss, loss, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_rows_and_candidates_does_not_change_a_row(proc, film_dataset):
+    ranker = model(proc)
+    lists = examples(film_dataset, count=4)
+    short = replace(lists[1], history=lists[1].history[-1:], ratings=lists[1].ratings[-1:])
+    small = replace(short, candidates=short.candidates[:3], retrieval_scores=short.retrieval_scores[:3], label=-1)
+    with torch.no_grad():
+        alone = ranker(**proc([small])).logits
+        together = ranker(**proc([lists[0], small, lists[2]])).logits
+    torch.testing.assert_close(together[1, :3], alone[0], rtol=1e-4, atol=1e-4)
+    assert (together[1, 3:] < -1e30).all()
+
+
+@pytest.mark.parametrize("count", [2, 52])
+def test_lists_from_2_to_52_candidates_are_ranked(make_dataset, count):
+    rows = [(user, (user * 7 + step) % 60 + 1, step) for user in range(1, 31) for step in range(6)]
+    dataset = make_dataset(rows)
+    proc = processor(dataset, num_candidates=52, max_length=2000)
+    lists = examples(dataset, count=2, num_candidates=count)
+    output = model(proc)(**proc(lists))
+    assert output.logits.shape == (2, count)
+    assert torch.isfinite(output.logits).all()
+
+
+def test_untrained_preferences_are_uniform(proc, batch):
+    output = model(proc)(**batch)
+    torch.testing.assert_close(output.preferences, torch.full_like(output.preferences, 1 / len(proc.relations)))
+
+
+def route(name, **config):
+    evidence, gate = name in ("evidence", "both"), name != "evidence"
+    kind = "straight_through" if name == "straight_through" else "attention_bias"
+    return {"use_evidence_fusion": evidence, "use_path_gate": gate, "path_gate": kind, "letter_scale": 1.0, **config}
+
+
+def varied(ranker):
+    """Random small weights where training starts from zero, so that nothing is at a symmetric point."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in ranker.preference.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        if ranker.preference.user_embedding is not None:
+            ranker.preference.user_embedding.weight[0].zero_()
+    return ranker
+
+
+def everything_in_double_precision(monkeypatch):
+    """Also what the ranker and its backbone do in float32 (norms, scores): it would blur small differences."""
+    to = torch.Tensor.to
+
+    def wider(tensor, *args, **kwargs):
+        return to(tensor, *(torch.float64 if arg is torch.float32 else arg for arg in args), **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", wider)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+def gradient_check(ranker, batch, wrong=None):
+    """Relative error of each preference weight's gradient, along its own direction, against central differences.
+
+    `wrong` is applied to the gates' gradient, to see that the check would notice.
+    """
+    if wrong is not None:
+        hook = torch.nn.Module.register_forward_hook(
+            ranker.preference, lambda module, inputs, logits: logits.register_hook(wrong) and None
+        )
+    ranker.zero_grad()
+    ranker(**batch).loss.backward()
+    if wrong is not None:
+        hook.remove()
+    errors = {}
+    for name, parameter in ranker.preference.named_parameters():
+        size = float(parameter.grad.norm())
+        assert size > 1e-5, f"no gradient to speak of reaches {name}"
+        direction, losses, step = parameter.grad / size, [], 1e-4
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.add_(sign * step * direction)
+                losses.append(float(ranker(**batch).loss.double()))
+                parameter.sub_(sign * step * direction)
+        errors[name] = abs((losses[0] - losses[1]) / (2 * step) - size) / size
+    return errors
+
+
+@pytest.mark.parametrize("name", ["evidence", "attention_bias", "straight_through", "both"])
+def test_preference_gradients_equal_finite_differences(proc, batch, name, monkeypatch):
+    """Every weight of the preference module, by each route alone and by both, on a loss that feels them."""
+    everything_in_double_precision(monkeypatch)
+    ranker = varied(model(proc, **route(name, path_gate_temperature=0.5))).double().eval()
+    with torch.no_grad():
+        for weight in ranker.language_model.parameters():
+            weight.mul_(6.0)
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+    if name == "straight_through":  # what it promises is the gradient of gates that start at 1, so let them be that
+        start = []
+        monkeypatch.setattr(
+            "llamarec_lkg.ranking.modeling_llamarec_lkg.straight_through",
+            lambda gate: start.append(gate.detach()) or 1.0 + gate - start[0],
+        )
+    errors = gradient_check(ranker, batch)
+    assert max(errors.values()) < 1e-3, errors
+    assert min(gradient_check(ranker, batch, wrong=lambda g: -10.0 * g).values()) > 0.5, "it would see a wrong one"
+
+
+def test_the_straight_through_gradient_is_that_of_its_gate():
+    gate = torch.tensor([0.2, 3.0], requires_grad=True)
+    assert straight_through(gate).tolist() == [1.0, 1.0]
+    straight_through(gate).mul(torch.tensor([5.0, -2.0])).sum().backward()
+    assert gate.grad.tolist() == [5.0, -2.0]
+
+
+def test_ids_are_shrunk_towards_what_the_history_says(proc, batch):
+    """In training the loss holds the mean squared logits that ids add; unknown users add none."""
+    plain, shrunk = (varied(model(proc, user_shrinkage=weight, user_dropout=0.0)) for weight in (0.0, 0.5))
+    personal = shrunk.preference.user_embedding.weight[batch["user_ids"]]
+    for ranker in (plain, shrunk):
+        ranker.train()
+        ranker.preference.dropout.p = 0.0
+    difference = shrunk(**batch).loss - plain(**batch).loss
+    torch.testing.assert_close(difference, 0.5 * personal.square().sum(1).mean(), rtol=1e-4, atol=1e-5)
+    nobody = {**batch, "user_ids": torch.zeros_like(batch["user_ids"])}
+    torch.testing.assert_close(shrunk(**nobody).loss, plain(**nobody).loss)
+    torch.testing.assert_close(shrunk.eval()(**batch).loss, plain.eval()(**batch).loss)
+
+
+def test_relations_are_read_by_one_network_and_told_apart_by_their_vector(proc, batch):
+    ranker = varied(model(proc, use_user_embedding=False)).eval()
+    statistics = batch["history_relations"]
+    users, order = batch["user_ids"], torch.tensor([2, 0, 1])
+    with torch.no_grad():
+        ranker.preference.bias.zero_()
+        told_apart = ranker.preference(users, statistics)
+        assert not torch.allclose(ranker.preference(users, statistics[:, order]), told_apart[:, order])
+        ranker.preference.relation_embedding.zero_()
+        alike = ranker.preference(users, statistics)
+        torch.testing.assert_close(ranker.preference(users, statistics[:, order]), alike[:, order])
+
+
+def test_half_precision_parts_are_those_of_the_scores(proc, batch, tmp_path):
+    ranker = varied(model(proc, letter_scale=1.0))
+    ranker.add_adapter(LoraConfig(**LORA))
+    ranker.language_model.to(torch.bfloat16)
+    parts = ranker.score_parts(batch)
+    total = parts["language model"] + parts["retriever"] + parts["evidence"].sum(-1)
+    torch.testing.assert_close(total, ranker.score(batch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_preferences_load_without_the_backbone(proc, batch, tmp_path, whole):
+    ranker = varied(model(proc))
+    ranker.config.backbone_name_or_path = "somewhere/else"
+    ranker.save_pretrained(tmp_path, include_backbone=whole, max_shard_size="20KB")
+    light = LlamaRecLKGForRanking.from_pretrained(tmp_path, backbone=False)
+    assert light.language_model is None and not light.training
+    torch.testing.assert_close(light.preferences(batch), ranker.preferences(batch), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_field_given_by_name_is_checked_like_a_saved_one(proc, tmp_path, given):
+    ranker = model(proc)
+    ranker.save_pretrained(tmp_path)
+    options = {"config": ranker.config} if given else {}
+    with pytest.raises(LKGDataError, match=r"path_gate is 'nonsense'; it is one of \('attention_bias', 'straight_"):
+        LlamaRecLKGForRanking.from_pretrained(tmp_path, path_gate="nonsense", **options)
+    with pytest.raises(LKGDataError, match="num_candidates is 53; one forward pass ranks 2 to 52"):
+        LlamaRecLKGForRanking.from_pretrained(tmp_path, num_candidates=53, **options)
+    again = LlamaRecLKGForRanking.from_pretrained(tmp_path, path_gate="straight_through", **options)
+    assert again.config.path_gate == "straight_through"
+
+
+def test_weights_of_an_earlier_version_are_named_as_such(proc, tmp_path):
+    for whole in (True, False):
+        ranker = model(proc)
+        ranker.preference.history_in = torch.nn.Linear(2 * len(proc.relations) + 1, 32)
+        ranker.config.backbone_name_or_path = None
+        ranker.save_pretrained(tmp_path, include_backbone=True)
+        with pytest.raises(LKGDataError, match="earlier version"):
+            LlamaRecLKGForRanking.from_pretrained(tmp_path, backbone=whole)
+
+
+def test_score_parts_sum_to_the_scores(proc, batch):
+    for config in ({}, {"use_evidence_fusion": False}, {"use_letter_prior": False}, {"use_retrieval_scores": False}):
+        ranker = varied(model(proc, letter_scale=0.7, evidence_weight=1.3, **config))
+        parts = ranker.score_parts(batch)
+        assert ("evidence" in parts) == config.get("use_evidence_fusion", True)
+        total = parts["language model"] + parts["retriever"]
+        total = total + (parts["evidence"].sum(-1) if "evidence" in parts else 0.0)
+        torch.testing.assert_close(total, ranker.score(batch), rtol=1e-5, atol=1e-5)
+        assert parts["language model"].abs().max() > 0
+
+
+def test_straight_through_gate_is_one_in_the_forward_pass_and_carries_gradient(proc, batch):
+    gated, plain = (varied(model(proc, **route("straight_through", use_path_gate=on))) for on in (True, False))
+    first, second = gated(**batch), plain(**batch)
+    torch.testing.assert_close(first.logits, second.logits)
+    first.loss.backward()
+    assert gated.preference.bias.grad.abs().max() > 0
+
+
+def test_with_both_routes_off_no_gradient_reaches_the_preferences(proc, batch):
+    ranker = varied(model(proc, use_evidence_fusion=False, use_path_gate=False))
+    ranker(**batch).loss.backward()
+    assert ranker.preference.bias.grad is None or not ranker.preference.bias.grad.any()
+
+
+def test_the_gate_makes_the_backbone_read_preferred_paths_more_strongly(proc, batch):
+    with torch.no_grad():
+        even, keen = (varied(model(proc, path_gate_temperature=t))(**batch).letter_logits for t in (1e6, 0.01))
+        none = varied(model(proc, use_path_gate=False))(**batch).letter_logits
+    torch.testing.assert_close(even, none, rtol=1e-3, atol=1e-3)
+    assert (keen - none).abs().max() > 1e-4
+
+
+def test_a_kernel_that_would_ignore_the_bias_is_refused(proc, batch):
+    plain = backbone()
+    plain.set_attn_implementation("eager")
+    ranker = LlamaRecLKGForRanking.from_backbone(plain, proc.model_config())
+    with pytest.raises(LKGDataError, match="needs the 'sdpa' attention kernel; the backbone uses 'eager'"):
+        ranker(**batch)
+    LlamaRecLKGForRanking.from_backbone(plain, proc.model_config(path_gate="straight_through"))(**batch)
+
+
+def test_unknown_and_unseen_users_get_the_historys_part_alone(proc, batch):
+    ranker = varied(model(proc))
+    users = batch["user_ids"]
+    with torch.no_grad():
+        known = ranker.preferences(batch)
+        unknown = ranker.preferences({**batch, "user_ids": torch.zeros_like(users)})
+        unseen = ranker.preferences({**batch, "user_ids": torch.full_like(users, 10_000)})
+    torch.testing.assert_close(unknown, unseen)
+    assert not torch.allclose(known, unknown)
+    torch.testing.assert_close(known.sum(-1), torch.ones(len(known)))
+
+
+def test_user_dropout_hides_ids_in_training_only(proc, batch):
+    ranker = varied(model(proc, user_dropout=1.0, preference_dropout=0.0))
+    hidden = {**batch, "user_ids": torch.zeros_like(batch["user_ids"])}
+    seen = [ranker.train()(**inputs).preferences for inputs in (batch, hidden)]
+    torch.testing.assert_close(*seen)
+    for training in (False, True):  # what `preferences` says is what evaluation sees, in any mode
+        ranker.train(training)
+        assert not torch.allclose(ranker.preferences(batch), ranker.preferences(hidden))
+    assert ranker.preference.training
+
+
+def test_select_paths_orders_by_score_breaks_ties_by_index_and_takes_one_a_history_item():
+    inf = -torch.inf
+    scores = torch.tensor([[0.1, 0.5, 0.5, 0.3], [inf, 0.2, inf, inf]])
+    indices, best = select_paths(scores, 3)
+    assert indices.tolist() == [[1, 2, 3], [1, -1, -1]]
+    assert best[0].tolist() == pytest.approx([0.5, 0.5, 0.3])
+    indices, _ = select_paths(scores, 3, torch.tensor([[0, 7, 7, 7], [1, 1, 1, 1]]))
+    assert indices.tolist() == [[1, 0, -1], [1, -1, -1]]
+
+
+def test_assembled_prompt_has_these_exact_tensors():
+    prompt = assemble_prompt(
+        prefix_input_ids=torch.tensor([[0, 1], [2, 3]]),
+        prefix_attention_mask=torch.tensor([[0, 1], [1, 1]]),
+        path_input_ids=torch.tensor([[[4, 5], [6, 0]], [[7, 0], [0, 0]]]),
+        path_attention_mask=torch.tensor([[[1, 1], [1, 0]], [[1, 0], [0, 0]]]),
+        suffix_input_ids=torch.tensor([[8, 9], [9, 0]]),
+        suffix_attention_mask=torch.tensor([[1, 1], [1, 0]]),
+        selected_paths=torch.tensor([[1, 0], [0, -1]]),
+        max_length=100,
+    )
+    assert prompt.input_ids.tolist() == [[1, 6, 4, 5, 8, 9], [0, 0, 2, 3, 7, 9]]
+    assert prompt.attention_mask.tolist() == [[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]]
+    assert prompt.path_rank.tolist() == [[-1, 0, 1, 1, -1, -1], [-1, -1, -1, -1, 0, -1]]
+
+
+def test_a_model_without_backbone_ranks_by_retriever_and_evidence(proc, film_dataset):
+    ranker = LlamaRecLKGForRanking(proc.model_config(use_language_model=False))
+    output = ranker(**proc(examples(film_dataset), with_prompt=False))
+    assert output.letter_logits is None and torch.isfinite(output.logits).all()
+
+
+def test_from_backbone_keeps_the_backbones_weights(proc):
+    plain = backbone()
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    ranker = LlamaRecLKGForRanking.from_backbone(plain, proc.model_config())
+    assert all(torch.equal(before[name], value) for name, value in ranker.language_model.state_dict().items())
+
+
+def saved_backbone(tmp_path, **sizes):
+    folder = tmp_path / "backbone"
+    backbone(**sizes).save_pretrained(folder)
+    return str(folder)
+
+
+def perturbed(ranker):
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in ranker.named_parameters():
+            if "lora" in name or not name.startswith("language_model."):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return ranker.eval()
+
+
+@pytest.mark.parametrize("form", ["full", "tied", "adapter", "heads", "no backbone", "merged"])
+def test_every_saved_form_comes_back_bit_for_bit_through_automodel(proc, batch, tmp_path, form):
+    if form in ("full", "tied"):
+        plain = backbone(tie_word_embeddings=form == "tied")
+        ranker = LlamaRecLKGForRanking.from_backbone(plain, proc.model_config())
+    elif form == "no backbone":
+        ranker = LlamaRecLKGForRanking(proc.model_config(use_language_model=False))
+    else:
+        ranker = LlamaRecLKGForRanking.from_backbone(saved_backbone(tmp_path), proc.model_config())
+    if form in ("adapter", "merged"):
+        ranker.add_adapter(LoraConfig(**LORA))
+    ranker = perturbed(ranker)
+    expected = ranker(**batch).logits
+    if form == "merged":
+        ranker.merge_adapter()
+        torch.testing.assert_close(ranker(**batch).logits, expected, rtol=1e-4, atol=1e-4)
+        expected = ranker(**batch).logits
+    folder = tmp_path / "saved"
+    ranker.save_pretrained(folder, **({"include_backbone": False} if form == "heads" else {}))
+    loaded = AutoModel.from_pretrained(folder)
+    assert type(loaded) is LlamaRecLKGForRanking and not loaded.training
+    assert torch.equal(loaded(**batch).logits, expected)
+    assert (folder / "adapter" / "adapter_config.json").exists() == (form == "adapter")
+    names = [path.suffix for path in folder.rglob("*")]
+    assert ".bin" not in names and ".pt" not in names, "no pickle"
+    if form in ("adapter", "heads"):
+        assert sum(path.stat().st_size for path in folder.rglob("*")) < 100_000
+
+
+def test_a_missing_preference_weight_is_an_error_not_a_silent_start_from_zero(proc, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    ranker = LlamaRecLKGForRanking.from_backbone(saved_backbone(tmp_path), proc.model_config())
+    ranker.save_pretrained(tmp_path / "saved", include_backbone=False)
+    path = tmp_path / "saved" / "model.safetensors"
+    weights = load_file(path)
+    weights.pop("preference.bias")
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(LKGDataError, match="preference.bias"):
+        AutoModel.from_pretrained(tmp_path / "saved")
+
+
+def test_a_whole_checkpoint_without_preferences_is_an_error_too(proc, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model(proc).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if name != "preference.bias"}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LKGDataError, match="lacks the weights \\['preference.bias'\\]"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_promised_adapter_that_is_absent_is_an_error_and_a_stale_one_is_not_read(proc, batch, tmp_path):
+    import shutil
+
+    ranker = LlamaRecLKGForRanking.from_backbone(saved_backbone(tmp_path), proc.model_config())
+    plain = ranker(**batch).logits
+    ranker.add_adapter(LoraConfig(**LORA))
+    perturbed(ranker).save_pretrained(tmp_path / "saved")
+    shutil.copytree(tmp_path / "saved", tmp_path / "partial", ignore=shutil.ignore_patterns("adapter"))
+    with pytest.raises(LKGDataError, match="was saved with an adapter"):
+        AutoModel.from_pretrained(tmp_path / "partial")
+    heads = LlamaRecLKGForRanking.from_backbone(str(tmp_path / "backbone"), proc.model_config())
+    heads.save_pretrained(tmp_path / "saved", include_backbone=False)
+    assert torch.equal(AutoModel.from_pretrained(tmp_path / "saved")(**batch).logits, plain)
+
+
+def test_what_is_saved_names_the_backbone_and_no_folder_of_a_cache(proc, tmp_path, monkeypatch):
+    folder = saved_backbone(tmp_path)
+    monkeypatch.setattr("llamarec_lkg.ranking.backbones.resolve_backbone", lambda name: folder)
+    ranker = LlamaRecLKGForRanking.from_backbone("a-known-name", proc.model_config())
+    ranker.add_adapter(LoraConfig(**LORA))
+    ranker.save_pretrained(tmp_path / "saved")
+    texts = [path.read_text() for path in (tmp_path / "saved").rglob("*.json")]
+    assert not any(folder in text for text in texts)
+    assert any('"base_model_name_or_path": "a-known-name"' in text for text in texts)
+
+
+def test_preferences_stay_float32_in_a_half_precision_checkpoint(proc, tmp_path):
+    model(proc).save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert {p.dtype for part in (loaded.preference, loaded.fusion) for p in part.parameters()} == {torch.float32}
+
+
+def test_rows_without_a_target_are_left_out_of_the_loss(proc, batch):
+    ranker = model(proc)
+    labels = batch["labels"].clone()
+    labels[1:] = -1
+    alone = ranker(**{**batch, "labels": labels}).loss
+    logits = ranker(**batch).logits
+    torch.testing.assert_close(alone, torch.nn.functional.cross_entropy(logits[:1], batch["labels"][:1]))
+    assert ranker(**{**batch, "labels": torch.full_like(labels, -1)}).loss == 0
+
+
+def test_a_checkpoint_that_names_no_backbone_says_what_to_do(proc, tmp_path):
+    ranker = model(proc)
+    ranker.config.backbone_name_or_path = None
+    ranker.save_pretrained(tmp_path, include_backbone=False)
+    with pytest.raises(LKGDataError, match="does not name one"):
+        LlamaRecLKGForRanking.from_pretrained(tmp_path)
+
+
+def test_an_adapter_cannot_be_saved_whole_by_accident(proc, tmp_path):
+    ranker = model(proc)
+    ranker.add_adapter(LoraConfig(**LORA))
+    with pytest.raises(LKGDataError, match="merge_adapter"):
+        ranker.save_pretrained(tmp_path, include_backbone=True)
+
+
+def test_ordinary_peft_around_the_whole_model_keeps_preferences_and_fusion(proc, batch):
+    from peft import get_peft_model
+
+    ranker = model(proc)
+    wrapped = get_peft_model(
+        ranker, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["preference", "fusion"])
+    )
+    wrapped(**batch).loss.backward()
+    moved = [name for name, p in wrapped.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert any("preference" in name for name in moved) and any("fusion" in name for name in moved)
+
+
+def test_backbone_in_4bit_leaves_preferences_in_float32(proc, batch, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    ranker = LlamaRecLKGForRanking.from_backbone(
+        saved_backbone(tmp_path, hidden_size=128, intermediate_size=128),  # bitsandbytes packs blocks of 64
+        proc.model_config(),
+        quantization_config=quantization,
+    )
+    assert any("Linear4bit" in type(module).__name__ for module in ranker.language_model.modules())
+    assert all(p.dtype == torch.float32 for p in ranker.preference.parameters())
+    ranker.add_adapter(LoraConfig(**LORA))
+    ranker.train()(**batch).loss.backward()
+    assert ranker.fusion.evidence_weight.grad is not None
+    ranker.save_pretrained(tmp_path / "saved")
+    loaded = LlamaRecLKGForRanking.from_pretrained(tmp_path / "saved", quantization_config=quantization)
+    # bitsandbytes packs a weight anew, with rounding, when it is first used for inference on a CPU
+    torch.testing.assert_close(loaded(**batch).logits, ranker.eval()(**batch).logits, rtol=1e-2, atol=1e-3)
+
+
+def test_gradient_checkpointing_changes_nothing(proc, batch):
+    plain, checkpointed = varied(model(proc)), varied(model(proc))
+    checkpointed.gradient_checkpointing_enable()
+    for ranker in (plain, checkpointed):
+        ranker.train()
+        torch.manual_seed(0)
+        ranker(**batch).loss.backward()
+    weight = "language_model.model.layers.0.self_attn.q_proj.weight"
+    grads = [dict(ranker.named_parameters())[weight].grad for ranker in (plain, checkpointed)]
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)
+
+
+def test_config_round_trip_keeps_every_field(proc, tmp_path):
+    config = proc.model_config(letter_scale=0.3, use_path_gate=False, user_dropout=0.25)
+    config.save_pretrained(tmp_path)
+    loaded = LlamaRecLKGConfig.from_pretrained(tmp_path)
+    skip = ("transformers_version", "architectures", "dtype")
+    assert {k: v for k, v in loaded.to_dict().items() if k not in skip} == {
+        k: v for k, v in config.to_dict().items() if k not in skip
+    }
+
+
+# -- the configuration to load with -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(proc, tmp_path):
+    """A ranker with an adapter, in its small form."""
+    ranker = LlamaRecLKGForRanking.from_backbone(saved_backbone(tmp_path), proc.model_config())
+    ranker.add_adapter(LoraConfig(**LORA))
+    ranker.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_given_configuration_is_used_and_stays_as_it_is(proc, saved, tmp_path, whole):
+    if whole:
+        LlamaRecLKGForRanking.from_pretrained(saved).merge_adapter().save_pretrained(saved)
+    config = LlamaRecLKGConfig.from_pretrained(saved)
+    config.num_paths, config.backbone_revision = 1, "v1"
+    before = config.to_dict()
+    for options in ({"backbone": False}, {} if whole else {"backbone": backbone()}):
+        ranker = LlamaRecLKGForRanking.from_pretrained(saved, config=config, **options)
+        assert ranker.config.num_paths == 1 and ranker.config is not config
+    assert config.to_dict() == before and config.use_language_model and config.has_adapter != whole
+
+
+def test_a_configuration_is_given_by_its_place(saved, tmp_path):
+    config = LlamaRecLKGConfig.from_pretrained(saved)
+    config.num_paths = 1
+    config.save_pretrained(tmp_path / "other")
+    for place in (tmp_path / "other", str(tmp_path / "other"), tmp_path / "other" / "config.json"):
+        assert LlamaRecLKGForRanking.from_pretrained(saved, config=place).config.num_paths == 1
+
+
+@pytest.mark.parametrize("given", [{"num_paths": 1}, backbone().config])
+def test_what_is_no_configuration_of_ours_is_refused(saved, given):
+    with pytest.raises(LKGDataError, match=f"config is a {type(given).__name__}; it is .* by their names"):
+        LlamaRecLKGForRanking.from_pretrained(saved, config=given)
+
+
+@pytest.mark.parametrize("kind", [AutoModel, LlamaRecLKGForRanking])
+@pytest.mark.parametrize("whole", [False, True])
+def test_fields_of_the_configuration_are_given_by_name(saved, batch, kind, whole):
+    if whole:
+        LlamaRecLKGForRanking.from_pretrained(saved).merge_adapter().save_pretrained(saved)
+    ranker = kind.from_pretrained(saved, num_paths=0, dtype=torch.bfloat16)
+    assert ranker.config.num_paths == 0 and ranker.score(batch).isfinite().all()
+    assert kind.from_pretrained(saved).config.num_paths == 3
+    given = LlamaRecLKGConfig.from_pretrained(saved)
+    assert kind.from_pretrained(saved, config=given, num_paths=1).config.num_paths == 1 and given.num_paths == 3
+
+
+@pytest.mark.parametrize("form", ["adapter", "whole", "no backbone"])
+def test_the_dtype_is_the_backbones_where_there_is_one(proc, batch, saved, tmp_path, form):
+    if form == "whole":
+        LlamaRecLKGForRanking.from_pretrained(saved).merge_adapter().save_pretrained(saved)
+    options = {"backbone": False} if form == "no backbone" else {}
+    for dtype in (torch.float32, torch.bfloat16):
+        ranker = LlamaRecLKGForRanking.from_pretrained(saved, dtype=dtype, **options)
+        assert ranker.dtype == (torch.float32 if form == "no backbone" else dtype)
+        assert {weight.dtype for weight in ranker.own_state_dict().values()} == {torch.float32}
+        assert ranker.score(batch).dtype == torch.float32
+    if form == "whole":  # it comes back as it was saved, without being told
+        ranker.save_pretrained(tmp_path / "half")
+        again = AutoModel.from_pretrained(tmp_path / "half")
+        assert again.dtype == torch.bfloat16 and again.preference.bias.dtype == torch.float32
+        torch.testing.assert_close(again.score(batch), ranker.score(batch), rtol=1e-3, atol=1e-3)

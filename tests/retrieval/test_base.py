@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+
+from llamarec_lkg.retrieval.base import exclude_history, pad_left, top_k
+from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval, LRURecRetriever
+from llamarec_lkg.retrieval.popularity import PopularityRetriever
+
+
+def test_histories_are_padded_on_the_left_and_cut_to_the_latest():
+    batch = pad_left([np.array([1, 2, 3]), np.array([], dtype=int), np.array([7, 8, 9, 10, 11])], 4)
+    assert batch.dtype == torch.long
+    assert batch.tolist() == [[0, 1, 2, 3], [0, 0, 0, 0], [8, 9, 10, 11]]
+
+
+def test_padding_is_no_wider_than_the_longest_history_but_at_least_one():
+    assert pad_left([np.array([4]), np.array([5, 6])], 100).tolist() == [[0, 4], [5, 6]]
+    assert pad_left([np.array([], dtype=int)], 5).tolist() == [[0]]
+    assert pad_left([], 5).shape == (0, 1)
+
+
+def test_the_whole_history_is_excluded():
+    scores = np.arange(10, dtype=np.float32).reshape(2, 5)
+    result = exclude_history(scores, [np.array([1, 4, 1]), np.array([], dtype=int)])
+    assert result is scores
+    assert result.tolist() == [[0, -np.inf, 2, 3, -np.inf], [5, 6, 7, 8, 9]]
+
+
+def test_the_best_items_come_first_and_ties_by_item_id():
+    scores = np.array([[-np.inf, 1.0, 3.0, 3.0, 2.0], [-np.inf, 5.0, 5.0, 5.0, 5.0]])
+    items, best = top_k(scores, 3)
+    assert items.tolist() == [[2, 3, 4], [1, 2, 3]]
+    assert best.tolist() == [[3.0, 3.0, 2.0], [5.0, 5.0, 5.0]]
+
+
+def test_rows_with_too_few_items_end_with_padding():
+    scores = np.array([[-np.inf, -np.inf, 1.0, -np.inf]])
+    for k in (3, 50):
+        items, best = top_k(scores, k)
+        assert items.tolist() == [[2, 0, 0]]
+        assert best.tolist() == [[1.0, -np.inf, -np.inf]]
+
+
+def test_popularity_scores_by_training_counts(film_dataset):
+    retriever = PopularityRetriever.from_dataset(film_dataset)
+    assert film_dataset.training_counts().tolist() == [0, 1, 2, 3, 3, 2, 1]
+    scores = retriever.score([np.array([1]), np.array([], dtype=int)])
+    assert scores.shape == (2, 7) and scores.dtype == np.float32
+    assert scores[0] == pytest.approx(
+        np.log([0, 1.5, 2.5, 3.5, 3.5, 2.5, 1.5], where=np.arange(7) > 0, out=np.full(7, -np.inf))
+    )
+    assert np.array_equal(scores[0], scores[1])
+    assert retriever.num_items == 6
+    assert top_k(scores, 2)[0].tolist() == [[3, 4], [3, 4]]
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return LRURecForRetrieval(LRURecConfig(num_items=9, hidden_size=8, max_length=4))
+
+
+def test_lrurec_scores_do_not_depend_on_batching_or_order(model):
+    generator = np.random.default_rng(0)
+    histories = [generator.integers(1, 10, size=length) for length in (3, 1, 7, 0, 2, 4, 5)]
+    scores = LRURecRetriever(model).score(histories)
+    assert scores.shape == (7, 10) and scores.dtype == np.float32
+    assert (scores[:, 0] == -np.inf).all()
+    for batch_size in (1, 2, 3):
+        assert LRURecRetriever(model, batch_size).score(histories) == pytest.approx(scores, rel=1e-4, abs=1e-5)
+    model.eval()
+    for row, history in enumerate(histories):
+        with torch.no_grad():
+            alone = model(torch.tensor([history[-4:].tolist() or [0]])).logits[0].numpy()
+        assert scores[row] == pytest.approx(alone, rel=1e-4, abs=1e-5)
+
+
+def test_lrurec_reads_only_the_latest_of_a_long_history(model):
+    scores = LRURecRetriever(model).score([np.array([9, 9, 1, 2, 3, 4]), np.array([1, 2, 3, 4])])
+    assert scores[0] == pytest.approx(scores[1])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_scoring_uses_no_dropout_and_leaves_the_mode_as_it_was(model, training):
+    model.train(training)
+    retriever = LRURecRetriever(model)
+    assert np.array_equal(retriever.score([np.array([1, 2])]), retriever.score([np.array([1, 2])]))
+    assert model.training is training
+    assert retriever.num_items == 9
+
+
+def test_no_histories_give_no_scores(model):
+    assert LRURecRetriever(model).score([]).shape == (0, 10)
+    assert PopularityRetriever(np.array([0, 1])).score([]).shape == (0, 2)

@@ -1,0 +1,289 @@
+"""`pipeline("recommendation")`: what the Recommender says, in batches, from one line; and clear refusals."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import textwrap
+from dataclasses import asdict
+
+import pytest
+import torch
+from datasets import Dataset as HubDataset
+from peft import LoraConfig
+from tiny import backbone, examples, processor
+from torch.utils.data import Dataset
+from transformers import pipeline
+
+from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking, RecommendationPipeline, Recommender
+from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval
+from llamarec_lkg.retrieval.popularity import PopularityRetriever
+
+
+pytestmark = pytest.mark.hub
+REQUESTS = [
+    {"history": ["1"], "user": "2"},
+    {"history": ["3", "1", "2", "5"], "user": "nobody"},
+    {"history": []},
+    {"history": ["4", "6"], "candidates": ["2"]},
+    {"history": ["2", "3"], "candidates": ["6", "1", "4"], "user": None},
+    {"history": ["6"], "candidates": ["1", "2", "3", "4", "5", "6"], "user": 1},
+]
+
+
+@pytest.fixture(scope="module")
+def saved(film_dataset, tmp_path_factory):
+    """A small form with a trained-looking backbone beside it, processor and retriever: what the quickstart leaves."""
+    root = tmp_path_factory.mktemp("run")
+    backbone().save_pretrained(root / "backbone")
+    proc = processor(film_dataset).fit(examples(film_dataset))
+    config = proc.model_config(evidence_weight=2.0, letter_scale=1.0)
+    ranker = LlamaRecLKGForRanking.from_backbone(str(root / "backbone"), config)
+    torch.manual_seed(1)
+    torch.nn.init.normal_(ranker.preference.user_embedding.weight)
+    ranker.save_pretrained(root / "run", include_backbone=False)
+    proc.save_pretrained(root / "run")
+    torch.manual_seed(0)
+    LRURecForRetrieval(LRURecConfig(num_items=6, hidden_size=8)).save_pretrained(root / "run" / "retriever")
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def recommend(saved):
+    return pipeline("recommendation", model=str(saved), device="cpu")
+
+
+@pytest.fixture
+def passes(recommend, monkeypatch):
+    """How many lists went through the ranker in each forward pass."""
+    sizes, score = [], recommend.model.score_parts
+    monkeypatch.setattr(
+        recommend.model, "score_parts", lambda batch: sizes.append(len(batch["user_ids"])) or score(batch)
+    )
+    return sizes
+
+
+def assert_same(found, wanted):
+    """Equal records, numbers up to what another padding rounds."""
+    numbers = ("score", "retrieval_score", "relations", "reasons")
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert {k: v for k, v in one.items() if k not in numbers} == {
+            k: v for k, v in other.items() if k not in numbers
+        }
+        for name in numbers[:3]:
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5)
+        for reason, same in zip(one["reasons"], other["reasons"], strict=True):
+            assert reason["share"] == pytest.approx(same["share"], rel=1e-4, abs=1e-5)
+            assert [reason[k] for k in ("kind", "relation", "nodes")] == [
+                same[k] for k in ("kind", "relation", "nodes")
+            ]
+
+
+def test_one_line_from_a_saved_folder_says_what_the_recommender_says(saved, recommend):
+    recommender = Recommender.from_pretrained(saved)
+    for request in REQUESTS:
+        wanted = recommender.recommend(**request, k=5, num_reasons=2)
+        assert_same(recommend(request, top_k=5, num_reasons=2), [asdict(item) for item in wanted])
+
+
+def test_records_are_plain_and_have_reasons(recommend):
+    items = recommend({"history": ["1"], "user": "2"}, top_k=5)
+    assert json.loads(json.dumps(items)) == items
+    assert [item["rank"] for item in items] == [1, 2, 3, 4, 5]
+    insider = next(item for item in items if item["title"] == "Insider, The (1999)")
+    assert "Heat (1995) -> DIRECTED_BY Mann -> Insider, The (1999)" in insider["paths"]
+    assert insider["relations"]["DIRECTED_BY"] > 0
+
+
+def test_batches_are_one_pass_each_and_change_nothing(recommend, passes):
+    single = [recommend(request, top_k=5) for request in REQUESTS]
+    assert passes == [1] * 6, "a list of one is not scored, a list of six has two windows of five"
+    passes.clear()
+    assert [len(items) for items in single] == [5, 2, 5, 1, 3, 5]
+    for batch_size, sizes in ((1, [1] * 6), (4, [3, 2, 1]), (64, [5, 1])):
+        found = recommend(REQUESTS, batch_size=batch_size, top_k=5)
+        for one, other in zip(found, single, strict=True):
+            assert_same(one, other)
+        assert passes == sizes
+        passes.clear()
+
+
+def test_long_lists_slide_their_windows_in_the_same_passes(saved, passes, recommend):
+    """Six candidates, five at a time: two windows a list. Three of them in one batch are two passes, not six."""
+    long = [{"history": [str(item)], "candidates": list("123456")} for item in (1, 2, 3)]
+    found = recommend([*long, {"history": ["4"]}], batch_size=4, top_k=6)
+    assert passes == [4, 3]
+    recommender = Recommender.from_pretrained(saved)
+    for request, items in zip(long, found, strict=False):
+        assert_same(items, [asdict(item) for item in recommender.recommend(**request, k=6)])
+
+
+def test_batch_size_top_k_and_num_reasons_may_be_set_once(saved, passes, recommend):
+    fixed = pipeline(
+        "recommendation", model=recommend.model, processor=recommend.processor, top_k=2, num_reasons=0, batch_size=3
+    )
+    found = fixed([{"history": ["1"]}] * 4)
+    assert passes == [3, 1]
+    assert [len(items) for items in found] == [2, 2, 2, 2]
+    assert all(item["paths"] == [] for items in found for item in items)
+    assert len(fixed({"history": ["1"]}, top_k=4, num_reasons=1)) == 4
+    assert isinstance(fixed.recommender.retriever.model, LRURecForRetrieval), "found beside the processor"
+
+
+class Rows(Dataset):
+    def __len__(self):
+        return len(REQUESTS)
+
+    def __getitem__(self, index):
+        return REQUESTS[index % len(REQUESTS)]  # never an IndexError: its length must be asked
+
+
+def test_generators_and_data_sets_are_streamed(recommend):
+    wanted = recommend(REQUESTS, top_k=3, batch_size=4)
+    rows = [{"user": None, "candidates": None, **request} for request in REQUESTS]
+    rows = [{**row, "user": None if row["user"] is None else str(row["user"])} for row in rows]
+    for inputs in (Rows(), (request for request in REQUESTS), HubDataset.from_list(rows)):
+        found = recommend(inputs, top_k=3, batch_size=4)
+        assert iter(found) is found
+        assert list(found) == wanted
+    assert recommend(tuple(REQUESTS), top_k=3, batch_size=4) == wanted
+    assert recommend([]) == []
+
+    def broken():
+        yield REQUESTS[0]
+        raise AssertionError("the second request was read before the first was answered")
+
+    assert len(next(iter(recommend(broken(), top_k=2)))) == 2
+
+
+def test_unknown_users_are_the_average_user_and_known_ones_are_not(recommend):
+    by_user = {
+        user: [item["score"] for item in recommend({"history": ["1", "3"], "user": user, "candidates": ["2", "4"]})]
+        for user in ("2", 2, "nobody", None)
+    }
+    assert by_user["nobody"] == by_user[None]
+    assert by_user["2"] == by_user[2] != by_user[None]
+
+
+def test_an_empty_history_has_items_but_no_reasons(recommend):
+    items = recommend({"history": []}, top_k=6)
+    assert len(items) == 6
+    assert all(item["paths"] == [] and item["relations"] == {} for item in items)
+
+
+def test_bad_requests_are_named(recommend):
+    with pytest.raises(LKGDataError, match="not in the catalogue of 6, the first is '999'"):
+        recommend({"history": ["1", "999"]})
+    with pytest.raises(LKGDataError, match="Request 2: .*'999'"):
+        recommend([REQUESTS[0], REQUESTS[1], {"history": ["999"]}], batch_size=2)
+    with pytest.raises(LKGDataError, match="'2' appears 2 times"):
+        recommend({"history": ["1"], "candidates": ["2", "3", "2"]})
+    with pytest.raises(LKGDataError, match="Request 0: A request is a dictionary .* not str"):
+        recommend(["50", "181"])
+    with pytest.raises(LKGDataError, match="A request is a dictionary .* not str"):
+        recommend("50")
+    with pytest.raises(LKGDataError, match=r"found \['history', 'users'\]"):
+        recommend({"history": ["1"], "users": "2"})
+    with pytest.raises(LKGDataError, match=r"found \['user'\]"):
+        recommend({"user": "2"})
+    with pytest.raises(LKGDataError, match="'history' is '1'; it is a list"):
+        recommend({"history": "1"})
+    with pytest.raises(LKGDataError, match="'candidates' is 3; it is a list"):
+        recommend({"history": ["1"], "candidates": 3})
+    with pytest.raises(LKGDataError, match="top_k is 0; it is a whole number, 1 or more"):
+        recommend({"history": ["1"]}, top_k=0)
+    with pytest.raises(LKGDataError, match="batch_size is 0"):
+        recommend(REQUESTS, batch_size=0)
+    with pytest.raises(LKGDataError, match="num_reasons is 1.5"):
+        recommend({"history": ["1"]}, num_reasons=1.5)
+
+
+def test_a_hub_id_brings_its_retriever_from_the_same_place(saved, tmp_path, recommend):
+    """From a cache as the Hub's client leaves it, at a revision, without the network."""
+    repository, commit = tmp_path / "models--you--films", "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(saved, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v1").write_text(commit)
+    place = {"model_kwargs": {"cache_dir": str(tmp_path)}, "revision": "v1", "local_files_only": True}
+    found = pipeline("recommendation", model="you/films", device="cpu", **place)
+    assert isinstance(found.recommender.retriever.model, LRURecForRetrieval)
+    assert_same(found(REQUESTS[0]), recommend(REQUESTS[0]))
+
+
+def test_a_whole_checkpoint_and_an_adapter_answer_too(saved, tmp_path, recommend):
+    whole = LlamaRecLKGForRanking.from_pretrained(saved)
+    whole.save_pretrained(tmp_path / "whole", include_backbone=True)
+    adapted = LlamaRecLKGForRanking.from_pretrained(saved)
+    adapted.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapted")
+    for name, model in (("whole", whole), ("adapted", adapted)):
+        recommend.processor.save_pretrained(tmp_path / name)
+        shutil.copytree(saved / "retriever", tmp_path / name / "retriever")
+        wanted = Recommender(model, recommend.processor, recommend.recommender.retriever).recommend(**REQUESTS[1], k=5)
+        found = pipeline("recommendation", model=str(tmp_path / name), device="cpu")(REQUESTS[1], top_k=5)
+        assert_same(found, [asdict(item) for item in wanted])
+        assert (found[0]["score"] != pytest.approx(recommend(REQUESTS[1])[0]["score"])) == (name == "adapted")
+
+
+def test_without_a_retriever_it_ranks_what_it_is_given_and_says_so(saved, tmp_path, caplog, recommend, film_dataset):
+    bare = tmp_path / "bare"
+    shutil.copytree(saved, bare, ignore=shutil.ignore_patterns("retriever"))
+    logging.getLogger("llamarec_lkg").propagate = True
+    with caplog.at_level("WARNING"):
+        alone = pipeline("recommendation", model=str(bare), device="cpu")
+    assert "no folder 'retriever' beside the model" in caplog.text
+    with pytest.raises(LKGDataError, match="give `candidates`"):
+        alone({"history": ["1"]})
+    wanted = Recommender(recommend.model, recommend.processor).recommend(["1"], candidates=["2", "3"])
+    assert_same(alone({"history": ["1"], "candidates": ["2", "3"]}), [asdict(item) for item in wanted])
+
+    caplog.clear()
+    pipeline("recommendation", model=str(bare), retriever=False, device="cpu")
+    assert "retriever" not in caplog.text
+    for given in (saved / "retriever", LRURecForRetrieval.from_pretrained(saved / "retriever")):
+        whole = pipeline("recommendation", model=str(bare), retriever=given, device="cpu")
+        assert_same(whole({"history": ["1"]}), recommend({"history": ["1"]}))
+    popular = pipeline(
+        "recommendation", model=str(bare), retriever=PopularityRetriever.from_dataset(film_dataset), device="cpu"
+    )
+    assert len(popular({"history": ["1"]}, top_k=3)) == 3
+    with pytest.raises(LKGDataError, match="PopularityRetriever cannot be saved"):
+        popular.save_pretrained(tmp_path / "popular")
+
+
+def test_parts_that_do_not_belong_together_are_refused(saved, recommend):
+    with pytest.raises(LKGDataError, match="The retriever knows 9 items, the processor 6"):
+        pipeline("recommendation", model=str(saved), retriever=LRURecForRetrieval(LRURecConfig(num_items=9)))
+    with pytest.raises(LKGDataError, match="needs a LlamaRecLKGForRanking, not LlamaForCausalLM"):
+        RecommendationPipeline(model=backbone(), processor=recommend.processor)
+    with pytest.raises(LKGDataError, match="needs a LlamaRecLKGProcessor, not NoneType"):
+        RecommendationPipeline(model=recommend.model)
+
+
+def test_a_saved_pipeline_loads_in_one_line_and_pushes_no_folder_of_this_machine(recommend, tmp_path):
+    recommend.save_pretrained(tmp_path / "again")
+    again = pipeline("recommendation", model=tmp_path / "again", device="cpu")
+    assert not (tmp_path / "again" / "model.safetensors").stat().st_size > 100_000, "the backbone is named, not copied"
+    for one, other in zip(again(REQUESTS, batch_size=4), recommend(REQUESTS, batch_size=4), strict=True):
+        assert_same(one, other)
+    for push in (
+        lambda: recommend.push_to_hub("you/name"),
+        lambda: recommend.save_pretrained(tmp_path / "no", push_to_hub=True),
+    ):
+        with pytest.raises(LKGDataError, match="no name that others can load"):
+            push()
+
+
+def test_importing_the_package_is_enough_to_know_the_task(saved):
+    """In a new process, with the parts as the Auto classes load them."""
+    code = f"""
+        import llamarec_lkg
+        from transformers import AutoModel, AutoProcessor, pipeline
+        model, processor = AutoModel.from_pretrained({str(saved)!r}), AutoProcessor.from_pretrained({str(saved)!r})
+        recommend = pipeline("recommendation", model=model, processor=processor)
+        print(len(recommend({{"history": ["1"], "user": "2"}}, top_k=4)))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["4"], done.stderr

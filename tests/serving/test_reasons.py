@@ -1,0 +1,214 @@
+"""Reasons: their shares add up to the score, name what spoke, and come as records, sentences and pictures."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import backbone, examples, processor, tokenizer
+
+from llamarec_lkg import LlamaRecLKGForRanking, LlamaRecLKGProcessor, Recommender
+from llamarec_lkg.data.schema import RATED, Triples
+from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
+from llamarec_lkg.serving.drawings import draw_preferences, draw_reasons
+from llamarec_lkg.serving.reasons import OTHER_PATHS, PATH, Reason, Recommendation, evidence_paths
+from llamarec_lkg.utils.errors import LKGDataError
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def recommender(film_dataset):
+    proc = processor(film_dataset).fit(examples(film_dataset))
+    config = proc.model_config(evidence_weight=1.7, letter_scale=0.8, retrieval_weight=0.6)
+    torch.manual_seed(0)
+    ranker = LlamaRecLKGForRanking.from_backbone(backbone(), config)
+    torch.nn.init.normal_(ranker.preference.user_embedding.weight)
+    return Recommender(ranker, proc)
+
+
+CANDIDATES = ["2", "3", "5", "6"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 100])
+@pytest.mark.parametrize("user", [None, "2"])
+def test_shares_add_up_to_the_score_however_many_paths_are_named(recommender, count, user):
+    items = recommender.recommend(["4", "1"], user=user, candidates=CANDIDATES, k=4, num_reasons=count)
+    for item in items:
+        assert sum(reason.share for reason in item.reasons) == pytest.approx(item.score, abs=1e-5)
+        named = [reason for reason in item.reasons if reason.kind == PATH]
+        assert len(named) <= count and item.paths == [reason.text for reason in named]
+        for relation, part in item.relations.items():
+            shares = [reason.share for reason in item.reasons if reason.relation == relation]
+            assert sum(shares) == pytest.approx(part, abs=1e-5)
+        printed = [float(line.split()[0]) for line in str(item).splitlines()[1:]]
+        assert len(printed) <= 5 and sum(printed) == pytest.approx(item.score, abs=4e-3), "with what is not named"
+
+
+def test_the_score_is_the_models(recommender):
+    items = recommender.recommend(["4", "1"], user="2", candidates=CANDIDATES, k=4)
+    example = recommender.processor.example(["4", "1"], CANDIDATES, user="2")
+    with torch.no_grad():
+        logits = recommender.model(**recommender.processor([example])).logits[0]
+    wanted = dict(zip(CANDIDATES, logits.tolist(), strict=True))
+    assert {item.item_id: item.score for item in items} == pytest.approx(wanted, abs=1e-5)
+
+
+def test_long_lists_have_the_parts_of_the_window_that_scored_them(recommender):
+    everything = recommender.recommend(["1"], candidates=["1", "2", "3", "4", "5", "6"], k=6)
+    assert len(everything) == 6, "six candidates, five at a time"
+    for item in everything:
+        assert sum(reason.share for reason in item.reasons) == pytest.approx(item.score, abs=1e-5)
+
+
+def test_with_all_paths_named_nothing_is_left_of_relations_to_entities(recommender):
+    """What is not named is what runs through users. A path's share is weight x preference x its part of the
+    evidence."""
+    items = recommender.recommend(["4", "1"], user="2", candidates=CANDIDATES, k=4, num_reasons=100)
+    left = {reason.relation for item in items for reason in item.reasons if reason.kind == OTHER_PATHS}
+    assert left == {RATED}
+    insider = next(item for item in items if item.item_id == "2")
+    (path,) = [reason for reason in insider.reasons if reason.kind == PATH]
+    preferences = recommender.preferences(["4", "1"], user="2")
+    index, dense = recommender.processor.evidence_index, recommender.processor.dense_items
+    relation = recommender.processor.relations.index("DIRECTED_BY")
+    evidence = index.evidence(dense(["4", "1"]), dense(["2"]), 2)[0, relation]
+    assert path.nodes == ["Heat (1995)", "Mann", "Insider, The (1999)"]
+    assert path.preference == pytest.approx(preferences["DIRECTED_BY"])
+    assert path.share == pytest.approx(1.7 * path.preference * float(evidence), rel=1e-5)
+
+
+def test_records_go_through_json(recommender):
+    item = recommender.recommend(["1"], candidates=CANDIDATES)[0]
+    record = json.loads(json.dumps(asdict(item)))
+    assert record == asdict(item)
+    assert set(record["reasons"][0]) == {"kind", "share", "relation", "preference", "nodes"}
+
+
+def test_a_sentence_by_hand():
+    reasons = [
+        Reason(PATH, 1.25, "DIRECTED_BY", 0.4, ["Heat", "Mann", "Insider"]),
+        Reason(OTHER_PATHS, 0.5, RATED, 0.3),
+        Reason(OTHER_PATHS, 0.25, "DIRECTED_BY", 0.4),
+        Reason("retriever", -0.75),
+        Reason("language model", 0.1),
+    ]
+    item = Recommendation(1, "2", "Insider", 1.35, 0.0, reasons=reasons)
+    assert item.sentence() == (
+        "Insider scores +1.35: +1.50 along DIRECTED_BY (Mann, as in Heat; preference 40%), -0.75 for the order of the "
+        "history (retriever), +0.50 for people who rated the same items and +0.10 for 1 smaller reason."
+    )
+    assert item.sentence(count=4).endswith("and +0.10 for what the language model reads.")
+    assert "was not compared" in Recommendation(1, "2", "Insider", 0.0, 0.0).sentence()
+    assert str(reasons[0]) == "+1.250  Heat -> DIRECTED_BY Mann -> Insider  (preference 40%)"
+    unnamed = Recommendation(1, "2", "Insider", 0.25, 0.0, reasons=reasons[2:3])
+    assert unnamed.sentence() == "Insider scores +0.25: +0.25 along DIRECTED_BY (preference 40%)."
+
+
+def test_paths_are_all_there_beside_a_direct_edge_and_told_once_a_film(make_dataset):
+    """A sequel by the same director: both paths speak. A film that stands twice in the history is one path."""
+    rows = [("a", item, item) for item in (1, 2, 3, 4)]
+    items = pd.DataFrame({"item_id": [1, 2, 3, 4], "title": list("ABCD"), "directed_by": ["m", "m", "n", "o"]})
+    dataset = make_dataset(rows, items)
+    facts = pd.DataFrame([("1", "SEQUEL", "2")], columns=["head", "relation", "tail"])
+    graph = KnowledgeGraph.from_dataset(dataset, Triples.from_frame(facts, {raw: raw for raw in "1234"}))
+    items = dataset.items
+    proc = LlamaRecLKGProcessor(tokenizer(), graph, items.ids, items.titles, dataset.user_ids, num_candidates=5)
+    example = proc.example(["1", "3", "1"], ["2", "4"])
+    found = {(relation, tuple(nodes)): weight for relation, nodes, weight in evidence_paths(proc, example, 0)}
+    assert set(found) == {("SEQUEL", ("A", "B")), ("DIRECTED_BY", ("A", "m", "B"))}
+    evidence = proc.evidence_index.evidence(example.history, example.candidates)[0]
+    for (relation, _), weight in found.items():
+        assert weight == pytest.approx(float(evidence[graph.relations.index(relation)]), rel=1e-5)
+
+
+def test_own_edges_are_no_paths_and_no_part(film_dataset):
+    proc = processor(film_dataset).fit(examples(film_dataset))
+    example = proc.example(["4", "1"], CANDIDATES, user="2")
+    for row in range(4):
+        index = proc.evidence_index
+        _, columns, weights = index.contributions(example.history, int(example.candidates[row]), example.user)
+        sums = np.bincount(index.column_relation[columns], weights, minlength=len(proc.relations))
+        wanted = index.evidence(example.history, example.candidates[[row]], example.user)[0]
+        np.testing.assert_allclose(sums, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_what_the_history_says_alone_is_with_an_id_that_adds_nothing(recommender):
+    user_ids = recommender.model.preference.user_embedding.weight
+    before = user_ids.detach().clone()
+    with torch.no_grad():
+        user_ids.zero_()
+    try:
+        with_id = recommender.preferences(["4", "1"], user="2")
+        assert with_id == pytest.approx(recommender.preferences(["4", "1"], user="2", use_id=False))
+    finally:
+        with torch.no_grad():
+            user_ids.copy_(before)
+    assert recommender.preferences(["4", "1"], user="2") != pytest.approx(with_id)
+
+
+def test_titles_may_look_like_formulas_and_repeat(tmp_path):
+    reasons = [Reason(PATH, 0.5, "MADE_BY", 0.5, ["$a_$", "Li$e_ of_$", "Twice"])]
+    items = [Recommendation(rank, str(rank), "Twice", 0.5, 0.0, reasons=reasons) for rank in (1, 2)]
+    draw_reasons(items, tmp_path / "why.png")
+    draw_preferences({"$A_$": 1.0}, tmp_path / "p.png", "$_$")
+    one = draw_reasons(items[:1], tmp_path / "one.png")
+    assert one is None and picture(tmp_path / "why.png").shape[0] > picture(tmp_path / "one.png").shape[0]
+
+
+def test_paths_through_different_entities_are_named_first(make_dataset):
+    """Two films of the history share the director with the candidate, strongly; one shares a genre, weakly."""
+    rows = [("a", item, item) for item in (1, 2, 3, 4, 5)]
+    items = pd.DataFrame({"item_id": [1, 2, 3, 4, 5], "title": list("ABCDE"), "genre_is": ["g", "h", "x", "g", "y"]})
+    items["directed_by"] = ["m", "m", "n", "m", "o"]
+    proc = processor(make_dataset(rows, items))
+    recommender = Recommender(LlamaRecLKGForRanking(proc.model_config(use_language_model=False)), proc)
+    best = recommender.recommend(["1", "2"], candidates=["4", "5"], num_reasons=2)[0]
+    assert best.title == "D"
+    assert {reason.nodes[1] for reason in best.reasons if reason.kind == PATH} == {"m", "g"}
+
+
+def test_a_direct_edge_has_no_entity_between():
+    reason = Reason(PATH, 0.1, "FOLLOWED_BY", 0.5, ["One", "Two"])
+    assert reason.text == "One -> FOLLOWED_BY -> Two"
+
+
+def picture(path):
+    from matplotlib import image
+
+    content = path.read_bytes()
+    assert content.startswith(PNG)
+    return image.imread(path)
+
+
+def test_paths_are_drawn(recommender, tmp_path):
+    items = recommender.recommend(["4", "1"], user="2", candidates=CANDIDATES, k=3, num_reasons=5)
+    draw_reasons(items, tmp_path / "reasons.png")
+    pixels = picture(tmp_path / "reasons.png")
+    colored = np.ptp(pixels[..., :3], axis=2) > 0.2
+    assert colored.any(), "paths have colours"
+    draw_reasons(recommender.recommend(["4"], candidates=["2"]), tmp_path / "alone.png")
+    assert not (np.ptp(picture(tmp_path / "alone.png")[..., :3], axis=2) > 0.2).any(), "one item has no paths"
+
+
+def test_preferences_are_drawn_as_long_as_they_are(tmp_path):
+    draw_preferences({"A": 0.75, "B": 0.25}, tmp_path / "bars.png", "somebody")
+    pixels = picture(tmp_path / "bars.png")
+    blue = (pixels[..., 2] - pixels[..., 0] > 0.5).sum(axis=1)
+    top, bottom = blue[: len(blue) // 2].max(), blue[len(blue) // 2 :].max()
+    assert top / bottom == pytest.approx(3, rel=0.1)
+
+
+def test_the_history_of_a_known_user_is_in_the_graph(recommender, film_dataset):
+    proc = recommender.processor
+    for user in (1, 3):
+        trained = film_dataset.history(int(film_dataset.offsets[user]) - 2)
+        wanted = film_dataset.item_sequence[trained]
+        np.testing.assert_array_equal(proc.known_history(str(user)), wanted)
+    with pytest.raises(LKGDataError, match="'nobody' is not one of the 4 known users"):
+        proc.known_history("nobody")
+    bare = proc.with_knowledge_graph(proc.knowledge_graph.without_relations(proc.relations))
+    assert bare.known_history("1").size == 0

@@ -1,0 +1,144 @@
+"""Recommending for one user: raw ids in, titles, scores and paths out; lists of any length."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import backbone, examples, processor
+
+from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking, Recommender
+from llamarec_lkg.data.schema import RankingExample
+from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval, LRURecRetriever
+from llamarec_lkg.serving.sliding_windows import rank_windows
+
+
+@pytest.fixture
+def saved(film_dataset, tmp_path):
+    folder = tmp_path / "run"
+    backbone().save_pretrained(tmp_path / "backbone")
+    proc = processor(film_dataset).fit(examples(film_dataset))
+    ranker = LlamaRecLKGForRanking.from_backbone(str(tmp_path / "backbone"), proc.model_config(evidence_weight=2.0))
+    ranker.save_pretrained(folder, include_backbone=False)
+    proc.save_pretrained(folder)
+    torch.manual_seed(0)
+    LRURecForRetrieval(LRURecConfig(num_items=6, hidden_size=8)).save_pretrained(folder / "retriever")
+    return folder
+
+
+def test_recommendations_name_items_scores_and_the_paths_that_spoke(saved):
+    recommender = Recommender.from_pretrained(saved)
+    items = recommender.recommend(["1"], user="2", k=3)
+    assert [item.rank for item in items] == [1, 2, 3]
+    assert all(item.item_id != "1" for item in items), "the history is not recommended again"
+    assert items[0].score >= items[1].score >= items[2].score
+    everything = recommender.recommend(["1"], user="2", k=5)
+    insider = next(item for item in everything if item.title == "Insider, The (1999)")
+    assert "Heat (1995) -> DIRECTED_BY Mann -> Insider, The (1999)" in insider.paths
+    assert insider.relations["DIRECTED_BY"] > 0
+    assert "Insider" in str(insider) and "->" in str(insider)
+
+
+def test_relation_parts_add_up_to_the_evidence_term(saved):
+    recommender = Recommender.from_pretrained(saved)
+    item = recommender.recommend(["3", "1"], candidates=["2", "4"], k=2)[0]
+    history = recommender.processor.dense_items(["3", "1"])
+    evidence = recommender.processor.evidence_index.evidence(
+        history, recommender.processor.dense_items([item.item_id])
+    )
+    preferences = recommender.preferences(["3", "1"])
+    assert sum(preferences.values()) == pytest.approx(1.0, abs=1e-5)
+    order = [preferences[name] for name in recommender.processor.relations]
+    weight = float(recommender.model.fusion.evidence_weight)
+    assert sum(item.relations.values()) == pytest.approx(weight * float(evidence[0] @ np.array(order)), rel=1e-4)
+
+
+def test_given_candidates_a_single_one_and_an_unknown_user(saved):
+    recommender = Recommender.from_pretrained(saved)
+    chosen = recommender.recommend(["1"], candidates=["2", "3", "4"])
+    assert {item.item_id for item in chosen} == {"2", "3", "4"}
+    assert recommender.recommend(["1"], candidates=["2"])[0].item_id == "2"
+    unknown = recommender.recommend(["1"], user="nobody", candidates=["2", "3", "4"])
+    assert [item.score for item in unknown] == [item.score for item in chosen]
+    assert len(recommender.recommend([], k=2)) == 2, "an empty history is ranked by retriever and titles"
+
+
+def test_bad_input_is_named(saved):
+    recommender = Recommender.from_pretrained(saved)
+    with pytest.raises(LKGDataError, match="'999'"):
+        recommender.recommend(["999"])
+    with pytest.raises(LKGDataError, match="appears 2 times"):
+        recommender.recommend(["1"], candidates=["2", "2"])
+
+
+@pytest.mark.parametrize("value", ["50", 50, 5.0, b"5", {"50": 1}, {"1", "2"}, np.array("5"), True])
+def test_a_single_id_is_no_list_whoever_is_asked(saved, value):
+    """A string would be read letter by letter, a set in any order."""
+    recommender = Recommender.from_pretrained(saved)
+    processor = recommender.processor
+    for name, ask in (
+        ("history", lambda: recommender.recommend(history=value)),
+        ("history", lambda: recommender.recommend(value, candidates=["1", "2"])),
+        ("candidates", lambda: recommender.recommend(["1"], candidates=value)),
+        ("history", lambda: recommender.request(value)),
+        ("history", lambda: recommender.preferences(value)),
+        ("history", lambda: processor.example(value, ["1", "2"])),
+        ("candidates", lambda: processor.example(["1"], value)),
+    ):
+        with pytest.raises(LKGDataError, match=f"'{name}' is .*a list of item ids.*such as \\['50', '181'\\]"):
+            ask()
+
+
+@pytest.mark.parametrize("value", ["12", "1"])
+def test_a_string_of_known_letters_is_no_list_of_them(saved, value):
+    with pytest.raises(LKGDataError, match=rf"Give \['{value}'\] for a single one"):
+        Recommender.from_pretrained(saved).recommend(value)
+
+
+def test_a_history_that_is_not_there_is_told_and_an_empty_one_is_a_history(saved):
+    recommender = Recommender.from_pretrained(saved)
+    with pytest.raises(LKGDataError, match="'history' is None; .*it may be empty"):
+        recommender.recommend(None)
+    assert len(recommender.recommend([], k=2)) == 2
+
+
+def test_any_list_of_ids_will_do_and_a_number_is_its_digits(saved):
+    recommender = Recommender.from_pretrained(saved)
+    wanted = recommender.recommend(["3", "1"], candidates=["2", "4"])
+    lists = (
+        ("3", "1"),
+        [3, 1],
+        np.array([3, 1]),
+        np.array(["3", "1"]),
+        pd.Series([3, 1]),
+        (raw for raw in ["3", "1"]),
+    )
+    for history in lists:
+        assert recommender.recommend(history, candidates=(raw for raw in [2, 4])) == wanted
+    with pytest.raises(LKGDataError, match="the first is 3.5"):
+        recommender.recommend([3.5])
+
+
+def test_model_and_processor_of_different_runs_are_refused(saved, film_dataset):
+    recommender = Recommender.from_pretrained(saved)
+    other = processor(film_dataset, num_paths=1)
+    with pytest.raises(LKGDataError, match="differ in their prompt settings"):
+        Recommender(recommender.model, other, LRURecRetriever(recommender.retriever.model))
+
+
+def long_list(count):
+    return RankingExample(0, np.array([1]), np.ones(1), np.arange(1, count + 1), np.linspace(1, 0, count), -1)
+
+
+@pytest.mark.parametrize("count", [3, 8, 9, 20, 57])
+def test_windows_bring_the_best_item_to_the_top_from_anywhere(count):
+    for best in range(1, count + 1):
+        sizes = []
+
+        def score(example, best=best, sizes=sizes):
+            sizes.append(len(example.candidates))
+            return np.where(example.candidates == best, 10.0, -example.candidates / 100).astype(np.float32)
+
+        order, logits = rank_windows(score, long_list(count), window=8)
+        assert sorted(order.tolist()) == list(range(count))
+        assert order[0] == best - 1 and logits[best - 1] == 10.0
+        assert max(sizes) <= 8

@@ -1,0 +1,220 @@
+import http.server
+import os
+import socket
+import threading
+import types
+import zipfile
+
+import pytest
+
+from llamarec_lkg.utils import downloads
+from llamarec_lkg.utils.downloads import PinnedWheel, extract, fetch_url, fetch_wheel
+from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.files import cache_dir
+from llamarec_lkg.utils.fingerprints import hash_file
+
+
+CONTENT = b"0123456789" * 20_000
+
+
+class Pip:
+    """Stands in for the module `subprocess`: a pip that has one wheel, or fails."""
+
+    def __init__(self, wheel_file=None, returncode=0, stderr=""):
+        self.wheel_file, self.returncode, self.stderr = wheel_file, returncode, stderr
+        self.commands, self.requirements = [], []
+
+    def run(self, command, **options):
+        self.commands.append(command)
+        folder, requirements = command[command.index("--dest") + 1], command[command.index("-r") + 1]
+        with open(requirements) as stream:
+            self.requirements.append(stream.read())
+        if self.wheel_file:
+            with open(os.path.join(folder, self.wheel_file.name), "wb") as sink:
+                sink.write(self.wheel_file.read_bytes())
+        return types.SimpleNamespace(returncode=self.returncode, stderr=self.stderr)
+
+
+@pytest.fixture
+def wheel_file(tmp_path):
+    path = tmp_path / "some_data-1.2-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("some_data/a.txt", "alpha " * 500)
+        zipped.writestr("some_data/b.txt", "beta")
+    return path
+
+
+@pytest.fixture
+def wheel(wheel_file):
+    return PinnedWheel("some-data==1.2", hash_file(wheel_file))
+
+
+def test_a_wheel_is_downloaded_by_hash_once(monkeypatch, wheel, wheel_file):
+    pip = Pip(wheel_file)
+    monkeypatch.setattr(downloads, "subprocess", pip)
+    path = fetch_wheel(wheel)
+    assert path == cache_dir() / "wheels" / wheel_file.name
+    assert path.read_bytes() == wheel_file.read_bytes()
+    assert "--require-hashes" in pip.commands[0] and "--no-deps" in pip.commands[0]
+    assert pip.requirements == [f"some-data==1.2 --hash=sha256:{wheel.sha256}\n"]
+    assert fetch_wheel(wheel) == path
+    assert len(pip.commands) == 1
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_wheel_with_another_hash_is_never_used(monkeypatch, wheel, wheel_file):
+    folder = cache_dir() / "wheels"
+    folder.mkdir(parents=True)
+    (folder / wheel_file.name).write_bytes(wheel_file.read_bytes()[:-1])
+    pip = Pip(wheel_file)
+    monkeypatch.setattr(downloads, "subprocess", pip)
+    assert fetch_wheel(wheel).read_bytes() == wheel_file.read_bytes()
+    assert len(pip.commands) == 1
+
+
+@pytest.mark.parametrize(
+    "pip, reason",
+    [
+        (Pip(returncode=1, stderr="trying\nERROR: hashes do not match\n"), "ERROR: hashes do not match"),
+        (Pip(returncode=0), "pip printed nothing"),
+    ],
+)
+def test_a_failed_pip_says_why_and_leaves_nothing(monkeypatch, wheel, pip, reason):
+    monkeypatch.setattr(downloads, "subprocess", pip)
+    with pytest.raises(LKGDataError, match=f"pip download some-data==1.2` failed: {reason}.*by hand"):
+        fetch_wheel(wheel)
+    assert list((cache_dir() / "wheels").iterdir()) == []
+
+
+def test_a_wheel_that_pip_rejected_after_writing_is_not_kept(monkeypatch, wheel, wheel_file):
+    monkeypatch.setattr(downloads, "subprocess", Pip(wheel_file, returncode=1, stderr="broken"))
+    with pytest.raises(LKGDataError, match="failed: broken"):
+        fetch_wheel(wheel)
+    assert list((cache_dir() / "wheels").iterdir()) == []
+
+
+def test_members_are_extracted_under_their_new_names(wheel_file, tmp_path):
+    extract(wheel_file, {"some_data/a.txt": "x.txt", "some_data/b.txt": "y.txt"}, tmp_path / "out")
+    assert (tmp_path / "out" / "x.txt").read_text() == "alpha " * 500
+    assert (tmp_path / "out" / "y.txt").read_text() == "beta"
+
+
+def test_an_archive_without_a_member_is_refused(wheel_file, tmp_path):
+    with pytest.raises(LKGDataError, match="cannot be unpacked .*no_such_file.*Delete it"):
+        extract(wheel_file, {"no_such_file": "x"}, tmp_path / "out")
+
+
+def test_an_archive_that_is_cut_short_is_refused(wheel_file, tmp_path):
+    wheel_file.write_bytes(wheel_file.read_bytes()[:200])
+    with pytest.raises(LKGDataError, match="cannot be unpacked"):
+        extract(wheel_file, {"some_data/a.txt": "x"}, tmp_path / "out")
+
+
+def stored_archive(path, content: bytes) -> bytes:
+    with zipfile.ZipFile(path, "w") as zipped:
+        zipped.writestr("a", content)
+    return path.read_bytes()
+
+
+def test_a_member_with_a_wrong_checksum_is_refused_and_not_left_behind(tmp_path):
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(stored_archive(archive, b"good content").replace(b"good", b"evil", 1))
+    with pytest.raises(LKGDataError, match="cannot be unpacked .*CRC"):
+        extract(archive, {"a": "x"}, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_member_with_a_damaged_compressed_stream_is_refused_and_not_left_behind(wheel_file, tmp_path):
+    content = bytearray(wheel_file.read_bytes())
+    start = 30 + len("some_data/a.txt")  # behind the local header
+    content[start : start + 3] = b"\xff\xff\xff"
+    wheel_file.write_bytes(content)
+    with pytest.raises(LKGDataError, match="cannot be unpacked"):
+        extract(wheel_file, {"some_data/a.txt": "x"}, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.server.requests.append(self.path)
+        self.close_connection = True
+        if self.path == "/absent":
+            self.send_error(404)
+        elif self.path == "/chunked-and-cut":
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"ffff\r\n" + CONTENT[:100])
+        elif self.path == "/silent":
+            self.wfile.write(b"this is not HTTP\r\n\r\n")
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            self.wfile.write(CONTENT[:70_000] if self.path == "/cut" and len(self.server.requests) == 1 else CONTENT)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.requests = []
+        running.address = f"http://127.0.0.1:{running.server_port}"
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def left_behind() -> list[str]:
+    folder = cache_dir() / "downloads"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_a_file_is_downloaded_once(server):
+    path = fetch_url(f"{server.address}/whole", "data.zip")
+    assert path == cache_dir() / "downloads" / "data.zip"
+    assert path.read_bytes() == CONTENT
+    assert fetch_url(f"{server.address}/whole", "data.zip") == path
+    assert server.requests == ["/whole"]
+    assert left_behind() == ["data.zip"]
+
+
+def test_an_http_error_is_reported_with_the_address(server):
+    with pytest.raises(LKGDataError, match=r"Could not download http://127.0.0.1:\d+/absent \(.*404.*by hand"):
+        fetch_url(f"{server.address}/absent", "data.zip")
+    assert left_behind() == []
+
+
+def test_a_cut_connection_leaves_nothing_and_the_next_try_starts_anew(server):
+    with pytest.raises(LKGDataError, match=f"got 70000 of {len(CONTENT)} bytes"):
+        fetch_url(f"{server.address}/cut", "data.zip")
+    assert left_behind() == []
+    assert fetch_url(f"{server.address}/cut", "data.zip").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("page", ["chunked-and-cut", "silent"])
+def test_an_answer_that_breaks_the_protocol_is_reported_and_leaves_nothing(server, page):
+    with pytest.raises(LKGDataError, match="Could not download"):
+        fetch_url(f"{server.address}/{page}", "data.zip")
+    assert left_behind() == []
+
+
+def test_a_file_that_another_run_has_half_written_is_never_read(server):
+    folder = cache_dir() / "downloads"
+    folder.mkdir(parents=True)
+    (folder / ".data.zip.1.part").write_bytes(b"half")
+    assert fetch_url(f"{server.address}/whole", "data.zip").read_bytes() == CONTENT
+
+
+def test_no_answer_is_reported():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        with pytest.raises(LKGDataError, match="Could not download .*refused.*Check the network"):
+            fetch_url(f"http://127.0.0.1:{unused.getsockname()[1]}/x", "data.zip")
+    assert left_behind() == []

@@ -1,0 +1,260 @@
+import os
+import stat
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llamarec_lkg.utils import files as storage
+from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.files import atomic_file, atomic_folder, cache_dir, exchanged, read_json, write_json
+from llamarec_lkg.utils.fingerprints import as_plain, fingerprint, hash_file
+
+
+@dataclass(frozen=True)
+class Settings:
+    size: int = 1
+    name: str = "a"
+    _private: int = 0
+
+
+@dataclass(frozen=True)
+class OtherSettings:
+    size: int = 1
+    name: str = "a"
+    _private: int = 0
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_cache_is_where_the_environment_says_else_in_the_hugging_face_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("LLAMAREC_LKG_CACHE", str(tmp_path / "mine"))
+    assert cache_dir() == tmp_path / "mine"
+    monkeypatch.setattr(storage, "HF_HOME", str(tmp_path / "home"))
+    for unset in (
+        lambda: monkeypatch.setenv("LLAMAREC_LKG_CACHE", ""),
+        lambda: monkeypatch.delenv("LLAMAREC_LKG_CACHE"),
+    ):
+        unset()
+        assert cache_dir() == tmp_path / "home" / "llamarec_lkg"
+
+
+def test_a_folder_appears_whole_under_its_name(tmp_path):
+    target = tmp_path / "deep" / "folder"
+    with atomic_folder(target) as temporary:
+        (temporary / "file").write_text("new")
+        assert not target.exists()
+    assert (target / "file").read_text() == "new"
+    assert names_in(target.parent) == ["folder"]
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+
+
+def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path):
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with atomic_folder(target) as temporary:
+        (temporary / "new").write_text("new")
+        assert names_in(target) == ["old"]
+    assert names_in(target) == ["new"]
+    assert names_in(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_folder_leaves_nothing_and_keeps_the_old_one(tmp_path, error):
+    with pytest.raises(error), atomic_folder(tmp_path / "new") as temporary:
+        (temporary / "half").write_text("half")
+        raise error
+    assert names_in(tmp_path) == []
+
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").write_text("old")
+    with pytest.raises(error), atomic_folder(tmp_path / "old") as temporary:
+        (temporary / "file").write_text("half")
+        raise error
+    assert names_in(tmp_path) == ["old"]
+    assert (tmp_path / "old" / "file").read_text() == "old"
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+OLD = {"key.json": "old", "a.bin": "old", "part/x": "old", "part/y": "stays", "stale-1.bin": "old", "other": "stays"}
+NEW = {"key.json": "new", "a.bin": "new", "b.bin": "new", "part/x": "new", "part/y": "stays", "other": "stays"}
+
+
+def exchange(folder: Path) -> None:
+    with exchanged(folder, "key.json", ["stale-*.bin", "b.bin", "absent"]) as new:
+        for path, text in NEW.items():
+            if text == "new":
+                (new / path).parent.mkdir(exist_ok=True)
+                (new / path).write_text(text)
+        assert contents(folder).items() >= OLD.items() or not (folder / "key.json").exists()
+
+
+@pytest.fixture
+def old_folder(tmp_path) -> Path:
+    for path, text in OLD.items():
+        (tmp_path / "run" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / path).write_text(text)
+    return tmp_path / "run"
+
+
+def test_files_and_folders_are_exchanged_and_the_rest_stays(old_folder, tmp_path):
+    exchange(old_folder)
+    assert contents(old_folder) == NEW and names_in(old_folder) == ["a.bin", "b.bin", "key.json", "other", "part"]
+    exchange(tmp_path / "fresh")
+    assert contents(tmp_path / "fresh") == {path: text for path, text in NEW.items() if text == "new"}
+
+
+@pytest.mark.parametrize("count", range(9))
+def test_an_exchange_that_fails_is_taken_back_and_one_that_is_killed_is_seen(old_folder, monkeypatch, count):
+    """Four things go and four come; the key is there only while all is old, or all is new."""
+    replace, done = os.replace, []
+
+    def rename(source, target):
+        if len(done) == count:
+            done.append("failed")
+            raise OSError("disk full")
+        replace(source, target)
+        if "failed" not in done:
+            done.append(target)
+            found = {k: v for k, v in contents(old_folder).items() if not k.startswith(".")}
+            assert "key.json" not in found or found == NEW
+
+    monkeypatch.setattr(os, "replace", rename)
+    if count < 8:
+        with pytest.raises(OSError, match="disk full"):
+            exchange(old_folder)
+        assert contents(old_folder) == OLD and len(names_in(old_folder)) == 5
+    else:
+        exchange(old_folder)
+        assert contents(old_folder) == NEW and len(done) == 8
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_exchange_leaves_nothing_and_keeps_the_old(old_folder, tmp_path, error):
+    for folder in (old_folder, tmp_path / "fresh"):
+        with pytest.raises(error), exchanged(folder, "key.json", ["*.bin"]) as new:
+            (new / "a.bin").write_text("half")
+            raise error
+    assert contents(old_folder) == OLD and not (tmp_path / "fresh").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_file_leaves_nothing_and_keeps_the_old_one(tmp_path, error):
+    target = tmp_path / "deep" / "file"
+    with pytest.raises(error), atomic_file(target) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert names_in(target.parent) == []
+
+    target.write_text("old")
+    with pytest.raises(error), atomic_file(target) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert names_in(target.parent) == ["file"]
+    assert target.read_text() == "old"
+
+
+def test_a_file_takes_its_name_only_at_the_end(tmp_path):
+    with atomic_file(tmp_path / "file") as temporary:
+        temporary.write_text("whole")
+        assert not (tmp_path / "file").exists()
+    assert names_in(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_json_comes_back_and_stays_readable(tmp_path):
+    content = {"name": "Amélie", "sizes": [1, 2.5, None]}
+    write_json(tmp_path / "a.json", content)
+    assert read_json(tmp_path / "a.json") == content
+    assert "Amélie" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    write_json(tmp_path / "a.json", [1])
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", [object()])
+    assert read_json(tmp_path / "a.json") == [1]
+    assert names_in(tmp_path) == ["a.json"]
+
+
+def test_json_that_is_absent_or_damaged_is_named(tmp_path):
+    with pytest.raises(LKGDataError, match="none.json does not exist"):
+        read_json(tmp_path / "none.json")
+    for content in (b'{"a": ', b"\xff\xfe\xff"):
+        (tmp_path / "bad.json").write_bytes(content)
+        with pytest.raises(LKGDataError, match="bad.json is not readable json .* Delete its folder"):
+            read_json(tmp_path / "bad.json")
+
+
+def test_equal_content_has_equal_fingerprints_in_every_process():
+    parts = [1, "a", {"b": [2.5, None]}, np.arange(3), np.array(["x", "yy"], dtype=object), Settings()]
+    assert fingerprint(*parts) == fingerprint(*parts)
+    assert fingerprint(1, "a", {"b": (2.5, None)}, np.arange(3, dtype=np.int64)) == "b65d286484df6d8e"
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (("ab", "c"), ("a", "bc")),
+        ((1, 2), (2, 1)),
+        ((1,), ("1",)),
+        (([1], 2), ([1, 2],)),
+        (({"a": 1},), ({"a": 2},)),
+        (({"a": 1},), ({"b": 1},)),
+        ((np.zeros(4, np.int32),), (np.zeros(2, np.int64),)),
+        ((np.zeros((2, 3)),), (np.zeros((3, 2)),)),
+        ((np.array(["ab", "c"], dtype=object),), (np.array(["a", "bc"], dtype=object),)),
+        ((np.arange(6).reshape(2, 3),), (np.arange(6).reshape(3, 2).T,)),
+        ((Settings(size=1),), (Settings(size=2),)),
+        ((Settings(),), (OtherSettings(),)),
+    ],
+)
+def test_different_content_has_different_fingerprints(one, other):
+    assert fingerprint(*one) != fingerprint(*other)
+
+
+def test_a_field_may_count_not_at_all_or_only_when_it_is_given():
+    @dataclass
+    class Extended:
+        size: int = 1
+        _private: int = 0
+        since: str | None = field(default=None, metadata={"fingerprint": "if given"})
+        note: str = field(default="", metadata={"fingerprint": False})
+
+    Before = make_dataclass("Extended", [("size", int, 1), ("_private", int, 0)])
+    assert fingerprint(Extended()) == fingerprint(Extended(note="b")) == fingerprint(Before())
+    assert fingerprint(Extended(since="")) != fingerprint(Extended()) != fingerprint(Extended(2))
+
+
+def test_the_fingerprint_of_a_path_is_that_of_its_content(tmp_path):
+    (tmp_path / "a").write_text("same")
+    (tmp_path / "b").write_text("same")
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+    (tmp_path / "b").write_text("other")
+    assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
+
+
+def test_line_ends_do_not_change_the_hash_of_text(tmp_path):
+    # the line end of the second case lies across the border between two blocks of reading
+    for name, text in {"short": b"a\nb\n", "long": b"x" * ((1 << 20) - 1) + b"\ny\n"}.items():
+        (tmp_path / name).write_bytes(text)
+        (tmp_path / f"{name}.crlf").write_bytes(text.replace(b"\n", b"\r\n"))
+        assert hash_file(tmp_path / name, text=True) == hash_file(tmp_path / f"{name}.crlf", text=True)
+        assert hash_file(tmp_path / name, text=True) == hash_file(tmp_path / name)
+        assert hash_file(tmp_path / name) != hash_file(tmp_path / f"{name}.crlf")
+
+
+def test_the_hash_is_sha256(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    assert hash_file(tmp_path / "empty").startswith("e3b0c44298fc1c14")
+
+
+def test_settings_become_plain_without_private_fields():
+    assert as_plain(Settings(size=3)) == {"size": 3, "name": "a"}
