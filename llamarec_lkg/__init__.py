@@ -22,7 +22,7 @@ from .serving.reasons import Recommendation
 from .serving.recommender import Recommender
 from .training.trainer import LlamaRecLKGTrainer
 from .training.training_args import LlamaRecLKGTrainingArguments
-from .utils.errors import LKGDataError
+from .utils.errors import LKGDataError, LKGError
 
 
 __version__ = "0.1.0"
@@ -33,6 +33,7 @@ __all__ = [
     "ItemTable",
     "KnowledgeGraph",
     "LKGDataError",
+    "LKGError",
     "LRURecConfig",
     "LRURecForRetrieval",
     "LlamaRecLKGConfig",

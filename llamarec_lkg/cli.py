@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .data.convert import describe_formats
 from .training.run_config import RunConfig
-from .utils.errors import LKGDataError
+from .utils.errors import LKGError
 
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     try:
         args.run(args)
-    except (LKGDataError, OSError) as error:  # OSError: what the Hub's client raises for a name it cannot find
+    except (LKGError, OSError) as error:  # OSError: what the Hub's client raises for a name it cannot find
         print(f"llamarec-lkg {args.command}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -262,12 +262,12 @@ def _preferences(args: argparse.Namespace) -> None:
     _require_model(args.model)
     processor = LlamaRecLKGProcessor.from_pretrained(args.model)
     if not processor.relations:
-        raise LKGDataError(f"The graph of {args.model} has no relations, so there is nothing to prefer.")
+        raise LKGError(f"The graph of {args.model} has no relations, so there is nothing to prefer.")
     history = args.history
     if history is None and args.user is not None:
         history = [processor.item_ids[item - 1] for item in processor.known_history(args.user)]
     if not history:
-        raise LKGDataError(
+        raise LKGError(
             "There is no history to read preferences from. Give --history with raw item ids, or --user with a user "
             "whose ratings are in the model's graph."
         )
@@ -295,7 +295,7 @@ def _preferences(args: argparse.Namespace) -> None:
 
 def _require_model(name: str) -> None:
     if Path(name).exists() and not (Path(name) / "config.json").exists():
-        raise LKGDataError(f"{name} holds no trained model (no config.json). Run `llamarec-lkg train` first.")
+        raise LKGError(f"{name} holds no trained model (no config.json). Run `llamarec-lkg train` first.")
     if not Path(name).exists():
         print(f"There is no folder {name!r} here; looking for it on the Hub.", file=sys.stderr)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import llamarec_lkg
-from llamarec_lkg import LKGDataError
+from llamarec_lkg import LKGError
 from llamarec_lkg.utils.hub import template_text
 
 
@@ -45,7 +45,7 @@ def test_the_wheel_holds_the_package_and_its_templates_and_nothing_else(wheel):
 
 
 def test_a_missing_template_says_what_to_do():
-    with pytest.raises(LKGDataError, match="Install the package again"):
+    with pytest.raises(LKGError, match="Install the package again"):
         template_text("absent.j2")
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 from transformers.utils import logging
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from .raw_dataset import Catalogue, RawDataset, record_batches
 from .readers import BATCH_ROWS
 from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DatasetBundle, ItemTable, Triples
@@ -39,7 +39,7 @@ def anonymize_users(data: Data) -> Data:
             and each id once.
 
     Raises:
-        LKGDataError: such a number is the name of another entity of the triples, or another value of the attribute,
+        LKGError: such a number is the name of another entity of the triples, or another value of the attribute,
             already. (Of a data set that has not been read this is raised when its items are.)
     """
     if isinstance(data, DatasetBundle):
@@ -77,7 +77,7 @@ def _read(raw: RawDataset) -> dict[str, pa.Array]:
             values = batch.column(name)
             column.append(values.dictionary_encode() if name in (USER_ID, ITEM_ID) else values)
     if not parts[USER_ID]:
-        raise LKGDataError(f"The interactions of {raw.name} have no rows, so there is nobody to number.")
+        raise LKGError(f"The interactions of {raw.name} have no rows, so there is nobody to number.")
     return {name: pa.chunked_array(column).unify_dictionaries().combine_chunks() for name, column in parts.items()}
 
 
@@ -105,7 +105,7 @@ def _renamed_values(items: ItemTable, raw_ids: Sequence[str], numbers: np.ndarra
             continue
         taken = sorted({new[value] for value in people} & values)
         if taken:
-            raise LKGDataError(
+            raise LKGError(
                 f"The items' {relation} names {len(people)} users, {min(people)!r} for example, and the numbers that "
                 f"would replace them are other values of it already ({taken[:3]}). Leave the column out; if these are "
                 f"no users, {OTHER_NAMES}."
@@ -126,7 +126,7 @@ def _renamed(triples: Triples, raw_ids: Sequence[str], numbers: np.ndarray) -> T
     new = {raw: str(number) for raw, number in zip(raw_ids, numbers, strict=True) if raw in people}
     taken = sorted(set(new.values()) & (({*triples.heads, *triples.tails} - people) | set(triples.item_of_entity)))
     if taken:
-        raise LKGDataError(
+        raise LKGError(
             f"The triples name {len(people)} users, {sorted(people)[0]!r} for example, and the numbers that would "
             f"replace them are names of other entities already ({taken[:3]}): {OTHER_NAMES}."
         )

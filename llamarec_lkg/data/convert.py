@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from .formats.amazon import amazon_2014, amazon_2023
 from .formats.movielens import movielens_1m, movielens_100k, movielens_latest
 from .formats.recbole import recbole_atomic
@@ -70,7 +70,7 @@ def convert(path: str | Path, format: str | None = None) -> DatasetBundle:
         format (`str`, optional): a name of `FORMATS`. By default the file names tell.
 
     Raises:
-        LKGDataError: no format fits, a file is damaged, or a table lacks what it needs.
+        LKGError: no format fits, a file is damaged, or a table lacks what it needs.
     """
     return open_raw(path, format).to_bundle()
 
@@ -80,21 +80,21 @@ def open_raw(path: str | Path, format: str | None = None) -> RawDataset:
     `convert`.
 
     Raises:
-        LKGDataError: there is nothing at `path`, or no format fits.
+        LKGError: there is nothing at `path`, or no format fits.
     """
     path = Path(path)
     if format is not None and format not in FORMATS:
         close = difflib.get_close_matches(format, FORMATS, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}? The formats are" if close else ". The formats are"
-        raise LKGDataError(f"format={format!r} was given{hint}:\n{describe_formats()}")
+        raise LKGError(f"format={format!r} was given{hint}:\n{describe_formats()}")
     if not path.exists():
-        raise LKGDataError(f"{path} does not exist. Pass a folder of raw files, or one of them.")
+        raise LKGError(f"{path} does not exist. Pass a folder of raw files, or one of them.")
     folder = folder_of(path)
     names = sorted(entry.name for entry in folder.iterdir())
     if format is None:
         format = _recognise(path, names)
     if format is None:
-        raise LKGDataError(
+        raise LKGError(
             f"{folder} holds {names[:12]}. Needed: interactions.parquet or .csv, and items.parquet or .csv (or "
             "MovieLens ratings.csv and movies.csv, or ratings.dat and movies.dat, or u.data and u.item; or RecBole "
             "*.inter and *.item files; or Amazon ratings_X.csv or reviews_X_5.json.gz with meta_X.json.gz, or "

@@ -10,7 +10,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from .raw_dataset import ID_TYPES, Catalogue, RawDataset, join_sources
 from .readers import read_table
 from .schema import HEAD, RATED, RELATION, TAIL, DatasetBundle, ItemTable, Triples
@@ -26,7 +26,7 @@ def with_triples(
         citation, license: of the facts, named beside those of the bundle.
 
     Raises:
-        LKGDataError: as `as_triples`.
+        LKGError: as `as_triples`.
     """
     return replace(
         bundle,
@@ -72,7 +72,7 @@ def as_triples(source: nx.Graph | pd.DataFrame | str | Path, items: ItemTable) -
         items: of the data set.
 
     Raises:
-        LKGDataError: an edge lacks its relation, a table its columns, or the file cannot be read.
+        LKGError: an edge lacks its relation, a table its columns, or the file cannot be read.
     """
     if isinstance(source, str | Path):
         path = Path(source)
@@ -82,7 +82,7 @@ def as_triples(source: nx.Graph | pd.DataFrame | str | Path, items: ItemTable) -
             options = {"sep": "\t"} if path.suffix == ".tsv" else {}
             source = read_table(path, dtype=ID_TYPES, **options)
         else:
-            raise LKGDataError(
+            raise LKGError(
                 f"{path} does not say what it is; name it .csv, .tsv or .parquet (head, relation, tail) or .graphml."
             )
     if isinstance(source, pd.DataFrame):
@@ -94,7 +94,7 @@ def _read_graphml(path: Path) -> nx.Graph:
     try:
         return nx.read_graphml(path)
     except (OSError, SyntaxError, nx.NetworkXError, KeyError) as error:  # a damaged xml file is a SyntaxError
-        raise LKGDataError(f"{path} cannot be read as graphml ({error}). Make or copy it again.") from error
+        raise LKGError(f"{path} cannot be read as graphml ({error}). Make or copy it again.") from error
 
 
 def _triples_of_graph(graph: nx.Graph, items: ItemTable) -> Triples:
@@ -114,7 +114,7 @@ def _triples_of_graph(graph: nx.Graph, items: ItemTable) -> Triples:
     facts = []
     for head, tail, data in graph.edges(data=True):
         if "relation" not in data:
-            raise LKGDataError(
+            raise LKGError(
                 f"Edge {head!r} -> {tail!r} has attributes {sorted(data)} but no 'relation'. Every edge needs one: "
                 "`graph.add_edge(a, b, relation='DIRECTED_BY')`."
             )

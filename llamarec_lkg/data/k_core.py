@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from .raw_dataset import Catalogue, RawDataset, hash_ids, record_batches
 from .schema import ITEM_ID, USER_ID, ItemTable, Triples
 from .user_ids import telling
@@ -95,7 +95,7 @@ def _core_rows(frames: Iterator[pd.DataFrame], min_user: int, min_item: int) -> 
         for codes, minimum in ((items, min_item), (users, min_user)):
             keep &= (np.bincount(codes[keep], minlength=codes.max() + 1) >= minimum)[codes]
     if not keep.any():
-        raise LKGDataError(
+        raise LKGError(
             f"No interaction of {len(keep)} is left after dropping users with fewer than {min_user} or items with "
             f"fewer than {min_item} interactions. Lower those bounds."
         )

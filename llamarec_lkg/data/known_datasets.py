@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..utils.downloads import ML_100K_WHEEL, extract, fetch_url, fetch_wheel
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import atomic_folder, cache_dir
 from ..utils.fingerprints import hash_file
 from .formats.movielens import ACTOR, DIRECTOR, MOVIELENS_CITATION, MOVIELENS_LICENSE, movielens_latest
@@ -116,11 +116,11 @@ def ml_latest_small() -> DatasetBundle:
 
 
 def verify_movielens(folder: Path) -> None:
-    """Raise `LKGDataError` unless the folder holds the 2018-09 release of ml-latest-small."""
+    """Raise `LKGError` unless the folder holds the 2018-09 release of ml-latest-small."""
     for name, expected in ML_LATEST_SMALL_SHA256.items():
         found = hash_file(folder / name, text=True) if (folder / name).exists() else "absent"
         if found != expected:
-            raise LKGDataError(
+            raise LKGError(
                 f"{folder / name} has SHA-256 {found[:12]}…, the 2018-09 release has {expected[:12]}…. Delete the "
                 "folder and the downloads beside it and run again; to use another release, pass its unpacked folder."
             )

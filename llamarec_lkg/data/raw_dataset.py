@@ -15,7 +15,7 @@ import pyarrow as pa
 from huggingface_hub.repocard import RepoCard
 from yaml import YAMLError
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from .readers import BATCH_ROWS
 from .schema import (
     HEAD,
@@ -87,7 +87,7 @@ class RawDataset:
         """Read everything.
 
         Raises:
-            LKGDataError: a file is damaged, or a table lacks what it needs.
+            LKGError: a file is damaged, or a table lacks what it needs.
         """
         frames = list(self.batches())
         frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(INTERACTION_COLUMNS))
@@ -123,14 +123,14 @@ def read_source(card: Path) -> dict[str, str]:
     """Citation and licence from the card (`README.md`) beside some tables, empty where it has none or is absent.
 
     Raises:
-        LKGDataError: the card's metadata is no YAML.
+        LKGError: the card's metadata is no YAML.
     """
     if not card.exists():
         return {"citation": "", "license": ""}
     try:
         data = RepoCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
     except (ValueError, YAMLError) as error:
-        raise LKGDataError(f"The metadata of {card} cannot be read ({error}). Mend or delete the card.") from error
+        raise LKGError(f"The metadata of {card} cannot be read ({error}). Mend or delete the card.") from error
     infos = data.get("dataset_info") or [{}]
     info = infos[0] if isinstance(infos, list) else infos
     return {
@@ -173,7 +173,7 @@ def record_batches(frames: Iterator[pd.DataFrame]) -> Iterator[pa.RecordBatch]:
     """Frames of interactions, checked, as record batches of one schema.
 
     Raises:
-        LKGDataError: as `Interactions.from_frame`, with the rows it is about.
+        LKGError: as `Interactions.from_frame`, with the rows it is about.
     """
     start = 0
     for frame in frames:
@@ -181,8 +181,8 @@ def record_batches(frames: Iterator[pd.DataFrame]) -> Iterator[pa.RecordBatch]:
             continue
         try:
             checked = Interactions.from_frame(frame)
-        except LKGDataError as error:
-            raise LKGDataError(f"{error} (Rows are counted from row {start} of the source.)") from error
+        except LKGError as error:
+            raise LKGError(f"{error} (Rows are counted from row {start} of the source.)") from error
         columns = (checked.users, checked.items, checked.ratings, checked.timestamps)
         yield pa.RecordBatch.from_arrays(
             [pa.array(column, field.type) for column, field in zip(columns, INTERACTIONS_SCHEMA, strict=True)],

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 
 
 BATCH_ROWS = 1 << 17  # rows held at a time: some tens of megabytes of text
@@ -51,7 +51,7 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
     """The content of a file, unpacked where its name ends in `.gz`.
 
     Raises:
-        LKGDataError: the file is absent, or ends or breaks before its content does.
+        LKGError: the file is absent, or ends or breaks before its content does.
     """
     try:
         with io.BufferedReader(_Counted(path), buffer_size=1 << 20) as plain:
@@ -61,9 +61,9 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
             else:
                 yield plain
     except FileNotFoundError as error:
-        raise LKGDataError(f"{path} does not exist. Put it there, or pass the folder that holds it.") from error
+        raise LKGError(f"{path} does not exist. Put it there, or pass the folder that holds it.") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise LKGDataError(f"{path} is damaged ({error}). Is the file whole? Make or copy it again.") from error
+        raise LKGError(f"{path} is damaged ({error}). Is the file whole? Make or copy it again.") from error
 
 
 def read_lines(path: Path) -> list[str]:
@@ -87,7 +87,7 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
     """A parquet or csv file as a frame; `options` are those of `pandas.read_csv`.
 
     Raises:
-        LKGDataError: the file cannot be read as what its name says.
+        LKGError: the file cannot be read as what its name says.
     """
     try:
         return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, **{**_TEXT_STAYS, **options})
@@ -99,7 +99,7 @@ def csv_batches(path: Path, **options: Any) -> Iterator[pd.DataFrame]:
     """The rows of a csv file, `BATCH_ROWS` at a time; `options` are those of `pandas.read_csv`.
 
     Raises:
-        LKGDataError: as `read_table` and `open_bytes`.
+        LKGError: as `read_table` and `open_bytes`.
     """
     with open_bytes(path) as stream:
         try:
@@ -114,7 +114,7 @@ def parquet_batches(path: Path, required: Sequence[str], optional: Sequence[str]
     missing: then all are, so that an error can list them.
 
     Raises:
-        LKGDataError: as `read_table`.
+        LKGError: as `read_table`.
     """
     try:
         with pq.ParquetFile(path) as file:
@@ -127,9 +127,9 @@ def parquet_batches(path: Path, required: Sequence[str], optional: Sequence[str]
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> LKGDataError:
+def _unreadable(path: Path, error: Exception) -> LKGError:
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    return LKGDataError(f"{path} cannot be read as {kind} ({error}). Is the file whole? Make or copy it again.")
+    return LKGError(f"{path} cannot be read as {kind} ({error}). Is the file whole? Make or copy it again.")
 
 
 def parse_record(line: bytes) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a file with one a line; empty lines are passed over.
 
     Raises:
-        LKGDataError: a line is no record, or as `open_bytes`.
+        LKGError: a line is no record, or as `open_bytes`.
     """
     with open_bytes(path) as stream:
         for number, line in enumerate(stream, 1):
@@ -163,7 +163,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 record = parse_record(line)
             except ValueError as error:
-                raise LKGDataError(
+                raise LKGError(
                     f"Line {number} of {path} is {error}. Is the file whole? Make or copy it again."
                 ) from error
             yield record

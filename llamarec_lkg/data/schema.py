@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 
 
 USER_ID = "user_id"
@@ -51,10 +51,10 @@ UNKNOWN_USER = 0  # dense user ids start at 1; 0 is the average user
 
 
 def require_columns(frame: pd.DataFrame, columns: Sequence[str], table: str) -> None:
-    """Raise `LKGDataError` unless `frame` has every one of `columns`."""
+    """Raise `LKGError` unless `frame` has every one of `columns`."""
     missing = [column for column in columns if column not in frame.columns]
     if missing:
-        raise LKGDataError(
+        raise LKGError(
             f"The {table} table has columns {list(map(str, frame.columns))} but lacks {missing}. It needs "
             f"{list(columns)}: rename the matching column in the file's header, or with `frame.rename(columns="
             f"{{'old_name': '{missing[0]}'}})`."
@@ -65,7 +65,7 @@ def _require_present(frame: pd.DataFrame, columns: Sequence[str], table: str) ->
     for column in columns:
         absent = frame[column].isna().to_numpy()
         if absent.any():
-            raise LKGDataError(
+            raise LKGError(
                 f"Column '{column}' of the {table} table has {int(absent.sum())} missing value(s), the first in row "
                 f"{int(absent.argmax())}. Every row needs one: drop those rows or fill them in."
             )
@@ -115,13 +115,11 @@ class Interactions:
         """Check and take a table with `user_id`, `item_id`, `timestamp` and, optionally, `rating`.
 
         Raises:
-            LKGDataError: a column is missing, a value is missing or not a number, or the table is empty.
+            LKGError: a column is missing, a value is missing or not a number, or the table is empty.
         """
         require_columns(frame, [USER_ID, ITEM_ID, TIMESTAMP], "interactions")
         if frame.empty:
-            raise LKGDataError(
-                "The interactions table has no rows. At least one user with three interactions is needed."
-            )
+            raise LKGError("The interactions table has no rows. At least one user with three interactions is needed.")
         if RATING not in frame.columns:
             frame = frame.assign(**{RATING: 1.0})
         frame = frame.reset_index(drop=True)
@@ -137,7 +135,7 @@ class Interactions:
         for column, values in numbers.items():
             wrong = (values.isna() & frame[column].notna()).to_numpy()
             if wrong.any() and not pd.api.types.is_numeric_dtype(frame[column]):
-                raise LKGDataError(
+                raise LKGError(
                     f"Column '{column}' of the interactions table holds {int(wrong.sum())} value(s) that are not "
                     f"numbers, the first is {frame[column].iloc[int(wrong.argmax())]!r} in row {int(wrong.argmax())}. "
                     "Timestamps are numbers, such as seconds since 1970, or a column of dates; ratings are numbers."
@@ -184,14 +182,14 @@ class ItemTable:
                 in capitals.
 
         Raises:
-            LKGDataError: a column is missing, an id or title is missing, or an id appears twice.
+            LKGError: a column is missing, an id or title is missing, or an id appears twice.
         """
         require_columns(frame, [ITEM_ID, TITLE], "items")
         _require_present(frame, [ITEM_ID, TITLE], "items")
         ids = as_id_strings(frame[ITEM_ID])
         repeated = pd.Index(ids).duplicated()
         if repeated.any():
-            raise LKGDataError(
+            raise LKGError(
                 f"Item id {ids[repeated][0]!r} appears more than once in the items table ({int(repeated.sum())} "
                 "repeated rows in all). Keep one row an item, for example `frame.drop_duplicates('item_id')`."
             )
@@ -256,7 +254,7 @@ class Triples:
         """Check and take a table with `head`, `relation` and `tail`.
 
         Raises:
-            LKGDataError: a column or a value is missing.
+            LKGError: a column or a value is missing.
         """
         require_columns(frame, [HEAD, RELATION, TAIL], "triples")
         _require_present(frame, [HEAD, RELATION, TAIL], "triples")
@@ -287,7 +285,7 @@ def raw_id_list(name: str, value: Any) -> list[Any]:
     """The raw item ids that were given as the argument `name`, as a list; what they are is not checked here.
 
     Raises:
-        LKGDataError: a single id, text, which would be read letter by letter, or what has no order.
+        LKGError: a single id, text, which would be read letter by letter, or what has no order.
     """
     single = isinstance(value, str | int | np.integer)
     if not single and isinstance(value, Iterable) and not isinstance(value, bytes | Mapping | Set):
@@ -296,7 +294,7 @@ def raw_id_list(name: str, value: Any) -> list[Any]:
         except TypeError:  # an array without a dimension
             pass
     hint = f" Give {[str(value)]} for a single one." if single else ""
-    raise LKGDataError(
+    raise LKGError(
         f"{name!r} is {repr(value)[:60]}; it is a list of item ids, such as ['50', '181'] (it may be empty).{hint}"
     )
 
@@ -327,7 +325,7 @@ class RankingExample:
         `label`."""
         missing = [name for name in ("history", "candidates") if name not in row]
         if missing:
-            raise LKGDataError(
+            raise LKGError(
                 f"A ranking example has {sorted(row)} but lacks {missing}. Make examples with "
                 "`candidates.evaluation_examples` and `candidates.training_examples`, or give these columns in dense "
                 "item ids."

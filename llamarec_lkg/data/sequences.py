@@ -12,7 +12,7 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import atomic_files, cache_dir, file_name, read_json, write_json
 from ..utils.fingerprints import as_plain, fingerprint
 from .k_core import k_core
@@ -59,12 +59,12 @@ class PreprocessingSettings:
 
     def __post_init__(self) -> None:
         if self.split not in ("leave-one-out", "time") or self.targets not in ("first", "all"):
-            raise LKGDataError(
+            raise LKGError(
                 f"split={self.split!r} and targets={self.targets!r} were given; split is 'leave-one-out' or 'time', "
                 "targets 'first' or 'all'."
             )
         if not 0 < self.validation_fraction + self.test_fraction < 1:
-            raise LKGDataError(
+            raise LKGError(
                 f"validation_fraction + test_fraction is {self.validation_fraction + self.test_fraction}; it must lie "
                 "between 0 and 1 so that interactions are left to train on."
             )
@@ -111,7 +111,7 @@ class SequenceDataset:
         then each user's interactions are ordered by (timestamp, item id).
 
         Raises:
-            LKGDataError: nothing is left, or no user has enough interactions to be split.
+            LKGError: nothing is left, or no user has enough interactions to be split.
         """
         settings = settings or PreprocessingSettings()
         frame = bundle.interactions.to_frame()
@@ -125,7 +125,7 @@ class SequenceDataset:
             frame = frame[frame[RATING] >= settings.min_rating]
         frame = k_core(frame, settings.min_user_interactions, settings.min_item_interactions)
         if frame.empty:
-            raise LKGDataError(
+            raise LKGError(
                 f"No interaction of {len(bundle.interactions)} is left after dropping items without metadata and "
                 f"users with fewer than {settings.min_user_interactions} or items with fewer than "
                 f"{settings.min_item_interactions} interactions. Lower those bounds in the preprocessing settings."
@@ -153,7 +153,7 @@ class SequenceDataset:
             dropped_users=tuple(natural_order(set(bundle.interactions.users) - set(user_ids))),
         )
         if not (dataset.labels == TEST).any():
-            raise LKGDataError(
+            raise LKGError(
                 "No user has an interaction in the test part. Leave-one-out needs users with at least three "
                 "interactions; a time split needs users active after the split point."
             )
@@ -219,12 +219,12 @@ class SequenceDataset:
         """Read what `save` wrote.
 
         Raises:
-            LKGDataError: a file is absent or damaged, or another version wrote them.
+            LKGError: a file is absent or damaged, or another version wrote them.
         """
         folder = Path(folder)
         description = read_json(folder / "dataset.json")
         if description.get("format_version") != FORMAT_VERSION:
-            raise LKGDataError(
+            raise LKGError(
                 f"{folder} holds prepared data in format {description.get('format_version')}; this version reads "
                 f"{FORMAT_VERSION}. Prepare the data again."
             )
@@ -239,7 +239,7 @@ class SequenceDataset:
                 **load_file(folder / ARRAYS_FILE),
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise LKGDataError(
+            raise LKGError(
                 f"The prepared data in {folder} is damaged ({error}). Delete the folder and prepare it again."
             ) from error
 

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
 from transformers.utils import logging
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.hub import HUB_ERRORS
 from .convert import convert
 from .known_datasets import KNOWN_DATASETS
@@ -43,7 +43,7 @@ def load_dataset_bundle(
         token: for a private Hub data set, as `huggingface_hub` takes it; by default that of the login.
 
     Raises:
-        LKGDataError: nothing is found there, a file is damaged, or a table lacks a column.
+        LKGError: nothing is found there, a file is damaged, or a table lacks a column.
     """
     if Path(name_or_path).exists():
         return convert(name_or_path)
@@ -51,7 +51,7 @@ def load_dataset_bundle(
         return KNOWN_DATASETS[str(name_or_path)]()
     if HUB_ID.fullmatch(str(name_or_path)):
         return _load_hub(str(name_or_path), revision, token)
-    raise LKGDataError(
+    raise LKGError(
         f"No data set {str(name_or_path)!r}: it is no folder here, no Hub id (owner/name), and none of the known "
         f"names {sorted(KNOWN_DATASETS)}."
     )
@@ -84,14 +84,12 @@ def _load_hub(repo_id: str, revision: str | None, token: str | bool | None = Non
         frames = {name: dataset.to_pandas() for name, dataset in loaded.items()}
     except (OSError, ValueError, HTTPError, DatasetsError) as error:
         # what `datasets` raises for no network, no such id, no such config, or other rows than the card says
-        raise LKGDataError(
+        raise LKGError(
             f"The Hub data set {repo_id!r} could not be read ({error}). Check the id, the network and, for a private "
             "one, your login (`hf auth login`) or `token`; or pass a local folder."
         ) from error
     if "interactions" not in frames or "items" not in frames:
-        raise LKGDataError(
-            f"{repo_id} has the configs {configs}; it needs 'interactions' and 'items' ('triples' if any)."
-        )
+        raise LKGError(f"{repo_id} has the configs {configs}; it needs 'interactions' and 'items' ('triples' if any).")
     info = loaded["interactions"].info
     said = {"citation": info.citation or "", "license": info.license or ""}
     if not all(said.values()):  # a card of other making says it in the Hub's own fields alone

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 from huggingface_hub.errors import HTTPError
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from .convert import open_raw
 from .k_core import _filtered
 from .known_datasets import KNOWN_DATASETS
@@ -47,7 +47,7 @@ def stream_interactions(
         (float32), `timestamp` (int64).
 
     Raises:
-        LKGDataError: nothing is found there, a file is damaged, or a row lacks a value.
+        LKGError: nothing is found there, a file is damaged, or a row lacks a value.
     """
     name = str(name_or_path)
     if Path(name_or_path).exists() or format is not None:
@@ -74,7 +74,7 @@ def open_source(
     known name or a Hub data set is loaded here, whole.
 
     Raises:
-        LKGDataError: as `load_dataset_bundle`.
+        LKGError: as `load_dataset_bundle`.
     """
     if Path(name_or_path).exists() or format is not None:
         return open_raw(name_or_path, format)
@@ -90,7 +90,7 @@ def _hub_batches(repo_id: str, revision: str | None, token: str | bool | None = 
         for table in rows.with_format("arrow").iter(BATCH_ROWS):
             yield table.to_pandas()
     except (OSError, ValueError, HTTPError, DatasetsError) as error:
-        raise LKGDataError(
+        raise LKGError(
             f"The interactions of the Hub data set {repo_id!r} could not be read ({error}). Check the id, the "
             "network and, for a private one, your login (`hf auth login`) or `token`; or pass a local folder."
         ) from error

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from .schema import ITEM_ID, TITLE
 
 
@@ -97,7 +97,7 @@ def refuse_people(folder: str | Path, user_ids: Iterable[str], instead: str = ""
         instead: a further remedy for the error.
 
     Raises:
-        LKGDataError: a table names a user; with the file and the column.
+        LKGError: a table names a user; with the file and the column.
     """
     folder = Path(folder)
     texts = {
@@ -115,7 +115,7 @@ def refuse_people(folder: str | Path, user_ids: Iterable[str], instead: str = ""
     for (path, column), found in texts.items():
         people = (users - by_chance) & found
         if people:
-            raise LKGDataError(
+            raise LKGError(
                 f"{path}, which is to be published, names {len(people)} of the known users in its column {column!r}, "
                 f"{min(people)!r} for example. Nothing was published. Make it without them; if they are no users, "
                 f"{OTHER_NAMES}{instead}."

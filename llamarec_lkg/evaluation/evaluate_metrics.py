@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 from huggingface_hub import SpaceCard, SpaceCardData
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import atomic_files
 from ..utils.hub import template_text
 from .metrics import DEFAULT_KS, MISS, metrics_per_user, require_finite, target_ranks
@@ -34,14 +34,14 @@ def ranks_from_scores(predictions: Sequence[Sequence[float]], references: Sequen
         references: index of the target in its list; None or negative where the list does not hold it.
 
     Raises:
-        LKGDataError: an index lies beyond its list.
+        LKGError: an index lies beyond its list.
         ValueError: a score is NaN or +inf.
     """
     lengths = np.array([len(scores) for scores in predictions], dtype=np.int64)
     labels = np.array([-1 if label is None else label for label in references], dtype=np.int64)
     beyond = np.flatnonzero(labels >= lengths)
     if len(beyond):
-        raise LKGDataError(
+        raise LKGError(
             f"List {beyond[0]} has {lengths[beyond[0]]} scores, but its reference is {labels[beyond[0]]}. A reference "
             "is the index of the target in its list, from 0; or -1 or None where the list does not hold it. If "
             "predictions are ranked item ids, load the metric with the configuration 'items'."
@@ -61,13 +61,13 @@ def ranks_from_items(predictions: Sequence[Sequence[str]], references: Sequence[
         references: id of the target; it may be absent from its list, and None where there is none.
 
     Raises:
-        LKGDataError: a list names an item twice.
+        LKGError: a list names an item twice.
     """
     ranks = np.full(len(predictions), MISS)
     for row, (items, target) in enumerate(zip(predictions, references, strict=True)):
         if len(set(items)) < len(items):
             twice = next(item for item in items if items.count(item) > 1)
-            raise LKGDataError(f"List {row} names item {twice!r} more than once. Rank each item once.")
+            raise LKGError(f"List {row} names item {twice!r} more than once. Rank each item once.")
         if target is not None and target in items:
             ranks[row] = items.index(target) + 1
     return ranks
@@ -92,7 +92,7 @@ Returns:
 
     def _info(self) -> evaluate.MetricInfo:
         if self.config_name not in ("default", "scores", "items"):
-            raise LKGDataError(
+            raise LKGError(
                 f"There is no configuration {self.config_name!r}. It is 'scores' (the default: predictions are "
                 "scores, references indices) or 'items' (predictions are ranked item ids, references ids)."
             )
@@ -110,14 +110,14 @@ Returns:
         """Take lists and their references, to be computed later."""
         if predictions is None or references is None or len(predictions) != len(references):
             counts = [None if part is None else len(part) for part in (predictions, references)]
-            raise LKGDataError(f"There are {counts[0]} predictions and {counts[1]} references. Each list needs both.")
+            raise LKGError(f"There are {counts[0]} predictions and {counts[1]} references. Each list needs both.")
         references = references if isinstance(references, list | tuple) else np.asarray(references).tolist()
         for row, (items, target) in enumerate(zip(predictions, references, strict=True)):
             if isinstance(items, str) or np.ndim(items) != 1:
-                raise LKGDataError(f"Prediction {row} is {items!r}; it is a list, the candidates of one user.")
+                raise LKGError(f"Prediction {row} is {items!r}; it is a list, the candidates of one user.")
             numbers = np.asarray(items).dtype.kind in "biuf" and isinstance(target, int | np.integer | None)
             if self.config_name != "items" and not numbers:
-                raise LKGDataError(
+                raise LKGError(
                     f"List {row} does not hold numbers alone, or its reference {target!r} is no index. If these are "
                     "ranked item ids, load the metric with the configuration 'items'."
                 )
@@ -136,10 +136,10 @@ Returns:
     ) -> dict[str, float]:
         ks = [k] if k is None or isinstance(k, int | np.integer) else list(k)
         if not ks or not all(cut is None or (isinstance(cut, int | np.integer) and cut >= 1) for cut in ks):
-            raise LKGDataError(f"k is {k!r}; it is a whole number, 1 or more, several of them, or None.")
+            raise LKGError(f"k is {k!r}; it is a whole number, 1 or more, several of them, or None.")
         ranks = (ranks_from_items if self.config_name == "items" else ranks_from_scores)(predictions, references)
         if not len(ranks):
-            raise LKGDataError("There are no lists. Give at least one list of predictions with its reference.")
+            raise LKGError("There are no lists. Give at least one list of predictions with its reference.")
         whole = int(ranks[ranks < MISS].max(initial=1))  # a cut beyond every hit
         values = metrics_per_user(ranks, [whole if cut is None else int(cut) for cut in ks])
         names = {self.metric if cut is None else f"{self.metric}@{cut}": whole if cut is None else cut for cut in ks}
@@ -237,7 +237,7 @@ def metric_source(metric: type[RankingMetric]) -> str:
     )
     constants = f"MISS = np.iinfo(np.int64).max\nDEFAULT_KS = {DEFAULT_KS}"
     body = (
-        LKGDataError,
+        LKGError,
         target_ranks,
         require_finite,
         metrics_per_user,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import atomic_file, write_json
 from .metrics import DEFAULT_KS, MISS, bootstrap_interval, metrics_per_user
 
@@ -57,13 +57,11 @@ class Report:
             found (`np.ndarray` of `bool`, shape (N,)): targets among the retriever's candidates.
 
         Raises:
-            LKGDataError: there is no retriever row, or rows differ in length: they would not be about the same users.
+            LKGError: there is no retriever row, or rows differ in length: they would not be about the same users.
         """
         lengths = {name: len(values) for name, values in ranks.items()} | {"found": len(found)}
         if REFERENCE not in ranks or len(set(lengths.values())) > 1:
-            raise LKGDataError(
-                f"A report compares rows on the same targets with a {REFERENCE!r} row; found {lengths}."
-            )
+            raise LKGError(f"A report compares rows on the same targets with a {REFERENCE!r} row; found {lengths}.")
         ranks = {**ranks, CEILING: np.where(found, 1, MISS)}
         interval = {"ks": ks, "resamples": resamples, "seed": seed}
         return cls(

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from ..data.schema import RATED, Triples, clean_text
 from ..data.sequences import TRAIN, SequenceDataset
 from ..data.user_ids import ENTITY, ITEM, PERSON, USER, names_one_of, nodes_like_users, telling
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import atomic_files, read_json, write_json
 from .inverse_relations import merge_inverses
 
@@ -158,7 +158,7 @@ class KnowledgeGraph:
         undirected graph, or an edge with `both_ways=True`, is read in both directions.
 
         Raises:
-            LKGDataError: an edge lacks its relation, or its weight is not a number from 0 up.
+            LKGError: an edge lacks its relation, or its weight is not a number from 0 up.
         """
         builder = _Builder()
         for relation in graph.graph.get("relations", ()):  # keeps the order of a vocabulary that `to_networkx` wrote
@@ -173,7 +173,7 @@ class KnowledgeGraph:
         grouped: dict[tuple[str, bool], list[tuple[int, int, int, float]]] = {}
         for source, target, data in graph.edges(data=True):
             if "relation" not in data:
-                raise LKGDataError(
+                raise LKGError(
                     f"Edge {source!r} -> {target!r} has attributes {sorted(data)} but no 'relation'. Every edge needs "
                     "one: `graph.add_edge(a, b, relation='DIRECTED_BY')`."
                 )
@@ -443,12 +443,12 @@ class KnowledgeGraph:
         """Map what `save_pretrained` wrote: the arrays stay on disk until they are touched.
 
         Raises:
-            LKGDataError: a file is absent, damaged, or does not fit the others.
+            LKGError: a file is absent, damaged, or does not fit the others.
         """
         folder = Path(folder)
         description = read_json(folder / "graph.json")
         if description.get("format_version") not in FORMAT_VERSIONS:
-            raise LKGDataError(
+            raise LKGError(
                 f"{folder} holds a graph in format {description.get('format_version')}; this version reads "
                 f"{FORMAT_VERSIONS}. Build the graph again, or install the version that wrote it."
             )
@@ -470,11 +470,11 @@ class KnowledgeGraph:
                 and (graph.weights is None or len(graph.weights) == graph.num_edges)
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LKGDataError(
+            raise LKGError(
                 f"The knowledge graph in {folder} is damaged ({error}). Save or download it again."
             ) from error
         if not fits:
-            raise LKGDataError(
+            raise LKGError(
                 f"The files of the knowledge graph in {folder} do not fit each other. Save or download it again."
             )
         return graph
@@ -508,7 +508,7 @@ def map_safetensors(path: Path) -> dict[str, np.ndarray]:
 def _weight(data: Mapping[str, Any], source: Any, target: Any) -> float:
     weight = data.get("weight", np.nan)
     if isinstance(weight, bool) or not isinstance(weight, int | float | np.number) or weight < 0 or np.isinf(weight):
-        raise LKGDataError(
+        raise LKGError(
             f"Edge {source!r} -> {target!r} has the weight {weight!r}. A weight is a number from 0 up: how much an "
             "edge between two items says. Remove the attribute, or name it otherwise if it means something else."
         )

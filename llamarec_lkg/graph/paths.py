@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from .knowledge_graph import KnowledgeGraph
 
 
@@ -62,12 +62,12 @@ def find(
         max_paths_per_pair: of the shortest paths of a pair, how many are kept, rarest entity first.
 
     Raises:
-        LKGDataError: an item is not one of the graph's.
+        LKGError: an item is not one of the graph's.
     """
     sources, targets = np.asarray(sources, dtype=np.int64), np.asarray(targets, dtype=np.int64)
     for name, items in (("source", sources), ("target", targets)):
         if len(items) and (items.min() < 0 or items.max() > graph.num_items):
-            raise LKGDataError(
+            raise LKGError(
                 f"A {name} item is {int(items.max() if items.max() > graph.num_items else items.min())}, but the "
                 f"graph has items 1 to {graph.num_items}. Was the graph built from another data set?"
             )

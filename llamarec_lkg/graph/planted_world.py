@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.schema import DatasetBundle, Interactions, ItemTable, RankingExample, Triples
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from .knowledge_graph import KnowledgeGraph
 
 
@@ -59,23 +59,23 @@ class PlantedWorldSettings:
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_relations <= self.num_candidates:
-            raise LKGDataError(
+            raise LKGError(
                 f"num_relations is {self.num_relations} and num_candidates {self.num_candidates}; a list needs one "
                 "candidate for each of at least two relations."
             )
         if not 0 <= self.noise <= 1 or not 0 <= self.mixture_fraction <= 1 or not 0 < self.new_user_fraction < 1:
-            raise LKGDataError(
+            raise LKGError(
                 f"noise={self.noise}, mixture_fraction={self.mixture_fraction} and "
                 f"new_user_fraction={self.new_user_fraction} were given; they are shares between 0 and 1."
             )
         new = round(self.num_users * self.new_user_fraction)
         if not 0 < new < self.num_users or not 1 <= self.mixture_size <= self.num_relations:
-            raise LKGDataError(
+            raise LKGError(
                 f"{new} of {self.num_users} users are new and mixed users weigh {self.mixture_size} of "
                 f"{self.num_relations} relations; there must be a known and a new user, and relations enough."
             )
         if self.mixing not in ("utility", "turns"):
-            raise LKGDataError(f"mixing is {self.mixing!r}; it is 'utility' or 'turns'.")
+            raise LKGError(f"mixing is {self.mixing!r}; it is 'utility' or 'turns'.")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class PlantedWorld:
         """Draw a world; the same settings give the same one.
 
         Raises:
-            LKGDataError: the items cannot fill the offers: too few, or tied too often or too seldom.
+            LKGError: the items cannot fill the offers: too few, or tied too often or too seldom.
         """
         settings = settings or PlantedWorldSettings()
         generator = np.random.default_rng(settings.seed)
@@ -192,7 +192,7 @@ class PlantedWorld:
                 known and each new user).
 
         Raises:
-            LKGDataError: the part is not known.
+            LKGError: the part is not known.
         """
         last = self.choices.shape[1] - 1
         known = range(self.num_known_users)
@@ -203,7 +203,7 @@ class PlantedWorld:
             "new": (range(self.num_known_users, self.settings.num_users), range(last, last + 1)),
         }
         if part not in parts:
-            raise LKGDataError(f"There is no part {part!r}; a planted world has {sorted(parts)}.")
+            raise LKGError(f"There is no part {part!r}; a planted world has {sorted(parts)}.")
         users, steps = parts[part]
         sequences = self.sequences()
         return [
@@ -275,7 +275,7 @@ def _offer(
         fits = (number == 0 if relation is None else tied[relation] & (number == 1)) & free
         count = settings.num_candidates - settings.num_relations if relation is None else 1
         if fits.sum(1).min() < count:
-            raise LKGDataError(
+            raise LKGError(
                 f"For one of the users only {int(fits.sum(1).min())} of {settings.num_items} items fit where the "
                 f"offer needs {count}. Take more items (num_items), other numbers of values_per_relation, or shorter "
                 "histories."

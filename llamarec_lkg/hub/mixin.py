@@ -55,7 +55,7 @@ class HubCitizen(Registered):
                 `tags`); others are those of `save_pretrained`, as a model's `include_backbone`.
 
         Raises:
-            LKGDataError: the backbone has no name that others can load, or the upload failed.
+            LKGError: the backbone has no name that others can load, or the upload failed.
             TypeError: an argument is none of these.
         """
         push = take_push_options(kwargs, *saving(type(self)))

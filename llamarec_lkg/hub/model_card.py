@@ -14,7 +14,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from ..evaluation.report import AS_PUBLISHED, CEILING, RANKER, REFERENCE, Report, table, verdict
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import atomic_file, read_json
 from ..utils.hub import HUB_IDS, template_text
 from .repository import MARK
@@ -83,7 +83,7 @@ class ModelCard:
     def __post_init__(self) -> None:
         figure = (self.emissions or {"emissions": 0}).get("emissions")
         if isinstance(figure, bool) or not isinstance(figure, int | float) or not figure >= 0:
-            raise LKGDataError(
+            raise LKGError(
                 f"emissions is {self.emissions!r}; it needs `emissions`, grams of CO2 equivalent as a number, beside "
                 "what else the Hub's co2_eq_emissions may hold. Leave it out where it is not known."
             )
@@ -133,12 +133,12 @@ class ModelCard:
         is told and left out.
 
         Raises:
-            LKGDataError: the file is absent or not a card's.
+            LKGError: the file is absent or not a card's.
         """
         content = read_json(path)
         known = {field.name for field in fields(cls)}
         if not isinstance(content, dict) or "model_id" not in content:
-            raise LKGDataError(f"{path} holds no `model_id`, which every card has. Delete it, or save the run again.")
+            raise LKGError(f"{path} holds no `model_id`, which every card has. Delete it, or save the run again.")
         if unknown := sorted(set(content) - known):
             logger.warning(f"{path} holds {unknown}, which this version does not know; the card is made without.")
         return cls(**{name: value for name, value in content.items() if name in known})

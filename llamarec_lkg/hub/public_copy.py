@@ -22,7 +22,7 @@ from ..data.schema import ITEM_ID, USER_ID
 from ..data.user_ids import refuse_people
 from ..graph.co_ratings import has_co_ratings, with_co_ratings
 from ..graph.knowledge_graph import KnowledgeGraph
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import read_json, write_json
 from ..utils.hub import RULES_FILE as HOME_FILE
 from ..utils.hub import answers_in_time, is_local, make_repository, matches, push_files, template_text, whole_id
@@ -58,10 +58,10 @@ def write_shim(folder: Path, about_people: bool = False) -> None:
 
 
 def refuse_root_adapter(folder: str | Path) -> None:
-    """Raise `LKGDataError` where a folder has an adapter at its root, which would hide the ranker."""
+    """Raise `LKGError` where a folder has an adapter at its root, which would hide the ranker."""
     found = [name for name in ROOT_ADAPTER if (Path(folder) / name).exists()]
     if found:
-        raise LKGDataError(
+        raise LKGError(
             f"{folder} holds {found} at its root. There `AutoModel` would take it for a bare adapter and load the "
             f"backbone without preferences; a ranker's adapter is in {ADAPTER_FOLDER}/. Use a new folder, or remove "
             "these files, which `PeftModel.save_pretrained` wrote."
@@ -72,10 +72,10 @@ def public_backbone(saved: str | None, given: str | None = None) -> str:
     """The name under which others load the backbone of a small form: the given one, or the saved one.
 
     Raises:
-        LKGDataError: none was given, and the saved one is none or a folder of this machine.
+        LKGError: none was given, and the saved one is none or a folder of this machine.
     """
     if given is None and (not saved or is_local(saved)):
-        raise LKGDataError(
+        raise LKGError(
             f"What was trained is pushed without its backbone, and that is {saved!r}: no name that others can load. "
             "Give `backbone='owner/name'` (`hub_backbone` of the training arguments), the id of the same model on the "
             "Hub, or push it with its backbone: `model.merge_adapter()`, then push."
@@ -123,7 +123,7 @@ def push_saved(
         private, revision, create_pr, commit_message, commit_description, token: see [`~hub.push_files`].
 
     Raises:
-        LKGDataError: the folder is not whole, its backbone has no public name, or the upload failed.
+        LKGError: the folder is not whole, its backbone has no public name, or the upload failed.
     """
     with staging(folder) as temporary:
         target = Path(temporary)
@@ -194,18 +194,16 @@ def public_copy(
         the graph of the copy, where there is a processor.
 
     Raises:
-        LKGDataError: the folder is not whole, or its backbone is a folder of this machine and no other name is given.
+        LKGError: the folder is not whole, or its backbone is a folder of this machine and no other name is given.
     """
     source, target = Path(source), Path(target)
     if not source.is_dir():
-        raise LKGDataError(
-            f"There is no folder {str(source)!r} in {Path.cwd()}. Give the one that a run was saved in."
-        )
+        raise LKGError(f"There is no folder {str(source)!r} in {Path.cwd()}. Give the one that a run was saved in.")
     refuse_root_adapter(source)
     chosen = link_parts(source, target, parts)
     has_model, has_processor = ("model" in parts and CONFIG_FILE in chosen), PROCESSOR_FILE in chosen
     if not has_model and not has_processor:
-        raise LKGDataError(
+        raise LKGError(
             f"{source} holds neither a model ({CONFIG_FILE}) nor a processor ({PROCESSOR_FILE}). Give the folder that "
             "`save_pretrained`, the trainer or `llamarec-lkg train` wrote."
         )
@@ -250,9 +248,9 @@ def _publish_model(source: Path, target: Path, chosen: list[str], user_weights: 
     if config.get("has_adapter") and not all(any(p.endswith(f"/{name}") for p in adapters) for name in ADAPTER_FILES):
         lacking.append(f"{ADAPTER_FOLDER}/")
     if lacking:
-        raise LKGDataError(f"The model in {source} is not whole: {lacking} is missing. Save it again and push that.")
+        raise LKGError(f"The model in {source} is not whole: {lacking} is missing. Save it again and push that.")
     if of_backbone and not whole:
-        raise LKGDataError(
+        raise LKGError(
             f"{CONFIG_FILE} in {source} says that the backbone is not in this folder, but {weights} hold "
             f"{len(of_backbone)} weights of one: the files are of two models. Save the model again and push that."
         )
@@ -310,7 +308,7 @@ def _publish_processor(source: Path, target: Path, chosen: list[str], users: boo
     needed = [ITEMS_FILE, USERS_FILE, *(f"{GRAPH_FOLDER}/{name}" for name in GRAPH_FILES)]
     lacking = [path for path in needed if path not in chosen]
     if lacking:
-        raise LKGDataError(f"The processor in {source} is not whole: {lacking} is missing. Save it again.")
+        raise LKGError(f"The processor in {source} is not whole: {lacking} is missing. Save it again.")
     write_json(target / PROCESSOR_FILE, {**read_json(source / PROCESSOR_FILE), "auto_map": PROCESSOR_MAP})
     if not users:
         (target / USERS_FILE).unlink()

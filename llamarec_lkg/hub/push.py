@@ -38,7 +38,7 @@ def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
         options: of [`~hub_repository.push_saved`].
 
     Raises:
-        LKGDataError: the folder is not whole, its backbone has no name that others can load, or the upload failed.
+        LKGError: the folder is not whole, its backbone has no name that others can load, or the upload failed.
     """
     if options.get("card") is None and (Path(folder) / CARD_FACTS).exists():
         ModelCard.from_json(Path(folder) / CARD_FACTS)  # where it cannot be read, no repository is made

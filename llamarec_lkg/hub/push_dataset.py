@@ -30,7 +30,7 @@ from ..data.raw_dataset import (
 from ..data.schema import HEAD, ITEM_ID, RATED, RELATION, TAIL, TITLE, USER_ID, DatasetBundle, ItemTable, Triples
 from ..data.streaming import open_source
 from ..data.user_ids import OTHER_NAMES, refuse_people
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import atomic_folder
 from ..utils.hub import push_files
 from .dataset_card import DatasetCard, TableInfo
@@ -87,7 +87,7 @@ def write_dataset(
         What the card says.
 
     Raises:
-        LKGDataError: the folder is not empty, there are no interactions, users are to be left out and the items or
+        LKGError: the folder is not empty, there are no interactions, users are to be left out and the items or
             triples name some (see [`~people.refuse_people`]), or an attribute's name is not in capitals, which reading
             would change. Files that this function does not write are refused in any case.
     """
@@ -164,19 +164,19 @@ def push_dataset(
         token: as `huggingface_hub` takes it.
 
     Raises:
-        LKGDataError: the id has not the form owner/name, the triples say who rated what, a table still names users
+        LKGError: the id has not the form owner/name, the triples say who rated what, a table still names users
             who were to be left out or numbered (see [`~people.refuse_people`]), a public repository of this id should
             be private, or the upload failed, in which case nothing of it is visible.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
-        raise LKGDataError(f"repo_id={repo_id!r} was given; it has the form 'owner/name'.")
+        raise LKGError(f"repo_id={repo_id!r} was given; it has the form 'owner/name'.")
     if isinstance(data, str | Path):
         data = open_source(data, token=token)
     raw = RawDataset.from_bundle(data) if isinstance(data, DatasetBundle) else data
     items, triples = raw.catalogue(None)
     rated = 0 if triples is None else int((triples.relations == RATED).sum())
     if rated:
-        raise LKGDataError(
+        raise LKGError(
             f"The triples hold {rated} {RATED} facts, which name users. Who rated what belongs to the interactions: "
             f"leave these facts out of the triples."
         )
@@ -221,11 +221,11 @@ def _user_ids(raw: RawDataset) -> Iterator[str]:
 
 
 def _require_no_people(raw: RawDataset, triples: Triples | None) -> None:
-    """Raise `LKGDataError` where the triples name users, whatever these are called, who are not to be published."""
+    """Raise `LKGError` where the triples name users, whatever these are called, who are not to be published."""
     entities = set() if triples is None else entities_like_people(triples)
     people = {raw_id for raw_id in _user_ids(raw) if raw_id in entities} if entities else set()
     if people:
-        raise LKGDataError(
+        raise LKGError(
             f"The triples name {len(people)} users as heads or tails, {min(people)!r} for example, and the "
             f"interactions are not to be published. Leave these facts out; if they are no users, {OTHER_NAMES}."
         )
@@ -237,19 +237,19 @@ def _said(given: str | Sequence[str] | None, known: str) -> str:
 
 
 def _require_room(target: Path, overwrite: bool) -> None:
-    """Raise `LKGDataError` where writing to `target` would replace what it should not."""
+    """Raise `LKGError` where writing to `target` would replace what it should not."""
     if target.is_dir():
         found = sorted(path.name for path in target.iterdir())
         others = [name for name in found if name not in (CARD, *(f"{table}.parquet" for table in TABLES))]
         if others:
-            raise LKGDataError(f"{target} holds {others[:12]}, which would be lost. Name a new or an empty folder.")
+            raise LKGError(f"{target} holds {others[:12]}, which would be lost. Name a new or an empty folder.")
         if found and not overwrite:
-            raise LKGDataError(
+            raise LKGError(
                 f"{target} holds a data set already ({found}). Name a new or an empty folder, or replace it with "
                 "overwrite=True (on the command line --overwrite)."
             )
     elif target.exists():
-        raise LKGDataError(f"{target} is a file. Name a new or an empty folder.")
+        raise LKGError(f"{target} is a file. Name a new or an empty folder.")
 
 
 def _written(folder: Path, name: str) -> bool:
@@ -267,7 +267,7 @@ def _write_interactions(raw: RawDataset, path: Path) -> tuple[int, set[str]]:
             users.append(np.unique(hash_ids(batch, USER_ID)))
             items.update(batch.column(ITEM_ID).unique().to_pylist())
     if not users:
-        raise LKGDataError(
+        raise LKGError(
             f"The interactions of {raw.name} have no rows. At least one user with three interactions is needed."
         )
     return len(np.unique(np.concatenate(users))), items
@@ -276,7 +276,7 @@ def _write_interactions(raw: RawDataset, path: Path) -> tuple[int, set[str]]:
 def _items_table(items: ItemTable) -> pa.Table:
     changed = sorted(relation for relation in items.attributes if relation != relation.upper())
     if changed:
-        raise LKGDataError(
+        raise LKGError(
             f"The items have attributes {changed}; names of columns of items are read in capitals. Name them so: "
             f"`ItemTable.from_frame(frame)` does."
         )

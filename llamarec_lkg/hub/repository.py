@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, ModelCardData, RepoCard
 from huggingface_hub import ModelCard as HubModelCard
 from transformers.utils import logging
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import read_json
 from ..utils.fingerprints import catalogue_fingerprint
 from ..utils.hub import ADVICE, HUB_ERRORS, HUB_IDS, is_local, template_text
@@ -70,7 +70,7 @@ class Repository:
         revision, token: as for `huggingface_hub`.
 
     Raises:
-        LKGDataError: of all it does, where the Hub does not say. (To go on might replace what is there.)
+        LKGError: of all it does, where the Hub does not say. (To go on might replace what is there.)
     """
 
     def __init__(self, repo_id: str, revision: str | None = None, token: str | bool | None = None):
@@ -102,22 +102,22 @@ class Repository:
         return [name for name, found in there.items() if found]
 
     def refuse_foreign_adapter(self, names: Sequence[str]) -> None:
-        """Raise `LKGDataError` where it has an adapter at its root and no ranker of ours: pushing a ranker there would
+        """Raise `LKGError` where it has an adapter at its root and no ranker of ours: pushing a ranker there would
         have to delete somebody's work."""
         found = sorted({*names} & self.files)
         if found and not self.config:
-            raise LKGDataError(
+            raise LKGError(
                 f"{self.repo_id!r} holds {found} at its root and no ranker: an adapter of its own, which would hide a "
                 "ranker and would have to be deleted. Nothing was uploaded. Choose another id, or delete these files "
                 "first."
             )
 
     def refuse_other_retriever(self, item_ids: Sequence[str]) -> None:
-        """Raise `LKGDataError` where it has a retriever that finds other items than a processor that is pushed without
+        """Raise `LKGError` where it has a retriever that finds other items than a processor that is pushed without
         one knows: together they could not be loaded."""
         known = self._json(f"{RETRIEVER_FOLDER}/{CONFIG_FILE}").get("catalogue")
         if known is not None and known != catalogue_fingerprint(item_ids):
-            raise LKGDataError(
+            raise LKGError(
                 f"The retriever in {self.repo_id!r} was trained to find other items than the {len(item_ids):,} that "
                 "are pushed without one. Nothing was uploaded. Push the retriever as well (the trainer's "
                 "`retriever=`, `Recommender.push_to_hub`), remove the old one with `remove_retriever=True` "
@@ -141,10 +141,10 @@ class Repository:
     def _asking(self, what: str) -> Iterator[None]:
         try:
             yield
-        except LKGDataError:
+        except LKGError:
             raise
         except HUB_ERRORS as error:
-            raise LKGDataError(
+            raise LKGError(
                 f"{self.repo_id!r} could not be asked for {what} ({error}). Nothing was uploaded. {ADVICE}"
             ) from error
 

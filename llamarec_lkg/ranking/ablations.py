@@ -13,7 +13,7 @@ from ..data.schema import UNKNOWN_USER, RankingExample
 from ..evaluation.report import AS_PUBLISHED, WITH_CO_RATINGS
 from ..graph.co_ratings import has_co_ratings, with_co_ratings
 from ..graph.knowledge_graph import KnowledgeGraph
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
 from .scoring import ranker_scores
@@ -39,11 +39,11 @@ def control_scores(
         options: for `ranker_scores`.
 
     Raises:
-        LKGDataError: the name is not known.
+        LKGError: the name is not known.
     """
     graph = processor.knowledge_graph
     if name not in CONTROLS:
-        raise LKGDataError(f"There is no control {name!r}; the controls are {CONTROLS}.")
+        raise LKGError(f"There is no control {name!r}; the controls are {CONTROLS}.")
     if name == "other-user-preferences":
         return ranker_scores(model, processor, examples, preferences_of=other_users(examples, seed), **options)
     if name == "uniform-preferences":

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import read_json, write_json
 
 
@@ -37,26 +37,26 @@ def read_adapter_weights(folder: str | Path) -> dict[str, torch.Tensor]:
     """The weights in the folder of an adapter.
 
     Raises:
-        LKGDataError: the file is not there, or is damaged.
+        LKGError: the file is not there, or is damaged.
     """
     path = Path(folder) / ADAPTER_WEIGHTS
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        raise LKGDataError(f"{path} is not there. Copy or download all of the folder, or save it again.") from error
+        raise LKGError(f"{path} is not there. Copy or download all of the folder, or save it again.") from error
     except SafetensorError as error:
-        raise LKGDataError(f"{path} is not readable ({error}). Copy or download it again.") from error
+        raise LKGError(f"{path} is not readable ({error}). Copy or download it again.") from error
 
 
 def check_adapter_weights(
     language_model: nn.Module, adapter_name: str, found: Mapping[str, torch.Tensor], source: str | Path
 ) -> None:
-    """Raise `LKGDataError` unless a file's weights are those of an adapter by name: one that is missing would keep its
+    """Raise `LKGError` unless a file's weights are those of an adapter by name: one that is missing would keep its
     random start, or be the backbone's."""
     needed = adapter_state(language_model, adapter_name).keys()
     missing, left_over = sorted(needed - found.keys()), sorted(found.keys() - needed)
     if missing or left_over:
-        raise LKGDataError(
+        raise LKGError(
             f"The adapter of {source} is not whole or does not fit this backbone: {len(missing)} weights are missing "
             f"{missing[:3]}, {len(left_over)} are left over {left_over[:3]}. Copy or download it again; if it "
             "is whole, it belongs to another backbone, or its files do not belong to each other."
@@ -73,7 +73,7 @@ def load_adapter_weights(
         start: what the adapter started from, where it was converted when it was saved (`save_as_plain_lora`).
 
     Raises:
-        LKGDataError: a weight is missing, left over or of another shape, or the start is another.
+        LKGError: a weight is missing, left over or of another shape, or the start is another.
     """
     from peft import set_peft_model_state_dict
 
@@ -84,7 +84,7 @@ def load_adapter_weights(
     try:
         set_peft_model_state_dict(language_model, weights, adapter_name)
     except RuntimeError as error:
-        raise LKGDataError(
+        raise LKGError(
             f"The adapter in {folder} does not fit this model ({error}). Resume with the settings it was trained with."
         ) from error
 
@@ -141,7 +141,7 @@ def without_start(
         rank = start[key].shape[dim]
         trained[key], first = value.narrow(dim, 0, rank), sign * value.narrow(dim, rank, value.shape[dim] - rank)
         if first.shape != start[key].shape or not torch.allclose(first.float(), start[key].float(), atol=1e-4):
-            raise LKGDataError(
+            raise LKGError(
                 f"The adapter in {folder} was trained from another start ({key}) than this model's. A randomised "
                 "start ('pissa_niter_...') cannot be resumed; load the saved model and go on from there."
             )

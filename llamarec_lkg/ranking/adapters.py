@@ -18,7 +18,7 @@ from torch import nn
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..hub.layout import ADAPTER_FOLDER
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import atomic_folder
 from ..utils.hub import HUB_KEYS, fetch, pinned
 from .adapter_files import (
@@ -96,7 +96,7 @@ class AdapterMixin:
                 are the model's own.
 
         Raises:
-            LKGDataError: the backbone has weights of its own, or the adapter is of a kind that cannot be used here.
+            LKGError: the backbone has weights of its own, or the adapter is of a kind that cannot be used here.
         """
         from peft import get_peft_model, prepare_model_for_kbit_training
 
@@ -145,17 +145,17 @@ class AdapterMixin:
             kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`.
 
         Raises:
-            LKGDataError: the repository has no adapter, was trained on another backbone, does not fit the processor,
+            LKGError: the repository has no adapter, was trained on another backbone, does not fit the processor,
                 or is not whole.
         """
         if unknown := sorted(set(kwargs) - set(HUB_KEYS)):
-            raise LKGDataError(f"load_adapter does not know {unknown}; beside its own arguments it takes {HUB_KEYS}.")
+            raise LKGError(f"load_adapter does not know {unknown}; beside its own arguments it takes {HUB_KEYS}.")
         self._require_base()
         name = str(pretrained_model_name_or_path)
         kwargs = pinned(name, kwargs)
         found = LlamaRecLKGConfig.get_config_dict(name, **kwargs)[0]
         if found.get("model_type") != LlamaRecLKGConfig.model_type or not found.get("has_adapter"):
-            raise LKGDataError(
+            raise LKGError(
                 f"{name} is no adapter repository (model_type {found.get('model_type')!r}, has_adapter "
                 f"{found.get('has_adapter', False)}). Load it with `from_pretrained`; an adapter repository is what "
                 "`save_pretrained` of a ranker with an adapter writes."
@@ -185,7 +185,7 @@ class AdapterMixin:
         the processor of this adapter: `processor.check_model(model.config)`.
 
         Raises:
-            LKGDataError: no adapter of this name is loaded.
+            LKGError: no adapter of this name is loaded.
         """
         self._require_adapter(adapter_name)
         current = self.active_adapter
@@ -200,11 +200,11 @@ class AdapterMixin:
         """Forget a loaded adapter that is not in use, with its preferences and fusion weights.
 
         Raises:
-            LKGDataError: no adapter of this name is loaded, or it is the one in use.
+            LKGError: no adapter of this name is loaded, or it is the one in use.
         """
         self._require_adapter(adapter_name)
         if adapter_name == self.active_adapter:
-            raise LKGDataError(
+            raise LKGError(
                 f"The adapter {adapter_name!r} is in use; loaded are {self.adapter_names}. Switch to another one with "
                 "`set_adapter` first."
             )
@@ -213,9 +213,9 @@ class AdapterMixin:
         self._adapter_starts.pop(adapter_name, None)
 
     def require_trainable_adapter(self) -> None:
-        """Raise `LKGDataError` where there is an adapter and nothing of it would be trained."""
+        """Raise `LKGError` where there is an adapter and nothing of it would be trained."""
         if self.has_adapter and not self._is_trainable():
-            raise LKGDataError(
+            raise LKGError(
                 f"The adapter {self.active_adapter!r} is frozen: training would move only preferences and fusion "
                 "weights beside it. Load it with `is_trainable=True` (`from_pretrained` and `load_adapter` take it), "
                 "or give the trainer the folder or id in place of the model. To fit preferences and fusion weights "
@@ -226,10 +226,10 @@ class AdapterMixin:
         """Add the adapter's weights to the backbone's and drop the wrapper, so that the whole can be saved as one.
 
         Raises:
-            LKGDataError: further adapters are loaded: they would be left without their base.
+            LKGError: further adapters are loaded: they would be left without their base.
         """
         if self._tenants:
-            raise LKGDataError(
+            raise LKGError(
                 f"Merging {self.active_adapter!r} changes the backbone that {sorted(self._tenants)} were trained on. "
                 "Delete those with `delete_adapter` first, or merge in a model that loads only the one."
             )
@@ -283,7 +283,7 @@ class AdapterMixin:
             for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
         ]
         if None in files:
-            raise LKGDataError(
+            raise LKGError(
                 f"{source} was saved with an adapter, but its folder {ADAPTER_FOLDER!r} is not whole. Copy or "
                 "download all of it."
             )
@@ -291,9 +291,7 @@ class AdapterMixin:
         try:
             adapter_config = PeftConfig.from_pretrained(folder)
         except (ValueError, KeyError, TypeError) as error:
-            raise LKGDataError(
-                f"{ADAPTER_CONFIG} of {source} is not readable ({error!r}). Download it again."
-            ) from error
+            raise LKGError(f"{ADAPTER_CONFIG} of {source} is not readable ({error!r}). Download it again.") from error
         check_adapter(adapter_config, adapter_name, self.language_model)
         adapter_config.inference_mode = not is_trainable
         first, language_model = not self.has_adapter, self.language_model
@@ -303,14 +301,14 @@ class AdapterMixin:
             found = read_adapter_weights(folder)
             language_model.load_adapter(folder, adapter_name, is_trainable=is_trainable)
             check_adapter_weights(language_model, adapter_name, found, source)
-        except (RuntimeError, ValueError, KeyError) as error:  # LKGDataError is a ValueError
+        except (RuntimeError, ValueError, KeyError) as error:  # LKGError is a ValueError
             if first:
                 language_model = language_model.unload()
             elif adapter_name in language_model.peft_config:
                 language_model.delete_adapter(adapter_name)
-            if isinstance(error, LKGDataError):
+            if isinstance(error, LKGError):
                 raise
-            raise LKGDataError(
+            raise LKGError(
                 f"The adapter of {source} does not fit this backbone ({error}). Load it on the backbone it was "
                 "trained on."
             ) from error
@@ -333,7 +331,7 @@ class AdapterMixin:
     def _tenant_config(self, config: LlamaRecLKGConfig) -> LlamaRecLKGConfig:
         """All tenants speak of the one backbone."""
         if not config.use_language_model:
-            raise LKGDataError("An adapter needs a language model, but its configuration has use_language_model off.")
+            raise LKGError("An adapter needs a language model, but its configuration has use_language_model off.")
         config.text_config = self.config.text_config
         config.backbone_name_or_path = self.config.backbone_name_or_path
         config.backbone_revision = self.config.backbone_revision
@@ -345,19 +343,19 @@ class AdapterMixin:
 
     def _require_adapter(self, adapter_name: str) -> None:
         if adapter_name not in self.adapter_names:
-            raise LKGDataError(
+            raise LKGError(
                 f"No adapter {adapter_name!r} is loaded; loaded are {self.adapter_names}. Load it with "
                 "`load_adapter(folder_or_id, adapter_name=...)`."
             )
 
     def _require_base(self) -> None:
         if self.language_model is None:
-            raise LKGDataError(
+            raise LKGError(
                 "An adapter needs a language model, and this ranker has none (use_language_model is off). Make one "
                 "with `LlamaRecLKGForRanking.from_backbone`."
             )
         if self._own_backbone:
-            raise LKGDataError(
+            raise LKGError(
                 "The backbone of this model has weights of its own (trained, merged, or saved whole); no adapter "
                 "repository holds them: it would be loaded on another base. Save "
                 "`model.language_model.save_pretrained(folder)`, and build on it with `from_backbone(folder, config)`."

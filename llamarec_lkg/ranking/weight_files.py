@@ -12,7 +12,7 @@ from torch import nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..hub.layout import ADAPTER_FILES, ADAPTER_FOLDER
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import read_json
 from ..utils.hub import fetch
 
@@ -69,7 +69,7 @@ def load_heads(heads: nn.Module, *paths: str | Path, beside_backbone: bool = Fal
         beside_backbone: whether the files hold a backbone's weights as well, which are then passed over.
 
     Raises:
-        LKGDataError: a weight is missing, left over, or of another shape, or a file is damaged.
+        LKGError: a weight is missing, left over, or of another shape, or a file is damaged.
     """
     found: dict[str, torch.Tensor] = {}
     for path in paths:
@@ -79,9 +79,9 @@ def load_heads(heads: nn.Module, *paths: str | Path, beside_backbone: bool = Fal
                     if is_own(name) or not beside_backbone:
                         found[name] = file.get_tensor(name)
         except SafetensorError as error:
-            raise LKGDataError(f"{path} is not readable ({error}). Copy or download it again.") from error
+            raise LKGError(f"{path} is not readable ({error}). Copy or download it again.") from error
     if foreign := sorted(name for name in found if not is_own(name)):
-        raise LKGDataError(
+        raise LKGError(
             f"{paths[0]} holds {len(foreign)} weights of a backbone, such as {foreign[0]!r}, but its config.json says "
             "that the backbone lies elsewhere: the files belong to two models. Copy, download or save one of them "
             "whole."
@@ -94,7 +94,7 @@ def load_heads(heads: nn.Module, *paths: str | Path, beside_backbone: bool = Fal
 def _require_same_shapes(
     found: Mapping[str, torch.Tensor], needed: Mapping[str, torch.Tensor], path: str | Path
 ) -> None:
-    """Raise `LKGDataError` unless two sets of weights have the same names and shapes."""
+    """Raise `LKGError` unless two sets of weights have the same names and shapes."""
     wrong = {
         name: (
             tuple(found[name].shape) if name in found else None,
@@ -104,7 +104,7 @@ def _require_same_shapes(
         if name not in found or name not in needed or found[name].shape != needed[name].shape
     }
     if wrong:
-        raise LKGDataError(
+        raise LKGError(
             f"{path} does not fit this model; (found, needed) shapes: {wrong}. The weights belong to another "
             "configuration (relations, users, or switches), then load them with the config.json saved beside them; or "
             "to an earlier version of the library, then train the model again."

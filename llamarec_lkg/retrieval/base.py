@@ -14,7 +14,7 @@ import torch
 from ..data.schema import PADDING_ITEM
 from ..data.sequences import SequenceDataset
 from ..evaluation.metrics import target_ranks
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.fingerprints import catalogue_fingerprint
 
 
@@ -32,7 +32,7 @@ class Retriever(Protocol):
 
 
 def check_retriever(retriever: Retriever, item_ids: Sequence[str]) -> None:
-    """Raise `LKGDataError` where a retriever was trained to find other items than these: its scores would go to the
+    """Raise `LKGError` where a retriever was trained to find other items than these: its scores would go to the
     wrong ones.
 
     Args:
@@ -42,10 +42,10 @@ def check_retriever(retriever: Retriever, item_ids: Sequence[str]) -> None:
     """
     remedy = "Give the retriever that was trained on the same data set."
     if retriever.num_items != len(item_ids):
-        raise LKGDataError(f"The retriever knows {retriever.num_items} items, the processor {len(item_ids)}. {remedy}")
+        raise LKGError(f"The retriever knows {retriever.num_items} items, the processor {len(item_ids)}. {remedy}")
     catalogue = getattr(retriever, "catalogue", None)  # a user's own retriever need not have it
     if catalogue is not None and catalogue != catalogue_fingerprint(item_ids):
-        raise LKGDataError(
+        raise LKGError(
             f"The retriever was trained to find other items than the {len(item_ids):,} of the processor, whose ids "
             f"look like {list(item_ids[:3])}. {remedy} If ids have been renamed on purpose, in the same order, set "
             "`retriever.model.config.catalogue = None`."

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data.schema import PADDING_ITEM, RankingExample
 from ..data.sequences import TRAIN, UNUSED, SequenceDataset
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from .base import Retriever, exclude_history, top_k
 
 
@@ -50,7 +50,7 @@ def training_examples(
         shuffle: put the candidates into random order, so that a letter's place says nothing about the answer.
 
     Raises:
-        LKGDataError: no position is left to learn from.
+        LKGError: no position is left to learn from.
     """
     if honest is not None:
         positions = np.flatnonzero((honest.labels == UNUSED) & (dataset.labels == TRAIN))
@@ -58,7 +58,7 @@ def training_examples(
         positions = dataset.positions("train")
         positions = positions[~np.isin(positions, dataset.offsets[:-1])]
     if negatives not in ("retrieved", "uniform"):
-        raise LKGDataError(f"negatives is {negatives!r}; it is 'retrieved' or 'uniform'.")
+        raise LKGError(f"negatives is {negatives!r}; it is 'retrieved' or 'uniform'.")
     generator = np.random.default_rng(seed)
     if negatives == "uniform":
         examples = _uniform(dataset, retriever, positions, num_candidates, generator, progress)
@@ -67,7 +67,7 @@ def training_examples(
         examples = (example for example in found if example.label >= 0)
     examples = [_shuffled(example, generator) if shuffle else example for example in examples]
     if not examples:
-        raise LKGDataError(
+        raise LKGError(
             f"None of {len(positions)} training positions gives an example: the retriever finds no target among its "
             f"best {num_candidates}. Train it longer, keep more candidates, or use negatives='uniform'."
         )

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ..data.sequences import SequenceDataset
 from ..evaluation.metrics import mean_metrics
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.fingerprints import catalogue_fingerprint
 from .base import Retriever, pad_left, retriever_ranks
 from .modeling_lrurec import LRURecConfig, LRURecForRetrieval, LRURecRetriever
@@ -60,14 +60,14 @@ def train_lrurec(
         the model in eval mode, and one record `{"step", "loss", "recall@10", ...}` a validation.
 
     Raises:
-        LKGDataError: no user has two training interactions, there is no validation target, or a setting is unknown.
+        LKGError: no user has two training interactions, there is no validation target, or a setting is unknown.
     """
     args = args or LRURecTrainingArguments()
     sequences = training_windows(dataset, args.max_length)
     if not sequences:
-        raise LKGDataError("No user has two training interactions, so there is no next item to learn from.")
+        raise LKGError("No user has two training interactions, so there is no next item to learn from.")
     if not len(dataset.positions("validation")):
-        raise LKGDataError("There is no validation target to choose the best model by. Leave a part for validation.")
+        raise LKGError("There is no validation target to choose the best model by. Leave a part for validation.")
     torch.manual_seed(args.seed)
     generator = np.random.default_rng(args.seed)
     config = LRURecConfig(
@@ -131,7 +131,7 @@ def _schedule(args: LRURecTrainingArguments):
             (step + 1) / warm_up,
             0.5 * (1 + math.cos(math.pi * min(1, max(0, step - warm_up) / max(1, args.max_steps - warm_up)))),
         )
-    raise LKGDataError(f"lr_scheduler_type is {args.lr_scheduler_type!r}; it is 'constant' or 'one_cycle'.")
+    raise LKGError(f"lr_scheduler_type is {args.lr_scheduler_type!r}; it is 'constant' or 'one_cycle'.")
 
 
 def _batches(sequences: list[np.ndarray], batch_size: int, generator: np.random.Generator):

@@ -24,7 +24,7 @@ from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..retrieval.auto import load_retriever
 from ..retrieval.base import Retriever
 from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from .recommender import Recommender, Request
 
 
@@ -64,7 +64,7 @@ class RecommendationPipeline(Pipeline):
         kwargs: of [`~transformers.Pipeline`]: `device`, ...
 
     Raises:
-        LKGDataError: model, processor and retriever are not of this library or do not belong together.
+        LKGError: model, processor and retriever are not of this library or do not belong together.
     """
 
     _load_processor = True
@@ -84,7 +84,7 @@ class RecommendationPipeline(Pipeline):
         kwargs.pop("local_files_only", None)  # `pipeline` has loaded by it, and passes it on
         for given, needed in ((model, LlamaRecLKGForRanking), (processor, LlamaRecLKGProcessor)):
             if not isinstance(given, needed):
-                raise LKGDataError(
+                raise LKGError(
                     f"The task {TASK!r} needs a {needed.__name__}, not {type(given).__name__}. Give `model` as the "
                     "folder or Hub id of a trained ranker, or both `model` and `processor` loaded from it."
                 )
@@ -117,7 +117,7 @@ class RecommendationPipeline(Pipeline):
             requests, an iterator over it for anything else that holds several.
 
         Raises:
-            LKGDataError: a request is none, an item is not known, or candidates repeat. For several requests the
+            LKGError: a request is none, an item is not known, or candidates repeat. For several requests the
                 message counts them from 0.
         """
         if isinstance(inputs, tuple):
@@ -131,20 +131,20 @@ class RecommendationPipeline(Pipeline):
     ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
         for name, value, least in (("top_k", top_k, 1), ("num_reasons", num_reasons, 0)):
             if value is not None and (not isinstance(value, int | np.integer) or value < least):
-                raise LKGDataError(f"{name} is {value!r}; it is a whole number, {least} or more.")
+                raise LKGError(f"{name} is {value!r}; it is a whole number, {least} or more.")
         asked = {} if top_k is None else {"top_k": int(top_k)}
         return {}, asked, asked if num_reasons is None else {**asked, "num_reasons": int(num_reasons)}
 
     def preprocess(self, inputs: Mapping[str, Any]) -> Request:
         """A request as a dictionary -> a checked one."""
         if not isinstance(inputs, Mapping):
-            raise LKGDataError(
+            raise LKGError(
                 f"A request is a dictionary such as {{'history': ['50', '181']}}, not {type(inputs).__name__} "
                 f"({str(inputs)[:60]!r})."
             )
         unknown = sorted(str(key) for key in inputs if key not in REQUEST_KEYS)
         if unknown or inputs.get("history") is None:
-            raise LKGDataError(
+            raise LKGError(
                 f"A request has 'history' (a list, which may be empty) and optionally 'user' and 'candidates'; found "
                 f"{sorted(map(str, inputs))}. Rename or leave out the others."
             )
@@ -176,14 +176,14 @@ class RecommendationPipeline(Pipeline):
         `num_workers` is not used, since checking a request takes microseconds.
         """
         if batch_size < 1:
-            raise LKGDataError(f"batch_size is {batch_size!r}; it is a whole number, 1 or more.")
+            raise LKGError(f"batch_size is {batch_size!r}; it is a whole number, 1 or more.")
 
         def checked() -> Iterator[Request]:
             for number, request in enumerate(_each(inputs)):
                 try:
                     yield self.preprocess(request, **preprocess_params)
-                except LKGDataError as error:
-                    raise LKGDataError(f"Request {number}: {error}") from error
+                except LKGError as error:
+                    raise LKGError(f"Request {number}: {error}") from error
 
         requests = checked()
         while batch := list(islice(requests, batch_size)):

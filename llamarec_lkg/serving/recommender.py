@@ -23,7 +23,7 @@ from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..retrieval.auto import load_retriever
 from ..retrieval.base import Retriever, check_retriever, exclude_history, top_k
 from ..retrieval.modeling_lrurec import LRURecRetriever
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.hub import hub_options, pinned
 from .reasons import LANGUAGE_MODEL, PATH, RETRIEVER, Reason, Recommendation, reasons_for
 from .sliding_windows import rank_many
@@ -73,7 +73,7 @@ class Recommender:
             kwargs: for the ranker's `from_pretrained`.
 
         Raises:
-            LKGDataError: the name is no folder and cannot be a Hub id, or what is there is not whole.
+            LKGError: the name is no folder and cannot be a Hub id, or what is there is not whole.
             OSError: the name is no folder, and the Hub has no such repository or cannot be reached.
         """
         name = str(pretrained_model_name_or_path)
@@ -95,10 +95,10 @@ class Recommender:
             same_backbone, hub: as for `LlamaRecLKGForRanking.load_adapter`.
 
         Raises:
-            LKGDataError: this recommender's model has no adapter, or the repository does not fit its backbone.
+            LKGError: this recommender's model has no adapter, or the repository does not fit its backbone.
         """
         if self.adapter_name is None:
-            raise LKGDataError(
+            raise LKGError(
                 "This recommender's model has no adapter, so its own preferences and fusion weights would be "
                 "replaced. Load an adapter repository first, and further ones beside it."
             )
@@ -126,7 +126,7 @@ class Recommender:
                 is by default the folder's name.
 
         Raises:
-            LKGDataError: the retriever is not one that can be saved.
+            LKGError: the retriever is not one that can be saved.
             TypeError: all is to be pushed, and an argument is none of these.
         """
         self._switch()
@@ -134,7 +134,7 @@ class Recommender:
         push = take_push_options(kwargs, *saving(type(self.model)), pushing=wanted)
         repo_id = kwargs.pop("repo_id", folder.name)
         if self.retriever is not None and not isinstance(self.retriever, LRURecRetriever):
-            raise LKGDataError(
+            raise LKGError(
                 f"A {type(self.retriever).__name__} cannot be saved with the rest. Save model and processor by "
                 "themselves, and keep the retriever yourself."
             )
@@ -161,7 +161,7 @@ class Recommender:
                 ranker's `save_pretrained`.
 
         Raises:
-            LKGDataError: the retriever cannot be saved, the backbone has no name that others can load, or the upload
+            LKGError: the retriever cannot be saved, the backbone has no name that others can load, or the upload
                 failed.
         """
         push = take_push_options(kwargs, *saving(type(self.model)))
@@ -200,7 +200,7 @@ class Recommender:
             num_reasons: how many paths to name for each item.
 
         Raises:
-            LKGDataError: history or candidates are no list, an item is not known, or candidates repeat.
+            LKGError: history or candidates are no list, an item is not known, or candidates repeat.
         """
         request = self.request(history, user=user, candidates=candidates)
         (example,) = self.retrieve([request], k)
@@ -214,14 +214,14 @@ class Recommender:
         history = raw_id_list("history", history)
         dense_history = self.processor.dense_items(history)
         if candidates is None and self.retriever is None:
-            raise LKGDataError("There is no retriever to find candidates; give `candidates`, or a retriever.")
+            raise LKGError("There is no retriever to find candidates; give `candidates`, or a retriever.")
         chosen = None
         if candidates is not None:
             candidates = raw_id_list("candidates", candidates)
             chosen = self.processor.dense_items(candidates)
             raw_id, times = Counter(map(str, candidates)).most_common(1)[0] if len(candidates) else ("", 0)
             if times > 1:
-                raise LKGDataError(f"Candidate {raw_id!r} appears {times} times. Give each candidate once.")
+                raise LKGError(f"Candidate {raw_id!r} appears {times} times. Give each candidate once.")
         return Request(tuple(history), user, dense_history, chosen)
 
     def retrieve(self, requests: Sequence[Request], k: int = 10) -> list[RankingExample]:

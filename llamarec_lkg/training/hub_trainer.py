@@ -16,7 +16,7 @@ from ..hub.model_card import ModelCard
 from ..hub.public_copy import link_parts, public_backbone, push_saved, staging
 from ..hub.push import CARD_FACTS, push_folder
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import write_json
 from ..utils.fingerprints import as_plain
 from ..utils.hub import make_repository, whole_id
@@ -83,7 +83,7 @@ class PushingTrainer(Trainer):
                 (`model_name`, `tasks`, `dataset_tags`, `dataset_args`) is known here and has no effect.
 
         Raises:
-            LKGDataError: the backbone has no name that others can load, or the upload failed; what was saved in
+            LKGError: the backbone has no name that others can load, or the upload failed; what was saved in
                 `args.output_dir` is there in any case.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
@@ -146,7 +146,7 @@ class PushingTrainer(Trainer):
             with staged:
                 try:
                     push_saved(staged.name, self.hub_model_id, **options)
-                except LKGDataError as error:
+                except LKGError as error:
                     logger.warning(f"Training goes on. {error}")
 
         job = HfApi().run_as_future(push)
@@ -170,9 +170,9 @@ def _card_fields(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_push(args: LlamaRecLKGTrainingArguments, model: LlamaRecLKGForRanking) -> None:
-    """Raise `LKGDataError` before training where pushing would fail after it."""
+    """Raise `LKGError` before training where pushing would fail after it."""
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-        raise LKGDataError(
+        raise LKGError(
             f"hub_strategy={args.hub_strategy.value!r} would publish whole checkpoints, with the optimiser's state "
             "and the weights of single users. Use 'every_save', which pushes what others load, or 'end'."
         )

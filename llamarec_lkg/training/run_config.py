@@ -20,7 +20,7 @@ from ..ranking.ablations import CONTROLS
 from ..ranking.configuration_llamarec_lkg import LlamaRecLKGConfig
 from ..ranking.processing_llamarec_lkg import SHARED_SETTINGS
 from ..retrieval.training import LRURecTrainingArguments
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.hub import SMOLLM2_NAME
 from .training_args import LlamaRecLKGTrainingArguments
 
@@ -108,7 +108,7 @@ class EvaluationSection:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.controls) - set(CONTROLS))
         if unknown or self.split not in ("validation", "test"):
-            raise LKGDataError(
+            raise LKGError(
                 f"evaluation has split {self.split!r} and controls {self.controls}; split is 'validation' or 'test', "
                 f"controls are among {CONTROLS}."
             )
@@ -153,7 +153,7 @@ def _parse(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
-        raise LKGDataError(f"{text[:80]!r} is not YAML: {error}.") from error
+        raise LKGError(f"{text[:80]!r} is not YAML: {error}.") from error
 
 
 @dataclass
@@ -182,17 +182,17 @@ class RunConfig:
     def from_mapping(cls, content: Mapping[str, Any]) -> RunConfig:
         """
         Raises:
-            LKGDataError: a section or a key in one is not known, or a section is none.
+            LKGError: a section or a key in one is not known, or a section is none.
         """
         if not isinstance(content, Mapping):
-            raise LKGDataError(f"A configuration is a mapping of sections; this is a {type(content).__name__}.")
+            raise LKGError(f"A configuration is a mapping of sections; this is a {type(content).__name__}.")
         known = {f.name: f for f in dataclasses.fields(cls)}
         _require_known("the file", content, known)
         values: dict[str, Any] = {}
         for name, value in content.items():
             default = known[name].default_factory() if known[name].default is dataclasses.MISSING else None
             if default is not None and not isinstance(value, Mapping | None):
-                raise LKGDataError(f"{name} is a section; it holds keys with values, and is {value!r} here.")
+                raise LKGError(f"{name} is a section; it holds keys with values, and is {value!r} here.")
             if dataclasses.is_dataclass(default):
                 _require_known(name, value or {}, {f.name for f in dataclasses.fields(default)})
                 values[name] = dataclasses.replace(default, **(value or {}))
@@ -211,7 +211,7 @@ class RunConfig:
         """A file, changed by `section.key=value` overrides whose values are YAML.
 
         Raises:
-            LKGDataError: the file is absent or not YAML, an override is not of that form, or what either names is not
+            LKGError: the file is absent or not YAML, an override is not of that form, or what either names is not
                 known; the error says which of the two it was.
         """
         content: dict[str, Any] = {}
@@ -219,14 +219,14 @@ class RunConfig:
             try:
                 content = _parse(Path(path).read_text(encoding="utf-8")) or {}
             except OSError as error:
-                raise LKGDataError(f"The configuration {path} cannot be read: {error}.") from error
+                raise LKGError(f"The configuration {path} cannot be read: {error}.") from error
         if not isinstance(content, Mapping) or not overrides:
             return cls.from_mapping(content)
         known = _known_keys()
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator or not key:
-                raise LKGDataError(
+                raise LKGError(
                     f"The override {override!r} is not of the form section.key=value, as in training.seed=1."
                 )
             parsed = _parse(value)
@@ -267,17 +267,17 @@ def _known_keys() -> dict[str, dict[str, Any]]:
 
 
 def _require_known_override(override: str, value: Any, known: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise `LKGDataError` where an override names what there is not; `known` is what `_known_keys` says."""
+    """Raise `LKGError` where an override names what there is not; `known` is what `_known_keys` says."""
     section, *rest = override.partition("=")[0].split(".")
     if section not in known:
-        raise LKGDataError(
+        raise LKGError(
             f"Unknown section {section!r} in the override {override!r}{_hint(_near(section, rest, known))} "
             f"The sections are {', '.join(known)}."
         )
     keys = known[section]
     if not rest:
         if keys and not isinstance(value, Mapping | None):
-            raise LKGDataError(
+            raise LKGError(
                 f"{section} is a section; the override {override!r} gives it {value!r}. Name a key of it, as in "
                 f"{section}.key=value; {section} knows {', '.join(sorted(keys))}."
             )
@@ -289,7 +289,7 @@ def _require_known_override(override: str, value: Any, known: Mapping[str, Mappi
     if rest[0] not in keys:
         near = _near(section, rest, known)
         listed = "" if near else f" The section {section} knows {', '.join(sorted(keys))}."
-        raise LKGDataError(f"Unknown key {rest[0]!r} in the override {override!r}{_hint(near)}{listed}")
+        raise LKGError(f"Unknown key {rest[0]!r} in the override {override!r}{_hint(near)}{listed}")
     holds = (type(None), Mapping, str, type(dataclasses.MISSING))  # a text may stand for a mapping, as json
     if rest[1:] and not isinstance(keys[rest[0]], holds):
         raise _no_section(override, f"{section}.{rest[0]}")
@@ -310,8 +310,8 @@ def _hint(names: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, names))}?" if names else "."
 
 
-def _no_section(override: str, place: str) -> LKGDataError:
-    return LKGDataError(f"The override {override!r} goes into {place}, which is no section. Give {place}=value.")
+def _no_section(override: str, place: str) -> LKGError:
+    return LKGError(f"The override {override!r} goes into {place}, which is no section. Give {place}=value.")
 
 
 def _adapter_fields(given: Mapping[str, Any]) -> set[str]:
@@ -320,7 +320,7 @@ def _adapter_fields(given: Mapping[str, Any]) -> set[str]:
         return set()
     kinds = {kind.value: settings for kind, settings in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if given.get("peft_type") not in kinds:
-        raise LKGDataError(
+        raise LKGError(
             f"adapter.peft_type is {given.get('peft_type')!r}; PEFT knows {sorted(kinds)}. Leave the section out for "
             "LoRA with the settings of `backbone`."
         )
@@ -328,21 +328,21 @@ def _adapter_fields(given: Mapping[str, Any]) -> set[str]:
 
 
 def _require_numbers(section: str, given: Mapping[str, Any], fields: Sequence[dataclasses.Field]) -> None:
-    """Raise `LKGDataError` where a field whose default is a number was given something else."""
+    """Raise `LKGError` where a field whose default is a number was given something else."""
     for field_ in fields:
         value, default = given.get(field_.name), field_.default
         if value is None or isinstance(default, bool) or not isinstance(default, int | float):
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise LKGDataError(f"{section}.{field_.name} must be a number, got {value!r}.")
+            raise LKGError(f"{section}.{field_.name} must be a number, got {value!r}.")
 
 
 def _require_known(where: str, given: Mapping[str, Any], known: Any) -> None:
     unknown = sorted(set(given) - set(known))
     close = [match for key in unknown for match in difflib.get_close_matches(key, known, n=1)]
     if close:
-        raise LKGDataError(f"Unknown {unknown} in {where}; did you mean {close}?")
+        raise LKGError(f"Unknown {unknown} in {where}; did you mean {close}?")
     if unknown:
-        raise LKGDataError(
+        raise LKGError(
             f"Unknown {'key' if len(unknown) == 1 else 'keys'} {unknown} in {where}; known are {sorted(known)}."
         )

@@ -25,7 +25,7 @@ from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..retrieval.base import check_retriever
 from ..retrieval.candidates import to_dataset
 from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import atomic_file
 from .hub_trainer import PushingTrainer, check_push
 from .training_args import LlamaRecLKGTrainingArguments
@@ -75,7 +75,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
         kwargs: for `transformers.Trainer`.
 
     Raises:
-        LKGDataError: model, processor and retriever were not made for each other, or `train_dataset` has rows without
+        LKGError: model, processor and retriever were not made for each other, or `train_dataset` has rows without
             a target.
     """
 
@@ -96,7 +96,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
     ):
         args = args or LlamaRecLKGTrainingArguments(output_dir="trainer_output")
         if not isinstance(processing_class, LlamaRecLKGProcessor):
-            raise LKGDataError(
+            raise LKGError(
                 f"processing_class is {type(processing_class).__name__}; the trainer needs the LlamaRecLKGProcessor "
                 "that holds graph, titles and tokenizer."
             )
@@ -104,7 +104,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
         if train_dataset is not None:
             labels = np.asarray(train_dataset["label"])
             if (labels < 0).any():
-                raise LKGDataError(
+                raise LKGError(
                     f"{int((labels < 0).sum())} of {len(labels)} training rows have no target among their candidates "
                     "(label -1). Make them with `candidates.training_examples`, or filter them out."
                 )
@@ -118,7 +118,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
         if isinstance(model, str):
             model = _load(model, processing_class, config, args, quantization_config, peft_config)
         if not isinstance(model, LlamaRecLKGForRanking):
-            raise LKGDataError(
+            raise LKGError(
                 f"The model is a {type(model).__name__}; the trainer needs a LlamaRecLKGForRanking, whose preferences "
                 "and fusion are trained and saved beside an adapter. Give `peft_config`, or call "
                 "`model.add_adapter(config)`."
@@ -128,7 +128,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
         if self.retriever is not None:
             check_retriever(LRURecRetriever(self.retriever), processing_class.item_ids)
         if peft_config is not None and model.has_adapter:
-            raise LKGDataError("The model has an adapter already; leave peft_config out to go on training it.")
+            raise LKGError("The model has an adapter already; leave peft_config out to go on training it.")
         if peft_config is not None:
             model.add_adapter(peft_config)
         if args.activation_checkpointing and model.has_adapter:
@@ -162,12 +162,12 @@ class LlamaRecLKGTrainer(PushingTrainer):
         """As upstream, with the heads' warm-up before and the model card after it.
 
         Raises:
-            LKGDataError: the adapter was not loaded to be trained, or weights would be trained that no file holds.
+            LKGError: the adapter was not loaded to be trained, or weights would be trained that no file holds.
         """
         self.model.require_trainable_adapter()
         trained = trained_outside_adapters(self.model.language_model)
         if trained and self.model.has_adapter:
-            raise LKGDataError(
+            raise LKGError(
                 f"{len(trained)} weights of the backbone would be trained beside the adapter, the first is "
                 f"{trained[0]!r}, and no file of an adapter holds them. Freeze them (`requires_grad_(False)`), or "
                 "name their layers in the adapter's `target_modules` or `modules_to_save`."
@@ -249,7 +249,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
         `eval_retriever_ndcg@10`."""
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if eval_dataset is None or isinstance(eval_dataset, dict) or not len(eval_dataset):
-            raise LKGDataError(
+            raise LKGError(
                 f"evaluate() was given {type(eval_dataset).__name__}; it needs one data set of lists that is not "
                 "empty."
             )
@@ -270,7 +270,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
             for row in (dataset[int(index)] for index in retrieved)
         ]
         if not len(retrieved):
-            raise LKGDataError(
+            raise LKGError(
                 f"The retriever found the target of none of {len(dataset)} lists: there is nothing to re-rank."
             )
         return dataset if self._missed == 0 else dataset.select(retrieved)

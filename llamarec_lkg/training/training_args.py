@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 
 
 @dataclass
@@ -77,7 +77,7 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the columns the collator needs; leave it False.")
         if self.activation_checkpointing and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
-            raise LKGDataError(
+            raise LKGError(
                 "activation_checkpointing_kwargs has use_reentrant=True; use False, which is the default. The "
                 "preferences gate every layer of the backbone, and the reentrant kind would go back through them once "
                 "a layer, or lose the adapter's gradients."

@@ -36,7 +36,7 @@ from ..retrieval.candidates import evaluation_examples, training_examples
 from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from ..retrieval.popularity import PopularityRetriever
 from ..retrieval.training import train_lrurec
-from ..utils.errors import LKGDataError
+from ..utils.errors import LKGError
 from ..utils.files import atomic_file, atomic_folder, read_json, write_json
 from ..utils.fingerprints import as_plain, fingerprint, weights_fingerprint
 from .run_config import RunConfig
@@ -183,7 +183,7 @@ class Workflow:
         )
         checkpoint = get_last_checkpoint(args.output_dir) if resume and Path(args.output_dir).is_dir() else None
         if resume and checkpoint is None:
-            raise LKGDataError(f"There is no checkpoint of this very run in {args.output_dir} to resume from.")
+            raise LKGError(f"There is no checkpoint of this very run in {args.output_dir} to resume from.")
         if args.heads_warm_up_epochs and not resume:
             trainer.warm_up_heads()  # on all lists, before the sample for the language model is drawn
         section = self.config.examples
@@ -392,5 +392,5 @@ def _sample(dataset: Any, count: int | None, seed: int, labelled: bool = False) 
     rows = np.flatnonzero(np.asarray(dataset["label"]) >= 0) if labelled else np.arange(len(dataset))
     drawn = np.random.default_rng(seed).permutation(rows)[:count]
     if not len(drawn):
-        raise LKGDataError("No list with a retrieved target is left to sample from.")
+        raise LKGError("No list with a retrieved target is left to sample from.")
     return dataset.select(np.sort(drawn))

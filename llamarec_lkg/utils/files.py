@@ -15,7 +15,7 @@ from typing import Any
 
 from huggingface_hub.constants import HF_HOME
 
-from .errors import LKGDataError
+from .errors import LKGError
 
 
 def cache_dir() -> Path:
@@ -163,13 +163,11 @@ def read_json(path: str | Path) -> Any:
     """The content of a json file.
 
     Raises:
-        LKGDataError: the file is absent or is not json.
+        LKGError: the file is absent or is not json.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise LKGDataError(
-            f"{path} does not exist. It is written together with its folder; save that again."
-        ) from error
+        raise LKGError(f"{path} does not exist. It is written together with its folder; save that again.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LKGDataError(f"{path} is not readable json ({error}). Delete its folder and make it again.") from error
+        raise LKGError(f"{path} is not readable json ({error}). Delete its folder and make it again.") from error

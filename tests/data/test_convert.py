@@ -19,7 +19,7 @@ from llamarec_lkg.data.formats.movielens import ACTOR, DIRECTOR, GENRE, ML_100K_
 from llamarec_lkg.data.raw_dataset import INTERACTIONS_SCHEMA, RawDataset
 from llamarec_lkg.data.sources import load_dataset_bundle
 from llamarec_lkg.data.streaming import stream_interactions
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 from llamarec_lkg.utils.fingerprints import fingerprint
 
 
@@ -103,7 +103,7 @@ def test_ml_100k_takes_the_genres_of_its_own_list(ml_100k_files):
     (ml_100k_files / "u.item").write_text("1|Shane (1953)|01-Jan-1953||url|0|1\n")
     assert convert(ml_100k_files / "u.data").items.attributes[GENRE] == (("Western",),)
     (ml_100k_files / "u.item").write_text("1|Shane (1953)|01-Jan-1953||url|0|1\n2|Cut off|01-Jan\n")
-    with pytest.raises(LKGDataError, match=r"Line 2 of .*u.item has 3 fields; needed are 5 and .* 2 genres"):
+    with pytest.raises(LKGError, match=r"Line 2 of .*u.item has 3 fields; needed are 5 and .* 2 genres"):
         convert(ml_100k_files)
 
 
@@ -133,7 +133,7 @@ def test_ml_10m_is_the_same_in_utf_8(ml_1m_files):
 
 def test_a_damaged_list_of_movies_is_named_with_its_line(ml_1m_files):
     (ml_1m_files / "movies.dat").write_text("1::A (1990)::Drama\n2::B (19")
-    with pytest.raises(LKGDataError, match=r"Line 2 of .*movies.dat is '2::B \(19'; needed is id::title::genres"):
+    with pytest.raises(LKGError, match=r"Line 2 of .*movies.dat is '2::B \(19'; needed is id::title::genres"):
         convert(ml_1m_files)
 
 
@@ -141,7 +141,7 @@ def test_a_damaged_list_of_movies_is_named_with_its_line(ml_1m_files):
 def test_a_damaged_file_of_ratings_is_refused(ml_1m_files, name, line):
     with open(ml_1m_files / name, "a") as stream:
         stream.write(line + "\n")
-    with pytest.raises(LKGDataError, match="missing value|not numbers|cannot be read"):
+    with pytest.raises(LKGError, match="missing value|not numbers|cannot be read"):
         convert(ml_1m_files)
 
 
@@ -217,15 +217,13 @@ def test_amazon_2014_reviews_in_both_spellings(amazon_2014_files, as_text):
 
 def test_two_files_of_reviews_need_a_choice(amazon_2014_files):
     write_lines(amazon_2014_files / "reviews_Beauty_5.json.gz", [])
-    with pytest.raises(
-        LKGDataError, match=r"holds \['ratings_Beauty.csv', 'reviews_Beauty_5.json.gz'\]; needed is one"
-    ):
+    with pytest.raises(LKGError, match=r"holds \['ratings_Beauty.csv', 'reviews_Beauty_5.json.gz'\]; needed is one"):
         convert(amazon_2014_files)
 
 
 def test_reviews_need_their_products(amazon_2014_files):
     (amazon_2014_files / "meta_Beauty.json.gz").unlink()
-    with pytest.raises(LKGDataError, match="ratings_Beauty.csv but no meta_Beauty.json.gz, which has the titles"):
+    with pytest.raises(LKGError, match="ratings_Beauty.csv but no meta_Beauty.json.gz, which has the titles"):
         convert(amazon_2014_files / "ratings_Beauty.csv")
 
 
@@ -241,23 +239,23 @@ def test_reviews_need_their_products(amazon_2014_files):
 )
 def test_a_line_that_is_no_record_is_named_and_never_run(amazon_2014_files, line, said):
     write_lines(amazon_2014_files / "meta_Beauty.json.gz", [repr(META_2014[0]), line])
-    with pytest.raises(LKGDataError, match=rf"Line 2 of .*meta_Beauty.json.gz is {said}"):
+    with pytest.raises(LKGError, match=rf"Line 2 of .*meta_Beauty.json.gz is {said}"):
         convert(amazon_2014_files)
 
 
 def test_a_cut_off_download_is_named(amazon_2014_files):
     path = amazon_2014_files / "meta_Beauty.json.gz"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(LKGDataError, match=r"meta_Beauty.json.gz is damaged \(.*copy it again"):
+    with pytest.raises(LKGError, match=r"meta_Beauty.json.gz is damaged \(.*copy it again"):
         convert(amazon_2014_files)
     path.write_bytes(b"<html>not found</html>")
-    with pytest.raises(LKGDataError, match="meta_Beauty.json.gz is damaged"):
+    with pytest.raises(LKGError, match="meta_Beauty.json.gz is damaged"):
         convert(amazon_2014_files)
 
 
 def test_products_of_another_release_are_refused(amazon_2014_files):
     write_lines(amazon_2014_files / "meta_Beauty.json.gz", ['{"parent_asin": "B1", "title": "T"}'])
-    with pytest.raises(LKGDataError, match="no record with 'asin'.*of one release"):
+    with pytest.raises(LKGError, match="no record with 'asin'.*of one release"):
         convert(amazon_2014_files)
 
 
@@ -312,10 +310,10 @@ def test_amazon_2023_joins_variants_and_has_seconds(amazon_2023_files):
 def test_a_review_without_a_time_is_refused_with_its_row(amazon_2023_files, monkeypatch):
     lines = [json.dumps({"user_id": "A", "parent_asin": "B01", "rating": 5.0, "timestamp": t}) for t in (1000, None)]
     write_lines(amazon_2023_files / "All_Beauty.jsonl.gz", lines)
-    with pytest.raises(LKGDataError, match="'timestamp' of the interactions table has 1 missing value.*row 1"):
+    with pytest.raises(LKGError, match="'timestamp' of the interactions table has 1 missing value.*row 1"):
         convert(amazon_2023_files)
     monkeypatch.setattr(readers, "BATCH_ROWS", 1)
-    with pytest.raises(LKGDataError, match=r"row 0.*counted from row 1 of the source"):
+    with pytest.raises(LKGError, match=r"row 0.*counted from row 1 of the source"):
         list(stream_interactions(amazon_2023_files))
 
 
@@ -349,7 +347,7 @@ def test_ids_that_became_floats_in_a_csv_table_are_whole_again(tmp_path):
 def test_parquet_tables_name_what_they_lack(tmp_path):
     pd.DataFrame({"user": ["a"], "item_id": ["b"], "timestamp": [1]}).to_parquet(tmp_path / "interactions.parquet")
     pd.DataFrame({"item_id": ["b"], "title": ["B"]}).to_parquet(tmp_path / "items.parquet")
-    with pytest.raises(LKGDataError, match=r"has columns \['user', 'item_id', 'timestamp'\] but lacks \['user_id'\]"):
+    with pytest.raises(LKGError, match=r"has columns \['user', 'item_id', 'timestamp'\] but lacks \['user_id'\]"):
         convert(tmp_path)
 
 
@@ -357,19 +355,19 @@ def test_parquet_tables_name_what_they_lack(tmp_path):
 def test_raw_folders_are_data_sets_everywhere(request, name):
     folder = request.getfixturevalue(name)
     assert same(load_dataset_bundle(folder), convert(folder))
-    with pytest.raises(LKGDataError):
+    with pytest.raises(LKGError):
         convert(folder, format="recbole")
 
 
 def test_a_format_can_be_named_and_an_unknown_one_lists_the_known(ml_1m_files):
     assert same(convert(ml_1m_files, "movielens-1m"), convert(ml_1m_files))
-    with pytest.raises(LKGDataError, match=r"format='ml-1m' was given; did you mean 'movielens-1m'\? The formats are"):
+    with pytest.raises(LKGError, match=r"format='ml-1m' was given; did you mean 'movielens-1m'\? The formats are"):
         convert(ml_1m_files, "ml-1m")
-    with pytest.raises(LKGDataError, match=r"(?s)format='x' was given. The formats are:\n.*movielens-10m .*ml-10m"):
+    with pytest.raises(LKGError, match=r"(?s)format='x' was given. The formats are:\n.*movielens-10m .*ml-10m"):
         convert(ml_1m_files, "x")
-    with pytest.raises(LKGDataError, match="nowhere does not exist"):
+    with pytest.raises(LKGError, match="nowhere does not exist"):
         open_raw(ml_1m_files / "nowhere")
-    with pytest.raises(LKGDataError, match=r"holds \['movies.dat', .*Needed: .*u.data and u.item"):
+    with pytest.raises(LKGError, match=r"holds \['movies.dat', .*Needed: .*u.data and u.item"):
         open_raw(ml_1m_files / "users.dat")
 
 
@@ -437,7 +435,7 @@ def test_an_undirected_edge_is_read_from_the_item(bundle):
 
 def test_an_edge_needs_its_relation(bundle):
     graph = nx.Graph([("1", "2", {"weight": 1})])
-    with pytest.raises(LKGDataError, match=r"Edge '1' -> '2' has attributes \['weight'\] but no 'relation'"):
+    with pytest.raises(LKGError, match=r"Edge '1' -> '2' has attributes \['weight'\] but no 'relation'"):
         as_triples(graph, bundle.items)
 
 
@@ -482,11 +480,11 @@ def test_facts_of_another_source_bring_their_licence_and_citation(bundle):
 
 def test_a_file_of_facts_that_cannot_be_read_is_named(bundle, tmp_path):
     (tmp_path / "g.graphml").write_text("<graphml><graph")
-    with pytest.raises(LKGDataError, match="g.graphml cannot be read as graphml"):
+    with pytest.raises(LKGError, match="g.graphml cannot be read as graphml"):
         as_triples(tmp_path / "g.graphml", bundle.items)
-    with pytest.raises(LKGDataError, match="g.pickle does not say what it is"):
+    with pytest.raises(LKGError, match="g.pickle does not say what it is"):
         as_triples(tmp_path / "g.pickle", bundle.items)
-    with pytest.raises(LKGDataError, match=r"triples table .* lacks \['head'\]"):
+    with pytest.raises(LKGError, match=r"triples table .* lacks \['head'\]"):
         as_triples(pd.DataFrame({"h": [1], "relation": [1], "tail": [1]}), bundle.items)
 
 
@@ -524,7 +522,7 @@ def test_a_stream_reads_no_more_than_it_is_asked_for(tmp_path, monkeypatch):
     stream = stream_interactions(tmp_path)
     assert next(stream).column("item_id").to_pylist() == ["i0", "i1"]
     assert next(stream).column("item_id").to_pylist() == ["i2", "i3"]
-    with pytest.raises(LKGDataError, match="Line 5"):
+    with pytest.raises(LKGError, match="Line 5"):
         next(stream)
 
 
@@ -532,7 +530,7 @@ def test_a_known_name_is_streamed_and_an_unknown_one_refused(monkeypatch, bundle
     monkeypatch.setitem(load_dataset_bundle.__globals__["KNOWN_DATASETS"], "ml-100k", lambda: bundle)
     (batch,) = stream_interactions("ml-100k")
     assert batch.column("item_id").to_pylist() == ["1", "2", "3"]
-    with pytest.raises(LKGDataError, match="No data set 'ml-1b'"):
+    with pytest.raises(LKGError, match="No data set 'ml-1b'"):
         stream_interactions("ml-1b")
 
 
@@ -549,7 +547,7 @@ def test_the_streamed_filter_is_the_k_core_in_memory(many, monkeypatch, min_user
 
 
 def test_a_filter_that_leaves_nothing_says_so(many):
-    with pytest.raises(LKGDataError, match="No interaction of 1000 is left .*fewer than 1000 or items .*Lower those"):
+    with pytest.raises(LKGError, match="No interaction of 1000 is left .*fewer than 1000 or items .*Lower those"):
         list(stream_interactions(many, min_user_interactions=1000))
 
 
@@ -612,7 +610,7 @@ def test_the_command_replaces_tables_only_when_told_to(amazon_2014_files, ml_1m_
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
     assert main(["convert", str(ml_1m_files), str(target), "--overwrite"]) == 0
     assert same(load_dataset_bundle(target), convert(ml_1m_files)), "the old triples are gone"
-    with pytest.raises(LKGDataError, match=r"holds a data set already .*overwrite=True"):
+    with pytest.raises(LKGError, match=r"holds a data set already .*overwrite=True"):
         write_dataset(convert(amazon_2014_files), target)
     write_dataset(convert(amazon_2014_files), target, overwrite=True)
     assert same(load_dataset_bundle(target), convert(amazon_2014_files))

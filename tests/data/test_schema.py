@@ -19,7 +19,7 @@ from llamarec_lkg.data.schema import (
     natural_order,
     require_columns,
 )
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 
 
 def interactions_frame(**changes) -> pd.DataFrame:
@@ -40,7 +40,7 @@ def test_ids_that_look_like_the_same_number_are_the_same_id():
 
 def test_missing_columns_are_named_with_what_was_found_and_the_remedy():
     frame = pd.DataFrame({"userId": [1], ITEM_ID: [1]})
-    with pytest.raises(LKGDataError, match=r"(?s)has columns \['userId', 'item_id'\].*lacks \['user_id'\].*rename"):
+    with pytest.raises(LKGError, match=r"(?s)has columns \['userId', 'item_id'\].*lacks \['user_id'\].*rename"):
         require_columns(frame, [USER_ID, ITEM_ID], "interactions")
 
 
@@ -66,12 +66,12 @@ def test_interactions_without_ratings_are_implicit_feedback():
 
 
 def test_interactions_need_their_columns():
-    with pytest.raises(LKGDataError, match=r"interactions table .* lacks \['timestamp'\]"):
+    with pytest.raises(LKGError, match=r"interactions table .* lacks \['timestamp'\]"):
         Interactions.from_frame(interactions_frame().drop(columns=TIMESTAMP))
 
 
 def test_an_empty_interactions_table_is_refused():
-    with pytest.raises(LKGDataError, match="interactions table has no rows"):
+    with pytest.raises(LKGError, match="interactions table has no rows"):
         Interactions.from_frame(interactions_frame().iloc[:0])
 
 
@@ -85,9 +85,7 @@ def test_an_empty_interactions_table_is_refused():
     ],
 )
 def test_a_missing_value_is_refused_with_its_column_and_row(column, values):
-    with pytest.raises(
-        LKGDataError, match=rf"Column '{column}' of the interactions table has 1 missing .* in row 1\."
-    ):
+    with pytest.raises(LKGError, match=rf"Column '{column}' of the interactions table has 1 missing .* in row 1\."):
         Interactions.from_frame(interactions_frame(**{column: values}))
 
 
@@ -97,7 +95,7 @@ def test_a_missing_value_is_refused_with_its_column_and_row(column, values):
 )
 def test_text_where_a_number_belongs_is_named(column, values, first):
     with pytest.raises(
-        LKGDataError, match=f"Column '{column}' .* 1 value\\(s\\) that are not numbers, the first is {first}"
+        LKGError, match=f"Column '{column}' .* 1 value\\(s\\) that are not numbers, the first is {first}"
     ):
         Interactions.from_frame(interactions_frame(**{column: values}))
 
@@ -121,7 +119,7 @@ def test_dates_with_a_time_zone_become_seconds_in_utc():
 
 def test_a_missing_date_is_a_missing_value():
     dates = pd.to_datetime(["2020-01-01", None, "2020-01-02"])
-    with pytest.raises(LKGDataError, match="Column 'timestamp' .* has 1 missing"):
+    with pytest.raises(LKGError, match="Column 'timestamp' .* has 1 missing"):
         Interactions.from_frame(interactions_frame(timestamp=dates))
 
 
@@ -147,7 +145,7 @@ def test_item_attributes_come_from_cells_of_every_kind():
 def test_attribute_columns_choose_and_name_relations():
     frame = pd.DataFrame({ITEM_ID: [1], TITLE: ["A"], "g": ["Action"], "ignored": ["x"]})
     assert ItemTable.from_frame(frame, {"g": "GENRE_IS"}).attributes == {"GENRE_IS": (("Action",),)}
-    with pytest.raises(LKGDataError, match=r"items table .* lacks \['h'\]"):
+    with pytest.raises(LKGError, match=r"items table .* lacks \['h'\]"):
         ItemTable.from_frame(frame, {"h": "GENRE_IS"})
 
 
@@ -158,14 +156,14 @@ def test_titles_are_one_line_and_never_empty():
 
 def test_item_ids_must_be_distinct():
     frame = pd.DataFrame({ITEM_ID: ["5", "6", "5", "5"], TITLE: list("abcd")})
-    with pytest.raises(LKGDataError, match=r"Item id '5' appears more than once .*\(2 repeated rows.*drop_duplicates"):
+    with pytest.raises(LKGError, match=r"Item id '5' appears more than once .*\(2 repeated rows.*drop_duplicates"):
         ItemTable.from_frame(frame)
 
 
 def test_items_need_id_and_title():
-    with pytest.raises(LKGDataError, match=r"items table .* lacks \['title'\]"):
+    with pytest.raises(LKGError, match=r"items table .* lacks \['title'\]"):
         ItemTable.from_frame(pd.DataFrame({ITEM_ID: [1]}))
-    with pytest.raises(LKGDataError, match="Column 'title' of the items table has 1 missing"):
+    with pytest.raises(LKGError, match="Column 'title' of the items table has 1 missing"):
         ItemTable.from_frame(pd.DataFrame({ITEM_ID: [1, 2], TITLE: ["A", None]}))
 
 
@@ -188,7 +186,7 @@ def test_triples_keep_facts_and_links():
 
 def test_triples_need_every_column_and_value():
     frame = pd.DataFrame({HEAD: ["a"], RELATION: ["R"], TAIL: [None]})
-    with pytest.raises(LKGDataError, match="Column 'tail' of the triples table has 1 missing"):
+    with pytest.raises(LKGError, match="Column 'tail' of the triples table has 1 missing"):
         Triples.from_frame(frame, {})
-    with pytest.raises(LKGDataError, match=r"triples table .* lacks \['relation'\]"):
+    with pytest.raises(LKGError, match=r"triples table .* lacks \['relation'\]"):
         Triples.from_frame(frame.drop(columns=RELATION), {})

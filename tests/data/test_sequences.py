@@ -17,7 +17,7 @@ from llamarec_lkg.data.sequences import (
     SequenceDataset,
     prepare_dataset,
 )
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 from llamarec_lkg.utils.files import cache_dir
 
 
@@ -41,13 +41,13 @@ def raw_sequence(dataset: SequenceDataset, user: int) -> list[str]:
 
 @pytest.mark.parametrize("wrong", [{"split": "random"}, {"targets": "last"}])
 def test_an_unknown_split_is_refused(wrong):
-    with pytest.raises(LKGDataError, match="split is 'leave-one-out' or 'time', targets 'first' or 'all'"):
+    with pytest.raises(LKGError, match="split is 'leave-one-out' or 'time', targets 'first' or 'all'"):
         PreprocessingSettings(**wrong)
 
 
 @pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.0, 0.0), (0.9, 0.2)])
 def test_fractions_must_leave_something_to_train_on(fractions):
-    with pytest.raises(LKGDataError, match="it must lie between 0 and 1"):
+    with pytest.raises(LKGError, match="it must lie between 0 and 1"):
         PreprocessingSettings(validation_fraction=fractions[0], test_fraction=fractions[1])
 
 
@@ -116,12 +116,12 @@ def test_titles_and_attributes_follow_the_dense_order(film_dataset, make_dataset
 
 def test_data_that_the_filter_empties_is_refused_with_the_bounds(make_bundle):
     bundle = make_bundle([(1, 1, 1), (1, 2, 2), (2, 1, 1)])
-    with pytest.raises(LKGDataError, match="No interaction of 3 is left .*fewer than 5 .*Lower those bounds"):
+    with pytest.raises(LKGError, match="No interaction of 3 is left .*fewer than 5 .*Lower those bounds"):
         SequenceDataset.from_bundle(bundle)
 
 
 def test_data_without_a_test_target_is_refused(make_dataset):
-    with pytest.raises(LKGDataError, match="No user has an interaction in the test part"):
+    with pytest.raises(LKGError, match="No user has an interaction in the test part"):
         make_dataset([(1, 1, 1), (1, 2, 2), (2, 1, 1)])
 
 
@@ -249,7 +249,7 @@ def test_a_damaged_file_gives_a_clear_error(film_dataset, tmp_path, name, damage
     else:
         new = {"cut": content[: len(content) // 2], "empty": b"", "noise": b"\xff" * len(content)}[damage]
         (folder / name).write_bytes(new)
-    with pytest.raises(LKGDataError, match="is damaged|does not exist|not readable json"):
+    with pytest.raises(LKGError, match="is damaged|does not exist|not readable json"):
         SequenceDataset.load(folder)
 
 
@@ -293,7 +293,7 @@ def test_a_damaged_cache_is_reported_not_used(make_bundle):
     prepare_dataset(bundle, LOOSE)
     (folder,) = (cache_dir() / "prepared").iterdir()
     (folder / "sequences.safetensors").write_bytes(b"damaged")
-    with pytest.raises(LKGDataError, match="prepared data in .* is damaged .*Delete the folder"):
+    with pytest.raises(LKGError, match="prepared data in .* is damaged .*Delete the folder"):
         prepare_dataset(bundle, LOOSE)
 
 
@@ -322,5 +322,5 @@ def test_data_saved_by_an_older_version_are_prepared_again(film_dataset, tmp_pat
     film_dataset.save(tmp_path)
     description = json.loads((tmp_path / "dataset.json").read_text())
     (tmp_path / "dataset.json").write_text(json.dumps({**description, "format_version": 1}))
-    with pytest.raises(LKGDataError, match="in format 1; this version reads 2. Prepare the data again"):
+    with pytest.raises(LKGError, match="in format 1; this version reads 2. Prepare the data again"):
         SequenceDataset.load(tmp_path)

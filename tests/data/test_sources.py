@@ -12,7 +12,7 @@ from llamarec_lkg.data.formats.movielens import ACTOR, DIRECTOR, GENRE, YEAR
 from llamarec_lkg.data.known_datasets import verify_movielens
 from llamarec_lkg.data.readers import read_table
 from llamarec_lkg.data.sources import bundle_from_frames, load_dataset_bundle
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 from llamarec_lkg.utils.files import cache_dir
 from llamarec_lkg.utils.fingerprints import hash_file
 
@@ -73,16 +73,16 @@ def write_atomic(folder, name):
 
 @pytest.mark.parametrize("name", ["ml-1b", "no/such/folder", "missing.csv"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name):
-    with pytest.raises(LKGDataError, match=rf"No data set '{name}'.*\['ml-100k', 'ml-latest-small'\]"):
+    with pytest.raises(LKGError, match=rf"No data set '{name}'.*\['ml-100k', 'ml-latest-small'\]"):
         load_dataset_bundle(name)
 
 
 def test_a_folder_without_known_tables_is_described(tmp_path):
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(LKGDataError, match=r"holds \['notes.txt'\]\. Needed: interactions.parquet or .csv"):
+    with pytest.raises(LKGError, match=r"holds \['notes.txt'\]\. Needed: interactions.parquet or .csv"):
         load_dataset_bundle(tmp_path)
     (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\n1,1,1\n")
-    with pytest.raises(LKGDataError, match="items.parquet or .csv"):
+    with pytest.raises(LKGError, match="items.parquet or .csv"):
         load_dataset_bundle(tmp_path)
 
 
@@ -118,30 +118,28 @@ def test_movielens_metadata_adds_people(movielens):
 
 def test_movielens_tables_need_their_columns(movielens):
     (movielens / "movies_metadata.csv").write_text(",movieId,directors\n0,10,Mann\n")
-    with pytest.raises(LKGDataError, match=r"movies_metadata.csv table .* lacks \['actors'\]"):
+    with pytest.raises(LKGError, match=r"movies_metadata.csv table .* lacks \['actors'\]"):
         load_dataset_bundle(movielens)
     (movielens / "movies.csv").write_text("movieId,title\n10,Heat\n")
-    with pytest.raises(LKGDataError, match=r"movies.csv table .* lacks \['genres'\]"):
+    with pytest.raises(LKGError, match=r"movies.csv table .* lacks \['genres'\]"):
         load_dataset_bundle(movielens)
 
 
 def test_movielens_ratings_need_their_columns(movielens):
     (movielens / "ratings.csv").write_text("userId,movieId,rating\n1,10,4\n")
-    with pytest.raises(LKGDataError, match=r"interactions table .* lacks \['timestamp'\]"):
+    with pytest.raises(LKGError, match=r"interactions table .* lacks \['timestamp'\]"):
         load_dataset_bundle(movielens)
 
 
 def test_another_release_than_the_known_one_fails_the_checksum(movielens):
-    with pytest.raises(
-        LKGDataError, match=r"ratings.csv has SHA-256 \w{12}….*2018-09 release has 80da8b3393da….*Delete"
-    ):
+    with pytest.raises(LKGError, match=r"ratings.csv has SHA-256 \w{12}….*2018-09 release has 80da8b3393da….*Delete"):
         verify_movielens(movielens)
 
 
 def test_a_release_without_one_of_its_files_fails_the_check(movielens, monkeypatch):
     monkeypatch.setattr(sources, "ML_LATEST_SMALL_SHA256", checksums(movielens))
     (movielens / "movies.csv").unlink()
-    with pytest.raises(LKGDataError, match="movies.csv"):
+    with pytest.raises(LKGError, match="movies.csv"):
         verify_movielens(movielens)
 
 
@@ -175,7 +173,7 @@ def test_ml_latest_small_is_downloaded_checked_and_kept(movielens, monkeypatch, 
 def test_a_download_with_a_wrong_checksum_never_reaches_the_cache(movielens, monkeypatch, tmp_path):
     archive = zip_of(movielens, "ml-latest-small", tmp_path / "archive.zip")
     monkeypatch.setattr(sources, "fetch_url", lambda url, name: archive)
-    with pytest.raises(LKGDataError, match="has SHA-256"):
+    with pytest.raises(LKGError, match="has SHA-256"):
         load_dataset_bundle("ml-latest-small")
     assert list(cache_dir().iterdir()) == []
 
@@ -239,7 +237,7 @@ def test_a_text_that_other_tools_take_for_nothing_is_a_text(tmp_path, suffix):
 def test_a_cell_without_an_id_is_missing_as_before(tmp_path):
     (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\n,a,1\nu,a,2\n")
     (tmp_path / "items.csv").write_text("item_id,title\na,A\n")
-    with pytest.raises(LKGDataError, match="Column 'user_id' of the interactions table has 1 missing value"):
+    with pytest.raises(LKGError, match="Column 'user_id' of the interactions table has 1 missing value"):
         load_dataset_bundle(tmp_path)
 
 
@@ -254,12 +252,12 @@ def test_tables_in_memory_need_no_triples(interactions, items):
 )
 def test_an_unreadable_table_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(LKGDataError, match=rf"(?s){name} cannot be read as {name[2:]} \(.*copy it again"):
+    with pytest.raises(LKGError, match=rf"(?s){name} cannot be read as {name[2:]} \(.*copy it again"):
         read_table(tmp_path / name)
 
 
 def test_an_absent_table_is_named(tmp_path):
-    with pytest.raises(LKGDataError, match="none.csv cannot be read"):
+    with pytest.raises(LKGError, match="none.csv cannot be read"):
         read_table(tmp_path / "none.csv")
 
 
@@ -288,27 +286,25 @@ def test_atomic_files_without_a_graph_have_no_triples(atomic):
 
 def test_atomic_items_need_a_title(atomic):
     (atomic / "ml-100k.item").write_text("item_id:token\tname:token_seq\n242\tKolya\n")
-    with pytest.raises(
-        LKGDataError, match=r"ml-100k.item has columns \['item_id', 'name'\]; one must end with 'title'"
-    ):
+    with pytest.raises(LKGError, match=r"ml-100k.item has columns \['item_id', 'name'\]; one must end with 'title'"):
         load_dataset_bundle(atomic)
 
 
 def test_atomic_interactions_need_their_columns(atomic):
     (atomic / "ml-100k.inter").write_text("user_id:token\titem_id:token\n1\t242\n")
-    with pytest.raises(LKGDataError, match=r"lacks \['timestamp'\]"):
+    with pytest.raises(LKGError, match=r"lacks \['timestamp'\]"):
         load_dataset_bundle(atomic)
 
 
 def test_an_atomic_graph_needs_its_link_file(atomic):
     (atomic / "ml-100k.link").unlink()
-    with pytest.raises(LKGDataError, match="ml-100k.link cannot be read"):
+    with pytest.raises(LKGError, match="ml-100k.link cannot be read"):
         load_dataset_bundle(atomic)
 
 
 def test_an_atomic_link_file_needs_its_columns(atomic):
     (atomic / "ml-100k.link").write_text("item_id:token\tentity:token\n242\tm.1\n")
-    with pytest.raises(LKGDataError, match="entity_id"):
+    with pytest.raises(LKGError, match="entity_id"):
         load_dataset_bundle(atomic)
 
 
@@ -376,7 +372,7 @@ def test_a_hub_data_set_needs_no_triples(hub):
 
 def test_a_hub_data_set_without_items_is_refused(hub):
     del hub.tables["items"]
-    with pytest.raises(LKGDataError, match=r"has the configs \['interactions', 'triples', 'extra'\]; it needs"):
+    with pytest.raises(LKGError, match=r"has the configs \['interactions', 'triples', 'extra'\]; it needs"):
         load_dataset_bundle("owner/some-data")
 
 
@@ -389,7 +385,7 @@ def test_no_network_is_reported_with_the_remedy(hub, monkeypatch, error):
 
     for name in ("load_dataset", "get_dataset_config_names"):
         monkeypatch.setattr(hub, name, fail)
-        with pytest.raises(LKGDataError, match=f"'owner/some-data' could not be read .*{error}.*pass a local folder"):
+        with pytest.raises(LKGError, match=f"'owner/some-data' could not be read .*{error}.*pass a local folder"):
             load_dataset_bundle("owner/some-data")
 
 

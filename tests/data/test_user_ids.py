@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llamarec_lkg.data.user_ids import refuse_people, telling
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 
 
 ADA, BOB = "ada@example.org", "bob-7"
@@ -61,19 +61,19 @@ def test_a_known_user_is_found_in_any_column(staged, path, column, value):
         pd.DataFrame({"user_id": [value]}).to_parquet(staged / path)
     else:
         change(staged / path, column, value)
-    with pytest.raises(LKGDataError, match=rf"^{path}, .* names 1 of the known users in its column '{column}'"):
+    with pytest.raises(LKGError, match=rf"^{path}, .* names 1 of the known users in its column '{column}'"):
         refuse_people(staged, iter(USERS), "; or do not publish")
 
 
 def test_the_error_says_what_to_do(staged):
     change(staged / "items.parquet", "GENRE", [ADA])
-    with pytest.raises(LKGDataError, match=r"'ada@example.org' for example.* Make it without.*'entity:7'.*; or stay"):
+    with pytest.raises(LKGError, match=r"'ada@example.org' for example.* Make it without.*'entity:7'.*; or stay"):
         refuse_people(staged, USERS, "; or stay")
 
 
 def test_more_than_a_few_items_called_like_users_are_no_chance(staged):
     refuse_people(staged, [*USERS, "Film 3"])
-    with pytest.raises(LKGDataError, match="names 3 of the known users in its column 'title'"):
+    with pytest.raises(LKGError, match="names 3 of the known users in its column 'title'"):
         refuse_people(staged, [*USERS, "Film 3", "Film 4"])
 
 
@@ -85,5 +85,5 @@ def test_dictionaries_and_large_texts_are_texts_too(tmp_path):
     }
     for name, column in columns.items():
         pq.write_table(pa.table({"n": [1, 2], name: column}), tmp_path / "t.parquet")
-        with pytest.raises(LKGDataError, match=f"column '{name}'"):
+        with pytest.raises(LKGError, match=f"column '{name}'"):
             refuse_people(tmp_path, USERS)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from huggingface_hub import SpaceCard
 
-from llamarec_lkg import LKGDataError
+from llamarec_lkg import LKGError
 from llamarec_lkg.cli import main
 from llamarec_lkg.evaluation.evaluate_metrics import METRICS, MRR, NDCG, Recall, export_metric_spaces, metric_source
 from llamarec_lkg.evaluation.metrics import mean_metrics, target_ranks
@@ -229,5 +229,5 @@ def test_the_app_of_a_space_answers_its_own_examples(spaces, metric, monkeypatch
 
 
 def test_errors_are_those_of_the_library():
-    with pytest.raises(LKGDataError):
+    with pytest.raises(LKGError):
         compute(MRR, [], [])

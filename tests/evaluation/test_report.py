@@ -14,7 +14,7 @@ from llamarec_lkg.ranking.ablations import CONTROLS, control_scores, other_users
 from llamarec_lkg.ranking.scoring import ranker_scores, reranked
 from llamarec_lkg.retrieval.base import retriever_ranks
 from llamarec_lkg.retrieval.popularity import PopularityRetriever
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 
 
 @pytest.fixture
@@ -98,9 +98,9 @@ def test_verdict_calls_a_ranker_what_it_is(interval, words):
 
 
 def test_rows_about_different_targets_are_refused():
-    with pytest.raises(LKGDataError, match="same targets"):
+    with pytest.raises(LKGError, match="same targets"):
         Report.from_ranks({"retriever": np.array([1, 2]), "ranker": np.array([1])}, np.array([True, True]), {})
-    with pytest.raises(LKGDataError, match="'retriever' row"):
+    with pytest.raises(LKGError, match="'retriever' row"):
         Report.from_ranks({"ranker": np.array([1])}, np.array([True]), {})
 
 
@@ -144,5 +144,5 @@ def test_scores_that_are_not_numbers_are_an_error_not_the_retrievers_order(proc,
 
 
 def test_an_unknown_control_is_refused(proc):
-    with pytest.raises(LKGDataError, match="no control 'nothing'"):
+    with pytest.raises(LKGError, match="no control 'nothing'"):
         control_scores("nothing", model(proc), proc, [])

@@ -8,7 +8,7 @@ import pytest
 from same_graph import assert_same
 from tiny import examples, processor
 
-from llamarec_lkg import LKGDataError
+from llamarec_lkg import LKGError
 from llamarec_lkg.data.schema import RATED, UNKNOWN_USER
 from llamarec_lkg.graph.co_ratings import with_co_ratings
 from llamarec_lkg.graph.evidence import EvidenceIndex
@@ -128,5 +128,5 @@ def test_weights_of_a_networkx_graph_are_evidence_between_items():
     assert (b, c) == pytest.approx((0.5, 2.0)) and d == pytest.approx(1 / np.sqrt(3))
     for wrong in (-1, "much", True, float("inf")):
         graph.add_edge("a", "b", relation="LIKE", weight=wrong)
-        with pytest.raises(LKGDataError, match="A weight is a number from 0 up"):
+        with pytest.raises(LKGError, match="A weight is a number from 0 up"):
             KnowledgeGraph.from_networkx(graph, ["a", "b", "c", "d"])

@@ -15,7 +15,7 @@ from llamarec_lkg.data.sources import load_dataset_bundle
 from llamarec_lkg.graph import knowledge_graph as module
 from llamarec_lkg.graph.inverse_relations import merge_inverses
 from llamarec_lkg.graph.knowledge_graph import UNDATED, KnowledgeGraph, map_safetensors
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 from llamarec_lkg.utils.files import cache_dir
 from llamarec_lkg.utils.fingerprints import fingerprint
 
@@ -345,7 +345,7 @@ def test_a_file_that_is_absent_or_cut_short_gives_a_clear_error(films, tmp_path,
         file.unlink()
     else:
         file.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
-    with pytest.raises(LKGDataError, match="is damaged|does not exist|not readable json"):
+    with pytest.raises(LKGError, match="is damaged|does not exist|not readable json"):
         KnowledgeGraph.from_pretrained(tmp_path / "graph")
 
 
@@ -356,7 +356,7 @@ def test_noise_in_the_header_of_the_arrays_gives_a_clear_error(films, tmp_path, 
     content = bytearray(file.read_bytes())
     content[place : place + 6] = b"\xff" * 6
     file.write_bytes(content)
-    with pytest.raises(LKGDataError, match="is damaged .*Save or download it again"):
+    with pytest.raises(LKGError, match="is damaged .*Save or download it again"):
         KnowledgeGraph.from_pretrained(tmp_path / "graph")
 
 
@@ -375,7 +375,7 @@ def test_files_of_two_graphs_do_not_fit_each_other(films, graph, tmp_path, name)
     films.save_pretrained(tmp_path / "one")
     graph.save_pretrained(tmp_path / "other")
     (tmp_path / "one" / name).write_bytes((tmp_path / "other" / name).read_bytes())
-    with pytest.raises(LKGDataError, match="do not fit each other"):
+    with pytest.raises(LKGError, match="do not fit each other"):
         KnowledgeGraph.from_pretrained(tmp_path / "one")
 
 
@@ -385,7 +385,7 @@ def test_a_description_without_a_field_gives_a_clear_error(films, tmp_path):
     description = json.loads(file.read_text())
     for name in ("relations", "entity_types", "num_edges"):
         file.write_text(json.dumps({key: value for key, value in description.items() if key != name}))
-        with pytest.raises(LKGDataError, match=f"is damaged .*{name}"):
+        with pytest.raises(LKGError, match=f"is damaged .*{name}"):
             KnowledgeGraph.from_pretrained(tmp_path / "graph")
 
 
@@ -460,7 +460,7 @@ def test_typed_networkx_nodes_keep_type_and_name():
 def test_a_networkx_edge_needs_its_relation():
     graph = nx.DiGraph()
     graph.add_edge("a", "x", weight=2)
-    with pytest.raises(LKGDataError, match=r"Edge 'a' -> 'x' has attributes \['weight'\] but no 'relation'"):
+    with pytest.raises(LKGError, match=r"Edge 'a' -> 'x' has attributes \['weight'\] but no 'relation'"):
         KnowledgeGraph.from_networkx(graph, ["a"])
 
 

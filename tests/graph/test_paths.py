@@ -9,7 +9,7 @@ from llamarec_lkg.data.schema import HEAD, RELATION, TAIL, Triples
 from llamarec_lkg.graph import paths
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.graph.paths import Paths, keep_selectable, tfidf
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 
 
 def graph_of(facts, num_items) -> KnowledgeGraph:
@@ -107,7 +107,7 @@ def test_an_item_without_a_node_has_no_path():
 
 @pytest.mark.parametrize("sources, targets, name, item", [([7], [1], "source", 7), ([1], [-1], "target", -1)])
 def test_an_unknown_item_is_refused(graph, sources, targets, name, item):
-    with pytest.raises(LKGDataError, match=f"A {name} item is {item}, but the graph has items 1 to 6"):
+    with pytest.raises(LKGError, match=f"A {name} item is {item}, but the graph has items 1 to 6"):
         paths.find(graph, sources, targets)
 
 

@@ -9,7 +9,7 @@ from llamarec_lkg.data.sequences import PreprocessingSettings, SequenceDataset
 from llamarec_lkg.evaluation.metrics import mean_metrics, target_ranks
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.graph.planted_world import PlantedWorld, PlantedWorldSettings
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 
 
 SMALL = PlantedWorldSettings(
@@ -99,7 +99,7 @@ def test_lists_are_the_choices_in_dense_ids(world):
         sequence = world.sequences()[example.user - 1]
         np.testing.assert_array_equal(example.history, sequence[: len(example.history)])
         assert example.candidates[example.label] == sequence[len(example.history)]
-    with pytest.raises(LKGDataError, match="no part 'test'"):
+    with pytest.raises(LKGError, match="no part 'test'"):
         world.lists("test")
 
 
@@ -140,5 +140,5 @@ def test_it_is_a_data_set_and_a_graph_like_any_other(world):
     ],
 )
 def test_impossible_worlds_are_refused(change, message):
-    with pytest.raises(LKGDataError, match=message):
+    with pytest.raises(LKGError, match=message):
         PlantedWorld.generate(replace(SMALL, **change))

@@ -18,7 +18,7 @@ from llamarec_lkg import (
 )
 from llamarec_lkg.data.schema import DatasetBundle, Interactions, ItemTable, Triples
 from llamarec_lkg.hub.model_card import ModelCard
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 from llamarec_lkg.utils.files import cache_dir
 
 
@@ -55,7 +55,7 @@ def test_a_private_data_set_is_read_with_a_token_and_without_a_login(hub, bundle
     push_dataset(bundle, NAME, anonymize=False, private=True)
     with use_hub(hub, tmp_path / "nobody", token=None):
         for read in (load_dataset_bundle, lambda name: next(stream_interactions(name))):
-            with pytest.raises(LKGDataError, match=f"'{NAME}' could not be read"):
+            with pytest.raises(LKGError, match=f"'{NAME}' could not be read"):
                 read(NAME)
         assert plain(load_dataset_bundle(NAME, token=hub.token)) == plain(bundle)
     with use_hub(hub, tmp_path / "nobody else", token=None):
@@ -106,7 +106,7 @@ def test_a_card_that_cannot_be_read_is_told_and_the_tables_are_loaded(hub, bundl
 @pytest.mark.parametrize("how", ["401", "429", "cut"])
 def test_a_push_that_fails_leaves_nothing_and_works_again(hub, bundle, how):
     failure = hub.fail("POST */commit/*", how, times=None)
-    with pytest.raises(LKGDataError, match="(?s)The data set could not be pushed to .*push again"):
+    with pytest.raises(LKGError, match="(?s)The data set could not be pushed to .*push again"):
         push_dataset(bundle, NAME)
     assert failure.happened and not TABLES & set(hub.files(NAME, repo_type="dataset"))
     hub.heal()
@@ -119,7 +119,7 @@ def test_a_download_that_fails_is_told_and_works_again(hub, bundle, tmp_path, ho
     push_dataset(bundle, NAME, anonymize=False)
     with use_hub(hub, tmp_path / "other"):
         failure = hub.fail("* *interactions.parquet*", how, times=None)
-        with pytest.raises(LKGDataError, match=NAME):
+        with pytest.raises(LKGError, match=NAME):
             load_dataset_bundle(NAME)
         assert failure.happened
         hub.heal()

@@ -37,7 +37,7 @@ from transformers import (
 
 from llamarec_lkg import (
     KnowledgeGraph,
-    LKGDataError,
+    LKGError,
     LlamaRecLKGConfig,
     LlamaRecLKGForRanking,
     LlamaRecLKGProcessor,
@@ -159,7 +159,7 @@ def test_a_repository_without_a_retriever_ranks_what_it_is_given(hub, whole):
     Recommender(whole.model, whole.processor).push_to_hub(RANKER)
     again = Recommender.from_pretrained(RANKER)
     assert again.retriever is None and len(again.recommend(["1"], candidates=["2", "3"])) == 2
-    with pytest.raises(LKGDataError, match="no retriever"):
+    with pytest.raises(LKGError, match="no retriever"):
         again.recommend(["1"])
 
 
@@ -265,7 +265,7 @@ def test_a_backbone_that_is_not_there_is_named_and_can_be_given(hub, whole, data
     whole.model.push_to_hub(RANKER)
     push_backbone("tester/copy")
     with pytest.raises(
-        LKGDataError, match="(?s)around the backbone 'tester/gone', which could not be loaded.*Give `backb"
+        LKGError, match="(?s)around the backbone 'tester/gone', which could not be loaded.*Give `backb"
     ):
         config = AutoConfig.from_pretrained(RANKER)
         config.backbone_name_or_path = "tester/gone"
@@ -277,7 +277,7 @@ def test_a_backbone_that_is_not_there_is_named_and_can_be_given(hub, whole, data
 def test_another_backbone_under_the_name_is_refused(hub, whole):
     whole.model.push_to_hub(RANKER)
     push_backbone(num_hidden_layers=1)
-    with pytest.raises(LKGDataError, match=r"another backbone than the one loaded; .*'num_hidden_layers': \(2, 1\)"):
+    with pytest.raises(LKGError, match=r"another backbone than the one loaded; .*'num_hidden_layers': \(2, 1\)"):
         AutoModel.from_pretrained(RANKER, backbone=BACKBONE)
 
 
@@ -288,11 +288,11 @@ def test_the_quickstarts_backbone_has_a_name_everywhere(monkeypatch):
     assert public_backbone(SMOLLM2_NAME) == SMOLLM2_NAME and not is_local(SMOLLM2_NAME)
 
     def fail(name):
-        raise LKGDataError("no network")
+        raise LKGError("no network")
 
     monkeypatch.setattr("llamarec_lkg.ranking.backbones.resolve_backbone", fail)
     config = LlamaRecLKGConfig(relations=["A"], backbone_name_or_path=SMOLLM2_NAME)
-    with pytest.raises(LKGDataError, match=rf"no network.*On the Hub it is '{HUB_IDS[SMOLLM2_NAME]}'"):
+    with pytest.raises(LKGError, match=rf"no network.*On the Hub it is '{HUB_IDS[SMOLLM2_NAME]}'"):
         LlamaRecLKGForRanking._around_backbone("x", None, config, {})
 
 
@@ -304,7 +304,7 @@ def test_backbone_true_is_what_was_saved(hub, whole, dataset):
 
 def test_a_backbone_for_a_model_that_has_its_own_is_refused(hub, whole):
     whole.model.merge_adapter().push_to_hub(RANKER)
-    with pytest.raises(LKGDataError, match="backbone='tester/copy' was given, but tester/ranker names no backbone"):
+    with pytest.raises(LKGError, match="backbone='tester/copy' was given, but tester/ranker names no backbone"):
         AutoModel.from_pretrained(RANKER, backbone="tester/copy")
 
 
@@ -312,7 +312,7 @@ def test_another_copy_of_the_backbone_is_not_asked_for_the_firsts_branch(hub, wh
     whole.model.config.backbone_revision = "v1"
     whole.model.push_to_hub(RANKER)
     push_backbone("tester/copy")
-    with pytest.raises(LKGDataError, match="v1"):
+    with pytest.raises(LKGError, match="v1"):
         AutoModel.from_pretrained(RANKER)
     again = AutoModel.from_pretrained(RANKER, backbone="tester/copy")
     assert torch.equal(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
@@ -328,7 +328,7 @@ def test_a_ranker_loaded_without_its_backbone_does_not_overwrite_the_one_with_it
     config = LlamaRecLKGConfig.from_pretrained(tmp_path / "run", use_language_model=False)
     heads = AutoModel.from_pretrained(tmp_path / "run", **options.get(how, {"config": config}))
     assert not heads.config.has_adapter and not heads.config.use_language_model
-    with pytest.raises(LKGDataError, match="loaded without it .*`use_language_model=False`.*folder of its own"):
+    with pytest.raises(LKGError, match="loaded without it .*`use_language_model=False`.*folder of its own"):
         heads.save_pretrained(tmp_path / "run")
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     for _ in range(2):  # over itself it may be saved
@@ -359,7 +359,7 @@ def test_a_backbones_folder_is_a_folder_from_everywhere(whole, dataset, tmp_path
     assert model.config.backbone_name_or_path == given.config.backbone_name_or_path == str(tmp_path / "here" / "base")
     again = AutoModel.from_pretrained("here/run")
     assert torch.equal(logits(again, whole.processor, dataset), logits(model, whole.processor, dataset))
-    with pytest.raises(LKGDataError, match="no name that others can load"):
+    with pytest.raises(LKGError, match="no name that others can load"):
         model.push_to_hub(RANKER)
 
 
@@ -406,7 +406,7 @@ def test_the_graph_of_another_data_set_is_refused(hub, two):
         lambda: pipeline("recommendation", model=RANKER, processor=proc, retriever=False),
         lambda: LlamaRecLKGTrainer(model, processing_class=proc),
     ):
-        with pytest.raises(LKGDataError, match=r"trained to rank other items .*look like \['m1'"):
+        with pytest.raises(LKGError, match=r"trained to rank other items .*look like \['m1'"):
             combine()
     model.config.catalogue = None
     proc.check_model(model.config)
@@ -416,9 +416,7 @@ def test_the_graph_of_another_data_set_is_refused(hub, two):
 def test_a_graph_among_the_files_of_another_processor_is_refused(hub, two, load):
     for name in ("graph.json", "graph.safetensors", "nodes.parquet"):
         put(hub.files("tester/other")[f"knowledge_graph/{name}"], f"knowledge_graph/{name}")
-    with pytest.raises(
-        LKGDataError, match="was made for other items: it has 6, items.parquet 6, and 'm1' stands where"
-    ):
+    with pytest.raises(LKGError, match="was made for other items: it has 6, items.parquet 6, and 'm1' stands where"):
         load.from_pretrained(RANKER)
 
 
@@ -431,12 +429,12 @@ def test_other_relations_are_refused(hub, whole, dataset):
         tokenizer(), graph, whole.processor.item_ids, whole.processor.titles, **whole.processor.settings
     )
     proc.push_to_hub("tester/relations")
-    with pytest.raises(LKGDataError, match="was made for the relations"):
+    with pytest.raises(LKGError, match="was made for the relations"):
         Recommender(AutoModel.from_pretrained(RANKER), AutoProcessor.from_pretrained("tester/relations"))
     files = uploaded(hub, "tester/relations")
     for name in ("graph.json", "graph.safetensors", "nodes.parquet"):
         put(files[f"knowledge_graph/{name}"], f"knowledge_graph/{name}")
-    with pytest.raises(LKGDataError, match="files are from two places"):
+    with pytest.raises(LKGError, match="files are from two places"):
         AutoProcessor.from_pretrained(RANKER)
 
 
@@ -447,17 +445,17 @@ def test_another_tokenizer_is_refused(hub, whole):
     vocab = content["model"]["vocab"]
     vocab["#"], vocab["q"] = vocab["q"], vocab["#"]
     put(json.dumps(content).encode(), "tokenizer.json")
-    with pytest.raises(LKGDataError, match="tokenizer writes"):
+    with pytest.raises(LKGError, match="tokenizer writes"):
         Recommender.from_pretrained(RANKER)
     vocab["A"], vocab["B"] = vocab["B"], vocab["A"]
     put(json.dumps(content).encode(), "tokenizer.json")
-    with pytest.raises(LKGDataError, match="other letter tokens"):
+    with pytest.raises(LKGError, match="other letter tokens"):
         Recommender.from_pretrained(RANKER)
 
 
 def test_the_retriever_of_another_data_set_is_refused(whole):
     retriever = LRURecRetriever(LRURecForRetrieval(LRURecConfig(num_items=9, hidden_size=8)).eval())
-    with pytest.raises(LKGDataError, match="retriever knows 9 items, the processor 6"):
+    with pytest.raises(LKGError, match="retriever knows 9 items, the processor 6"):
         Recommender(whole.model, whole.processor, retriever)
 
 
@@ -482,9 +480,7 @@ def test_the_retriever_of_another_data_set_with_as_many_items_is_refused(hub, wh
         lambda: LlamaRecLKGTrainer(model, processing_class=proc, retriever=other),
         lambda: LlamaRecLKGTrainer(model, processing_class=proc, retriever=other.model),
     ):
-        with pytest.raises(
-            LKGDataError, match=r"trained to find other items than the 6 .*look like \['1', '2', '3'\]"
-        ):
+        with pytest.raises(LKGError, match=r"trained to find other items than the 6 .*look like \['1', '2', '3'\]"):
             combine()
     Recommender(model, proc, own).push_to_hub(RANKER)
     assert Recommender.from_pretrained(RANKER).recommend(["1"], k=2)
@@ -503,7 +499,7 @@ def test_the_retriever_of_another_data_set_in_a_repository_is_refused_before_its
         lambda: pipeline("recommendation", model=str(tmp_path / "run"), device="cpu"),
         lambda: whole.load_adapter(tmp_path / "run", "second"),
     ):
-        with pytest.raises(LKGDataError, match="trained to find other items"):
+        with pytest.raises(LKGError, match="trained to find other items"):
             load()
     assert whole.model.adapter_names == ["default"]
 
@@ -543,7 +539,7 @@ def test_an_adapter_at_the_root_is_never_made_and_never_loaded(hub, whole, datas
         lambda: AutoModel.from_pretrained(tmp_path / "run"),
         lambda: whole.model.save_pretrained(tmp_path / "run"),
     ):
-        with pytest.raises(LKGDataError, match="at its root"):
+        with pytest.raises(LKGError, match="at its root"):
             wrong()
     # beside the ranker on the Hub it would win, and no code of ours would be asked: the next push takes it away
     whole.push_to_hub(RANKER)
@@ -579,7 +575,7 @@ def test_modules_to_save_keep_preferences_on_both_ways(whole, dataset, tmp_path)
 
 def test_our_trainer_refuses_a_wrapped_model(whole):
     wrapped = get_peft_model(ranker(whole.processor, adapter=False), LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(LKGDataError, match="is a PeftModel.*add_adapter"):
+    with pytest.raises(LKGError, match="is a PeftModel.*add_adapter"):
         LlamaRecLKGTrainer(wrapped, processing_class=whole.processor)
 
 
@@ -601,14 +597,14 @@ def test_weights_without_preferences_are_an_error(hub, whole, tmp_path, kind, lo
     kept = {name: value for name, value in load_file(tmp_path / "w").items() if not name.startswith(lost)}
     save_file(kept, tmp_path / "w", metadata={"format": "pt"})
     put((tmp_path / "w").read_bytes(), "model.safetensors")
-    with pytest.raises(LKGDataError, match=f"{lost.rstrip('.')}"):
+    with pytest.raises(LKGError, match=f"{lost.rstrip('.')}"):
         AutoModel.from_pretrained(RANKER)
 
 
 def test_an_adapter_that_did_not_come_along_is_an_error(hub, whole):
     whole.model.push_to_hub(RANKER)
     HfApi().delete_file("adapter/adapter_model.safetensors", RANKER)
-    with pytest.raises(LKGDataError, match="its folder 'adapter' is not whole"):
+    with pytest.raises(LKGError, match="its folder 'adapter' is not whole"):
         AutoModel.from_pretrained(RANKER)
 
 
@@ -649,7 +645,7 @@ def test_a_push_does_not_ask_whether_the_tables_of_a_processor_are_meant(hub, wh
 def test_a_download_that_fails_is_told_or_passes_and_the_next_one_succeeds(hub, whole, match, how):
     whole.push_to_hub(RANKER)
     failure = hub.fail(match, how, times=None)
-    with pytest.raises((LKGDataError, OSError)) as caught:
+    with pytest.raises((LKGError, OSError)) as caught:
         Recommender.from_pretrained(RANKER)
     assert failure.happened and RANKER.split("/")[1] in str(caught.value)
     failure.times = failure.happened
@@ -682,7 +678,7 @@ def test_a_push_to_a_hub_that_never_answers_ends_in_an_error(hub, whole, monkeyp
     monkeypatch.setattr("llamarec_lkg.utils.hub.ANSWER_TIMEOUT", 0.3)
     hub.fail(match, "timeout", times=None, seconds=10)
     start = time.monotonic()
-    with pytest.raises(LKGDataError, match=f"(?s){said}.*timed out.*hf auth"):
+    with pytest.raises(LKGError, match=f"(?s){said}.*timed out.*hf auth"):
         whole.push_to_hub("ranker", private=True)
     assert time.monotonic() - start < 8
     hub.heal()

@@ -9,7 +9,7 @@ from hub_stand_in.server import HubServer
 from hub_stand_in.world import RANKER, named_dataset, push_backbone, recommender
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking, LlamaRecLKGProcessor, Recommender
+from llamarec_lkg import LKGError, LlamaRecLKGForRanking, LlamaRecLKGProcessor, Recommender
 from llamarec_lkg.cli import main
 
 
@@ -36,7 +36,7 @@ def away(tmp_path):
 @pytest.mark.parametrize("name", NO_ID)
 @pytest.mark.parametrize("kind", OWN)
 def test_what_cannot_be_an_id_is_a_folder_that_is_not_there(hub, kind, name):
-    with pytest.raises(LKGDataError, match="There is no folder .*cannot be an id on the Hub") as e:
+    with pytest.raises(LKGError, match="There is no folder .*cannot be an id on the Hub") as e:
         kind.from_pretrained(name)
     assert repr(name) in str(e.value) and not hub.calls("*")
 
@@ -52,7 +52,7 @@ def test_the_auto_classes_ask_no_hub_for_it_either(hub, kind, name):
 def test_a_folder_at_home_is_given_in_full(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run").mkdir()
-    with pytest.raises(LKGDataError, match=f"Give the folder as '{tmp_path}/run'"):
+    with pytest.raises(LKGError, match=f"Give the folder as '{tmp_path}/run'"):
         Recommender.from_pretrained("~/run")
 
 
@@ -85,7 +85,7 @@ def test_the_command_says_so_too(away, capsys):
 
 def test_a_further_adapter_that_is_nowhere_is_told_alike(whole):
     for load in (whole.load_adapter, whole.model.load_adapter):
-        with pytest.raises(LKGDataError, match="There is no folder './none'"):
+        with pytest.raises(LKGError, match="There is no folder './none'"):
             load("./none", "second")
         with pytest.raises(OSError, match="There is no folder 'outputs/none'"):
             load("outputs/none", "second")

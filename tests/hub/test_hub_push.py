@@ -26,7 +26,7 @@ from safetensors.torch import load
 from tiny import backbone
 from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 
-from llamarec_lkg import LKGDataError, LlamaRecLKGConfig, LlamaRecLKGForRanking, LlamaRecLKGProcessor, Recommender
+from llamarec_lkg import LKGError, LlamaRecLKGConfig, LlamaRecLKGForRanking, LlamaRecLKGProcessor, Recommender
 from llamarec_lkg.cli import main
 from llamarec_lkg.data.schema import RATED, Triples
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
@@ -160,7 +160,7 @@ def test_an_item_that_is_named_like_a_user_is_no_person(make_dataset, film_items
 def test_a_title_that_is_a_user_is_found_before_anything_goes_up(hub, whole):
     proc = whole.processor
     proc.titles = (USERS[0], *proc.titles[1:])
-    with pytest.raises(LKGDataError, match=f"names 1 of the known users in its column 'title', '{USERS[0]}'"):
+    with pytest.raises(LKGError, match=f"names 1 of the known users in its column 'title', '{USERS[0]}'"):
         proc.push_to_hub(RANKER)
     assert not HfApi().repo_exists(RANKER)
     proc.push_to_hub(RANKER, include_users=True)
@@ -264,7 +264,7 @@ def test_a_retriever_of_other_items_does_not_stay_beside_a_new_processor(hub, wh
     graph.node_keys[graph.item_nodes[1:]] = ids
     other = LlamaRecLKGProcessor(proc.tokenizer, graph, ids, proc.titles, **proc.settings)
     before = len(hub.commits(RANKER))
-    with pytest.raises(LKGDataError, match="trained to find other items than the 6 .*`remove_retriever=True`"):
+    with pytest.raises(LKGError, match="trained to find other items than the 6 .*`remove_retriever=True`"):
         other.push_to_hub(RANKER)
     assert len(hub.commits(RANKER)) == before
     other.save_pretrained(tmp_path / "other")
@@ -283,9 +283,7 @@ def test_a_gitignore_that_would_leave_out_part_of_a_push_is_told(hub, whole):
     whole.push_to_hub(RANKER)  # what older trainers wrote does no harm
     assert set(uploaded(hub)) == MODEL | PROCESSOR | RETRIEVER | {".gitignore"}
     api.upload_file(path_or_fileobj=b"*.parquet\n!users.parquet", path_in_repo=".gitignore", repo_id=RANKER)
-    with pytest.raises(
-        LKGDataError, match=r"would leave out \['items.parquet', 'knowledge_graph/nodes.parquet', 'use"
-    ):
+    with pytest.raises(LKGError, match=r"would leave out \['items.parquet', 'knowledge_graph/nodes.parquet', 'use"):
         whole.push_to_hub(RANKER)
     whole.model.push_to_hub(RANKER)
 
@@ -310,7 +308,7 @@ def test_a_card_that_is_there_stays_and_a_new_one_is_valid_and_runs(hub, whole, 
     whole.push_to_hub(RANKER)
     assert uploaded(hub)["README.md"].endswith(b"Mine")
     hub.fail("HEAD */README.md", "429", times=None)
-    with pytest.raises(LKGDataError, match="could not be asked for its card"):
+    with pytest.raises(LKGError, match="could not be asked for its card"):
         whole.push_to_hub(RANKER)
 
 
@@ -384,7 +382,7 @@ def test_an_adapter_of_somebody_else_is_not_deleted(hub, whole):
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(uploaded(hub))
     before = len(hub.commits(RANKER))
     for push in (whole.model.push_to_hub, whole.push_to_hub):
-        with pytest.raises(LKGDataError, match=r"adapter_model.safetensors'\] at its root and no ranker"):
+        with pytest.raises(LKGError, match=r"adapter_model.safetensors'\] at its root and no ranker"):
             push(RANKER)
     assert len(hub.commits(RANKER)) == before
 
@@ -577,9 +575,7 @@ def test_a_backbone_that_is_a_folder_here_is_refused_or_named(hub, dataset, tmp_
     backbone().save_pretrained(tmp_path / "secret-place")
     push_backbone()
     here = recommender(dataset, name=str(tmp_path / "secret-place"))
-    with pytest.raises(
-        LKGDataError, match=r"secret-place'?: no name that others can load. Give `backbone='owner/name'"
-    ):
+    with pytest.raises(LKGError, match=r"secret-place'?: no name that others can load. Give `backbone='owner/name'"):
         here.push_to_hub(RANKER)
     assert not hub.exists(RANKER)
     here.push_to_hub(RANKER, backbone=BACKBONE)
@@ -622,7 +618,7 @@ def test_revisions_pull_requests_and_private_repositories(hub, whole):
 
 def test_a_public_repository_is_not_taken_for_a_private_one(hub, whole):
     HfApi().create_repo(RANKER)
-    with pytest.raises(LKGDataError, match="exists already and is public"):
+    with pytest.raises(LKGError, match="exists already and is public"):
         whole.push_to_hub(RANKER, private=True)
     assert titles(hub) == ["initial commit"]
 
@@ -632,7 +628,7 @@ def test_who_may_not_write_may_propose(hub, whole, tmp_path):
     other = hub.add_account("other")
     whole.model.fusion.evidence_weight.data.fill_(7.0)
     with use_hub(hub, tmp_path / "other", token=other):
-        with pytest.raises(LKGDataError, match="could not be"):
+        with pytest.raises(LKGError, match="could not be"):
             whole.push_to_hub(RANKER)
         assert whole.push_to_hub(RANKER, create_pr=True).pr_url
     assert len(hub.commits(RANKER)) == 2
@@ -640,7 +636,7 @@ def test_who_may_not_write_may_propose(hub, whole, tmp_path):
 
 @pytest.mark.parametrize("name", ["a/b/c", "you/na me", ""])
 def test_an_id_has_an_owner_and_a_name(hub, whole, name):
-    with pytest.raises(LKGDataError, match="has the form 'owner/name'"):
+    with pytest.raises(LKGError, match="has the form 'owner/name'"):
         whole.push_to_hub(name)
 
 
@@ -655,10 +651,10 @@ def test_a_folder_that_is_not_whole_is_not_pushed(hub, whole, tmp_path):
         ("knowledge_graph/nodes.parquet", r"\['knowledge_graph/nodes.parquet'\] is missing"),
     ):
         (tmp_path / "run" / path).rename(tmp_path / "aside")
-        with pytest.raises(LKGDataError, match=said):
+        with pytest.raises(LKGError, match=said):
             push_saved(tmp_path / "run", RANKER)
         (tmp_path / "aside").rename(tmp_path / "run" / path)
-    with pytest.raises(LKGDataError, match="neither a model"):
+    with pytest.raises(LKGError, match="neither a model"):
         push_saved(tmp_path, RANKER)
     assert not hub.exists(RANKER)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -753,7 +749,7 @@ def test_a_failure_that_stays_is_told_and_leaves_nothing(hub, whole, tmp_path, m
     whole.save_pretrained(tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     failure = hub.fail(match, how, times=None)
-    with pytest.raises(LKGDataError, match=f"(?s){said}.*push again"):
+    with pytest.raises(LKGError, match=f"(?s){said}.*push again"):
         push_saved(tmp_path / "run", RANKER)
     assert failure.happened
     assert not hub.exists(RANKER) or titles(hub) == ["initial commit"]
@@ -767,18 +763,16 @@ def test_a_lost_answer_to_a_pull_request_does_not_open_a_second_one(hub, whole):
     whole.push_to_hub(RANKER)
     whole.model.fusion.evidence_weight.data.fill_(7.0)
     hub.fail("POST */commit/*", "lost", times=None)
-    with pytest.raises(LKGDataError, match="or all of it, if only the last answer was lost"):
+    with pytest.raises(LKGError, match="or all of it, if only the last answer was lost"):
         whole.push_to_hub(RANKER, create_pr=True)
     assert len(hub.calls("POST */commit/*")) == len(hub.calls("POST */tester/ranker/commit/*")) + 1
     assert "refs/pr/1" in hub.repository(RANKER).refs and "refs/pr/2" not in hub.repository(RANKER).refs
 
 
 def test_a_wrong_token_is_told(hub, whole):
-    with pytest.raises(LKGDataError, match="Give 'owner/name', and log in"):
+    with pytest.raises(LKGError, match="Give 'owner/name', and log in"):
         whole.push_to_hub("ranker", token="hf_wrong")
-    with pytest.raises(
-        LKGDataError, match=r"(?s)tester/ranker' could not be .*401.*Nothing was uploaded.*hf auth whoami"
-    ):
+    with pytest.raises(LKGError, match=r"(?s)tester/ranker' could not be .*401.*Nothing was uploaded.*hf auth whoami"):
         whole.push_to_hub(RANKER, token="hf_wrong")
 
 

@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llamarec_lkg import (
     KnowledgeGraph,
-    LKGDataError,
+    LKGError,
     LlamaRecLKGForRanking,
     LlamaRecLKGProcessor,
     LlamaRecLKGTrainer,
@@ -220,7 +220,7 @@ def test_token_and_private_are_arguments_of_a_push(hub, trainer):
     assert [commit.title for commit in hub.commits("other/ranker")] == ["End of training", "initial commit"]
     run = trainer(save_strategy="no", push_to_hub=True)
     assert not hub.repository(RANKER).private
-    with pytest.raises(LKGDataError, match="exists already and is public"):
+    with pytest.raises(LKGError, match="exists already and is public"):
         run.push_to_hub(private=True)
 
 
@@ -309,16 +309,16 @@ def test_hub_strategy_end_waits_and_revisions_and_people_are_arguments(hub, trai
 
 @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
 def test_whole_checkpoints_are_not_published(hub, trainer, strategy):
-    with pytest.raises(LKGDataError, match=f"hub_strategy='{strategy}' would publish whole checkpoints"):
+    with pytest.raises(LKGError, match=f"hub_strategy='{strategy}' would publish whole checkpoints"):
         trainer(push_to_hub=True, hub_strategy=strategy)
     assert not hub.exists(RANKER)
 
 
 def test_what_cannot_be_pushed_is_told_before_training(hub, trainer, tmp_path):
     AutoModelForCausalLM.from_pretrained(BACKBONE).save_pretrained(tmp_path / "here")
-    with pytest.raises(LKGDataError, match="no name that others can load.*`hub_backbone`"):
+    with pytest.raises(LKGError, match="no name that others can load.*`hub_backbone`"):
         trainer(str(tmp_path / "here"), push_to_hub=True)
-    with pytest.raises(LKGDataError, match="could not be opened"):
+    with pytest.raises(LKGError, match="could not be opened"):
         trainer(push_to_hub=True, hub_token="hf_wrong")
     run = trainer(str(tmp_path / "here"), push_to_hub=True, hub_backbone=BACKBONE, save_strategy="no")
     run.train()
@@ -335,7 +335,7 @@ def test_a_push_that_fails_in_between_does_not_end_training(hub, trainer, caplog
     assert failure.happened == 2 and run.state.global_step == 4
     assert titles(hub) == ["initial commit"]
     hub.fail("POST */commit/*", "401")
-    with pytest.raises(LKGDataError, match="could not be pushed"):
+    with pytest.raises(LKGError, match="could not be pushed"):
         run.push_to_hub()
     assert Recommender.from_pretrained(tmp_path / "run").recommend(["1"], k=1), "nothing is lost"
     run.push_to_hub()

@@ -16,7 +16,7 @@ from tiny import backbone, examples, model, processor, tokenizer
 from tiny_run import settings, write_world
 
 from llamarec_lkg import (
-    LKGDataError,
+    LKGError,
     LlamaRecLKGForRanking,
     LlamaRecLKGProcessor,
     LlamaRecLKGTrainer,
@@ -262,7 +262,7 @@ def test_the_files_of_another_version_do_not_stop_a_push(run, hub, tmp_path, cap
     assert "report.json is that of another version" in caplog.text and "'newest'" in caplog.text
     for content in ({"license": "mit"}, ["a", "list"]):
         write_json(folder / "card.json", content)
-        with pytest.raises(LKGDataError, match="card.json holds no `model_id`.*Delete it, or save the run again"):
+        with pytest.raises(LKGError, match="card.json holds no `model_id`.*Delete it, or save the run again"):
             push_folder(folder, REPO, backbone="you/base")
 
 
@@ -367,7 +367,7 @@ def test_unknown_places_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("given", [{"source": "me"}, {"emissions": "much"}, {"emissions": -1.0}, {"emissions": nan}])
 def test_emissions_that_are_no_figure_are_refused(given):
-    with pytest.raises(LKGDataError, match="grams of CO2 equivalent"):
+    with pytest.raises(LKGError, match="grams of CO2 equivalent"):
         Card("x", emissions=given)
 
 

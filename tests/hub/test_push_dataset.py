@@ -20,7 +20,7 @@ from llamarec_lkg.data.schema import DatasetBundle, Interactions, ItemTable, Tri
 from llamarec_lkg.data.sequences import PreprocessingSettings
 from llamarec_lkg.data.streaming import stream_interactions
 from llamarec_lkg.hub.dataset_card import size_category
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 
 
 pytestmark = pytest.mark.hub
@@ -138,7 +138,7 @@ def test_a_bundle_of_two_tables_needs_no_more(hub, make_bundle):
 def test_a_table_that_lacks_rows_is_noticed(hub, bundle):
     push_dataset(bundle, "tester/name")
     put("interactions.parquet", table(hub, "interactions").iloc[:3].to_parquet(index=False))
-    with pytest.raises(LKGDataError, match="'tester/name' could not be read"):
+    with pytest.raises(LKGError, match="'tester/name' could not be read"):
         load_dataset_bundle("tester/name")
 
 
@@ -188,7 +188,7 @@ def test_a_push_that_fails_anywhere_leaves_the_last_version_and_the_files(hub, r
     (raw_folder / "interactions.csv").write_bytes(at_home["interactions.csv"] + b"eve@example.org,c,1,70\n")
     at_home["interactions.csv"] = (raw_folder / "interactions.csv").read_bytes()
     failure = hub.fail(place, how, times=None)
-    with pytest.raises(LKGDataError, match=r"(?s)'tester/name'.*Nothing .*push again"):
+    with pytest.raises(LKGError, match=r"(?s)'tester/name'.*Nothing .*push again"):
         push_dataset(raw_folder, "tester/name")
     assert failure.happened and files(hub) == before
     assert {path.name: path.read_bytes() for path in raw_folder.iterdir()} == at_home
@@ -201,7 +201,7 @@ def test_a_gitignore_that_would_leave_out_the_tables_is_told(hub, bundle):
     HfApi().create_repo("tester/name", repo_type="dataset")
     put(".gitignore", b"*.parquet\n")
     before = files(hub)
-    with pytest.raises(LKGDataError, match=r"^'tester/name' holds a \.gitignore.*\['interactions.parquet', 'items.p"):
+    with pytest.raises(LKGError, match=r"^'tester/name' holds a \.gitignore.*\['interactions.parquet', 'items.p"):
         push_dataset(bundle, "tester/name")
     assert files(hub) == before
     put(".gitignore", b"checkpoint-*/\n")
@@ -212,14 +212,14 @@ def test_a_gitignore_that_would_leave_out_the_tables_is_told(hub, bundle):
 @pytest.mark.parametrize("how", ["401", "429", "cut"])
 def test_a_repository_that_cannot_be_made_is_told(hub, bundle, how):
     failure = hub.fail("POST */api/repos/create", how, times=None)
-    with pytest.raises(LKGDataError, match=r"(?s)'tester/name' could not be opened .*Nothing was uploaded"):
+    with pytest.raises(LKGError, match=r"(?s)'tester/name' could not be opened .*Nothing was uploaded"):
         push_dataset(bundle, "tester/name")
     assert failure.happened and not hub.exists("tester/name", "dataset")
 
 
 @pytest.mark.parametrize("name", ["name", "a/b/c", "tester/na me", ""])
 def test_an_id_has_an_owner_and_a_name(hub, bundle, name):
-    with pytest.raises(LKGDataError, match="has the form 'owner/name'"):
+    with pytest.raises(LKGError, match="has the form 'owner/name'"):
         push_dataset(bundle, name)
     assert not hub.requests, "it is said before anything is asked of the Hub"
 
@@ -244,15 +244,13 @@ def test_interactions_can_stay_at_home(hub, bundle):
     text = text_of(hub)
     assert "ada@example.org" not in text and "There is no data about people in this repository" in text
     assert "interactions.parquet" not in text and "load_dataset_bundle(" not in text
-    with pytest.raises(
-        LKGDataError, match=r"has the configs \['items', 'triples', 'links'\]; it needs 'interactions'"
-    ):
+    with pytest.raises(LKGError, match=r"has the configs \['items', 'triples', 'links'\]; it needs 'interactions'"):
         load_dataset_bundle("tester/name")
 
 
 def test_facts_about_users_are_refused(hub, bundle):
     triples = Triples.from_frame(pd.DataFrame({"head": ["u"], "relation": ["RATED"], "tail": ["b"]}), {"b": "b"})
-    with pytest.raises(LKGDataError, match="triples hold 1 RATED facts, which name users"):
+    with pytest.raises(LKGError, match="triples hold 1 RATED facts, which name users"):
         push_dataset(DatasetBundle("x", bundle.interactions, bundle.items, triples), "tester/name")
     assert not hub.requests, "it is said before anything is asked of the Hub"
 
@@ -305,7 +303,7 @@ def test_users_whom_the_triples_name_are_numbered_like_everywhere(hub, bundle):
 
 
 def test_users_whom_the_triples_name_do_not_go_up_with_the_items(hub, bundle):
-    with pytest.raises(LKGDataError, match="name 2 users as heads or tails, 'ada@example.org' for example"):
+    with pytest.raises(LKGError, match="name 2 users as heads or tails, 'ada@example.org' for example"):
         push_dataset(with_friends(bundle), "tester/name", include_interactions=False)
     assert not hub.requests
 
@@ -353,11 +351,11 @@ def test_users_among_the_items_are_numbered_like_everywhere_and_numbers_stay(hub
 
 def test_users_among_the_items_do_not_go_up_without_their_interactions(hub, bundle, tmp_path):
     said = r"items.parquet.* names 2 of the known users in its column 'MADE_BY', 'ada@example.org' .*'entity:7'"
-    with pytest.raises(LKGDataError, match=said):
+    with pytest.raises(LKGError, match=said):
         push_dataset(with_makers(bundle), "tester/name", include_interactions=False)
-    with pytest.raises(LKGDataError, match=said):
+    with pytest.raises(LKGError, match=said):
         write_dataset(with_makers(bundle), tmp_path / "out", include_interactions=False)
-    with pytest.raises(LKGDataError, match="name 2 users as heads or tails"):
+    with pytest.raises(LKGError, match="name 2 users as heads or tails"):
         write_dataset(with_friends(bundle), tmp_path / "out", include_interactions=False)
     assert not hub.requests and not list(tmp_path.iterdir()), "nothing half-written"
     write_dataset(with_makers(bundle), tmp_path / "out")
@@ -365,7 +363,7 @@ def test_users_among_the_items_do_not_go_up_without_their_interactions(hub, bund
 
 
 def test_a_number_that_is_another_value_is_not_given_to_a_user(bundle):
-    with pytest.raises(LKGDataError, match=r"items' MADE_BY names 1 users.*other values of it already"):
+    with pytest.raises(LKGError, match=r"items' MADE_BY names 1 users.*other values of it already"):
         anonymize_users(with_makers(bundle, MADE_BY=(("user-7",), ("1", "2"), ("3",))))
 
 
@@ -374,7 +372,7 @@ def test_items_that_are_users_are_no_secret_kept_by_numbers(hub, make_bundle):
     people = [f"user-{number}" for number in range(20)]
     bundle = make_bundle([(user, other, 1) for user in people for other in people if user != other])
     for options in ({}, {"include_interactions": False}):
-        with pytest.raises(LKGDataError, match=r"names 20 of the known users in its column 'item_id'"):
+        with pytest.raises(LKGError, match=r"names 20 of the known users in its column 'item_id'"):
             push_dataset(bundle, "tester/name", **options)
     assert not hub.requests
     push_dataset(bundle, "tester/name", anonymize=False)
@@ -395,7 +393,7 @@ def test_a_user_who_was_filtered_out_made_nothing(tmp_path):
 
 def test_a_number_that_another_entity_has_is_not_given_to_a_user(bundle):
     facts = pd.DataFrame({"head": ["user-7"] * 3, "relation": ["KNOWS"] * 3, "tail": ["1", "2", "3"]})
-    with pytest.raises(LKGDataError, match="names of other entities already .*'entity:7'"):
+    with pytest.raises(LKGError, match="names of other entities already .*'entity:7'"):
         anonymize_users(replace(bundle, triples=Triples.from_frame(facts, {})))
 
 
@@ -524,7 +522,7 @@ def test_sizes_are_called_as_the_hub_calls_them(rows, name):
 
 def test_names_that_reading_would_change_are_refused(bundle, tmp_path):
     items = ItemTable(("1",), ("T",), {"genre": (("x",),)})
-    with pytest.raises(LKGDataError, match=r"attributes \['genre'\]; .* in capitals"):
+    with pytest.raises(LKGError, match=r"attributes \['genre'\]; .* in capitals"):
         write_dataset(DatasetBundle("x", bundle.interactions, items), tmp_path / "out")
     assert list(tmp_path.iterdir()) == [], "nothing half-written"
 
@@ -537,7 +535,7 @@ def test_a_folder_of_tables_may_have_a_card_of_its_own_making(bundle, tmp_path):
         loaded = load_dataset_bundle(tmp_path / "out")
         assert (loaded.citation, loaded.license) == ("", "") and len(loaded.items) == 3
     card.write_text("---\n a: [\n---\n")
-    with pytest.raises(LKGDataError, match="metadata of .*README.md cannot be read"):
+    with pytest.raises(LKGError, match="metadata of .*README.md cannot be read"):
         load_dataset_bundle(tmp_path / "out")
 
 
@@ -582,13 +580,13 @@ def test_a_data_set_not_yet_read_is_pushed_as_one_in_memory(hub, raw_folder, opt
 
 
 def test_facts_about_people_are_found_in_raw_files_too(hub, raw_folder):
-    with pytest.raises(LKGDataError, match="name 2 users as heads or tails, 'ada@example.org' for example"):
+    with pytest.raises(LKGError, match="name 2 users as heads or tails, 'ada@example.org' for example"):
         push_dataset(open_raw(raw_folder), "tester/name", include_interactions=False)
     (raw_folder / "triples.csv").write_text("head,relation,tail\nada@example.org,RATED,m.1\n")
-    with pytest.raises(LKGDataError, match="triples hold 1 RATED facts"):
+    with pytest.raises(LKGError, match="triples hold 1 RATED facts"):
         push_dataset(open_raw(raw_folder), "tester/name")
     (raw_folder / "triples.csv").write_text("head,relation,tail\nuser-7,IS,1\nuser-7,IS,2\nuser-7,IS,3\n")
-    with pytest.raises(LKGDataError, match="names of other entities already"):
+    with pytest.raises(LKGError, match="names of other entities already"):
         push_dataset(open_raw(raw_folder), "tester/name")
     assert not hub.requests
 

@@ -15,7 +15,7 @@ from transformers import AutoModel
 
 from llamarec_lkg import (
     KnowledgeGraph,
-    LKGDataError,
+    LKGError,
     LlamaRecLKGForRanking,
     LlamaRecLKGProcessor,
     LlamaRecLKGTrainer,
@@ -182,11 +182,11 @@ def test_a_tenant_may_be_called_by_a_substring_of_a_weights_name(tenants, films,
     weights = load_file(file)
     weights.pop(sorted(weights)[-1])
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(LKGDataError, match="1 weights are missing"):
+    with pytest.raises(LKGError, match="1 weights are missing"):
         ranker.load_trained_weights(tmp_path / "again")
     ranker.set_adapter("films")
     ranker.delete_adapter(name)
-    with pytest.raises(LKGDataError, match="1 weights are missing"):
+    with pytest.raises(LKGError, match="1 weights are missing"):
         ranker.load_adapter(tmp_path / "again", adapter_name=name)
     unchanged(ranker, tenants)
 
@@ -202,7 +202,7 @@ def test_a_tenant_is_not_called_like_a_whole_part_of_the_backbone(tenants, films
         lambda: LlamaRecLKGForRanking.from_backbone(base, films.model_config()).add_adapter(LoraConfig(**LORA), name),
         lambda: AutoModel.from_pretrained(tmp_path / "books", adapter_name=name),
     ):
-        with pytest.raises(LKGDataError, match=message):
+        with pytest.raises(LKGError, match=message):
             use()
     unchanged(ranker, tenants)
     ranker.load_adapter(tmp_path / "books", adapter_name=f"{name}-adapter")
@@ -225,7 +225,7 @@ def test_loading_an_adapter_leaves_the_model_in_the_mode_it_was_in(tenants, film
     assert modes(plain) == {training}
     (tmp_path / "cinema" / "adapter" / "adapter_model.safetensors").write_bytes(b"")
     for ranker in (plain, LlamaRecLKGForRanking.from_backbone(base, films.model_config()).train(training)):
-        with pytest.raises(LKGDataError, match="not readable"):
+        with pytest.raises(LKGError, match="not readable"):
             ranker.load_adapter(tmp_path / "cinema", "cinema")
         assert modes(ranker) == {training}
 
@@ -239,11 +239,11 @@ def test_an_adapter_can_be_loaded_on_a_plain_backbone(tenants, films, base, tmp_
 
 def test_deleting_forgets_everything_about_a_tenant(tenants, tmp_path):
     ranker = loaded(tmp_path)
-    with pytest.raises(LKGDataError, match="'films' is in use"):
+    with pytest.raises(LKGError, match="'films' is in use"):
         ranker.delete_adapter("films")
     ranker.delete_adapter("books")
     assert ranker.adapter_names == ["films", "cinema"]
-    with pytest.raises(LKGDataError, match="No adapter 'books' is loaded; loaded are \\['films', 'cinema'\\]"):
+    with pytest.raises(LKGError, match="No adapter 'books' is loaded; loaded are \\['films', 'cinema'\\]"):
         ranker.set_adapter("books")
     assert not [name for name, _ in ranker.named_parameters() if "books" in name]
     ranker.load_adapter(tmp_path / "books", adapter_name="books")
@@ -254,7 +254,7 @@ def test_deleting_forgets_everything_about_a_tenant(tenants, tmp_path):
 
 def test_merging_is_for_the_only_adapter_and_the_result_is_no_base(tenants, films, tmp_path):
     ranker = loaded(tmp_path, ("films", "cinema"))
-    with pytest.raises(LKGDataError, match="changes the backbone that \\['cinema'\\] were trained on"):
+    with pytest.raises(LKGError, match="changes the backbone that \\['cinema'\\] were trained on"):
         ranker.merge_adapter()
     ranker.delete_adapter("cinema")
     batch, expected = tenants["films"]
@@ -265,7 +265,7 @@ def test_merging_is_for_the_only_adapter_and_the_result_is_no_base(tenants, film
             lambda model: model.load_adapter(tmp_path / "cinema", adapter_name="cinema"),
             lambda model: model.add_adapter(LoraConfig(**LORA)),
         ):
-            with pytest.raises(LKGDataError, match="backbone of this model has weights of its own"):
+            with pytest.raises(LKGError, match="backbone of this model has weights of its own"):
                 use(merged)
 
 
@@ -291,10 +291,10 @@ def test_a_changed_backbone_is_never_left_out_of_what_is_saved(films, film_datas
     batch = dict(films(examples(film_dataset)))
     expected = logits(ranker, batch)
     small = tmp_path / "small"
-    with pytest.raises(LKGDataError, match=f"would name '{base}' in their place.*include_backbone=True"):
+    with pytest.raises(LKGError, match=f"would name '{base}' in their place.*include_backbone=True"):
         ranker.save_pretrained(small, include_backbone=False)
     assert not small.exists(), "nothing is written before it is known to be whole"
-    with pytest.raises(LKGDataError, match="weights of its own"):
+    with pytest.raises(LKGError, match="weights of its own"):
         ranker.add_adapter(LoraConfig(**LORA))
     Recommender(ranker, films).save_pretrained(tmp_path / "saved")
     torch.testing.assert_close(logits(AutoModel.from_pretrained(tmp_path / "saved"), batch), expected)
@@ -304,10 +304,10 @@ def test_a_backbone_is_not_trained_beside_an_adapter(films, film_dataset, base, 
     ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
     ranker.add_adapter(LoraConfig(**LORA))
     ranker.get_input_embeddings().weight.requires_grad_(True)
-    with pytest.raises(LKGDataError, match="1 weights of the backbone would be trained.*embed_tokens.weight"):
+    with pytest.raises(LKGError, match="1 weights of the backbone would be trained.*embed_tokens.weight"):
         trained(ranker, films, film_dataset, tmp_path)
     ranker.mark_backbone_changed()
-    with pytest.raises(LKGDataError, match="merge_adapter"):
+    with pytest.raises(LKGError, match="merge_adapter"):
         ranker.save_pretrained(tmp_path / "small")
 
 
@@ -341,11 +341,11 @@ def test_an_adapter_that_was_loaded_frozen_is_not_trained_without_a_word(tenants
     frozen = "The adapter '{}' is frozen: training would move only preferences.*is_trainable=True"
     ranker = loaded(tmp_path, ("films",))
     before = {name: p.detach().clone() for name, p in ranker.named_parameters()}
-    with pytest.raises(LKGDataError, match=frozen.format("films")):
+    with pytest.raises(LKGError, match=frozen.format("films")):
         trained(ranker, films, film_dataset, tmp_path)
     assert all(torch.equal(p, before[name]) for name, p in ranker.named_parameters())
     ranker.load_adapter(tmp_path / "cinema", "cinema", is_trainable=True)
-    with pytest.raises(LKGDataError, match=frozen.format("films")):
+    with pytest.raises(LKGError, match=frozen.format("films")):
         trained(ranker, films, film_dataset, tmp_path)
     ranker.set_adapter("cinema")
     before = {name: p.detach().clone() for name, p in ranker.named_parameters()}
@@ -403,7 +403,7 @@ def test_adapters_are_loaded_from_the_hub_at_a_revision(hub, tenants, tmp_path):
     )
     first = HfApi().list_repo_commits("tester/books")[1].commit_id
     ranker = AutoModel.from_pretrained("tester/films", adapter_name="films")
-    with pytest.raises(LKGDataError, match="does not say which PEFT kind"):
+    with pytest.raises(LKGError, match="does not say which PEFT kind"):
         ranker.load_adapter("tester/books", adapter_name="books", revision=revision)
     unchanged(ranker, tenants)
     ranker.load_adapter("tester/books", adapter_name="books", revision=first)
@@ -419,9 +419,9 @@ def test_adapters_are_loaded_from_the_hub_at_a_revision(hub, tenants, tmp_path):
 def test_a_batch_of_another_tenant_is_refused(tenants, films, film_dataset, tmp_path):
     ranker = loaded(tmp_path, ("films", "books"))
     ranker.set_adapter("books")
-    with pytest.raises(LKGDataError, match="evidence along 3 relations; this model \\(adapter 'books'\\)"):
+    with pytest.raises(LKGError, match="evidence along 3 relations; this model \\(adapter 'books'\\)"):
         ranker(**tenants["films"][0])
-    with pytest.raises(LKGDataError, match="was made for the relations \\['RATED'\\]"):
+    with pytest.raises(LKGError, match="was made for the relations \\['RATED'\\]"):
         ranker_scores(ranker, films, examples(film_dataset), progress=False)
 
 
@@ -437,19 +437,19 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tenants, films, base, 
     def load(folder=book_folder, name="books", **options):
         ranker.load_adapter(folder, adapter_name=name, **options)
 
-    with pytest.raises(LKGDataError, match="was made for the relations \\['RATED'\\], the processor's graph has"):
+    with pytest.raises(LKGError, match="was made for the relations \\['RATED'\\], the processor's graph has"):
         load(processor=films)
-    with pytest.raises(LKGDataError, match="cannot be called 'films'"):
+    with pytest.raises(LKGError, match="cannot be called 'films'"):
         load(name="films")
-    with pytest.raises(LKGDataError, match="names have no dot"):
+    with pytest.raises(LKGError, match="names have no dot"):
         load(name="v1.0")
-    with pytest.raises(LKGDataError, match="does not know \\['quantization_config'\\]"):
+    with pytest.raises(LKGError, match="does not know \\['quantization_config'\\]"):
         load(quantization_config=None)
-    with pytest.raises(LKGDataError, match="is no adapter repository \\(model_type 'llama'"):
+    with pytest.raises(LKGError, match="is no adapter repository \\(model_type 'llama'"):
         load(base)
     heads = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
     heads.save_pretrained(tmp_path / "heads", include_backbone=False)
-    with pytest.raises(LKGDataError, match="has_adapter False"):
+    with pytest.raises(LKGError, match="has_adapter False"):
         load(tmp_path / "heads")
     unchanged(ranker, tenants)
 
@@ -478,11 +478,11 @@ def test_a_damaged_repository_is_refused_and_changes_nothing(tenants, films, tmp
         "other shapes": "does not fit this backbone",
         "half a json": "is not readable",
     }[damage]
-    with pytest.raises(LKGDataError, match=message):
+    with pytest.raises(LKGError, match=message):
         ranker.load_adapter(folder, adapter_name="books")
     unchanged(ranker, tenants)
     plain = LlamaRecLKGForRanking.from_backbone(ranker.config.backbone_name_or_path, films.model_config())
-    with pytest.raises(LKGDataError, match=message):
+    with pytest.raises(LKGError, match=message):
         plain.load_adapter(folder, adapter_name="books")
     assert not plain.has_adapter and not [name for name, _ in plain.named_parameters() if "lora" in name]
 
@@ -492,7 +492,7 @@ def test_an_adapter_of_another_backbone_is_refused_unless_it_is_said_to_be_the_s
     config = json.loads((tmp_path / "books" / "config.json").read_text())
     for change in ({"backbone_name_or_path": "you/other"}, {"backbone_revision": "v2"}):
         (tmp_path / "books" / "config.json").write_text(json.dumps({**config, **change}))
-        with pytest.raises(LKGDataError, match="works on its own base only"):
+        with pytest.raises(LKGError, match="works on its own base only"):
             ranker.load_adapter(tmp_path / "books", adapter_name="books")
     ranker.load_adapter(tmp_path / "books", adapter_name="books", same_backbone=True)
     ranker.set_adapter("books")
@@ -506,7 +506,7 @@ def test_users_of_another_data_set_are_refused(films, film_dataset):
     fewer = LlamaRecLKGProcessor(
         tokenizer(), films.knowledge_graph, items.ids, items.titles, film_dataset.user_ids[:-1], **films.settings
     )
-    with pytest.raises(LKGDataError, match="The model knows 4 users, the processor 3"):
+    with pytest.raises(LKGError, match="The model knows 4 users, the processor 3"):
         fewer.check_model(films.model_config())
     nobody = LlamaRecLKGProcessor(
         tokenizer(), KnowledgeGraph.from_dataset(film_dataset), items.ids, items.titles, (), **films.settings
@@ -516,10 +516,10 @@ def test_users_of_another_data_set_are_refused(films, film_dataset):
 
 def test_a_ranker_without_language_model_has_no_adapters(films, base, tenants, tmp_path):
     ranker = LlamaRecLKGForRanking(films.model_config(use_language_model=False))
-    with pytest.raises(LKGDataError, match="needs a language model"):
+    with pytest.raises(LKGError, match="needs a language model"):
         ranker.add_adapter(LoraConfig(**LORA))
     ranker.config.backbone_name_or_path = base
-    with pytest.raises(LKGDataError, match="needs a language model"):
+    with pytest.raises(LKGError, match="needs a language model"):
         ranker.load_adapter(tmp_path / "films", adapter_name="films")
 
 
@@ -583,7 +583,7 @@ def test_a_converted_checkpoint_is_resumed_where_it_stood(films, film_dataset, b
     resumed = fresh()
     resumed.load_trained_weights(tmp_path / "checkpoint")
     torch.testing.assert_close(logits(resumed, batch), logits(ranker, batch), rtol=1e-4, atol=1e-5)
-    with pytest.raises(LKGDataError, match="was trained from another start"):
+    with pytest.raises(LKGError, match="was trained from another start"):
         fresh("olora" if start == "pissa" else "pissa").load_trained_weights(tmp_path / "checkpoint")
 
 
@@ -616,14 +616,14 @@ def test_an_adapter_file_that_lacks_a_weight_is_refused_where_it_is_loaded_and_w
     untouched = {name: value.clone() for name, value in resumed.language_model.state_dict().items()}
     for lost in weights:
         save_file({name: value for name, value in weights.items() if name != lost}, file, metadata={"format": "pt"})
-        with pytest.raises(LKGDataError, match=f"(?s)not whole.*missing.*{re.escape(lost)}"):
+        with pytest.raises(LKGError, match=f"(?s)not whole.*missing.*{re.escape(lost)}"):
             resumed.load_trained_weights(tmp_path / "run")
-        with pytest.raises(LKGDataError, match=f"does not fit this backbone.*({re.escape(lost)}|vera)"):
+        with pytest.raises(LKGError, match=f"does not fit this backbone.*({re.escape(lost)}|vera)"):
             AutoModel.from_pretrained(tmp_path / "run")
     for name, value in resumed.language_model.state_dict().items():
         assert torch.equal(value, untouched[name]), "a refused file changes no weight"
     save_file({**weights, "base_model.model.extra.weight": torch.ones(1)}, file, metadata={"format": "pt"})
-    with pytest.raises(LKGDataError, match="left over.*extra"):
+    with pytest.raises(LKGError, match="left over.*extra"):
         resumed.load_trained_weights(tmp_path / "run")
     save_file(weights, file, metadata={"format": "pt"})
     resumed.load_trained_weights(tmp_path / "run")
@@ -636,20 +636,20 @@ def test_an_adapter_file_that_was_cut_off_or_is_absent_is_refused(films, base, t
     file = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     for load in (ranker.load_trained_weights, AutoModel.from_pretrained):
-        with pytest.raises(LKGDataError, match="adapter_model.safetensors is not readable"):
+        with pytest.raises(LKGError, match="adapter_model.safetensors is not readable"):
             load(tmp_path / "run")
     file.unlink()
-    with pytest.raises(LKGDataError, match="adapter_model.safetensors is not there"):
+    with pytest.raises(LKGError, match="adapter_model.safetensors is not there"):
         ranker.load_trained_weights(tmp_path / "run")
 
 
 def test_pissa_trains_alone_and_shares_a_backbone_once_saved(tenants, films, film_dataset, base, tmp_path):
     pissa = save_tenant(films, base, tmp_path / "pissa", 7, LoraConfig(**LORA, init_lora_weights="pissa"))
     batch = tenants["films"][0]
-    with pytest.raises(LKGDataError, match="no other can share it meanwhile"):
+    with pytest.raises(LKGError, match="no other can share it meanwhile"):
         pissa.load_adapter(tmp_path / "films", adapter_name="films")
     ranker = loaded(tmp_path, ("films", "pissa"))
-    with pytest.raises(LKGDataError, match="no other can share it meanwhile"):
+    with pytest.raises(LKGError, match="no other can share it meanwhile"):
         ranker.add_adapter(LoraConfig(**LORA, init_lora_weights="olora"), "olora")
     assert torch.equal(logits(ranker, batch), tenants["films"][1])
     ranker.set_adapter("pissa")
@@ -658,17 +658,17 @@ def test_pissa_trains_alone_and_shares_a_backbone_once_saved(tenants, films, fil
 
 def test_kinds_that_cannot_work_are_refused(films, base, tenants, tmp_path):
     ranker = LlamaRecLKGForRanking.from_backbone(base, films.model_config())
-    with pytest.raises(LKGDataError, match="writes tokens of its own"):
+    with pytest.raises(LKGError, match="writes tokens of its own"):
         ranker.add_adapter(PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-    with pytest.raises(LKGDataError, match="cannot describe"):
+    with pytest.raises(LKGError, match="cannot describe"):
         ranker.add_adapter(LoraConfig(**LORA, init_lora_weights="pissa", use_dora=True))
-    with pytest.raises(LKGDataError, match="cannot describe"):
+    with pytest.raises(LKGError, match="cannot describe"):
         config = LoraConfig(**LORA)
         config.init_lora_weights = "loftq"
         ranker.add_adapter(config)
     assert not ranker.has_adapter
     ranker.load_adapter(tmp_path / "films", adapter_name="films")
-    with pytest.raises(LKGDataError, match="IA3 cannot be loaded beside \\['LORA'\\]"):
+    with pytest.raises(LKGError, match="IA3 cannot be loaded beside \\['LORA'\\]"):
         ranker.add_adapter(IA3Config(target_modules=["v_proj"], feedforward_modules=[]), "ia3")
 
 
@@ -754,7 +754,7 @@ def test_a_run_takes_any_peft_configuration(tmp_path):
     ia3 = RunConfig.from_mapping({"adapter": {"peft_type": "IA3", "target_modules": ["v_proj"]}}).peft_config()
     assert isinstance(ia3, IA3Config)
     assert RunConfig().peft_config().r == 8, "LoRA of the backbone section"
-    with pytest.raises(LKGDataError, match="peft_type is 'LORRA'; PEFT knows"):
+    with pytest.raises(LKGError, match="peft_type is 'LORRA'; PEFT knows"):
         RunConfig.from_mapping({"adapter": {"peft_type": "LORRA"}})
-    with pytest.raises(LKGDataError, match="\\['lora_rank'\\] in adapter"):
+    with pytest.raises(LKGError, match="\\['lora_rank'\\] in adapter"):
         RunConfig.from_mapping({"adapter": {"peft_type": "LORA", "lora_rank": 3}})

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import backbone, examples, processor
 from transformers import AutoModel, AutoModelForCausalLM
 
-from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking
+from llamarec_lkg import LKGError, LlamaRecLKGForRanking
 from llamarec_lkg.hub.public_copy import push_saved
 from llamarec_lkg.utils.hub import HUB_IDS, SMOLLM2_NAME, is_local, lasting_name
 
@@ -98,7 +98,7 @@ def test_a_commit_that_is_gone_is_told_with_the_remedy_which_says_what_it_costs(
     trained.config.backbone_revision = gone
     trained.save_pretrained(tmp_path / "run")
     message = f"(?s)could not be loaded at {gone}.*`backbone='{BACKBONE}'` loads what its default branch has now"
-    with pytest.raises(LKGDataError, match=message):
+    with pytest.raises(LKGError, match=message):
         AutoModel.from_pretrained(tmp_path / "run")
     with caplog.at_level(logging.WARNING):
         again = AutoModel.from_pretrained(tmp_path / "run", backbone=BACKBONE)
@@ -141,7 +141,7 @@ def test_adapters_of_two_commits_of_one_backbone_are_not_taken_for_neighbours(fi
     second = move()
     ranker(proc).push_to_hub("tester/new")
     model = AutoModel.from_pretrained("tester/old", adapter_name="old")
-    with pytest.raises(LKGDataError, match=f"{BACKBONE} at {second}, this model has {BACKBONE} at {first}.*its own"):
+    with pytest.raises(LKGError, match=f"{BACKBONE} at {second}, this model has {BACKBONE} at {first}.*its own"):
         model.load_adapter("tester/new", "new")
     assert model.adapter_names == ["old"]
     model.load_adapter("tester/new", "new", same_backbone=True)
@@ -204,12 +204,12 @@ def test_a_folder_of_a_directory_that_was_left_is_not_published_as_an_id(
     named = LlamaRecLKGForRanking.from_backbone(loaded, proc.model_config(backbone_name_or_path="secret/base"))
     assert named.config.backbone_name_or_path == "secret/base", "who names it knows better"
     model.add_adapter(LORA)
-    with pytest.raises(LKGDataError, match="no name that others can load"):
+    with pytest.raises(LKGError, match="no name that others can load"):
         model.push_to_hub(RANKER)
     model.push_to_hub(RANKER, backbone=BACKBONE)
     assert b"secret" not in readable(uploaded(hub))
     model.save_pretrained(tmp_path / "run")
-    with pytest.raises(LKGDataError, match="no name that others can load"):
+    with pytest.raises(LKGError, match="no name that others can load"):
         push_saved(tmp_path / "run", RANKER)
 
 
@@ -222,7 +222,7 @@ def test_a_loaded_backbone_of_another_cache_is_found_again(hub, first, proc, dat
     if form == "adapter":
         model.add_adapter(LORA)
     model.save_pretrained(tmp_path / "run", include_backbone=False)
-    with pytest.raises(LKGDataError, match="no name that others can load"):
+    with pytest.raises(LKGError, match="no name that others can load"):
         push_saved(tmp_path / "run", RANKER)
     for again in (
         AutoModel.from_pretrained(tmp_path / "run", cache_dir=tmp_path / "cache", local_files_only=True),
@@ -265,9 +265,7 @@ def test_a_backbone_with_an_adapter_of_its_own_is_refused_and_merged_it_is_taken
     elif how == "its folder":
         given.save_pretrained(tmp_path / "sft-lora")
         given = tmp_path / "sft-lora"
-    with pytest.raises(
-        LKGDataError, match=r"carries a PEFT adapter of its own \('default'\).*merge_and_unload"
-    ) as told:
+    with pytest.raises(LKGError, match=r"carries a PEFT adapter of its own \('default'\).*merge_and_unload") as told:
         LlamaRecLKGForRanking.from_backbone(given, config)
     assert len(str(told.value)) < 500
     assert config.backbone_name_or_path is None, "a refusal leaves the configuration as it was"
@@ -277,5 +275,5 @@ def test_a_backbone_with_an_adapter_of_its_own_is_refused_and_merged_it_is_taken
 
 
 def test_a_backbone_that_is_no_language_model_is_refused(proc):
-    with pytest.raises(LKGDataError, match="The backbone is a Linear; give a causal language model"):
+    with pytest.raises(LKGError, match="The backbone is a Linear; give a causal language model"):
         LlamaRecLKGForRanking.from_backbone(torch.nn.Linear(2, 2), proc.model_config())

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import backbone, examples, processor
 from transformers import AutoModel, PreTrainedModel
 
-from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking
+from llamarec_lkg import LKGError, LlamaRecLKGForRanking
 from llamarec_lkg.hub.public_copy import public_copy
 from llamarec_lkg.ranking import checkpoints as module
 
@@ -258,7 +258,7 @@ def test_a_whole_checkpoint_without_some_of_its_backbone_is_refused(proc, batch,
     for file in sorted(path.name for path in tmp_path.glob("model*.safetensors")):
         lose(tmp_path, "layers.1.mlp", file=file)
     with pytest.raises(
-        LKGDataError, match=r"lacks the weights \['language_model.model.layers.1.mlp.down_proj.weight', .*damaged"
+        LKGError, match=r"lacks the weights \['language_model.model.layers.1.mlp.down_proj.weight', .*damaged"
     ):
         AutoModel.from_pretrained(tmp_path)
 
@@ -267,11 +267,9 @@ def test_a_configuration_of_a_whole_model_beside_the_weights_of_a_small_one_is_r
     ranker_of("adapter", proc, base)[0].save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "external_backbone": False}))
-    with pytest.raises(
-        LKGDataError, match=r"lacks the weights \['language_model.* and 16 more. It is damaged, its fi"
-    ):
+    with pytest.raises(LKGError, match=r"lacks the weights \['language_model.* and 16 more. It is damaged, its fi"):
         AutoModel.from_pretrained(tmp_path)
-    with pytest.raises(LKGDataError, match=r"not whole: \['language_model.\*'\] is missing"):
+    with pytest.raises(LKGError, match=r"not whole: \['language_model.\*'\] is missing"):
         public_copy(tmp_path, tmp_path / "public", parts=("model",))
 
 
@@ -279,7 +277,7 @@ def test_sizes_that_do_not_fit_are_not_ignored_where_they_are_ours(proc, base, t
     ranker_of("whole", proc, base)[0].save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "relations": [*config["relations"], "NEW"]}))
-    with pytest.raises(LKGDataError, match=r"\('preference.bias', .*\[3\]\), .*\[4\]\)\).*would start them anew"):
+    with pytest.raises(LKGError, match=r"\('preference.bias', .*\[3\]\), .*\[4\]\)\).*would start them anew"):
         AutoModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
 
 
@@ -290,13 +288,13 @@ def test_a_small_form_beside_the_weights_of_a_whole_model_is_refused(proc, base,
     ranker_of("whole", proc, base, seed=1)[0].save_pretrained(tmp_path / "whole")
     shutil.copy(tmp_path / "whole" / WEIGHTS, tmp_path / "run" / WEIGHTS)
     said = f"{WEIGHTS} holds 21 weights of a backbone, such as 'language_model.lm_head.weight', but its config"
-    with pytest.raises(LKGDataError, match=said):
+    with pytest.raises(LKGError, match=said):
         AutoModel.from_pretrained(tmp_path / "run")
     (tmp_path / "public").mkdir()
-    with pytest.raises(LKGDataError, match="hold 21 weights of one: the files are of two models"):
+    with pytest.raises(LKGError, match="hold 21 weights of one: the files are of two models"):
         public_copy(tmp_path / "run", tmp_path / "public", parts=("model",), backbone="owner/base")
     if form == "adapter":
-        with pytest.raises(LKGDataError, match=said):
+        with pytest.raises(LKGError, match=said):
             ranker.load_adapter(tmp_path / "run", "second", same_backbone=True)
         assert ranker.adapter_names == ["default"]
 
@@ -304,7 +302,7 @@ def test_a_small_form_beside_the_weights_of_a_whole_model_is_refused(proc, base,
 def test_damaged_weights_are_named(proc, base, tmp_path):
     ranker_of("heads", proc, base)[0].save_pretrained(tmp_path, include_backbone=False)
     (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:200])
-    with pytest.raises(LKGDataError, match=f"{WEIGHTS} is not readable .*again"):
+    with pytest.raises(LKGError, match=f"{WEIGHTS} is not readable .*again"):
         AutoModel.from_pretrained(tmp_path)
 
 
@@ -328,7 +326,7 @@ def test_a_checkpoint_of_a_whole_model_is_put_in_place(proc, batch, base, tmp_pa
     assert same(scores(fresh, batch), scores(ranker, batch))
     for file in SHARDS if form == "sharded" else [WEIGHTS]:
         lose(tmp_path, "layers.1.mlp", file=file)
-    with pytest.raises(LKGDataError, match="does not fit this model.*layers.1.mlp"):
+    with pytest.raises(LKGError, match="does not fit this model.*layers.1.mlp"):
         fresh.load_trained_weights(tmp_path)
 
 
@@ -364,5 +362,5 @@ def test_a_shard_that_is_missing_is_named_before_the_push(proc, base, tmp_path):
     ranker.save_pretrained(tmp_path / "run", **options)
     (tmp_path / "run" / "model-00002-of-00005.safetensors").unlink()
     (tmp_path / "public").mkdir()
-    with pytest.raises(LKGDataError, match=r"not whole: \['model-00002-of-00005.safetensors'\] is missing"):
+    with pytest.raises(LKGError, match=r"not whole: \['model-00002-of-00005.safetensors'\] is missing"):
         public_copy(tmp_path / "run", tmp_path / "public", parts=("model",))

@@ -11,7 +11,7 @@ from transformers import AutoModel
 from llamarec_lkg.ranking.configuration_llamarec_lkg import LlamaRecLKGConfig
 from llamarec_lkg.ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking, straight_through
 from llamarec_lkg.ranking.prompt_assembly import assemble_prompt, select_paths
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 
 
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
@@ -214,9 +214,9 @@ def test_a_field_given_by_name_is_checked_like_a_saved_one(proc, tmp_path, given
     ranker = model(proc)
     ranker.save_pretrained(tmp_path)
     options = {"config": ranker.config} if given else {}
-    with pytest.raises(LKGDataError, match=r"path_gate is 'nonsense'; it is one of \('attention_bias', 'straight_"):
+    with pytest.raises(LKGError, match=r"path_gate is 'nonsense'; it is one of \('attention_bias', 'straight_"):
         LlamaRecLKGForRanking.from_pretrained(tmp_path, path_gate="nonsense", **options)
-    with pytest.raises(LKGDataError, match="num_candidates is 53; one forward pass ranks 2 to 52"):
+    with pytest.raises(LKGError, match="num_candidates is 53; one forward pass ranks 2 to 52"):
         LlamaRecLKGForRanking.from_pretrained(tmp_path, num_candidates=53, **options)
     again = LlamaRecLKGForRanking.from_pretrained(tmp_path, path_gate="straight_through", **options)
     assert again.config.path_gate == "straight_through"
@@ -228,7 +228,7 @@ def test_weights_of_an_earlier_version_are_named_as_such(proc, tmp_path):
         ranker.preference.history_in = torch.nn.Linear(2 * len(proc.relations) + 1, 32)
         ranker.config.backbone_name_or_path = None
         ranker.save_pretrained(tmp_path, include_backbone=True)
-        with pytest.raises(LKGDataError, match="earlier version"):
+        with pytest.raises(LKGError, match="earlier version"):
             LlamaRecLKGForRanking.from_pretrained(tmp_path, backbone=whole)
 
 
@@ -269,7 +269,7 @@ def test_a_kernel_that_would_ignore_the_bias_is_refused(proc, batch):
     plain = backbone()
     plain.set_attn_implementation("eager")
     ranker = LlamaRecLKGForRanking.from_backbone(plain, proc.model_config())
-    with pytest.raises(LKGDataError, match="needs the 'sdpa' attention kernel; the backbone uses 'eager'"):
+    with pytest.raises(LKGError, match="needs the 'sdpa' attention kernel; the backbone uses 'eager'"):
         ranker(**batch)
     LlamaRecLKGForRanking.from_backbone(plain, proc.model_config(path_gate="straight_through"))(**batch)
 
@@ -389,7 +389,7 @@ def test_a_missing_preference_weight_is_an_error_not_a_silent_start_from_zero(pr
     weights = load_file(path)
     weights.pop("preference.bias")
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(LKGDataError, match="preference.bias"):
+    with pytest.raises(LKGError, match="preference.bias"):
         AutoModel.from_pretrained(tmp_path / "saved")
 
 
@@ -400,7 +400,7 @@ def test_a_whole_checkpoint_without_preferences_is_an_error_too(proc, tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     kept = {name: value for name, value in weights.items() if name != "preference.bias"}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(LKGDataError, match="lacks the weights \\['preference.bias'\\]"):
+    with pytest.raises(LKGError, match="lacks the weights \\['preference.bias'\\]"):
         AutoModel.from_pretrained(tmp_path)
 
 
@@ -412,7 +412,7 @@ def test_a_promised_adapter_that_is_absent_is_an_error_and_a_stale_one_is_not_re
     ranker.add_adapter(LoraConfig(**LORA))
     perturbed(ranker).save_pretrained(tmp_path / "saved")
     shutil.copytree(tmp_path / "saved", tmp_path / "partial", ignore=shutil.ignore_patterns("adapter"))
-    with pytest.raises(LKGDataError, match="was saved with an adapter"):
+    with pytest.raises(LKGError, match="was saved with an adapter"):
         AutoModel.from_pretrained(tmp_path / "partial")
     heads = LlamaRecLKGForRanking.from_backbone(str(tmp_path / "backbone"), proc.model_config())
     heads.save_pretrained(tmp_path / "saved", include_backbone=False)
@@ -451,14 +451,14 @@ def test_a_checkpoint_that_names_no_backbone_says_what_to_do(proc, tmp_path):
     ranker = model(proc)
     ranker.config.backbone_name_or_path = None
     ranker.save_pretrained(tmp_path, include_backbone=False)
-    with pytest.raises(LKGDataError, match="does not name one"):
+    with pytest.raises(LKGError, match="does not name one"):
         LlamaRecLKGForRanking.from_pretrained(tmp_path)
 
 
 def test_an_adapter_cannot_be_saved_whole_by_accident(proc, tmp_path):
     ranker = model(proc)
     ranker.add_adapter(LoraConfig(**LORA))
-    with pytest.raises(LKGDataError, match="merge_adapter"):
+    with pytest.raises(LKGError, match="merge_adapter"):
         ranker.save_pretrained(tmp_path, include_backbone=True)
 
 
@@ -557,7 +557,7 @@ def test_a_configuration_is_given_by_its_place(saved, tmp_path):
 
 @pytest.mark.parametrize("given", [{"num_paths": 1}, backbone().config])
 def test_what_is_no_configuration_of_ours_is_refused(saved, given):
-    with pytest.raises(LKGDataError, match=f"config is a {type(given).__name__}; it is .* by their names"):
+    with pytest.raises(LKGError, match=f"config is a {type(given).__name__}; it is .* by their names"):
         LlamaRecLKGForRanking.from_pretrained(saved, config=given)
 
 

@@ -14,7 +14,7 @@ from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.ranking.configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
 from llamarec_lkg.ranking.processing_llamarec_lkg import INSTRUCTION, RESPONSE_CUE, LlamaRecLKGProcessor, sanitize
 from llamarec_lkg.ranking.prompt_assembly import assemble_prompt, select_paths
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_tokenizer_that_merges_a_letter_with_the_cue_is_refused(film_dataset):
     tok = tokenizer()
     tok.add_tokens(["\nA"])
     items = film_dataset.items
-    with pytest.raises(LKGDataError, match="one token a letter"):
+    with pytest.raises(LKGError, match="one token a letter"):
         LlamaRecLKGProcessor(tok, KnowledgeGraph.from_dataset(film_dataset), items.ids, items.titles, **SETTINGS)
 
 
@@ -159,7 +159,7 @@ def test_a_processor_travels_to_other_processes(proc, film_dataset):
 def test_labels_and_users_out_of_range_are_refused(proc, film_dataset):
     example = examples(film_dataset, count=1)[0]
     for wrong in ({"label": 5}, {"label": -2}, {"user": -1}):
-        with pytest.raises(LKGDataError, match="a label is the index"):
+        with pytest.raises(LKGError, match="a label is the index"):
             proc([replace(example, **wrong)])
 
 
@@ -192,7 +192,7 @@ def test_lowest_scored_paths_are_dropped_before_history(film_dataset):
 
 def test_max_length_below_the_candidates_is_a_clear_error(film_dataset):
     proc = processor(film_dataset, max_length=60)
-    with pytest.raises(LKGDataError, match="max_length is 60 tokens"):
+    with pytest.raises(LKGError, match="max_length is 60 tokens"):
         proc(examples(film_dataset, count=1))
 
 
@@ -226,36 +226,36 @@ def test_raw_ids_become_an_example_and_unknown_users_are_the_average_user(proc, 
     ],
 )
 def test_lists_that_cannot_be_ranked_are_refused_with_the_reason(proc, arguments, message):
-    with pytest.raises(LKGDataError, match=message):
+    with pytest.raises(LKGError, match=message):
         proc.example(**arguments)
 
 
 def test_rows_without_their_columns_or_from_other_data_are_refused(proc, film_dataset):
-    with pytest.raises(LKGDataError, match="lacks \\['candidates'\\]"):
+    with pytest.raises(LKGError, match="lacks \\['candidates'\\]"):
         proc([{"history": [1]}])
-    with pytest.raises(LKGDataError, match="dense item 77"):
+    with pytest.raises(LKGError, match="dense item 77"):
         proc([replace(examples(film_dataset)[0], history=np.array([77]), ratings=np.ones(1))])
 
 
 def test_graph_titles_and_model_must_fit_each_other(proc, film_dataset):
     items = film_dataset.items
-    with pytest.raises(LKGDataError, match="graph has 6 items, but 5"):
+    with pytest.raises(LKGError, match="graph has 6 items, but 5"):
         LlamaRecLKGProcessor(tokenizer(), proc.knowledge_graph, items.ids[:5], items.titles[:5])
-    with pytest.raises(LKGDataError, match="Unknown settings \\['paths'\\]"):
+    with pytest.raises(LKGError, match="Unknown settings \\['paths'\\]"):
         processor(film_dataset, paths=3)
     config = proc.model_config()
     proc.check_model(config)
     config.relations = config.relations[::-1]
-    with pytest.raises(LKGDataError, match="was made for the relations"):
+    with pytest.raises(LKGError, match="was made for the relations"):
         proc.check_model(config)
-    with pytest.raises(LKGDataError, match="other letter tokens"):
+    with pytest.raises(LKGError, match="other letter tokens"):
         proc.check_model(proc.model_config(letter_token_ids=[1, 2, 3, 4, 5]))
-    with pytest.raises(LKGDataError, match="num_paths"):
+    with pytest.raises(LKGError, match="num_paths"):
         proc.check_model(proc.model_config(num_paths=9))
     other = KnowledgeGraph.from_dataset(film_dataset, whole_values=()).without_relations(["RATED"])
     proc.use_knowledge_graph(other)
     renamed = replace(other, relations=tuple(f"{name}2" for name in other.relations))
-    with pytest.raises(LKGDataError, match="needs"):
+    with pytest.raises(LKGError, match="needs"):
         proc.use_knowledge_graph(renamed)
 
 
@@ -266,9 +266,9 @@ def test_other_users_are_told_from_as_many_of_them(proc):
 
     config, turned = proc.model_config(), known(proc.user_ids[::-1])
     proc.check_model(config)
-    with pytest.raises(LKGDataError, match="knows 4 users, the processor 4, not the same or in another order: a user"):
+    with pytest.raises(LKGError, match="knows 4 users, the processor 4, not the same or in another order: a user"):
         turned.check_model(config)
-    with pytest.raises(LKGDataError, match="knows 4 users, the processor 3, not"):
+    with pytest.raises(LKGError, match="knows 4 users, the processor 3, not"):
         known(proc.user_ids[:3]).check_model(config)
     known(()).check_model(config)  # everybody is the average user
     config.users = None  # as of a model that was saved before there was this name
@@ -279,16 +279,16 @@ def test_other_users_are_told_from_as_many_of_them(proc):
         config, proc.tokenizer, proc.knowledge_graph, proc.item_ids, proc.titles, proc.user_ids[::-1]
     )
     made.check_model(config)
-    with pytest.raises(LKGDataError, match="in another order"):
+    with pytest.raises(LKGError, match="in another order"):
         proc.check_model(config)
 
 
 def test_configuration_refuses_what_no_model_can_be(proc):
-    with pytest.raises(LKGDataError, match="ranks 2 to 52"):
+    with pytest.raises(LKGError, match="ranks 2 to 52"):
         LlamaRecLKGConfig(num_candidates=53)
-    with pytest.raises(LKGDataError, match="path_gate is 'foo'"):
+    with pytest.raises(LKGError, match="path_gate is 'foo'"):
         LlamaRecLKGConfig(path_gate="foo")
-    with pytest.raises(LKGDataError, match="a name twice"):
+    with pytest.raises(LKGError, match="a name twice"):
         LlamaRecLKGConfig(relations=["A", "A"])
 
 
@@ -327,5 +327,5 @@ def test_a_damaged_file_is_named(proc, tmp_path, name):
     proc.save_pretrained(tmp_path)
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(LKGDataError, match="damaged|not readable|do not fit"):
+    with pytest.raises(LKGError, match="damaged|not readable|do not fit"):
         LlamaRecLKGProcessor.from_pretrained(tmp_path)

@@ -3,7 +3,7 @@ import pytest
 
 from llamarec_lkg.data.sequences import TRAIN, UNUSED
 from llamarec_lkg.retrieval.candidates import _retrieve, _uniform, evaluation_examples, to_dataset, training_examples
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 
 
 class ByItem:
@@ -197,10 +197,10 @@ def test_training_lists_are_the_same_for_the_same_seed_only(cycle_dataset, negat
 
 def test_a_retriever_that_finds_nothing_is_reported(make_dataset):
     data = make_dataset([(1, item, item) for item in range(1, 10)])
-    with pytest.raises(LKGDataError, match="None of 6 training positions .* its best 2.*negatives='uniform'"):
+    with pytest.raises(LKGError, match="None of 6 training positions .* its best 2.*negatives='uniform'"):
         training_examples(data, ByItem(9), num_candidates=2, progress=False)
     nothing_left_out = data.without_last_training(1)
-    with pytest.raises(LKGDataError, match="None of 0 training positions"):
+    with pytest.raises(LKGError, match="None of 0 training positions"):
         training_examples(nothing_left_out, ByItem(9), nothing_left_out, negatives="uniform", progress=False)
 
 

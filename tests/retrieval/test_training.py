@@ -14,7 +14,7 @@ from llamarec_lkg.retrieval.training import (
     train_lrurec,
     training_windows,
 )
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 
 
 def arguments(**changes) -> LRURecTrainingArguments:
@@ -149,13 +149,13 @@ def test_the_schedule_reaches_the_optimizer(cycle_dataset, monkeypatch):
 
 
 def test_an_unknown_schedule_is_refused(cycle_dataset):
-    with pytest.raises(LKGDataError, match="lr_scheduler_type is 'cosine'; it is 'constant' or 'one_cycle'"):
+    with pytest.raises(LKGError, match="lr_scheduler_type is 'cosine'; it is 'constant' or 'one_cycle'"):
         train_lrurec(cycle_dataset, arguments(lr_scheduler_type="cosine"), progress=False)
 
 
 def test_data_without_a_transition_is_refused(make_dataset):
     data = make_dataset([(1, item, item) for item in (1, 2, 3)])
-    with pytest.raises(LKGDataError, match="No user has two training interactions"):
+    with pytest.raises(LKGError, match="No user has two training interactions"):
         train_lrurec(data, arguments(), progress=False)
 
 
@@ -165,7 +165,7 @@ def test_data_without_validation_targets_is_trained_on_or_refused_with_a_reason(
     assert len(data.positions("validation")) == 0 and len(data.positions("test")) > 0
     try:
         model, _ = train_lrurec(data, arguments(), progress=False)
-    except LKGDataError as error:
+    except LKGError as error:
         assert "validation" in str(error)
     else:
         assert model.config.num_items == 7

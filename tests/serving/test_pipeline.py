@@ -16,7 +16,7 @@ from tiny import backbone, examples, processor
 from torch.utils.data import Dataset
 from transformers import pipeline
 
-from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking, RecommendationPipeline, Recommender
+from llamarec_lkg import LKGError, LlamaRecLKGForRanking, RecommendationPipeline, Recommender
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval
 from llamarec_lkg.retrieval.popularity import PopularityRetriever
 
@@ -174,29 +174,29 @@ def test_an_empty_history_has_items_but_no_reasons(recommend):
 
 
 def test_bad_requests_are_named(recommend):
-    with pytest.raises(LKGDataError, match="not in the catalogue of 6, the first is '999'"):
+    with pytest.raises(LKGError, match="not in the catalogue of 6, the first is '999'"):
         recommend({"history": ["1", "999"]})
-    with pytest.raises(LKGDataError, match="Request 2: .*'999'"):
+    with pytest.raises(LKGError, match="Request 2: .*'999'"):
         recommend([REQUESTS[0], REQUESTS[1], {"history": ["999"]}], batch_size=2)
-    with pytest.raises(LKGDataError, match="'2' appears 2 times"):
+    with pytest.raises(LKGError, match="'2' appears 2 times"):
         recommend({"history": ["1"], "candidates": ["2", "3", "2"]})
-    with pytest.raises(LKGDataError, match="Request 0: A request is a dictionary .* not str"):
+    with pytest.raises(LKGError, match="Request 0: A request is a dictionary .* not str"):
         recommend(["50", "181"])
-    with pytest.raises(LKGDataError, match="A request is a dictionary .* not str"):
+    with pytest.raises(LKGError, match="A request is a dictionary .* not str"):
         recommend("50")
-    with pytest.raises(LKGDataError, match=r"found \['history', 'users'\]"):
+    with pytest.raises(LKGError, match=r"found \['history', 'users'\]"):
         recommend({"history": ["1"], "users": "2"})
-    with pytest.raises(LKGDataError, match=r"found \['user'\]"):
+    with pytest.raises(LKGError, match=r"found \['user'\]"):
         recommend({"user": "2"})
-    with pytest.raises(LKGDataError, match="'history' is '1'; it is a list"):
+    with pytest.raises(LKGError, match="'history' is '1'; it is a list"):
         recommend({"history": "1"})
-    with pytest.raises(LKGDataError, match="'candidates' is 3; it is a list"):
+    with pytest.raises(LKGError, match="'candidates' is 3; it is a list"):
         recommend({"history": ["1"], "candidates": 3})
-    with pytest.raises(LKGDataError, match="top_k is 0; it is a whole number, 1 or more"):
+    with pytest.raises(LKGError, match="top_k is 0; it is a whole number, 1 or more"):
         recommend({"history": ["1"]}, top_k=0)
-    with pytest.raises(LKGDataError, match="batch_size is 0"):
+    with pytest.raises(LKGError, match="batch_size is 0"):
         recommend(REQUESTS, batch_size=0)
-    with pytest.raises(LKGDataError, match="num_reasons is 1.5"):
+    with pytest.raises(LKGError, match="num_reasons is 1.5"):
         recommend({"history": ["1"]}, num_reasons=1.5)
 
 
@@ -234,7 +234,7 @@ def test_without_a_retriever_it_ranks_what_it_is_given_and_says_so(saved, tmp_pa
     with caplog.at_level("WARNING"):
         alone = pipeline("recommendation", model=str(bare), device="cpu")
     assert "no folder 'retriever' beside the model" in caplog.text
-    with pytest.raises(LKGDataError, match="give `candidates`"):
+    with pytest.raises(LKGError, match="give `candidates`"):
         alone({"history": ["1"]})
     wanted = Recommender(recommend.model, recommend.processor).recommend(["1"], candidates=["2", "3"])
     assert_same(alone({"history": ["1"], "candidates": ["2", "3"]}), [asdict(item) for item in wanted])
@@ -249,16 +249,16 @@ def test_without_a_retriever_it_ranks_what_it_is_given_and_says_so(saved, tmp_pa
         "recommendation", model=str(bare), retriever=PopularityRetriever.from_dataset(film_dataset), device="cpu"
     )
     assert len(popular({"history": ["1"]}, top_k=3)) == 3
-    with pytest.raises(LKGDataError, match="PopularityRetriever cannot be saved"):
+    with pytest.raises(LKGError, match="PopularityRetriever cannot be saved"):
         popular.save_pretrained(tmp_path / "popular")
 
 
 def test_parts_that_do_not_belong_together_are_refused(saved, recommend):
-    with pytest.raises(LKGDataError, match="The retriever knows 9 items, the processor 6"):
+    with pytest.raises(LKGError, match="The retriever knows 9 items, the processor 6"):
         pipeline("recommendation", model=str(saved), retriever=LRURecForRetrieval(LRURecConfig(num_items=9)))
-    with pytest.raises(LKGDataError, match="needs a LlamaRecLKGForRanking, not LlamaForCausalLM"):
+    with pytest.raises(LKGError, match="needs a LlamaRecLKGForRanking, not LlamaForCausalLM"):
         RecommendationPipeline(model=backbone(), processor=recommend.processor)
-    with pytest.raises(LKGDataError, match="needs a LlamaRecLKGProcessor, not NoneType"):
+    with pytest.raises(LKGError, match="needs a LlamaRecLKGProcessor, not NoneType"):
         RecommendationPipeline(model=recommend.model)
 
 
@@ -272,7 +272,7 @@ def test_a_saved_pipeline_loads_in_one_line_and_pushes_no_folder_of_this_machine
         lambda: recommend.push_to_hub("you/name"),
         lambda: recommend.save_pretrained(tmp_path / "no", push_to_hub=True),
     ):
-        with pytest.raises(LKGDataError, match="no name that others can load"):
+        with pytest.raises(LKGError, match="no name that others can load"):
             push()
 
 

@@ -14,7 +14,7 @@ from llamarec_lkg.data.schema import RATED, Triples
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.serving.drawings import draw_preferences, draw_reasons
 from llamarec_lkg.serving.reasons import OTHER_PATHS, PATH, Reason, Recommendation, evidence_paths
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -208,7 +208,7 @@ def test_the_history_of_a_known_user_is_in_the_graph(recommender, film_dataset):
         trained = film_dataset.history(int(film_dataset.offsets[user]) - 2)
         wanted = film_dataset.item_sequence[trained]
         np.testing.assert_array_equal(proc.known_history(str(user)), wanted)
-    with pytest.raises(LKGDataError, match="'nobody' is not one of the 4 known users"):
+    with pytest.raises(LKGError, match="'nobody' is not one of the 4 known users"):
         proc.known_history("nobody")
     bare = proc.with_knowledge_graph(proc.knowledge_graph.without_relations(proc.relations))
     assert bare.known_history("1").size == 0

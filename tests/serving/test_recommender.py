@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import backbone, examples, processor
 
-from llamarec_lkg import LKGDataError, LlamaRecLKGForRanking, Recommender
+from llamarec_lkg import LKGError, LlamaRecLKGForRanking, Recommender
 from llamarec_lkg.data.schema import RankingExample
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval, LRURecRetriever
 from llamarec_lkg.serving.sliding_windows import rank_windows
@@ -64,9 +64,9 @@ def test_given_candidates_a_single_one_and_an_unknown_user(saved):
 
 def test_bad_input_is_named(saved):
     recommender = Recommender.from_pretrained(saved)
-    with pytest.raises(LKGDataError, match="'999'"):
+    with pytest.raises(LKGError, match="'999'"):
         recommender.recommend(["999"])
-    with pytest.raises(LKGDataError, match="appears 2 times"):
+    with pytest.raises(LKGError, match="appears 2 times"):
         recommender.recommend(["1"], candidates=["2", "2"])
 
 
@@ -84,19 +84,19 @@ def test_a_single_id_is_no_list_whoever_is_asked(saved, value):
         ("history", lambda: processor.example(value, ["1", "2"])),
         ("candidates", lambda: processor.example(["1"], value)),
     ):
-        with pytest.raises(LKGDataError, match=f"'{name}' is .*a list of item ids.*such as \\['50', '181'\\]"):
+        with pytest.raises(LKGError, match=f"'{name}' is .*a list of item ids.*such as \\['50', '181'\\]"):
             ask()
 
 
 @pytest.mark.parametrize("value", ["12", "1"])
 def test_a_string_of_known_letters_is_no_list_of_them(saved, value):
-    with pytest.raises(LKGDataError, match=rf"Give \['{value}'\] for a single one"):
+    with pytest.raises(LKGError, match=rf"Give \['{value}'\] for a single one"):
         Recommender.from_pretrained(saved).recommend(value)
 
 
 def test_a_history_that_is_not_there_is_told_and_an_empty_one_is_a_history(saved):
     recommender = Recommender.from_pretrained(saved)
-    with pytest.raises(LKGDataError, match="'history' is None; .*it may be empty"):
+    with pytest.raises(LKGError, match="'history' is None; .*it may be empty"):
         recommender.recommend(None)
     assert len(recommender.recommend([], k=2)) == 2
 
@@ -114,14 +114,14 @@ def test_any_list_of_ids_will_do_and_a_number_is_its_digits(saved):
     )
     for history in lists:
         assert recommender.recommend(history, candidates=(raw for raw in [2, 4])) == wanted
-    with pytest.raises(LKGDataError, match="the first is 3.5"):
+    with pytest.raises(LKGError, match="the first is 3.5"):
         recommender.recommend([3.5])
 
 
 def test_model_and_processor_of_different_runs_are_refused(saved, film_dataset):
     recommender = Recommender.from_pretrained(saved)
     other = processor(film_dataset, num_paths=1)
-    with pytest.raises(LKGDataError, match="differ in their prompt settings"):
+    with pytest.raises(LKGError, match="differ in their prompt settings"):
         Recommender(recommender.model, other, LRURecRetriever(recommender.retriever.model))
 
 

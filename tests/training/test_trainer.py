@@ -12,7 +12,7 @@ from tiny import backbone, examples, model, processor, tokenizer
 
 from llamarec_lkg import (
     KnowledgeGraph,
-    LKGDataError,
+    LKGError,
     LlamaRecLKGConfig,
     LlamaRecLKGForRanking,
     LlamaRecLKGProcessor,
@@ -121,7 +121,7 @@ def test_a_missed_target_counts_as_zero_and_is_not_run(proc, lists, tmp_path):
 
 def test_evaluation_with_nothing_retrieved_says_so(proc, lists, tmp_path):
     trainer = LlamaRecLKGTrainer(model(proc), arguments(tmp_path), None, to_dataset(lists), proc)
-    with pytest.raises(LKGDataError, match="nothing to re-rank"):
+    with pytest.raises(LKGError, match="nothing to re-rank"):
         trainer.evaluate([replace(example, label=-1) for example in lists])
 
 
@@ -212,7 +212,7 @@ def test_the_adapter_moves_with_activation_checkpointing_whether_new_or_saved(pr
 @pytest.mark.parametrize("prefix", ["activation", "gradient"])
 def test_reentrant_checkpointing_is_refused_with_the_reason(tmp_path, prefix):
     kind = {f"{prefix}_checkpointing_kwargs": {"use_reentrant": True}}
-    with pytest.raises(LKGDataError, match="use_reentrant=True; use False.*gate every layer"):
+    with pytest.raises(LKGError, match="use_reentrant=True; use False.*gate every layer"):
         arguments(tmp_path, **{f"{prefix}_checkpointing": True}, **kind)
     arguments(tmp_path, **kind)
     arguments(tmp_path, activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": False})
@@ -238,13 +238,13 @@ def test_training_lists_are_read_with_their_own_graph_and_evaluation_with_the_pr
 
 
 def test_wrong_inputs_are_refused(proc, lists, tmp_path):
-    with pytest.raises(LKGDataError, match="processing_class is NoneType"):
+    with pytest.raises(LKGError, match="processing_class is NoneType"):
         LlamaRecLKGTrainer(model(proc), arguments(tmp_path), lists)
-    with pytest.raises(LKGDataError, match="1 of 8 training rows have no target"):
+    with pytest.raises(LKGError, match="1 of 8 training rows have no target"):
         LlamaRecLKGTrainer(model(proc), arguments(tmp_path), [replace(lists[0], label=-1), *lists[1:]], None, proc)
     other = model(proc)
     other.config.relations = ["SOMETHING_ELSE"]
-    with pytest.raises(LKGDataError, match="was made for the relations"):
+    with pytest.raises(LKGError, match="was made for the relations"):
         LlamaRecLKGTrainer(other, arguments(tmp_path), lists, None, proc)
     with pytest.raises(ValueError, match="remove_unused_columns"):
         arguments(tmp_path, remove_unused_columns=True)

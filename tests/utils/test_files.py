@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llamarec_lkg.utils import files as storage
-from llamarec_lkg.utils.errors import LKGDataError
+from llamarec_lkg.utils.errors import LKGError
 from llamarec_lkg.utils.files import atomic_file, atomic_folder, cache_dir, exchanged, read_json, write_json
 from llamarec_lkg.utils.fingerprints import as_plain, fingerprint, hash_file
 
@@ -185,11 +185,11 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
 
 
 def test_json_that_is_absent_or_damaged_is_named(tmp_path):
-    with pytest.raises(LKGDataError, match="none.json does not exist"):
+    with pytest.raises(LKGError, match="none.json does not exist"):
         read_json(tmp_path / "none.json")
     for content in (b'{"a": ', b"\xff\xfe\xff"):
         (tmp_path / "bad.json").write_bytes(content)
-        with pytest.raises(LKGDataError, match="bad.json is not readable json .* Delete its folder"):
+        with pytest.raises(LKGError, match="bad.json is not readable json .* Delete its folder"):
             read_json(tmp_path / "bad.json")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from ...utils.errors import LKGDataError
+from ...utils.errors import LKGError
 from ..raw_dataset import ID_TYPES, INTERACTION_COLUMNS, Catalogue, RawDataset, folder_of
 from ..readers import csv_batches, record_batches, records
 from ..schema import HEAD, ITEM_ID, RATING, RELATION, TAIL, TIMESTAMP, TITLE, USER_ID, ItemTable, Triples
@@ -102,7 +102,7 @@ def _files(path: Path, pattern: str, suffix: str) -> tuple[Path, str, Path]:
     names = [path.name] if path.is_file() else sorted(entry.name for entry in folder.iterdir())
     matches = [match for name in names if (match := re.fullmatch(pattern, name))]
     if len(matches) != 1:
-        raise LKGDataError(
+        raise LKGError(
             f"{path} holds {[match.string for match in matches] or names[:12]}; needed is one file of ratings or "
             "reviews. Pass the path of that file."
         )
@@ -110,7 +110,7 @@ def _files(path: Path, pattern: str, suffix: str) -> tuple[Path, str, Path]:
     for meta in (folder / f"meta_{category}.{suffix}.gz", folder / f"meta_{category}.{suffix}"):
         if meta.exists():
             return folder / matches[0].string, category, meta
-    raise LKGDataError(
+    raise LKGError(
         f"{folder} holds {matches[0].string} but no meta_{category}.{suffix}.gz, which has the titles. Download it "
         "from the same release and put it there."
     )
@@ -131,7 +131,7 @@ def _catalogue(
         for relation in RELATED.values():
             facts += [(raw, relation, intern(str(other))) for other in found[relation] or ()]
     if not rows:
-        raise LKGDataError(
+        raise LKGError(
             f"{meta} has no record with {id_field!r}{' of an item with interactions' if wanted is not None else ''}. "
             "Are both files of one release and category?"
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ...utils.errors import LKGDataError
+from ...utils.errors import LKGError
 from ..raw_dataset import ID_TYPES, Catalogue, RawDataset, folder_of, only
 from ..readers import csv_batches, read_lines, read_table
 from ..schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, ItemTable, require_columns
@@ -78,7 +78,7 @@ def movielens_1m(path: Path) -> RawDataset:
             raw, _, rest = line.partition("::")
             title, separator, genres = rest.rpartition("::")
             if not separator:
-                raise LKGDataError(
+                raise LKGError(
                     f"Line {number} of {folder / 'movies.dat'} is {line[:80]!r}; needed is id::title::genres. Is the "
                     "file whole? Make or copy it again."
                 )
@@ -102,7 +102,7 @@ def movielens_100k(path: Path) -> RawDataset:
             fields = line.split("|")
             flags = fields[5:]
             if len(flags) != len(genres):
-                raise LKGDataError(
+                raise LKGError(
                     f"Line {number} of {folder / 'u.item'} has {len(fields)} fields; needed are 5 and one for each of "
                     f"the {len(genres)} genres. Is the file whole? Make or copy it again."
                 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ...utils.errors import LKGDataError
+from ...utils.errors import LKGError
 from ..raw_dataset import Catalogue, RawDataset, _links, folder_of, only
 from ..readers import csv_batches, read_table
 from ..schema import HEAD, ITEM_ID, RELATION, TAIL, TITLE, ItemTable, Triples
@@ -26,14 +26,14 @@ def recbole_atomic(path: Path, name: str | None = None) -> RawDataset:
     folder = folder_of(path)
     files = [path] if path.is_file() else sorted(folder.glob("*.inter"))
     if name is None and not files:
-        raise LKGDataError(f"{folder} holds no *.inter file. RecBole data needs one, and an *.item file.")
+        raise LKGError(f"{folder} holds no *.inter file. RecBole data needs one, and an *.item file.")
     name = name or files[0].stem
 
     def catalogue(wanted: Container[str] | None) -> Catalogue:
         items = _atomic(read_table(folder / f"{name}.item", **_ATOMIC))
         title_column = next((column for column in items.columns if column.endswith("title")), None)
         if title_column is None:
-            raise LKGDataError(f"{name}.item has columns {list(items.columns)}; one must end with 'title'.")
+            raise LKGError(f"{name}.item has columns {list(items.columns)}; one must end with 'title'.")
         renames = {"class": GENRE, "release_year": YEAR}
         attributes = {c: renames.get(c, c.upper()) for c in items.columns if c not in (ITEM_ID, title_column)}
         table = ItemTable.from_frame(items.rename(columns={title_column: TITLE}), attributes)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ...utils.errors import LKGDataError
+from ...utils.errors import LKGError
 from ..raw_dataset import CARD, ID_TYPES, Catalogue, RawDataset, catalogue_of_tables, folder_of, only, read_source
 from ..readers import csv_batches, parquet_batches, read_table
 from ..schema import ITEM_ID, RATING, TIMESTAMP, USER_ID
@@ -37,7 +37,7 @@ def tables(path: Path) -> RawDataset:
 def _table(folder: Path, name: str, needed: bool = False) -> Path | None:
     found = next((path for suffix in ("parquet", "csv") if (path := folder / f"{name}.{suffix}").exists()), None)
     if needed and found is None:
-        raise LKGDataError(f"{folder} holds no {name}.parquet or {name}.csv. Put the table there.")
+        raise LKGError(f"{folder} holds no {name}.parquet or {name}.csv. Put the table there.")
     return found
 
 
