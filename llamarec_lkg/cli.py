@@ -328,7 +328,7 @@ def _push_dataset(args: argparse.Namespace) -> None:
 
 
 def _export_metrics(args: argparse.Namespace) -> None:
-    from .evaluation.evaluate_metrics import export_metric_spaces
+    from .evaluation.metric_spaces import export_metric_spaces
 
     for path in export_metric_spaces(args.folder, args.owner):
         print(path)
