@@ -41,7 +41,8 @@ RELATION = "relation"
 TAIL = "tail"
 
 
-RATED = "RATED"  # the one relation whose edges are interactions: dated, and private to users
+RATED = "RATED"  # user -> item, dated: only in graphs built with users, as the published one
+CO_RATED = "CO_RATED"  # item - item: how strongly people tie two items, summed over people
 
 
 PADDING_ITEM = 0  # dense item ids start at 1
@@ -310,6 +311,9 @@ class RankingExample:
         candidates (`np.ndarray`, shape (C,)): dense items; the first is letter A.
         retrieval_scores (`np.ndarray`, shape (C,)).
         label (`int`): index of the target among the candidates, -1 where it is not one or is not known.
+        evidence, history_relations (`np.ndarray` of `float32`, shapes (C, R) and (R, S), optional): what the graph says
+            of the candidates and of the history, read when the list was made (`retrieval.candidates.with_features`).
+            Where they are absent, the processor reads them.
     """
 
     user: int
@@ -318,6 +322,8 @@ class RankingExample:
     candidates: np.ndarray
     retrieval_scores: np.ndarray
     label: int = -1
+    evidence: np.ndarray | None = None
+    history_relations: np.ndarray | None = None
 
     @classmethod
     def from_mapping(cls, row: Mapping[str, Any]) -> RankingExample:
@@ -339,4 +345,9 @@ class RankingExample:
             candidates=candidates,
             retrieval_scores=np.asarray(row.get("retrieval_scores", np.zeros(len(candidates))), dtype=np.float32),
             label=int(row.get("label", -1)),
+            **{
+                name: np.asarray(row[name], dtype=np.float32)
+                for name in ("evidence", "history_relations")
+                if row.get(name) is not None
+            },
         )

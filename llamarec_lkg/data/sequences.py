@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -190,18 +190,17 @@ class SequenceDataset:
         """How often each dense item was trained on, shape (num_items + 1,)."""
         return np.bincount(self.item_sequence[self.labels == TRAIN], minlength=self.num_items + 1)
 
-    def without_last_training(self, count: int) -> SequenceDataset:
-        """The same data with each user's last `count` training interactions taken out of training (at least two
-        remain).
+    def without_users(self, users: np.ndarray) -> SequenceDataset:
+        """The same data in which some users train, validate and test nothing: all their positions are UNUSED.
 
-        A retriever fitted on what remains has not seen them, so its scores for them are as honest as at test time:
-        this is where the ranker's training examples come from (see `candidates.py`).
+        What is fitted on it has not seen these users, so what it says of them is as honest as at test time (see
+        `retrieval/candidates.py`).
+
+        Args:
+            users (`np.ndarray`): dense users.
         """
-        labels = self.labels.copy()
-        for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True):
-            training = start + np.flatnonzero(labels[start:stop] == TRAIN)
-            labels[training[max(2, len(training) - count) :]] = UNUSED
-        return SequenceDataset(**{**{f: getattr(self, f) for f in self.__dataclass_fields__}, "labels": labels})
+        out = np.isin(self.user_of(np.arange(len(self.labels))), users)
+        return replace(self, labels=np.where(out, UNUSED, self.labels).astype(np.int8))
 
     def save(self, folder: str | Path) -> None:
         """Write its files into `folder`, beside what else is there."""
