@@ -258,6 +258,12 @@ class KnowledgeGraph:
         items = self.item_of_node()[np.asarray(self.targets)[edges]]
         return items[np.lexsort((items, np.asarray(self.timestamps)[edges]))].astype(np.int64)
 
+    @property
+    def has_people(self) -> bool:
+        """Whether there are nodes of users, or edges that say who rated what."""
+        rated = RATED in self.relations and np.any(np.asarray(self.edge_relations) // 2 == self.relations.index(RATED))
+        return USER in self.entity_types or bool(rated)
+
     def describe(self) -> str:
         counts = np.bincount(np.asarray(self.edge_relations) // 2, minlength=len(self.relations))
         weighted = (
