@@ -325,9 +325,9 @@ class RankingExample:
         candidates (`np.ndarray`, shape (C,)): dense items; the first is letter A.
         retrieval_scores (`np.ndarray`, shape (C,)).
         label (`int`): index of the target among the candidates, -1 where it is not one or is not known.
-        evidence (`np.ndarray` of `float32`, shape (C, R), optional), history_relations (`np.ndarray` of `float32`, shape
-            (R, S), optional): what the graph says of the candidates and of the history, read when the list was made
-            (see `retrieval.candidates.with_features`). Where they are absent, the processor reads them.
+        evidence, history_relations (`np.ndarray` of `float32`, shapes (C, R) and (R, S), optional): what the graph says
+            of the candidates and of the history, read when the list was made (`retrieval.candidates.with_features`).
+            Where they are absent, the processor reads them.
     """
 
     user: int
