@@ -147,15 +147,12 @@ def _add_push(commands: argparse._SubParsersAction) -> None:
     push = commands.add_parser(
         "push",
         help=text,
-        description=f"{text[0].upper()}{text[1:]}. User ids and interactions stay here unless asked for.",
+        description=f"{text[0].upper()}{text[1:]}. What is about people stays here unless asked for.",
     )
     push.add_argument("folder", help="what `llamarec-lkg train` or the trainer wrote")
     push.add_argument("repo_id", help="owner/name; made if it does not exist")
     _add_commit(push)
-    push.add_argument("--include-users", action="store_true", help="raw user ids, and the weights of single users")
-    push.add_argument("--include-interactions", action="store_true", help="the graph with who rated what, and when")
-    text = "in place of the latter: what all ratings together say of pairs of items, sums over at least five people"
-    push.add_argument("--include-co-ratings", action="store_true", help=text)
+    push.add_argument("--share-users", action="store_true", help="user ids, and the weights of single users")
     text = "delete the repository's retriever, where the folder has none"
     push.add_argument("--remove-retriever", action="store_true", help=text)
     push.add_argument(
@@ -303,8 +300,7 @@ def _require_model(name: str) -> None:
 def _push(args: argparse.Namespace) -> None:
     from .hub.push import push_folder
 
-    included = ("include_users", "include_interactions", "include_co_ratings")
-    options = ("revision", "create_pr", "commit_message", "backbone", "remove_retriever", *included)
+    options = ("revision", "create_pr", "commit_message", "backbone", "remove_retriever", "share_users")
     done = push_folder(
         args.folder,
         args.repo_id,

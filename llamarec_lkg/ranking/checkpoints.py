@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from ..hub.home_file import stays_home
-from ..hub.layout import ADAPTER_FOLDER, MODEL_MAP
-from ..hub.mixin import saving, take_push_options
-from ..hub.public_copy import push_saved, refuse_root_adapter, write_shim
+from ..hub.layout import ADAPTER_FOLDER, MODEL_MAP, write_shim
+from ..hub.push import PushOptions, push_folder
+from ..hub.saved_folder import refuse_root_adapter
 from ..utils.errors import LKGError
 from ..utils.files import exchanged, read_json
 from .weight_files import ADAPTER, _weight_patterns, is_own, load_heads, weight_files
@@ -55,11 +54,11 @@ class ModelFiles:
             TypeError: the model is to be pushed, and an argument is none of these.
         """
         folder, wanted = Path(save_directory), kwargs.pop("push_to_hub", False)
-        push = take_push_options(kwargs, *saving(type(self)), pushing=wanted)
+        options = PushOptions.take(kwargs, strict=wanted)
         repo_id = kwargs.pop("repo_id", folder.name)
         self._save(folder, include_backbone, **kwargs)
         if wanted and kwargs.get("is_main_process", True):
-            push_saved(folder, repo_id, parts=(self.hub_part,), **push)
+            push_folder(folder, repo_id, parts=(self.hub_part,), options=options)
 
     def _save(self, folder: Path, include_backbone: bool | None, **kwargs: Any) -> None:
         refuse_root_adapter(folder)
@@ -76,7 +75,7 @@ class ModelFiles:
             return
         try:
             with exchanged(folder, CONFIG_NAME, [*ADAPTER, *_weight_patterns(kwargs.get("variant"))]) as new:
-                write_shim(new, about_people=bool(self.config.num_users) and stays_home(folder))
+                write_shim(new)
                 if external:
                     self._save_small(new, kwargs.get("state_dict"))
                 else:

@@ -22,8 +22,8 @@ from transformers.utils import CONFIG_NAME, ModelOutput
 
 from ..data.schema import UNKNOWN_USER
 from ..graph.evidence import STATISTICS
-from ..hub.mixin import HubCitizen
-from ..hub.public_copy import refuse_root_adapter
+from ..hub.mixin import HubMixin
+from ..hub.saved_folder import refuse_root_adapter
 from ..utils.errors import LKGError
 from ..utils.files import read_json
 from ..utils.hub import HUB_ERRORS, fetch, hub_options, is_local, lasting_name, pinned
@@ -167,7 +167,7 @@ def straight_through(gate: torch.Tensor) -> torch.Tensor:
     return 1.0 + gate - gate.detach()
 
 
-class LlamaRecLKGForRanking(ModelFiles, HubCitizen, AdapterMixin, PreTrainedModel):
+class LlamaRecLKGForRanking(ModelFiles, HubMixin, AdapterMixin, PreTrainedModel):
     """Ranks up to 52 candidates in one forward pass. `AutoModel.from_pretrained` returns it."""
 
     config: LlamaRecLKGConfig

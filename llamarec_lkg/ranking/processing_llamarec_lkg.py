@@ -36,9 +36,17 @@ from ..data.schema import ITEM_ID, RATED, TITLE, UNKNOWN_USER, USER_ID, RankingE
 from ..graph import paths
 from ..graph.evidence import EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
-from ..hub.layout import GRAPH_FILES, GRAPH_FOLDER, PROCESSOR_FILE, PROCESSOR_MAP, USERS_FILE
-from ..hub.mixin import HubCitizen, take_push_options
-from ..hub.public_copy import push_saved, write_shim
+from ..hub.layout import (
+    GRAPH_FILES,
+    GRAPH_FOLDER,
+    PROCESSOR_FILE,
+    PROCESSOR_MAP,
+    USERS_FILE,
+    ignore_private,
+    write_shim,
+)
+from ..hub.mixin import HubMixin
+from ..hub.push import PushOptions, push_folder
 from ..hub.saved_folder import check_graph
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file, read_json, write_json
@@ -74,7 +82,7 @@ def sanitize(text: str) -> str:
     return re.sub(r"-+>", "-", re.sub(r"#{2,}", "#", text))
 
 
-class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
+class LlamaRecLKGProcessor(HubMixin, ProcessorMixin):
     """Tokenizer, knowledge graph and item titles -> batches for [`LlamaRecLKGForRanking`].
 
     Args:
@@ -611,19 +619,21 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
 
         With `push_to_hub=True` it is then pushed, to `repo_id` or the folder's name; unknown arguments then raise.
         """
-        push = take_push_options(kwargs, super().save_pretrained, pushing=push_to_hub)
+        options = PushOptions.take(kwargs, strict=push_to_hub)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        write_shim(folder, about_people=bool(self.user_ids) or bool(self.knowledge_graph.people().any()))
+        write_shim(folder)
         self.tokenizer.save_pretrained(folder)
         with atomic_file(folder / "items.parquet") as temporary:
             pd.DataFrame({ITEM_ID: list(self.item_ids), TITLE: list(self.titles)}).to_parquet(temporary)
-        with atomic_file(folder / "users.parquet") as temporary:
-            pd.DataFrame({USER_ID: list(self.user_ids)}).astype(str).to_parquet(temporary)
+        if self.user_ids:
+            ignore_private(folder)
+            with atomic_file(folder / USERS_FILE) as temporary:
+                pd.DataFrame({USER_ID: list(self.user_ids)}).astype(str).to_parquet(temporary)
         self.knowledge_graph.save_pretrained(folder / GRAPH_FOLDER)
         write_json(folder / PROCESSOR_FILE, self.to_dict())  # last: with it the folder is a processor
         if push_to_hub:
-            push_saved(folder, kwargs.get("repo_id", folder.name), parts=(self.hub_part,), **push)
+            push_folder(folder, kwargs.get("repo_id", folder.name), parts=(self.hub_part,), options=options)
         return sorted(str(path) for path in folder.iterdir())
 
     @classmethod
@@ -640,7 +650,8 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         graph_files = [fetch(name, f"{GRAPH_FOLDER}/{file}", **hub) for file in GRAPH_FILES]
         try:
             items = pd.read_parquet(fetch(name, "items.parquet", **hub))
-            users = pd.read_parquet(fetch(name, USERS_FILE, **hub))
+            users = fetch(name, USERS_FILE, optional=True, **hub)
+            users = pd.DataFrame({USER_ID: []}) if users is None else pd.read_parquet(users)
         except LKGError:
             raise
         except ValueError as error:
