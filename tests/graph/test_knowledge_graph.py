@@ -195,7 +195,7 @@ def test_shuffling_leaves_items_without_a_node_without_one():
     assert (shuffled.item_nodes >= 0).sum() == 6
 
 
-# -- co-ratings ---------------------------------------------------------------------------------------------------------
+# -- co-ratings -------------------------------------------------------------------------------------------------------
 
 
 def table_of(*pairs) -> CoRatings:
