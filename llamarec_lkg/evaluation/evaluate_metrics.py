@@ -10,7 +10,7 @@ import evaluate
 import numpy as np
 
 from ..utils.errors import LKGError
-from .metrics import DEFAULT_KS, MISS, metrics_per_user, require_finite, target_ranks
+from .metrics import MISS, metrics_per_user, require_finite, target_ranks
 
 
 def ranks_from_scores(predictions: Sequence[Sequence[float]], references: Sequence[int | None]) -> np.ndarray:

@@ -41,15 +41,14 @@ def export_metric_spaces(folder: str | Path, owner: str = "your-name") -> list[P
     """
     written = []
     for name in METRICS:
-        metric = name.lower()
-        words = {"metric": metric, "class_name": name, "owner": owner}
+        words = {"metric": _said_of(name), "class_name": name, "owner": owner}
         files = {
-            f"{metric}.py": metric_source(name),
+            f"{name.lower()}.py": metric_source(name),
             "app.py": jinja2.Template(template_text("metric_app.py.j2"), keep_trailing_newline=True).render(words),
             "requirements.txt": "\n".join(REQUIREMENTS) + "\n",
             "README.md": str(_space_card(name, words)),
         }
-        target = Path(folder) / metric
+        target = Path(folder) / name.lower()
         with atomic_files(target) as temporary:
             for file, text in files.items():
                 (temporary / file).write_text(text, encoding="utf-8")
@@ -60,14 +59,9 @@ def export_metric_spaces(folder: str | Path, owner: str = "your-name") -> list[P
 def metric_source(name: str) -> str:
     """A Python file with the metric of this name that needs numpy, datasets and evaluate alone."""
     errors, functions, metrics = (_definitions(f) for f in ("../utils/errors", "metrics", "evaluate_metrics"))
-    (text,) = (
-        ast.literal_eval(node.value)
-        for node in ast.parse(metrics[name]).body[0].body
-        if isinstance(node, ast.Assign) and node.targets[0].id == "text"
-    )
     origin = "Made from llamarec_lkg (Apache-2.0), whose reports use the same functions."
     head = (
-        f'"""{textwrap.fill(text, 115)}\n\n{origin}\n"""',
+        f'"""{textwrap.fill(_said_of(name)["text"], 115)}\n\n{origin}\n"""',
         "from __future__ import annotations",
         "from collections.abc import Sequence\nfrom typing import Any",
         "import datasets\nimport evaluate\nimport numpy as np",
@@ -86,6 +80,17 @@ def _definitions(file: str) -> dict[str, str]:
     source = (Path(__file__).parent / f"{file}.py").read_text(encoding="utf-8")
     nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     return {node.name: ast.get_source_segment(source, node) for node in nodes}
+
+
+def _said_of(name: str) -> dict[str, str]:
+    """What the class of a metric says of itself: `metric`, `text`, `usage` and `citation_text`."""
+    metrics = _definitions("evaluate_metrics")
+    return {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for part in ("RankingMetric", name)
+        for node in ast.parse(metrics[part]).body[0].body
+        if isinstance(node, ast.Assign)
+    }
 
 
 def _space_card(name: str, words: dict[str, Any]) -> SpaceCard:

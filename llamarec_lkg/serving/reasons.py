@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..data.schema import RATED, RankingExample, clean_text
-from ..data.user_ids import USER
+from ..graph.builder import USER
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 
 

@@ -15,11 +15,10 @@ from llamarec_lkg.cli import main
 from llamarec_lkg.data import readers
 from llamarec_lkg.data.convert import FORMATS, convert, open_raw
 from llamarec_lkg.data.facts import as_triples, with_facts, with_triples
-from llamarec_lkg.data.k_core import core_rows
 from llamarec_lkg.data.formats.movielens import ACTOR, DIRECTOR, GENRE, ML_100K_GENRES, YEAR
+from llamarec_lkg.data.k_core import core_rows
 from llamarec_lkg.data.raw_dataset import INTERACTIONS_SCHEMA, RawDataset
-from llamarec_lkg.data.sources import load_dataset_bundle
-from llamarec_lkg.data.sources import stream_interactions
+from llamarec_lkg.data.sources import load_dataset_bundle, stream_interactions
 from llamarec_lkg.utils.errors import LKGError
 from llamarec_lkg.utils.fingerprints import fingerprint
 
