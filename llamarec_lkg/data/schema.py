@@ -1,7 +1,7 @@
-"""The vocabulary every part speaks: column names, the frozen records that cross the borders, and the error they raise.
+"""The vocabulary every part speaks: column names, and the frozen records that cross the borders.
 
-A leaf: it imports nothing of the package. Containers are built through validating `from_*` constructors only, so that
-no half-checked table travels further than the file it was read from.
+Containers are built through validating `from_*` constructors only, so that no half-checked table travels further than
+the file it was read from.
 """
 
 from __future__ import annotations
@@ -60,6 +60,13 @@ def require_columns(frame: pd.DataFrame, columns: Sequence[str], table: str) -> 
             f"{list(columns)}: rename the matching column in the file's header, or with `frame.rename(columns="
             f"{{'old_name': '{missing[0]}'}})`."
         )
+
+
+def _refuse_reserved(relations: Iterable[str], remedy: str) -> None:
+    """Raise `LKGError` where data bring a relation under a name that the library gives to interactions."""
+    taken = sorted({RATED, CO_RATED} & set(relations))
+    if taken:
+        raise LKGError(f"A relation is called {taken[0]!r}, the library's own name for what interactions say. {remedy}")
 
 
 def _require_present(frame: pd.DataFrame, columns: Sequence[str], table: str) -> None:
@@ -183,7 +190,8 @@ class ItemTable:
                 in capitals.
 
         Raises:
-            LKGError: a column is missing, an id or title is missing, or an id appears twice.
+            LKGError: a column is missing, an id or title is missing, an id appears twice, or an attribute is called
+                RATED or CO_RATED.
         """
         require_columns(frame, [ITEM_ID, TITLE], "items")
         _require_present(frame, [ITEM_ID, TITLE], "items")
@@ -197,6 +205,7 @@ class ItemTable:
         if attribute_columns is None:
             attribute_columns = {c: str(c).upper() for c in frame.columns if c not in (ITEM_ID, TITLE)}
         require_columns(frame, list(attribute_columns), "items")
+        _refuse_reserved(attribute_columns.values(), "Rename the column of the items table.")
         attributes = {
             relation: tuple(_split_values(cell) for cell in frame[column])
             for column, relation in attribute_columns.items()
@@ -255,12 +264,17 @@ class Triples:
         """Check and take a table with `head`, `relation` and `tail`.
 
         Raises:
-            LKGError: a column or a value is missing.
+            LKGError: a column or a value is missing, or a relation is called RATED or CO_RATED.
         """
         require_columns(frame, [HEAD, RELATION, TAIL], "triples")
         _require_present(frame, [HEAD, RELATION, TAIL], "triples")
-        columns = (as_id_strings(frame[name]) for name in (HEAD, RELATION, TAIL))
-        return cls(*columns, item_of_entity=dict(item_of_entity))
+        heads, relations, tails = (as_id_strings(frame[name]) for name in (HEAD, RELATION, TAIL))
+        _refuse_reserved(
+            pd.unique(relations),
+            "Rename the relation in the triples; or, if they say who rated what, leave them out: that is what the "
+            "interactions are for.",
+        )
+        return cls(heads, relations, tails, item_of_entity=dict(item_of_entity))
 
     def to_frame(self) -> pd.DataFrame:
         return pd.DataFrame({HEAD: self.heads, RELATION: self.relations, TAIL: self.tails})

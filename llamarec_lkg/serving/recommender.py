@@ -15,9 +15,8 @@ import torch
 from huggingface_hub import CommitInfo
 
 from ..data.schema import UNKNOWN_USER, RankingExample, raw_id_list
-from ..hub.layout import PARTS, RETRIEVER_FOLDER
-from ..hub.mixin import saving, take_push_options
-from ..hub.push import CARD_FACTS, REPORT_FILE, push_folder
+from ..hub.layout import CARD_FACTS, PARTS, REPORT_FILE, RETRIEVER_FOLDER
+from ..hub.push import PushOptions, push_folder
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..retrieval.auto import load_retriever
@@ -131,7 +130,7 @@ class Recommender:
         """
         self._switch()
         folder, wanted = Path(save_directory), kwargs.pop("push_to_hub", False)
-        push = take_push_options(kwargs, *saving(type(self.model)), pushing=wanted)
+        options = PushOptions.take(kwargs, strict=wanted)
         repo_id = kwargs.pop("repo_id", folder.name)
         if self.retriever is not None and not isinstance(self.retriever, LRURecRetriever):
             raise LKGError(
@@ -148,7 +147,7 @@ class Recommender:
             for name in PARTS["retriever"]:
                 (folder / name).unlink(missing_ok=True)  # of an earlier recommender
         if wanted:
-            push_folder(folder, repo_id, **push)
+            push_folder(folder, repo_id, options=options)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Push ranker, processor and retriever to the Hub, as one commit, from which `from_pretrained` loads.
@@ -164,11 +163,11 @@ class Recommender:
             LKGError: the retriever cannot be saved, the backbone has no name that others can load, or the upload
                 failed.
         """
-        push = take_push_options(kwargs, *saving(type(self.model)))
+        options = PushOptions.take(kwargs)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
             self._bring_run(Path(folder))
-            return push_folder(folder, repo_id, **push)
+            return push_folder(folder, repo_id, options=options)
 
     def _bring_run(self, folder: Path) -> None:
         """Copy what the run wrote down that the ranker was loaded from, for the card. (Its report only counts for the
