@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ..data.schema import Triples
 
@@ -63,10 +65,9 @@ class GraphBuilder:
         entities = {entity: node_of(entity) for entity in dict.fromkeys([*triples.heads, *triples.tails])}
         heads = np.array([entities[entity] for entity in triples.heads], dtype=np.int64)
         tails = np.array([entities[entity] for entity in triples.tails], dtype=np.int64)
-        facts: dict[str, np.ndarray] = {}
-        for relation in dict.fromkeys(triples.relations):
-            mask = triples.relations == relation
-            facts[relation] = np.unique(np.stack([heads[mask], tails[mask]], axis=1), axis=0)
+        pairs = np.stack([heads, tails], axis=1)
+        rows_of_relation = pd.Series(heads).groupby(triples.relations).indices
+        facts = {relation: np.unique(pairs[rows], axis=0) for relation, rows in rows_of_relation.items()}
         for relation, pairs in merge_inverses(facts).items():
             self.edges(relation, pairs[:, 0], pairs[:, 1])
 
@@ -87,15 +88,18 @@ class GraphBuilder:
             "node_keys": np.array([key for _, key in self.index], dtype=object),
             "node_names": np.array(self.names, dtype=object),
             "node_types": np.array([kinds.index(kind) for kind, _ in self.index], dtype=np.int32),
-            "offsets": np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=len(self.index)))]).astype(
-                np.int64
-            ),
+            "offsets": row_offsets(sources, len(self.index)),
             "targets": targets.astype(np.int32),
             "edge_relations": codes.astype(np.int32),
             "timestamps": stamps.astype(np.int64),
             "item_nodes": np.asarray(item_nodes, dtype=np.int32),
             "weights": None if np.isnan(weights).all() else weights,
         }
+
+
+def row_offsets(sources: np.ndarray, num_nodes: int) -> np.ndarray:
+    """Where the edges of each node begin among all edges, shape (num_nodes + 1,), from their sorted sources."""
+    return np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=num_nodes))]).astype(np.int64)
 
 
 def merge_inverses(facts: Mapping[str, np.ndarray], overlap: float = 0.9) -> dict[str, np.ndarray]:
@@ -107,22 +111,17 @@ def merge_inverses(facts: Mapping[str, np.ndarray], overlap: float = 0.9) -> dic
         overlap: share of the smaller relation's facts that must appear, reversed, in the larger.
     """
     merged: dict[str, np.ndarray] = {}
-    keys: dict[str, set[tuple[int, int]]] = {}
+    stated_by: dict[tuple[int, int], set[str]] = defaultdict(set)
+
+    def is_same(shared: int, one: int, other: int) -> bool:
+        return shared >= overlap * min(one, other) and max(one, other) <= 2 * min(one, other)
+
     for relation, pairs in sorted(facts.items()):
-        reversed_keys = {(tail, head) for head, tail in pairs.tolist()}
-        twin = next(
-            (
-                other
-                for other, known in keys.items()
-                if len(reversed_keys & known) >= overlap * min(len(reversed_keys), len(known)) > 0
-                and max(len(reversed_keys), len(known)) <= 2 * min(len(reversed_keys), len(known))
-            ),
-            None,
-        )
-        if twin is None:
-            merged[relation] = pairs
-            keys[relation] = {(head, tail) for head, tail in pairs.tolist()}
-        else:
-            merged[twin] = np.unique(np.concatenate([merged[twin], pairs[:, ::-1]]), axis=0)
-            keys[twin] |= reversed_keys
+        backwards = pairs[:, ::-1]
+        shared = Counter(other for pair in backwards.tolist() for other in stated_by.get(tuple(pair), ()))
+        twins = (name for name in sorted(shared) if is_same(shared[name], len(pairs), len(merged[name])))
+        name = next(twins, relation)
+        merged[name] = pairs if name == relation else np.unique(np.concatenate([merged[name], backwards]), axis=0)
+        for pair in merged[name].tolist():
+            stated_by[tuple(pair)].add(name)
     return merged

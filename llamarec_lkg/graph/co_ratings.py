@@ -69,11 +69,10 @@ def co_ratings(
     found: list[np.ndarray] = []
     for start in tqdm(range(0, shape[0], BLOCK), desc="co-ratings", unit="block", disable=not progress, leave=False):
         block = slice(start, start + BLOCK)
-        counts = (by_item[block] @ people).tocoo()
-        strength = (ties[block] @ to_people).tocsr()
-        enough = (counts.data >= min_people) & (counts.row + start != counts.col)
-        rows, columns = counts.row[enough], counts.col[enough]
-        values = np.asarray(strength[rows, columns]).ravel().round(DECIMALS)
+        enough = by_item[block] @ people >= min_people
+        pairs = (ties[block] @ to_people).multiply(enough).tocoo()
+        other = pairs.row + start != pairs.col
+        rows, columns, values = pairs.row[other], pairs.col[other], pairs.data[other].round(DECIMALS)
         order = np.lexsort((columns, -values, rows))
         rows, columns, values = rows[order], columns[order], values[order]
         rank = np.arange(len(rows)) - np.searchsorted(rows, rows)

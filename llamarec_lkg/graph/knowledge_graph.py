@@ -5,8 +5,6 @@ No database: a graph of a few million edges is a few flat arrays, mapped from di
 
 from __future__ import annotations
 
-import json
-import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,8 +19,9 @@ from ..data.schema import CO_RATED, RATED, Triples, clean_text
 from ..data.sequences import TRAIN, SequenceDataset
 from ..utils.errors import LKGError
 from ..utils.files import atomic_files, read_json, write_json
-from .builder import ENTITY, ITEM, UNDATED, USER, GraphBuilder
+from .builder import ENTITY, ITEM, UNDATED, USER, GraphBuilder, row_offsets
 from .co_ratings import CoRatings
+from .mapped_arrays import map_safetensors
 
 
 FORMAT_VERSION = 3
@@ -287,14 +286,16 @@ class KnowledgeGraph:
         Raises:
             LKGError: CO_RATED is not in the vocabulary, or the table is of other items.
         """
-        if CO_RATED not in self.relations or (len(table) and table.others.max() > self.num_items):
+        nodes = np.asarray(self.item_nodes, dtype=np.int64)
+        ends = np.concatenate([table.items, table.others])
+        if CO_RATED not in self.relations or ends.max(initial=0) > self.num_items or (nodes[ends] < 0).any():
             raise LKGError(
-                f"The graph has {self.num_items} items and the relations {self.relations}; the co-ratings are of "
-                f"items up to {int(table.others.max(initial=0))} and need the relation {CO_RATED!r}. Make both from "
-                "one data set, the graph with `KnowledgeGraph.from_dataset(dataset)`."
+                f"The graph has nodes for {int((nodes >= 0).sum())} items and the relations {self.relations}; the "
+                f"co-ratings are of items up to {int(ends.max(initial=0))} and need the relation {CO_RATED!r}. Make "
+                "both from one data set, the graph with `KnowledgeGraph.from_dataset(dataset)`."
             )
         base = self.without_relations([CO_RATED])
-        count, nodes = len(table), np.asarray(self.item_nodes, dtype=np.int64)
+        count = len(table)
         own = np.full(base.num_edges, np.nan) if base.weights is None else base.weights
         starts = np.concatenate([base.edge_sources(), nodes[table.items]])
         codes = np.concatenate([base.edge_relations, np.full(count, 2 * self.relations.index(CO_RATED))])
@@ -302,7 +303,7 @@ class KnowledgeGraph:
         order = np.lexsort((ends, codes, starts))
         return replace(
             base,
-            offsets=np.concatenate([[0], np.cumsum(np.bincount(starts, minlength=self.num_nodes))]),
+            offsets=row_offsets(starts, self.num_nodes),
             targets=ends[order].astype(np.int32),
             edge_relations=codes[order].astype(np.int32),
             timestamps=np.concatenate([base.timestamps, np.full(count, UNDATED)])[order],
@@ -310,12 +311,10 @@ class KnowledgeGraph:
         )
 
     def _keep(self, edges: np.ndarray) -> KnowledgeGraph:
-        counts = np.add.reduceat(np.append(edges, False).astype(np.int64), self.offsets[:-1]) if len(edges) else 0
-        counts = np.where(np.diff(self.offsets) > 0, counts, 0)
         weights = None if self.weights is None else np.asarray(self.weights)[edges]
         return replace(
             self,
-            offsets=np.concatenate([[0], np.cumsum(counts)]),
+            offsets=row_offsets(self.edge_sources()[edges], self.num_nodes),
             targets=np.asarray(self.targets)[edges],
             edge_relations=np.asarray(self.edge_relations)[edges],
             timestamps=np.asarray(self.timestamps)[edges],
@@ -382,31 +381,6 @@ class KnowledgeGraph:
                 f"The files of the knowledge graph in {folder} do not fit each other. Save or download it again."
             )
         return graph
-
-
-def map_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file as read-only arrays backed by the file.
-
-    Raises:
-        ValueError: the header is not whole or the data is shorter than it says.
-    """
-    dtypes = {"I64": np.int64, "I32": np.int32, "F32": np.float32}
-    with open(path, "rb") as stream:
-        buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    start = 8 + int.from_bytes(buffer[:8], "little")
-    if start > len(buffer):
-        raise ValueError(f"{path.name} ends inside its header")
-    header = json.loads(buffer[8:start])
-    header.pop("__metadata__", None)
-    arrays = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        if start + end > len(buffer):
-            raise ValueError(f"{path.name} ends inside {name}")
-        dtype = np.dtype(dtypes[entry["dtype"]])
-        array = np.frombuffer(buffer, dtype, count=(end - begin) // dtype.itemsize, offset=start + begin)
-        arrays[name] = array.reshape(entry["shape"])
-    return arrays
 
 
 def _weight(data: Mapping[str, Any], source: Any, target: Any) -> float:
