@@ -17,7 +17,7 @@ from huggingface_hub import SpaceCard
 
 from llamarec_lkg import LKGError
 from llamarec_lkg.cli import main
-from llamarec_lkg.evaluation.evaluate_metrics import MRR, NDCG, Recall
+from llamarec_lkg.evaluation.evaluate_metrics import METRICS, MRR, NDCG, Recall
 from llamarec_lkg.evaluation.metric_spaces import export_metric_spaces, metric_source
 from llamarec_lkg.evaluation.metrics import mean_metrics, target_ranks
 
