@@ -72,7 +72,7 @@ class CheckpointMixin:
         hub = pinned(name, hub_options(kwargs))
         kwargs.update(hub)
         device = one_device(kwargs.get("device_map"))
-        kwargs["dtype"] = resolve_dtype(kwargs.pop("torch_dtype", None) or kwargs.get("dtype"), device)
+        kwargs["dtype"] = resolve_dtype(kwargs.get("dtype"), device)
         config = _config_to_load_with(name, kwargs, hub)
         if Path(name).is_dir():
             refuse_root_adapter(Path(name, hub.get("subfolder") or ""))
@@ -202,8 +202,7 @@ class CheckpointMixin:
 
         The small form holds `config.json`, the preference and fusion weights in `model.safetensors`, and the adapter
         in `adapter/`; the backbone is named, not copied. The weights of single users, where there are any, are in
-        `private/`, which `.gitignore` names, in either form. A model that was saved in the folder before is replaced as
-        a whole: a save that fails leaves the earlier one. One that is killed in the moment of replacing leaves no
+        `private/`, which `.gitignore` names. A model that was saved in the folder before is replaced as a whole: a save that fails leaves the earlier one. One that is killed in the moment of replacing leaves no
         `config.json`, so that nobody loads a mixture; the files of both are then in a hidden folder `.writing.*`.
 
         Args:

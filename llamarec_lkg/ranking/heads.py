@@ -76,8 +76,8 @@ class UserPreferenceModule(nn.Module):
 class ScoreFusion(nn.Module):
     """logits = s * (letters - prior) + a * evidence . preferences + b * retrieval, each part behind its switch.
 
-    What the language model and the retriever say is taken relative to the list's mean. For the order and the loss it is
-    the same; a part of a score then says what tells a candidate from the others.
+    What the language model and the retriever say is taken relative to the list's mean. Order and loss are the same; a
+    part of a score then says what tells a candidate from the others.
     """
 
     def __init__(self, config: LlamaRecLKGConfig):

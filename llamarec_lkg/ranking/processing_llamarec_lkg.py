@@ -1,5 +1,5 @@
-"""From a user's history and a list of candidates to the parts of a batch. It never imports the model; the prompt's text
-is in prompts.py."""
+"""From a user's history and a list of candidates to the parts of a batch; the prompt's text is in prompts.py. It never
+imports the model."""
 
 from __future__ import annotations
 
