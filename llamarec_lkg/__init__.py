@@ -12,6 +12,8 @@ from typing import Any
 
 import wrapt
 
+from .utils.upstream import hide_missing_kernel
+
 
 __version__ = "0.1.0"
 
@@ -70,5 +72,6 @@ def _register(module: Any) -> None:
         import_module(f".{name}", __name__)
 
 
+hide_missing_kernel()
 for _name in _REGISTERED:
     wrapt.when_imported(_name)(_register)

@@ -1,4 +1,5 @@
-"""MRR, NDCG and Recall as `evaluate.Metric`s. `metric_spaces.py` makes a Space of each."""
+"""MRR, NDCG and Recall as `evaluate.Metric`s. Import this module by name: the package itself does not need `evaluate`,
+which takes seconds to import. `metric_spaces.py` copies the source of what stands here."""
 
 from __future__ import annotations
 
@@ -176,3 +177,6 @@ class Recall(RankingMetric, evaluate.Metric):
         "Recall@k for recommendation with one target item a list: the share of lists whose target is among the first "
         "k. With one target this is also known as the hit rate (HR@k)."
     )
+
+
+METRICS: tuple[type[RankingMetric], ...] = (MRR, NDCG, Recall)

@@ -1,31 +1,30 @@
-"""MRR, NDCG and Recall each as a folder for a Space that needs nothing of this package.
+"""Each metric of `evaluate_metrics.py` as a folder for a Space that needs nothing of this package.
 
-The file of a Space is put together from the very source of the functions and classes in `evaluate_metrics.py` and
-`metrics.py`, so that its numbers cannot drift away from the library's. The source is read, not imported: writing the
-folders needs neither `evaluate` nor torch.
+The Python file of a Space is put together from the very source of the functions and classes there and in `metrics.py`,
+so that its numbers cannot drift away from the library's. The source is read, not imported: `evaluate` takes seconds.
 """
 
 from __future__ import annotations
 
 import ast
 import textwrap
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from huggingface_hub import SpaceCard, SpaceCardData
 
+from ..utils import errors
 from ..utils.files import atomic_files
 from ..utils.hub import template_text
-from .metrics import DEFAULT_KS
+from . import metrics
 
 
-METRICS = ("MRR", "NDCG", "Recall")
-
-
+METRICS = ("MRR", "NDCG", "Recall")  # classes of evaluate_metrics.py
+SHARED = ("LKGError", "target_ranks", "require_finite", "metrics_per_user", "ranks_from_scores", "ranks_from_items",
+          "RankingMetric")  # fmt: skip
 GRADIO_VERSION = "6.31.0"
-
-
 REQUIREMENTS = ("datasets>=4.0", "evaluate>=0.4.6", "numpy>=1.26")
 
 
@@ -41,14 +40,15 @@ def export_metric_spaces(folder: str | Path, owner: str = "your-name") -> list[P
     """
     written = []
     for name in METRICS:
-        words = {"metric": _said_of(name), "class_name": name, "owner": owner}
+        metric = metric_texts(name)
+        target = Path(folder) / metric["metric"]
+        words = {"metric": metric, "class_name": name, "owner": owner}
         files = {
-            f"{name.lower()}.py": metric_source(name),
+            f"{metric['metric']}.py": metric_source(name),
             "app.py": jinja2.Template(template_text("metric_app.py.j2"), keep_trailing_newline=True).render(words),
             "requirements.txt": "\n".join(REQUIREMENTS) + "\n",
-            "README.md": str(_space_card(name, words)),
+            "README.md": str(_space_card(words)),
         }
-        target = Path(folder) / name.lower()
         with atomic_files(target) as temporary:
             for file, text in files.items():
                 (temporary / file).write_text(text, encoding="utf-8")
@@ -57,45 +57,44 @@ def export_metric_spaces(folder: str | Path, owner: str = "your-name") -> list[P
 
 
 def metric_source(name: str) -> str:
-    """A Python file with the metric of this name that needs numpy, datasets and evaluate alone."""
-    errors, functions, metrics = (_definitions(f) for f in ("../utils/errors", "metrics", "evaluate_metrics"))
+    """A Python file with the metric of this class name that needs numpy, datasets and evaluate alone."""
     origin = "Made from llamarec_lkg (Apache-2.0), whose reports use the same functions."
     head = (
-        f'"""{textwrap.fill(_said_of(name)["text"], 115)}\n\n{origin}\n"""',
+        f'"""{textwrap.fill(metric_texts(name)["text"], 115)}\n\n{origin}\n"""',
         "from __future__ import annotations",
         "from collections.abc import Sequence\nfrom typing import Any",
         "import datasets\nimport evaluate\nimport numpy as np",
     )
-    constants = f"MISS = np.iinfo(np.int64).max\nDEFAULT_KS = {DEFAULT_KS}"
-    body = [
-        errors["LKGError"],
-        *(functions[part] for part in ("target_ranks", "require_finite", "metrics_per_user")),
-        *(metrics[part] for part in ("ranks_from_scores", "ranks_from_items", "RankingMetric", name)),
-    ]
+    constants = f"MISS = np.iinfo(np.int64).max\nDEFAULT_KS = {metrics.DEFAULT_KS}"
+    body = [_definitions()[part][0] for part in (*SHARED, name)]
     return "\n\n\n".join(["\n\n".join(head), constants, *body]) + "\n"
 
 
-def _definitions(file: str) -> dict[str, str]:
-    """The source of each function and class of a file beside this one."""
-    source = (Path(__file__).parent / f"{file}.py").read_text(encoding="utf-8")
-    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    return {node.name: ast.get_source_segment(source, node) for node in nodes}
+def metric_texts(name: str) -> dict[str, str]:
+    """The texts in the body of a metric's class: `metric` (its name), `text`, `usage`, `citation_text`."""
+    texts: dict[str, str] = {}
+    for part in ("RankingMetric", name):
+        for line in _definitions()[part][1].body:
+            if isinstance(line, ast.Assign):
+                texts[line.targets[0].id] = ast.literal_eval(line.value)
+    return texts
 
 
-def _said_of(name: str) -> dict[str, str]:
-    """What the class of a metric says of itself: `metric`, `text`, `usage` and `citation_text`."""
-    metrics = _definitions("evaluate_metrics")
-    return {
-        node.targets[0].id: ast.literal_eval(node.value)
-        for part in ("RankingMetric", name)
-        for node in ast.parse(metrics[part]).body[0].body
-        if isinstance(node, ast.Assign)
-    }
+@cache
+def _definitions() -> dict[str, tuple[str, Any]]:
+    """Name of a function or class -> its source and its syntax tree."""
+    found = {}
+    for path in (errors.__file__, metrics.__file__, Path(__file__).with_name("evaluate_metrics.py")):
+        source = Path(path).read_text(encoding="utf-8")
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found[node.name] = ast.get_source_segment(source, node), node
+    return found
 
 
-def _space_card(name: str, words: dict[str, Any]) -> SpaceCard:
+def _space_card(words: dict[str, Any]) -> SpaceCard:
     data = SpaceCardData(
-        title=f"{name}@k for recommendation",
+        title=f"{words['class_name']}@k for recommendation",
         emoji="🎯",
         colorFrom="blue",
         colorTo="green",

@@ -17,13 +17,12 @@ from huggingface_hub import SpaceCard
 
 from llamarec_lkg import LKGError
 from llamarec_lkg.cli import main
-from llamarec_lkg.evaluation.evaluate_metrics import MRR, NDCG, Recall
+from llamarec_lkg.evaluation.evaluate_metrics import METRICS, MRR, NDCG, Recall
 from llamarec_lkg.evaluation.metric_spaces import export_metric_spaces, metric_source
 from llamarec_lkg.evaluation.metrics import mean_metrics, target_ranks
 
 
 pytestmark = pytest.mark.hub
-METRICS = (MRR, NDCG, Recall)
 NAMES = ["mrr", "ndcg", "recall"]
 # ranks 1, 3, missed, and 2: the tie goes to the earlier candidate
 SCORES = [[0.9, 0.1], [0.5, 0.6, 0.4], [0.3, 0.2, 0.1], [7.0, 7.0]]

@@ -13,7 +13,7 @@ from tiny import backbone, examples, processor
 from transformers import AutoModel, PreTrainedModel
 
 from llamarec_lkg import LKGError, LlamaRecLKGForRanking
-from llamarec_lkg.hub.public_copy import public_copy
+from llamarec_lkg.hub.saved_folder import SavedFolder
 from llamarec_lkg.ranking import checkpoints as module
 
 

@@ -9,7 +9,8 @@ from tiny import backbone, examples, model, processor
 from transformers import AutoModel
 
 from llamarec_lkg.ranking.configuration_llamarec_lkg import LlamaRecLKGConfig
-from llamarec_lkg.ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking, straight_through
+from llamarec_lkg.ranking.heads import straight_through
+from llamarec_lkg.ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from llamarec_lkg.ranking.prompt_assembly import assemble_prompt, select_paths
 from llamarec_lkg.utils.errors import LKGError
 

@@ -12,8 +12,9 @@ from transformers import AutoProcessor
 from llamarec_lkg.graph.evidence import STATISTICS
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.ranking.configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
-from llamarec_lkg.ranking.processing_llamarec_lkg import INSTRUCTION, RESPONSE_CUE, LlamaRecLKGProcessor, sanitize
+from llamarec_lkg.ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from llamarec_lkg.ranking.prompt_assembly import assemble_prompt, select_paths
+from llamarec_lkg.ranking.prompts import INSTRUCTION, RESPONSE_CUE, sanitize
 from llamarec_lkg.utils.errors import LKGError
 
 
