@@ -59,8 +59,9 @@ NAMES = "from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 @pytest.mark.parametrize("load", LOADED)
 def test_transformers_knows_what_the_package_registers_each_by_itself(folder, load):
     name = re.match(r"\w+", load)[0]
-    code = f"import sys, llamarec_lkg\nfrom transformers import {name}\nfolder = sys.argv[1]\nprint(type({load}).__name__)"
-    assert run_python(code, str(folder)).splitlines()[-1] == LOADED[load]
+    code = f"import sys, llamarec_lkg\nfrom transformers import {name}\nfolder = sys.argv[1]\n"
+    said = run_python(f"{code}print(type({load}).__name__)", str(folder))
+    assert said.splitlines()[-1] == LOADED[load]
 
 
 def test_transformers_may_be_imported_first(folder):
