@@ -79,9 +79,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name):
 
 def test_a_folder_without_known_tables_is_described(tmp_path):
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(
-        LKGError, match=r"(?s)holds \['notes.txt'\]\. Needed is one of:.*tables \(interactions and items"
-    ):
+    with pytest.raises(LKGError, match=r"(?s)holds \['notes.txt'\]\. Needed .*tables \(interactions and items"):
         load_dataset_bundle(tmp_path)
     (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\n1,1,1\n")
     with pytest.raises(LKGError, match=r"holds \['interactions.csv', 'notes.txt'\]"):
