@@ -43,7 +43,7 @@ from llamarec_lkg.evaluation.metrics import mean_metrics, target_ranks
 from llamarec_lkg.graph.evidence import STATISTICS
 from llamarec_lkg.graph.planted_world import PlantedWorld, PlantedWorldSettings
 from llamarec_lkg.ranking.configuration_llamarec_lkg import LETTERS
-from llamarec_lkg.ranking.processing_llamarec_lkg import INSTRUCTION
+from llamarec_lkg.ranking.prompts import INSTRUCTION
 from llamarec_lkg.ranking.scoring import ranker_scores
 from llamarec_lkg.training.warm_up import heads_batch
 from llamarec_lkg.utils.files import write_json

@@ -1,7 +1,7 @@
-"""The vocabulary every part speaks: column names, the frozen records that cross the borders, and the error they raise.
+"""The vocabulary every part speaks: column names, and the frozen records that cross the borders.
 
-A leaf: it imports nothing of the package. Containers are built through validating `from_*` constructors only, so that
-no half-checked table travels further than the file it was read from.
+Containers are built through validating `from_*` constructors only, so that no half-checked table travels further than
+the file it was read from.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ RELATION = "relation"
 TAIL = "tail"
 
 
-RATED = "RATED"  # the one relation whose edges are interactions: dated, and private to users
+RATED = "RATED"  # user -> item, dated: only in graphs built with users, as the published one
+CO_RATED = "CO_RATED"  # item - item: how strongly people tie two items, summed over people
 
 
 PADDING_ITEM = 0  # dense item ids start at 1
@@ -59,6 +60,13 @@ def require_columns(frame: pd.DataFrame, columns: Sequence[str], table: str) -> 
             f"{list(columns)}: rename the matching column in the file's header, or with `frame.rename(columns="
             f"{{'old_name': '{missing[0]}'}})`."
         )
+
+
+def _refuse_reserved(relations: Iterable[str], remedy: str) -> None:
+    """Raise `LKGError` where data bring a relation under a name that the library gives to interactions."""
+    taken = sorted({RATED, CO_RATED} & set(relations))
+    if taken:
+        raise LKGError(f"A relation is called {taken[0]!r}, the library's own name for what interactions say. {remedy}")
 
 
 def _require_present(frame: pd.DataFrame, columns: Sequence[str], table: str) -> None:
@@ -182,7 +190,8 @@ class ItemTable:
                 in capitals.
 
         Raises:
-            LKGError: a column is missing, an id or title is missing, or an id appears twice.
+            LKGError: a column is missing, an id or title is missing, an id appears twice, or an attribute is called
+                RATED or CO_RATED.
         """
         require_columns(frame, [ITEM_ID, TITLE], "items")
         _require_present(frame, [ITEM_ID, TITLE], "items")
@@ -196,6 +205,7 @@ class ItemTable:
         if attribute_columns is None:
             attribute_columns = {c: str(c).upper() for c in frame.columns if c not in (ITEM_ID, TITLE)}
         require_columns(frame, list(attribute_columns), "items")
+        _refuse_reserved(attribute_columns.values(), "Rename the column of the items table.")
         attributes = {
             relation: tuple(_split_values(cell) for cell in frame[column])
             for column, relation in attribute_columns.items()
@@ -254,12 +264,17 @@ class Triples:
         """Check and take a table with `head`, `relation` and `tail`.
 
         Raises:
-            LKGError: a column or a value is missing.
+            LKGError: a column or a value is missing, or a relation is called RATED or CO_RATED.
         """
         require_columns(frame, [HEAD, RELATION, TAIL], "triples")
         _require_present(frame, [HEAD, RELATION, TAIL], "triples")
-        columns = (as_id_strings(frame[name]) for name in (HEAD, RELATION, TAIL))
-        return cls(*columns, item_of_entity=dict(item_of_entity))
+        heads, relations, tails = (as_id_strings(frame[name]) for name in (HEAD, RELATION, TAIL))
+        _refuse_reserved(
+            pd.unique(relations),
+            "Rename the relation in the triples; or, if they say who rated what, leave them out: that is what the "
+            "interactions are for.",
+        )
+        return cls(heads, relations, tails, item_of_entity=dict(item_of_entity))
 
     def to_frame(self) -> pd.DataFrame:
         return pd.DataFrame({HEAD: self.heads, RELATION: self.relations, TAIL: self.tails})
@@ -310,6 +325,9 @@ class RankingExample:
         candidates (`np.ndarray`, shape (C,)): dense items; the first is letter A.
         retrieval_scores (`np.ndarray`, shape (C,)).
         label (`int`): index of the target among the candidates, -1 where it is not one or is not known.
+        evidence, history_relations (`np.ndarray` of `float32`, shapes (C, R) and (R, S), optional): what the graph says
+            of the candidates and of the history, read when the list was made (`retrieval.candidates.with_features`).
+            Where they are absent, the processor reads them.
     """
 
     user: int
@@ -318,6 +336,8 @@ class RankingExample:
     candidates: np.ndarray
     retrieval_scores: np.ndarray
     label: int = -1
+    evidence: np.ndarray | None = None
+    history_relations: np.ndarray | None = None
 
     @classmethod
     def from_mapping(cls, row: Mapping[str, Any]) -> RankingExample:
@@ -339,4 +359,9 @@ class RankingExample:
             candidates=candidates,
             retrieval_scores=np.asarray(row.get("retrieval_scores", np.zeros(len(candidates))), dtype=np.float32),
             label=int(row.get("label", -1)),
+            **{
+                name: np.asarray(row[name], dtype=np.float32)
+                for name in ("evidence", "history_relations")
+                if row.get(name) is not None
+            },
         )

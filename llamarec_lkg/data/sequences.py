@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,14 +15,14 @@ from safetensors.numpy import load_file, save_file
 from ..utils.errors import LKGError
 from ..utils.files import atomic_files, cache_dir, file_name, read_json, write_json
 from ..utils.fingerprints import as_plain, fingerprint
-from .k_core import k_core
+from .k_core import core_rows
 from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DatasetBundle, ItemTable, natural_order
 
 
 logger = logging.getLogger(__name__)
 
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 ARRAYS_FILE = "sequences.safetensors"
@@ -87,8 +87,6 @@ class SequenceDataset:
         labels (`np.ndarray` of `int8`, shape (N,)): TRAIN, VALIDATION, TEST or UNUSED for each position. A VALIDATION
             or TEST position is a target; its history is everything the user did before it.
         dropped_items (`ItemTable`): the catalogue's items that the filter removed.
-        dropped_users (`tuple[str, ...]`): raw ids of users whom the filter removed. Facts may name them all the same,
-            and they are people. Not part of the data's fingerprint: what they change is the graph, which has its own.
     """
 
     name: str
@@ -101,7 +99,6 @@ class SequenceDataset:
     labels: np.ndarray
     dropped_items: ItemTable
     settings: PreprocessingSettings
-    dropped_users: tuple[str, ...] = field(default=(), metadata={"fingerprint": False})
 
     @classmethod
     def from_bundle(cls, bundle: DatasetBundle, settings: PreprocessingSettings | None = None) -> SequenceDataset:
@@ -123,7 +120,8 @@ class SequenceDataset:
         frame = frame[known]
         if settings.min_rating is not None:
             frame = frame[frame[RATING] >= settings.min_rating]
-        frame = k_core(frame, settings.min_user_interactions, settings.min_item_interactions)
+        bounds = (settings.min_user_interactions, settings.min_item_interactions)
+        frame = frame[core_rows(frame[USER_ID].to_numpy(), frame[ITEM_ID].to_numpy(), *bounds)]
         if frame.empty:
             raise LKGError(
                 f"No interaction of {len(bundle.interactions)} is left after dropping items without metadata and "
@@ -150,7 +148,6 @@ class SequenceDataset:
             labels=split(offsets, timestamps, settings),
             dropped_items=bundle.items.select([raw for raw in bundle.items.ids if raw not in kept]),
             settings=settings,
-            dropped_users=tuple(natural_order(set(bundle.interactions.users) - set(user_ids))),
         )
         if not (dataset.labels == TEST).any():
             raise LKGError(
@@ -190,18 +187,17 @@ class SequenceDataset:
         """How often each dense item was trained on, shape (num_items + 1,)."""
         return np.bincount(self.item_sequence[self.labels == TRAIN], minlength=self.num_items + 1)
 
-    def without_last_training(self, count: int) -> SequenceDataset:
-        """The same data with each user's last `count` training interactions taken out of training (at least two
-        remain).
+    def without_users(self, users: np.ndarray) -> SequenceDataset:
+        """The same data in which some users train, validate and test nothing: all their positions are UNUSED.
 
-        A retriever fitted on what remains has not seen them, so its scores for them are as honest as at test time:
-        this is where the ranker's training examples come from (see `candidates.py`).
+        What is fitted on it has not seen these users, so what it says of them is as honest as at test time (see
+        `retrieval/candidates.py`).
+
+        Args:
+            users (`np.ndarray`): dense users.
         """
-        labels = self.labels.copy()
-        for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True):
-            training = start + np.flatnonzero(labels[start:stop] == TRAIN)
-            labels[training[max(2, len(training) - count) :]] = UNUSED
-        return SequenceDataset(**{**{f: getattr(self, f) for f in self.__dataclass_fields__}, "labels": labels})
+        out = np.isin(self.user_of(np.arange(len(self.labels))), users)
+        return replace(self, labels=np.where(out, UNUSED, self.labels).astype(np.int8))
 
     def save(self, folder: str | Path) -> None:
         """Write its files into `folder`, beside what else is there."""
@@ -209,8 +205,7 @@ class SequenceDataset:
             save_file({name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}, temporary / ARRAYS_FILE)
             self.items.to_frame().to_parquet(temporary / "items.parquet")
             self.dropped_items.to_frame().to_parquet(temporary / "dropped_items.parquet")
-            for name, users in (("users", self.user_ids), ("dropped_users", self.dropped_users)):
-                pd.DataFrame({USER_ID: list(users)}, dtype=str).to_parquet(temporary / f"{name}.parquet")
+            pd.DataFrame({USER_ID: list(self.user_ids)}, dtype=str).to_parquet(temporary / "users.parquet")
             description = {"format_version": FORMAT_VERSION, "name": self.name, "settings": as_plain(self.settings)}
             write_json(temporary / "dataset.json", description)
 
@@ -232,7 +227,6 @@ class SequenceDataset:
             return cls(
                 name=description["name"],
                 user_ids=tuple(pd.read_parquet(folder / "users.parquet")[USER_ID]),
-                dropped_users=tuple(pd.read_parquet(folder / "dropped_users.parquet")[USER_ID]),
                 items=_read_items(folder / "items.parquet"),
                 dropped_items=_read_items(folder / "dropped_items.parquet"),
                 settings=PreprocessingSettings(**description["settings"]),

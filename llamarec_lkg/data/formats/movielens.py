@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ...utils.errors import LKGError
-from ..raw_dataset import ID_TYPES, Catalogue, RawDataset, folder_of, only
+from ..raw_dataset import ID_TYPES, Catalogue, Format, RawDataset, folder_of, only
 from ..readers import csv_batches, read_lines, read_table
 from ..schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, ItemTable, require_columns
 
@@ -130,3 +130,18 @@ def _films(ids: pd.Series, titles: pd.Series, genres: pd.Series) -> pd.DataFrame
     marks films made for video."""
     years = titles.str.extract(r"\((\d{4})\)\s*(?:\(V\)\s*)?$")[0]
     return pd.DataFrame({ITEM_ID: ids, TITLE: titles, GENRE: genres.mask(genres.isin(NO_GENRE)), YEAR: years})
+
+
+_DAT = (r"ratings\.dat", r"movies\.dat")
+
+FORMATS = (
+    Format(
+        "movielens-latest",
+        movielens_latest,
+        (r"ratings\.csv", r"movies\.csv"),
+        "ml-latest, ml-latest-small, ml-20m, ml-25m, ml-32m: ratings.csv and movies.csv",
+    ),
+    Format("movielens-1m", movielens_1m, _DAT, "ml-1m: ratings.dat and movies.dat"),
+    Format("movielens-10m", movielens_1m, _DAT, "ml-10m: files as of ml-1m, which the same reader takes"),
+    Format("movielens-100k", movielens_100k, (r"u\.data", r"u\.item"), "ml-100k: u.data and u.item"),
+)
