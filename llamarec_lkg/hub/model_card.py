@@ -195,7 +195,7 @@ class ModelCard:
             library_name="llamarec_lkg",
             pipeline_tag="text-ranking" if self.has_model else None,
             base_model=base,
-            base_model_relation=("adapter" if self.adapter else "finetune") if base and self.training else None,
+            base_model_relation=("adapter" if self.adapter or self.backbone_by_name else "finetune") if base else None,
             datasets=[self.dataset_name] if _is_hub_id(self.dataset_name) else None,
             metrics=sorted({name.split("@")[0] for name in self.report.rows[0]["metrics"]}) if results else None,
             co2_eq_emissions=self.emissions,
