@@ -1,4 +1,4 @@
-"""On real films, without a language model: personal evidence beats global evidence and the retriever."""
+"""On real films, without a language model: preferences beat one set of weights, and the retriever."""
 
 import numpy as np
 import pytest
@@ -17,19 +17,19 @@ def example():
 
 
 @pytest.mark.slow
-def test_personal_evidence_on_real_films(example, movielens_folder, tmp_path):
+def test_preferences_on_real_films(example, movielens_folder, tmp_path):
     backbone().save_pretrained(tmp_path / "backbone")
     tokenizer().save_pretrained(tmp_path / "backbone")
     steps = {"max_steps": 1000, "eval_steps": 250, "learning_rate": 4e-3, "lr_scheduler_type": "one_cycle"}
     found = example.one_seed(
-        str(movielens_folder), 42, 8, tmp_path, retriever=steps, progress=False,
+        str(movielens_folder), 42, tmp_path, folds=2, per_user=10, retriever=steps, progress=False,
         backbone={"model_name_or_path": str(tmp_path / "backbone")},
     )  # fmt: skip
-    rows = {row["name"]: row for row in comparison_rows(found["validation"], reference="global")}
-    assert rows["personal"]["difference_ci95"]["nll"][1] < 0, "personal evidence is likelier than global"
+    rows = {row["name"]: row for row in comparison_rows(found["validation"], reference="evidence")}
+    assert rows["history"]["difference_ci95"]["nll"][1] < 0, "preferences are likelier than one set of weights"
     rows = {row["name"]: row for row in comparison_rows(found["test"])}
-    assert rows["personal"]["difference_ci95"]["ndcg@10"][0] > 0, "and ranks better than the retriever"
-    assert rows["personal, shuffled graph"]["difference_ci95"]["ndcg@10"][0] < 0
+    assert rows["history"]["difference_ci95"]["ndcg@10"][0] > 0, "and ranks better than the retriever"
+    assert rows["history, rewired graph"]["difference_ci95"]["ndcg@10"][0] < 0
 
 
 def test_catalogue_scores_are_the_models_scores_over_all_items(film_dataset):

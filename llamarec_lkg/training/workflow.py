@@ -150,9 +150,15 @@ class Workflow:
         self._retrievers[name] = LRURecRetriever(model)
         return self._retrievers[name]
 
-    def training_lists(self, processor: LlamaRecLKGProcessor) -> list[RankingExample]:
+    def training_lists(
+        self, processor: LlamaRecLKGProcessor, rewire: Callable[[KnowledgeGraph], KnowledgeGraph] | None = None
+    ) -> list[RankingExample]:
         """The ranker's training lists with what the graph says of them, made and read out of fold. Sets the
-        processor's scale of evidence: the standard deviation over the candidates of these lists."""
+        processor's scale of evidence: the standard deviation over the candidates of these lists.
+
+        Args:
+            rewire: changes the graphs that lists are read with, for controls; the processor's must be changed alike.
+        """
         section, data = self.config.examples, self.prepare()
         if section.folds == 1:
             folds, retrievers, graphs = None, [self.train_retriever()], [data.graph]
@@ -177,6 +183,7 @@ class Workflow:
                 seed=self.config.retriever.seed,
                 progress=self.progress,
             )
+            graphs = map(rewire, graphs) if rewire else graphs
             indexes = [EvidenceIndex.from_graph(graph, half_life=processor.evidence_half_life) for graph in graphs]
             lists = with_features(lists, indexes, folds, progress=self.progress)
             spread = np.concatenate([example.evidence for example in lists]).std(axis=0)
@@ -304,15 +311,16 @@ class Workflow:
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
-    def build_processor(self) -> LlamaRecLKGProcessor:
-        """A new processor for this run's data and prompt settings; its evidence scale is not fitted yet. It knows
-        users only where the model is to have weights for each."""
+    def build_processor(self, graph: KnowledgeGraph | None = None) -> LlamaRecLKGProcessor:
+        """A new processor for this run's data and prompt settings, with the run's graph or another one; its evidence
+        scale is not set yet. It knows users only where the model is to have weights for each."""
         data = self.prepare()
         with self.state.main_process_first():
             tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(self.config.backbone.model_name_or_path))
         items = data.dataset.items
         users = data.dataset.user_ids if self.config.model.get("use_user_embedding") else ()
-        return LlamaRecLKGProcessor(tokenizer, data.graph, items.ids, items.titles, users, **self.config.prompt)
+        graph = data.graph if graph is None else graph
+        return LlamaRecLKGProcessor(tokenizer, graph, items.ids, items.titles, users, **self.config.prompt)
 
     def build_model(self, processor: LlamaRecLKGProcessor) -> LlamaRecLKGForRanking:
         """A new ranker around this run's backbone."""
