@@ -123,7 +123,7 @@ def test_a_configuration_takes_a_step_with_its_own_settings(world, tmp_path, nam
     weights = [p for n, p in model.language_model.named_parameters() if "lora_B" in n]
     assert weights and any(bool(p.any()) for p in weights), "the adapter learned something"
     processor = LlamaRecLKGProcessor.from_pretrained(folder)
-    lists = workflow.lists(workflow.train_retriever(), "validation")[:3]
+    lists = workflow.lists("validation")[:3]
     scores = ranker_scores(model, processor, lists, progress=False)
     assert scores.shape == (3, 12)
 
