@@ -93,6 +93,13 @@ def test_relations_that_overlap_too_little_or_differ_much_in_size_stay_apart():
     assert list(merge_inverses({"A": by, "B": by})) == ["A", "B"]
 
 
+def test_of_several_relations_that_fit_the_first_takes_the_facts():
+    by = np.array([[i, 100 + i] for i in range(10)])
+    made = np.array([[100 + i, i] for i in range(11)])
+    merged = merge_inverses({"A": by, "B": by, "C": made})
+    assert {name: len(pairs) for name, pairs in merged.items()} == {"A": 11, "B": 10}
+
+
 def test_a_graph_of_triples_merges_inverse_relations():
     graph = KnowledgeGraph.from_triples(
         triples_of(("1", "a.by", "x"), ("2", "a.by", "y"), ("x", "b.made", "1"), ("y", "b.made", "2")), ["1", "2"]

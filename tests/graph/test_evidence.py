@@ -342,6 +342,10 @@ def test_a_path_that_changes_its_relation_or_is_long_carries_no_evidence():
     listed = paths.find(graph, [1], [2, 3], max_hops=4)
     assert listed.lengths.tolist() == [2, 4]
     assert not EvidenceIndex.from_graph(graph).path_weights(listed, np.array([1]), np.array([2, 3])).any()
+    graph = graph_of([("1", "BY", "x"), ("2", "BY", "x"), ("2", "IN", "x"), ("3", "IN", "x")], 3)
+    listed, index = paths.find(graph, [1], [2]), EvidenceIndex.from_graph(graph)
+    assert listed.edge_codes.tolist() == [[0, 1], [0, 3]]
+    assert index.path_weights(listed, [1], [2]).tolist() == [[evidence(index, [1], [2])[0, 0], 0], [0, 0]]
 
 
 def test_no_paths_have_no_weights(random_graph):

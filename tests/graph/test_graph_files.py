@@ -215,8 +215,10 @@ def test_a_graph_of_twenty_thousand_relations_is_like_any_other(tmp_path):
     """An edge code is twice its relation: 16 bits end at relation 16,384."""
     count = 20_000
     facts = [(str(item), f"R{relation:05}", f"e{relation}") for relation in range(count) for item in (1, 2)]
-    one_way = [("1", f"R{relation:05}", "3") for relation in range(0, count, 4_096)]
-    graph = graph_of([*facts, *one_way], 3)
+    with_one_way = graph_of(facts, 3).to_networkx()
+    for relation in range(0, count, 4_096):
+        with_one_way.add_edge(0, 2, relation=f"R{relation:05}", both_ways=False)
+    graph = KnowledgeGraph.from_networkx(with_one_way, ["1", "2", "3"])
     assert len(graph.relations) == count and graph.edge_relations.max() == 2 * count - 1
     graph.save_pretrained(tmp_path)
     loaded = KnowledgeGraph.from_pretrained(tmp_path)
