@@ -1,17 +1,10 @@
 """Facts become edges: order, inverses, repeated and merged facts."""
 
 import numpy as np
-import pytest
 from graphs import edges_of, triples_of
 
 from llamarec_lkg.graph.builder import UNDATED, merge_inverses
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
-
-
-@pytest.fixture
-def graph():
-    facts = triples_of(("1", "BY", "x"), ("2", "BY", "x"), ("2", "BY", "y"), ("1", "NEXT", "2"))
-    return KnowledgeGraph.from_triples(facts, ["1", "2", "3"], ["One", "Two\n", "Three"])
 
 
 def test_triples_become_edges_in_both_directions_ordered_by_source_code_and_target(graph):
@@ -26,12 +19,6 @@ def test_triples_become_edges_in_both_directions_ordered_by_source_code_and_targ
     assert graph.edge_relations.tolist() == [0, 2, 0, 0, 3, 1, 1, 1]
     assert set(graph.timestamps.tolist()) == {UNDATED}
     assert (graph.num_nodes, graph.num_edges, graph.num_items) == (5, 8, 3)
-
-
-def test_every_fact_has_its_inverse(graph):
-    forward = {(s, r, t) for s, r, t, _ in edges_of(graph) if r[0] != "~"}
-    inverse = {(t, r[1:], s) for s, r, t, _ in edges_of(graph) if r[0] == "~"}
-    assert forward == inverse and len(forward) == 4
 
 
 def test_titles_default_to_ids():
