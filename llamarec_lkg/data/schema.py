@@ -18,36 +18,16 @@ from ..utils.errors import LKGError
 
 
 USER_ID = "user_id"
-
-
 ITEM_ID = "item_id"
-
-
 RATING = "rating"
-
-
 TIMESTAMP = "timestamp"
-
-
 TITLE = "title"
-
-
 HEAD = "head"
-
-
 RELATION = "relation"
-
-
 TAIL = "tail"
-
-
 RATED = "RATED"  # user -> item, dated: only in graphs built with users, as the published one
 CO_RATED = "CO_RATED"  # item - item: how strongly people tie two items, summed over people
-
-
 PADDING_ITEM = 0  # dense item ids start at 1
-
-
 UNKNOWN_USER = 0  # dense user ids start at 1; 0 is the average user
 
 
