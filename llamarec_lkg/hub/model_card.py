@@ -210,7 +210,7 @@ class ModelCard:
             results=None if rows is None else "\n".join(table(rows)),
             verdicts=None if rows is None else "\n".join(verdict(r) for r in rows if r["name"].startswith(RANKER)),
             license=licence.get("license"),
-            people=[PRIVATE_WORDS[path] for path in self.private_files],
+            people=[words for path, words in PRIVATE_WORDS.items() if path in self.private_files],
             mark=MARK,
             citation=CITATION,
             hub_id=HUB_IDS.get(self.base_model or ""),
