@@ -1,7 +1,7 @@
 """The command line: `llamarec-lkg prepare | train-retriever | train | evaluate | recommend | ...`.
 
-First the commands, one function each, then their arguments. A command imports what it needs when it runs, so that help,
-errors of usage and what needs no model start at once.
+First the commands, one function each, then their arguments. A command imports what it needs when it runs, so that
+help, errors of usage and what needs no model start at once.
 """
 
 from __future__ import annotations

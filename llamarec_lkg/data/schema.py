@@ -66,7 +66,9 @@ def _refuse_reserved(relations: Iterable[str], remedy: str) -> None:
     """Raise `LKGError` where data bring a relation under a name that the library gives to interactions."""
     taken = sorted({RATED, CO_RATED} & set(relations))
     if taken:
-        raise LKGError(f"A relation is called {taken[0]!r}, the library's own name for what interactions say. {remedy}")
+        raise LKGError(
+            f"A relation is called {taken[0]!r}, the library's own name for what interactions say. {remedy}"
+        )
 
 
 def _require_present(frame: pd.DataFrame, columns: Sequence[str], table: str) -> None:
@@ -325,9 +327,9 @@ class RankingExample:
         candidates (`np.ndarray`, shape (C,)): dense items; the first is letter A.
         retrieval_scores (`np.ndarray`, shape (C,)).
         label (`int`): index of the target among the candidates, -1 where it is not one or is not known.
-        evidence, history_relations (`np.ndarray` of `float32`, shapes (C, R) and (R, S), optional): what the graph says
-            of the candidates and of the history, read when the list was made (`retrieval.candidates.with_features`).
-            Where they are absent, the processor reads them.
+        evidence, history_relations (`np.ndarray` of `float32`, shapes (C, R) and (R, S), optional): what the graph
+            says of the candidates and of the history, read when the list was made
+            (`retrieval.candidates.with_features`). Where they are absent, the processor reads them.
     """
 
     user: int

@@ -242,12 +242,6 @@ class KnowledgeGraph:
         rated = RATED in self.relations and np.any(np.asarray(self.edge_relations) // 2 == self.relations.index(RATED))
         return USER in self.entity_types or bool(rated)
 
-    @property
-    def has_people(self) -> bool:
-        """Whether there are nodes of users, or edges that say who rated what."""
-        rated = RATED in self.relations and np.any(np.asarray(self.edge_relations) // 2 == self.relations.index(RATED))
-        return USER in self.entity_types or bool(rated)
-
     def describe(self) -> str:
         counts = np.bincount(np.asarray(self.edge_relations) // 2, minlength=len(self.relations))
         weighted = (

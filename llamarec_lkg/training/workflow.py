@@ -45,7 +45,7 @@ from ..utils.errors import LKGError
 from ..utils.files import atomic_file, atomic_folder, read_json, write_json
 from ..utils.fingerprints import as_plain, fingerprint, weights_fingerprint
 from ..utils.precision import describe_dtype, resolve_dtype
-from ..utils.upstream import without_loading_bars
+from ..utils.upstream import quiet_upstream
 from .run_config import RunConfig
 from .trainer import LlamaRecLKGTrainer
 from .training_args import LlamaRecLKGTrainingArguments
@@ -421,7 +421,7 @@ class Workflow:
         """Say that a stage begins and how long it took, or that it is reused. Inside, only our own bars are shown."""
         self._say(f"{title}{': reused, nothing it depends on has changed' if reused else ''}")
         started = time.monotonic()
-        with without_loading_bars():
+        with quiet_upstream():
             yield
         if not reused:
             self._say(f"    {time.monotonic() - started:.0f} s")

@@ -15,11 +15,10 @@ from llamarec_lkg.cli import main
 from llamarec_lkg.data import readers
 from llamarec_lkg.data.convert import FORMATS, convert, open_raw
 from llamarec_lkg.data.facts import as_triples, with_facts, with_triples
-from llamarec_lkg.data.k_core import core_rows
 from llamarec_lkg.data.formats.movielens import ACTOR, DIRECTOR, GENRE, ML_100K_GENRES, YEAR
+from llamarec_lkg.data.k_core import core_rows
 from llamarec_lkg.data.raw_dataset import INTERACTIONS_SCHEMA, RawDataset
-from llamarec_lkg.data.sources import load_dataset_bundle
-from llamarec_lkg.data.sources import stream_interactions
+from llamarec_lkg.data.sources import load_dataset_bundle, stream_interactions
 from llamarec_lkg.utils.errors import LKGError
 from llamarec_lkg.utils.fingerprints import fingerprint
 
@@ -441,14 +440,18 @@ def test_an_edge_needs_its_relation(bundle):
 
 
 def test_the_librarys_own_graph_comes_back_from_networkx(film_dataset):
-    graph = KnowledgeGraph.from_dataset(film_dataset)
+    graph = KnowledgeGraph.from_dataset(film_dataset, users=True)
     triples = as_triples(graph.to_networkx(), film_dataset.items)
     again = KnowledgeGraph.from_triples(triples, film_dataset.items.ids)
     counts = [
         {name: int((np.asarray(g.edge_relations) == 2 * code).sum()) for code, name in enumerate(g.relations)}
         for g in (graph, again)
     ]
-    assert counts[0].pop("RATED") > 0 and counts[1] == counts[0] == {"DIRECTED_BY": 6, "GENRE_IS": 10}
+    assert (
+        counts[0].pop("RATED") > 0
+        and counts[0].pop("CO_RATED", 0) == 0
+        and counts[1] == counts[0] == {"DIRECTED_BY": 6, "GENRE_IS": 10}
+    )
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".graphml", "frame"])

@@ -18,7 +18,7 @@ from llamarec_lkg.data.convert import open_raw
 from llamarec_lkg.data.raw_dataset import RawDataset
 from llamarec_lkg.data.schema import DatasetBundle, Interactions, ItemTable, Triples
 from llamarec_lkg.data.sequences import PreprocessingSettings
-from llamarec_lkg.data.streaming import stream_interactions
+from llamarec_lkg.data.sources import stream_interactions
 from llamarec_lkg.hub.dataset_card import size_category
 from llamarec_lkg.utils.errors import LKGError
 

@@ -170,7 +170,9 @@ def test_the_straight_through_gradient_is_that_of_its_gate():
 
 def test_ids_are_shrunk_towards_what_the_history_says(proc, batch):
     """In training the loss holds the mean squared logits that ids add; unknown users add none."""
-    plain, shrunk = (varied(model(proc, user_shrinkage=weight, user_dropout=0.0, use_user_embedding=True)) for weight in (0.0, 0.5))
+    plain, shrunk = (
+        varied(model(proc, user_shrinkage=weight, user_dropout=0.0, use_user_embedding=True)) for weight in (0.0, 0.5)
+    )
     personal = shrunk.preference.user_embedding.weight[batch["user_ids"]]
     for ranker in (plain, shrunk):
         ranker.train()

@@ -66,9 +66,7 @@ def test_by_default_there_are_none(proc, batch, tmp_path):
 
 @pytest.mark.parametrize("size", [0, 8])
 @pytest.mark.parametrize("form", FORMS)
-def test_users_are_in_private_alone_and_without_it_everybody_is_the_average_user(
-    proc, batch, tmp_path, form, size
-):
+def test_users_are_in_private_alone_and_without_it_everybody_is_the_average_user(proc, batch, tmp_path, form, size):
     ranker, options = make(proc, tmp_path, form, user_embedding_size=size)
     folder, copy = tmp_path / "run", tmp_path / "copy"
     folder.mkdir()
@@ -117,7 +115,9 @@ def test_a_checkpoint_gives_back_its_users_in_place(proc, batch, tmp_path, form)
     assert resumed.preference.user_embedding.weight is table, "the one that an optimizer holds"
     close(resumed.score(batch), ranker.score(batch))
     shutil.rmtree(tmp_path / "checkpoint" / "private")
-    with pytest.raises(LKGError, match="lacks private/user_embedding.safetensors, the weights of this model's 4 users"):
+    with pytest.raises(
+        LKGError, match="lacks private/user_embedding.safetensors, the weights of this model's 4 users"
+    ):
         resumed.load_trained_weights(tmp_path / "checkpoint")
 
 

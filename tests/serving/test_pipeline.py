@@ -38,7 +38,7 @@ def saved(film_dataset, tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     backbone().save_pretrained(root / "backbone")
     proc = processor(film_dataset).fit(examples(film_dataset))
-    config = proc.model_config(evidence_weight=2.0, letter_scale=1.0)
+    config = proc.model_config(use_user_embedding=True, evidence_weight=2.0, letter_scale=1.0)
     ranker = LlamaRecLKGForRanking.from_backbone(str(root / "backbone"), config)
     torch.manual_seed(1)
     torch.nn.init.normal_(ranker.preference.user_embedding.weight)
@@ -200,13 +200,15 @@ def test_bad_requests_are_named(recommend):
         recommend({"history": ["1"]}, num_reasons=1.5)
 
 
-def test_a_hub_id_brings_its_retriever_from_the_same_place(saved, tmp_path, recommend):
+def test_a_hub_id_brings_its_retriever_from_the_same_place(saved, tmp_path, recommend, monkeypatch):
     """From a cache as the Hub's client leaves it, at a revision, without the network."""
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     repository, commit = tmp_path / "models--you--films", "0123456789abcdef0123456789abcdef01234567"
     shutil.copytree(saved, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "v1").write_text(commit)
-    place = {"model_kwargs": {"cache_dir": str(tmp_path)}, "revision": "v1", "local_files_only": True}
+    place = {"revision": "v1", "local_files_only": True}
     found = pipeline("recommendation", model="you/films", device="cpu", **place)
     assert isinstance(found.recommender.retriever.model, LRURecForRetrieval)
     assert_same(found(REQUESTS[0]), recommend(REQUESTS[0]))

@@ -88,60 +88,6 @@ def test_a_second_run_reuses_every_stage(run, monkeypatch, capsys):
         main(["train-retriever", "--config", str(run / "config.yaml"), "retriever.seed=7"])
 
 
-def test_recommend_prints_titles_and_json(run, capsys):
-    out = str(run / "run")
-    assert main(["recommend", "--model", out, "--history", "1", "2", "-k", "3"]) == 0
-    assert capsys.readouterr().out.count("Film") >= 3
-    assert main(["recommend", "--model", out, "--history", "1", "2", "--user", "3", "-k", "2", "--json"]) == 0
-    records = json.loads(capsys.readouterr().out)
-    assert [record["rank"] for record in records] == [1, 2] and records[0]["title"].startswith("Film")
-
-
-def test_recommend_says_why_and_draws_it(run, tmp_path, capsys):
-    drawing = tmp_path / "why.png"
-    arguments = ["recommend", "--model", str(run / "run"), "--history", "1", "2", "-k", "2"]
-    assert main([*arguments, "--sentences", "--draw", str(drawing)]) == 0
-    assert "  1. Film" in (out := capsys.readouterr().out) and " scores " in out
-    assert drawing.read_bytes().startswith(b"\x89PNG")
-
-
-def test_preferences_are_printed_and_drawn(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    drawing = tmp_path / "preferences.png"
-    arguments = ["preferences", "--model", str(run / "run"), "--output", str(drawing)]
-    assert main([*arguments, "--user", "3"]) == 0
-    out = capsys.readouterr().out
-    assert "user 3" in out and "DIRECTED_BY" in out and "All alike would be" in out
-    assert drawing.read_bytes().startswith(b"\x89PNG")
-    assert main([*arguments, "--history", "1", "2", "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert sum(record["preferences"].values()) == pytest.approx(1.0, abs=1e-5)
-    assert record["preferences"] == record["history_alone"], "nobody's id adds nothing"
-    drawing.unlink()
-    assert main(["preferences", "--model", str(run / "run"), "--user", "nobody", "--history", "1", "2"]) == 0
-    assert "an unknown user follows" in capsys.readouterr().out
-    assert main([*arguments, "--user", "3", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["history"]) >= 3, "the graph knows what user 3 rated"
-
-
-def test_preferences_need_a_history_or_a_known_user(run, capsys):
-    assert main(["preferences", "--model", str(run / "run")]) == 1
-    assert "no history to read preferences from" in capsys.readouterr().err
-    assert main(["preferences", "--model", str(run / "run"), "--user", "nobody"]) == 1
-    assert "'nobody' is not one of the" in capsys.readouterr().err
-
-
-def test_expected_failures_are_one_clear_line(run, capsys):
-    assert main(["recommend", "--model", str(run / "run"), "--history", "404"]) == 1
-    assert "'404'" in capsys.readouterr().err
-    assert main(["recommend", "--model", str(run / "world"), "--history", "1"]) == 1
-    assert "holds no trained model" in capsys.readouterr().err
-    assert main(["prepare", "data.dataset=no-such-data"]) == 1
-    assert "No data set 'no-such-data'" in capsys.readouterr().err
-    assert main(["prepare", "--config", str(run / "absent.yaml")]) == 1
-    assert "cannot be read" in capsys.readouterr().err
-
-
 def test_prepare_and_train_retriever_say_what_they_made(run, tmp_path, capsys):
     overrides = [f"output_dir={tmp_path}", "retriever.max_steps=5"]
     assert main(["prepare", "--config", str(run / "config.yaml"), *overrides]) == 0
