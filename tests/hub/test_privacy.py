@@ -55,15 +55,15 @@ def leaks(files: dict[str, bytes], dataset) -> list[str]:
     for path, content in files.items():
         arrays, text = {}, content
         if path.endswith(".safetensors"):
-            arrays = {name: value.float().numpy() for name, value in load(content).items()}
+            arrays = {name: value.double().numpy() for name, value in load(content).items()}
         if path.endswith(".parquet"):
             frame = pd.read_parquet(io.BytesIO(content))
             text += frame.to_csv().encode()
             numbers = frame.apply(pd.to_numeric, errors="coerce")
             arrays = {name: numbers[name].dropna().to_numpy() for name in frame}
         found += [f"{path} names {person}" for person in PEOPLE if person.encode() in text]
-        found += [f"{path} names weights of users" for _ in [0] if b"user_embedding" in text]
         for name, values in arrays.items():
+            found += [f"{path} holds weights of users"] if "user_embedding" in name else []
             found += [f"{path}: {name} holds {what}" for what, part in traces(dataset) if holds(values, part)]
     return found
 
@@ -71,7 +71,7 @@ def leaks(files: dict[str, bytes], dataset) -> list[str]:
 def traces(dataset):
     """What single people's interactions look like as numbers; differences, so that an offset hides nothing."""
     for user in range(1, dataset.num_users + 1):
-        own = slice(dataset.offsets[user], dataset.offsets[user + 1])
+        own = slice(dataset.offsets[user - 1], dataset.offsets[user])
         items = dataset.item_sequence[own].astype(float)
         touched = np.isin(np.arange(1, NUM_ITEMS + 1), items).astype(float)
         yield f"the items of user {user}", np.diff(items)

@@ -203,6 +203,7 @@ def test_bad_requests_are_named(recommend):
 def test_a_hub_id_brings_its_retriever_from_the_same_place(saved, tmp_path, recommend, monkeypatch):
     """From a cache as the Hub's client leaves it, at a revision, without the network."""
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     repository, commit = tmp_path / "models--you--films", "0123456789abcdef0123456789abcdef01234567"
     shutil.copytree(saved, repository / "snapshots" / commit)
     (repository / "refs").mkdir()

@@ -47,7 +47,7 @@ def test_relation_parts_add_up_to_the_evidence_term(saved):
     preferences = recommender.preferences(["3", "1"])
     assert sum(preferences.values()) == pytest.approx(1.0, abs=1e-5)
     order = [preferences[name] for name in recommender.processor.relations]
-    weight = float(recommender.model.fusion.evidence_weight)
+    weight = recommender.model.fusion.evidence_weight.item()
     assert sum(item.relations.values()) == pytest.approx(weight * float(evidence[0] @ np.array(order)), rel=1e-4)
 
 
