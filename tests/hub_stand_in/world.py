@@ -41,8 +41,6 @@ def named_dataset(make_dataset, film_items):
 def processor(dataset, **settings) -> LlamaRecLKGProcessor:
     """One that knows its users by name."""
     graph, items = KnowledgeGraph.from_dataset(dataset), dataset.items
-    if graph.has_people:
-        graph = KnowledgeGraph.from_networkx(graph.without_people().to_networkx(), items.ids)
     settings = {**SETTINGS, **settings}
     return LlamaRecLKGProcessor(tokenizer(), graph, items.ids, items.titles, dataset.user_ids, **settings)
 
