@@ -84,8 +84,8 @@ class CheckpointMixin:
             config.use_language_model = config.has_adapter = False
         elif backbone not in (None, True) and not (config.external_backbone and config.use_language_model):
             raise LKGError(
-                f"backbone={str(backbone)[:200]!r} was given, but {name} names no backbone that it could stand for: it "
-                "was saved whole, or ranks without one. Leave `backbone=` out."
+                f"backbone={str(backbone)[:200]!r} was given, but {name} names no backbone that it could stand for: "
+                "it was saved whole, or ranks without one. Leave `backbone=` out."
             )
         if not config.use_language_model:
             model = cls(config)
@@ -202,8 +202,9 @@ class CheckpointMixin:
 
         The small form holds `config.json`, the preference and fusion weights in `model.safetensors`, and the adapter
         in `adapter/`; the backbone is named, not copied. The weights of single users, where there are any, are in
-        `private/`, which `.gitignore` names. A model that was saved in the folder before is replaced as a whole: a save that fails leaves the earlier one. One that is killed in the moment of replacing leaves no
-        `config.json`, so that nobody loads a mixture; the files of both are then in a hidden folder `.writing.*`.
+        `private/`, which `.gitignore` names. A model that was saved in the folder before is replaced as a whole: a
+        save that fails leaves the earlier one, and one that is killed while it replaces leaves no `config.json`, so
+        that nobody loads a mixture (the files of both are then in a hidden folder `.writing.*`).
 
         Args:
             include_backbone: False saves the small form of a model without adapter as well (its backbone is then
