@@ -254,14 +254,6 @@ def test_a_configuration_of_a_whole_model_beside_the_weights_of_a_small_one_is_r
         SavedFolder(tmp_path, ("model",)).content()
 
 
-def test_sizes_that_do_not_fit_are_not_ignored_where_they_are_ours(proc, base, tmp_path):
-    ranker_of("whole", proc, base)[0].save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "relations": [*config["relations"], "NEW"]}))
-    with pytest.raises(LKGError, match=r"\('preference.bias', .*\[3\]\), .*\[4\]\)\).*would start them anew"):
-        AutoModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
-
-
 @pytest.mark.parametrize("form", ["adapter", "heads"])
 def test_a_small_form_beside_the_weights_of_a_whole_model_is_refused(proc, base, tmp_path, form):
     ranker, options = ranker_of(form, proc, base)

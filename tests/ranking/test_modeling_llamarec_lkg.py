@@ -229,14 +229,12 @@ def test_a_field_given_by_name_is_checked_like_a_saved_one(proc, tmp_path, given
     assert again.config.path_gate == "straight_through"
 
 
-def test_weights_of_an_earlier_version_are_named_as_such(proc, tmp_path):
-    for whole in (True, False):
-        ranker = model(proc)
-        ranker.preference.history_in = torch.nn.Linear(2 * len(proc.relations) + 1, 32)
-        ranker.config.backbone_name_or_path = None
-        ranker.save_pretrained(tmp_path, include_backbone=True)
-        with pytest.raises(LKGError, match="earlier version"):
-            LlamaRecLKGForRanking.from_pretrained(tmp_path, backbone=whole)
+def test_weights_of_another_shape_are_named(proc, tmp_path):
+    ranker = model(proc)
+    ranker.preference.history_in = torch.nn.Linear(3, 32)
+    ranker.save_pretrained(tmp_path, include_backbone=True)
+    with pytest.raises(LKGError, match=r"does not fit.*'preference.history_in.weight': \(\(32, 3\), \(32, 14\)\)"):
+        LlamaRecLKGForRanking.from_pretrained(tmp_path, backbone=False)
 
 
 def test_score_parts_sum_to_the_scores(proc, batch):
