@@ -83,7 +83,7 @@ def test_a_second_run_reuses_every_stage_and_says_so(run, monkeypatch, capsys):
     def refuse(*args, **kwargs):
         raise AssertionError("this stage was done already")
 
-    for name in ("train_lrurec", "training_examples", "LlamaRecLKGTrainer", "ranker_scores"):
+    for name in ("train_lrurec", "training_examples", "LlamaRecLKGTrainer", "rows_of_report"):
         monkeypatch.setattr(f"llamarec_lkg.training.workflow.{name}", refuse)
     assert main(["evaluate", "--config", str(run / "config.yaml")]) == 0
     out, err = capsys.readouterr()
@@ -150,14 +150,14 @@ def test_precision_is_the_devices_and_training_follows(run, monkeypatch):
     for fast in (torch.bfloat16, torch.float32):
         monkeypatch.setattr("llamarec_lkg.utils.precision.fast_dtype", lambda device=None, fast=fast: fast)
         flow = workflow(run, backbone__dtype="auto")
-        assert flow._backbone_arguments()["dtype"] == fast
+        assert flow.backbone_arguments()["dtype"] == fast
         assert flow._training_arguments().bf16 == (fast == torch.bfloat16)
-        four_bit = workflow(run, backbone__dtype="auto", backbone__load_in_4bit=True)._backbone_arguments()
+        four_bit = workflow(run, backbone__dtype="auto", backbone__load_in_4bit=True).backbone_arguments()
         assert four_bit["quantization_config"].bnb_4bit_compute_dtype == fast
         whole = workflow(run, backbone__dtype="auto", backbone__use_peft=False)
-        assert whole._backbone_arguments()["dtype"] == torch.float32, "what is trained takes small steps"
+        assert whole.backbone_arguments()["dtype"] == torch.float32, "what is trained takes small steps"
         asked = workflow(run, backbone__dtype="float32")
-        assert asked._backbone_arguments()["dtype"] == torch.float32 and not asked._training_arguments().bf16
+        assert asked.backbone_arguments()["dtype"] == torch.float32 and not asked._training_arguments().bf16
         given = workflow(run, backbone__dtype="auto", training__bf16=False)
         assert not given._training_arguments().bf16
 
