@@ -103,7 +103,7 @@ def damaged(kind: str, archive: bytes, member: str) -> bytes:
     content = bytearray(archive)
     start = 30 + len(member)  # behind the local header
     if kind == "cut short":
-        return archive[:200]
+        return archive[: len(archive) // 2]
     if kind == "broken stream":
         content[start : start + 3] = b"\xff\xff\xff"
     if kind == "other content":  # of a member that is stored as it is
