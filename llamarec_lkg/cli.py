@@ -1,7 +1,7 @@
 """The command line: `llamarec-lkg prepare | train-retriever | train | evaluate | recommend | ...`.
 
-First the commands, one function each, then their arguments. A command imports what it needs when it runs, so that help,
-errors of usage and what needs no model start at once.
+First the commands, one function each, then their arguments. A command imports what it needs when it runs, so that
+help, errors of usage and what needs no model start at once.
 """
 
 from __future__ import annotations
@@ -154,9 +154,9 @@ def _source(args: argparse.Namespace) -> RawDataset:
     raw = open_source(args.source, format=args.format)
     if not args.triples:
         return raw
-    from .data.facts import with_facts
+    from .data.facts import with_triples
 
-    return with_facts(raw, args.triples)
+    return with_triples(raw, args.triples)
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -53,8 +53,9 @@ def open_raw(path: str | Path, format: str | None = None) -> RawDataset:
     format = format or _recognise(path)
     if format is None:
         names = sorted(entry.name for entry in folder_of(path).iterdir())
-        raise LKGError(f"{path} is in no known format; its folder holds {names[:12]}. Needed is one of:\n"
-                       f"{describe_formats()}")
+        raise LKGError(
+            f"{path} is in no known format; its folder holds {names[:12]}. Needed is one of:\n{describe_formats()}"
+        )
     return FORMATS[format].opens(path)
 
 

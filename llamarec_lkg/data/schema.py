@@ -18,36 +18,16 @@ from ..utils.errors import LKGError
 
 
 USER_ID = "user_id"
-
-
 ITEM_ID = "item_id"
-
-
 RATING = "rating"
-
-
 TIMESTAMP = "timestamp"
-
-
 TITLE = "title"
-
-
 HEAD = "head"
-
-
 RELATION = "relation"
-
-
 TAIL = "tail"
-
-
 RATED = "RATED"  # user -> item, dated: only in graphs built with users, as the published one
 CO_RATED = "CO_RATED"  # item - item: how strongly people tie two items, summed over people
-
-
 PADDING_ITEM = 0  # dense item ids start at 1
-
-
 UNKNOWN_USER = 0  # dense user ids start at 1; 0 is the average user
 
 
@@ -66,7 +46,9 @@ def _refuse_reserved(relations: Iterable[str], remedy: str) -> None:
     """Raise `LKGError` where data bring a relation under a name that the library gives to interactions."""
     taken = sorted({RATED, CO_RATED} & set(relations))
     if taken:
-        raise LKGError(f"A relation is called {taken[0]!r}, the library's own name for what interactions say. {remedy}")
+        raise LKGError(
+            f"A relation is called {taken[0]!r}, the library's own name for what interactions say. {remedy}"
+        )
 
 
 def _require_present(frame: pd.DataFrame, columns: Sequence[str], table: str) -> None:
@@ -103,6 +85,23 @@ def clean_text(text: object) -> str:
     return " ".join(_CONTROL.sub(" ", str(text)).split())
 
 
+def _as_numbers(values: pd.Series) -> pd.Series:
+    """A column of ratings or times as finite numbers, dates as seconds since 1970; NaN where there is no value."""
+    numbers = pd.to_numeric(values, errors="coerce")
+    if pd.api.types.is_datetime64_any_dtype(values) or (values.name == TIMESTAMP and numbers.isna().all()):
+        dates = pd.to_datetime(values, errors="coerce", utc=True)  # also dates as text, as csv files hold them
+        numbers = dates.dt.as_unit("s").astype(np.int64).astype(np.float64).where(dates.notna())
+    numbers = numbers.replace([np.inf, -np.inf], np.nan)
+    wrong = (numbers.isna() & values.notna()).to_numpy()
+    if wrong.any() and not pd.api.types.is_numeric_dtype(values):
+        raise LKGError(
+            f"Column '{values.name}' of the interactions table holds {int(wrong.sum())} value(s) that are not "
+            f"numbers, the first is {values.iloc[int(wrong.argmax())]!r} in row {int(wrong.argmax())}. Timestamps "
+            "are numbers, such as seconds since 1970, or a column of dates; ratings are numbers."
+        )
+    return numbers
+
+
 @dataclass(frozen=True)
 class Interactions:
     """Who interacted with what, how much they liked it, and when. All arrays are aligned, in file order.
@@ -131,23 +130,7 @@ class Interactions:
         if RATING not in frame.columns:
             frame = frame.assign(**{RATING: 1.0})
         frame = frame.reset_index(drop=True)
-        numbers = {}
-        for column in (RATING, TIMESTAMP):
-            values = frame[column]
-            if column == TIMESTAMP and pd.to_numeric(values, errors="coerce").isna().all():
-                values = pd.to_datetime(values, errors="coerce", utc=True)  # dates as text, as csv files hold them
-            if pd.api.types.is_datetime64_any_dtype(values):
-                seconds = pd.to_datetime(values, utc=True).dt.as_unit("s").astype(np.int64).astype(np.float64)
-                values = seconds.where(values.notna())
-            numbers[column] = pd.to_numeric(values, errors="coerce").replace([np.inf, -np.inf], np.nan)
-        for column, values in numbers.items():
-            wrong = (values.isna() & frame[column].notna()).to_numpy()
-            if wrong.any() and not pd.api.types.is_numeric_dtype(frame[column]):
-                raise LKGError(
-                    f"Column '{column}' of the interactions table holds {int(wrong.sum())} value(s) that are not "
-                    f"numbers, the first is {frame[column].iloc[int(wrong.argmax())]!r} in row {int(wrong.argmax())}. "
-                    "Timestamps are numbers, such as seconds since 1970, or a column of dates; ratings are numbers."
-                )
+        numbers = {column: _as_numbers(frame[column]) for column in (RATING, TIMESTAMP)}
         _require_present(frame.assign(**numbers), [USER_ID, ITEM_ID, RATING, TIMESTAMP], "interactions")
         return cls(
             users=as_id_strings(frame[USER_ID]),
@@ -325,9 +308,9 @@ class RankingExample:
         candidates (`np.ndarray`, shape (C,)): dense items; the first is letter A.
         retrieval_scores (`np.ndarray`, shape (C,)).
         label (`int`): index of the target among the candidates, -1 where it is not one or is not known.
-        evidence, history_relations (`np.ndarray` of `float32`, shapes (C, R) and (R, S), optional): what the graph says
-            of the candidates and of the history, read when the list was made (`retrieval.candidates.with_features`).
-            Where they are absent, the processor reads them.
+        evidence, history_relations (`np.ndarray` of `float32`, shapes (C, R) and (R, S), optional): what the graph
+            says of the candidates and of the history, read when the list was made
+            (`retrieval.candidates.with_features`). Where they are absent, the processor reads them.
     """
 
     user: int

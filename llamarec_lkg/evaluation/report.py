@@ -15,7 +15,7 @@ from .metrics import DEFAULT_KS, MISS, bootstrap_interval, metrics_per_user
 
 
 REFERENCE, RANKER, CEILING = "retriever", "ranker", "ceiling"
-AS_PUBLISHED, WITH_CO_RATINGS = "ranker-as-published", "ranker-as-published-with-co-ratings"
+
 SHOWN_METRICS = ("mrr@10", "ndcg@5", "ndcg@10", "recall@1", "recall@5", "recall@10")
 
 

@@ -159,7 +159,7 @@ class EvidenceIndex:
             terms = heard.data * said[owners[which], heard_columns]
             sums = np.bincount(cells, terms, minlength=len(owners) * self.num_relations)
             places = np.arange(len(owners)) - np.repeat(np.cumsum(counts[block]) - counts[block], counts[block])
-            result[start + owners, places] = sums.reshape(-1, self.num_relations) / self.scale
+            result[start + owners, places] = sums.reshape(len(owners), self.num_relations) / self.scale
         return result
 
     def catalogue(self, histories: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
@@ -266,6 +266,7 @@ class EvidenceIndex:
         said, heard = self.history_rows[items], self.candidate_rows[items]
         columns = np.intersect1d(said.indices, heard.indices)  # in others nothing that is said is heard
         said, heard, relation = said[:, columns], heard[:, columns], self.column_relation[columns]
+        said.eliminate_zeros()  # an edge of weight 0 ties nothing
         decay, growth = 0.5 ** (1.0 / self.half_life), 1.0
         # in place of letting the past fade at each step, what comes is weighed more: by `growth`
         profile = np.zeros((len(order), len(columns)))
@@ -282,7 +283,7 @@ class EvidenceIndex:
                 size = alive * self.num_relations
                 strength = np.bincount(cells, weights * profile[row, at], minlength=size)
                 tied = np.bincount(cells, weights * (newest[row, at] == place - 1), minlength=size) > 0
-                strength = strength.reshape(alive, -1) / (growth * state.mass * self.scale)
+                strength = strength.reshape(alive, -1) / (growth * state.mass) / self.scale
                 state = state.step(strength, tied.reshape(alive, -1))
             state = state.read_item(self._expected[items[item]] / self.scale, decay)
             growth /= decay
@@ -302,7 +303,7 @@ class EvidenceIndex:
         owners = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
         cells = owners * self.num_relations + self.column_relation[rows.indices]
         sums = np.bincount(cells, rows.data * mean[rows.indices], minlength=rows.shape[0] * self.num_relations)
-        return sums.reshape(-1, self.num_relations)
+        return sums.reshape(rows.shape[0], self.num_relations)
 
 
 @dataclass(frozen=True)

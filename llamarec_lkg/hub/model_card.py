@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData, RepoCard
 from huggingface_hub import ModelCard as HubModelCard
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from ..evaluation.report import CEILING, RANKER, REFERENCE, Report, table, verdict
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file, read_json
-from ..utils.hub import HUB_IDS, is_local, template_text
+from ..utils.hub import HUB_IDS, is_hub_id, template_text
 from .layout import USER_EMBEDDING_FILE, USERS_FILE
 
 
@@ -195,8 +193,8 @@ class ModelCard:
             library_name="llamarec_lkg",
             pipeline_tag="text-ranking" if self.has_model else None,
             base_model=base,
-            base_model_relation=("adapter" if self.adapter else "finetune") if base and self.training else None,
-            datasets=[self.dataset_name] if _is_hub_id(self.dataset_name) else None,
+            base_model_relation=("adapter" if self.adapter or self.backbone_by_name else "finetune") if base else None,
+            datasets=[self.dataset_name] if is_hub_id(self.dataset_name) else None,
             metrics=sorted({name.split("@")[0] for name in self.report.rows[0]["metrics"]}) if results else None,
             co2_eq_emissions=self.emissions,
             tags=list(dict.fromkeys([*OWN_TAGS[:3], *kind, *self.tags, *tags])),
@@ -210,7 +208,7 @@ class ModelCard:
             results=None if rows is None else "\n".join(table(rows)),
             verdicts=None if rows is None else "\n".join(verdict(r) for r in rows if r["name"].startswith(RANKER)),
             license=licence.get("license"),
-            people=[PRIVATE_WORDS[path] for path in self.private_files],
+            people=[words for path, words in PRIVATE_WORDS.items() if path in self.private_files],
             mark=MARK,
             citation=CITATION,
             hub_id=HUB_IDS.get(self.base_model or ""),
@@ -254,7 +252,7 @@ class ModelCard:
         if not self.uses_language_model or not self.base_model:
             return None
         name = HUB_IDS.get(self.base_model, self.base_model)
-        return name if _is_hub_id(name) else None
+        return name if is_hub_id(name) else None
 
     def save(self, path: str | Path) -> None:
         """Write the card, whole or not at all."""
@@ -309,15 +307,6 @@ def _trainer_metrics(trainer: Trainer) -> dict[str, float]:
 
 def _rounded(interval: Any) -> list[float]:
     return [round(float(end), 5) for end in interval]
-
-
-def _is_hub_id(name: str) -> bool:
-    """Whether a name looks like owner/name and is no folder here."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name and not is_local(name)
 
 
 def _adapter_words(model: Any) -> str:

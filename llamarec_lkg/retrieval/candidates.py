@@ -2,9 +2,9 @@
 
 A retriever, or a table of co-ratings, that has seen a transition knows the answer: it puts the true next item far
 higher than it ever will at test time, and a ranker trained on such lists learns to trust it blindly. So users are
-parted into folds. For the users of a fold, lists and evidence come from a retriever and a graph that were fitted on the
-others (`SequenceDataset.without_users`), at all of their training positions. At test time all training interactions are
-used.
+parted into folds. For the users of a fold, lists and evidence come from a retriever and a graph that were fitted on
+the others (`SequenceDataset.without_users`), at all of their training positions. At test time all training
+interactions are used.
 """
 
 from __future__ import annotations
@@ -165,33 +165,26 @@ def _positions(dataset: SequenceDataset, per_user: int | None) -> np.ndarray:
     return positions[later <= per_user]
 
 
-def _retrieve(
-    dataset: SequenceDataset,
-    retriever: Retriever,
-    positions: np.ndarray,
-    count: int,
-    description: str,
-    progress: bool,
-) -> Iterator[RankingExample]:
-    users = dataset.user_of(positions)
+def _scored(
+    dataset: SequenceDataset, retriever: Retriever, positions: np.ndarray, description: str, progress: bool
+) -> Iterator[tuple[np.ndarray, list[np.ndarray], np.ndarray]]:
+    """Positions in blocks, with the history before each and the retriever's scores of all items."""
     with tqdm(total=len(positions), desc=description, unit="list", disable=not progress) as bar:
         for start in range(0, len(positions), BLOCK):
-            part = positions[start : start + BLOCK]
-            slices = [dataset.history(position) for position in part]
-            histories = [dataset.item_sequence[piece] for piece in slices]
-            items, scores = top_k(exclude_history(retriever.score(histories), histories), count)
-            for row, position in enumerate(part):
-                real = items[row] != PADDING_ITEM
-                label = np.flatnonzero(items[row] == dataset.item_sequence[position])
-                yield RankingExample(
-                    user=int(users[start + row]),
-                    history=histories[row].astype(np.int64),
-                    ratings=dataset.ratings[slices[row]],
-                    candidates=items[row][real].astype(np.int64),
-                    retrieval_scores=scores[row][real],
-                    label=int(label[0]) if len(label) else -1,
-                )
-            bar.update(len(part))
+            block = positions[start : start + BLOCK]
+            histories = [dataset.item_sequence[dataset.history(position)] for position in block]
+            yield block, histories, retriever.score(histories)
+            bar.update(len(block))
+
+
+def _retrieve(
+    dataset: SequenceDataset, retriever: Retriever, positions: np.ndarray, count: int, description: str, progress: bool
+) -> Iterator[RankingExample]:
+    for block, histories, scores in _scored(dataset, retriever, positions, description, progress):
+        items, best = top_k(exclude_history(scores, histories), count)
+        for row, position in enumerate(block):
+            real = items[row] != PADDING_ITEM
+            yield _example(dataset, position, items[row][real], best[row][real])
 
 
 def _uniform(
@@ -203,27 +196,28 @@ def _uniform(
     description: str,
     progress: bool,
 ) -> Iterator[RankingExample]:
-    users = dataset.user_of(positions)
-    with tqdm(total=len(positions), desc=description, unit="list", disable=not progress) as bar:
-        for start in range(0, len(positions), BLOCK):
-            part = positions[start : start + BLOCK]
-            slices = [dataset.history(position) for position in part]
-            histories = [dataset.item_sequence[piece] for piece in slices]
-            scores = retriever.score(histories)
-            for row, position in enumerate(part):
-                target = int(dataset.item_sequence[position])
-                free = np.setdiff1d(np.arange(1, dataset.num_items + 1), np.append(histories[row], target))
-                drawn = generator.choice(free, size=min(count - 1, len(free)), replace=False)
-                candidates = np.append(target, drawn).astype(np.int64)
-                yield RankingExample(
-                    user=int(users[start + row]),
-                    history=histories[row].astype(np.int64),
-                    ratings=dataset.ratings[slices[row]],
-                    candidates=candidates,
-                    retrieval_scores=scores[row][candidates],
-                    label=0,
-                )
-            bar.update(len(part))
+    for block, histories, scores in _scored(dataset, retriever, positions, description, progress):
+        for row, position in enumerate(block):
+            target = dataset.item_sequence[position]
+            free = np.setdiff1d(np.arange(1, dataset.num_items + 1), np.append(histories[row], target))
+            drawn = generator.choice(free, size=min(count - 1, len(free)), replace=False)
+            candidates = np.append(target, drawn)
+            yield _example(dataset, position, candidates, scores[row][candidates])
+
+
+def _example(
+    dataset: SequenceDataset, position: int, candidates: np.ndarray, retrieval_scores: np.ndarray
+) -> RankingExample:
+    history = dataset.history(position)
+    label = np.flatnonzero(candidates == dataset.item_sequence[position])
+    return RankingExample(
+        user=int(dataset.user_of(position)),
+        history=dataset.item_sequence[history].astype(np.int64),
+        ratings=dataset.ratings[history],
+        candidates=candidates.astype(np.int64),
+        retrieval_scores=retrieval_scores,
+        label=int(label[0]) if len(label) else -1,
+    )
 
 
 def _shuffled(example: RankingExample, generator: np.random.Generator) -> RankingExample:

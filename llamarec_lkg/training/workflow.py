@@ -45,7 +45,7 @@ from ..utils.errors import LKGError
 from ..utils.files import atomic_file, atomic_folder, read_json, write_json
 from ..utils.fingerprints import as_plain, fingerprint, weights_fingerprint
 from ..utils.precision import describe_dtype, resolve_dtype
-from ..utils.upstream import without_loading_bars
+from ..utils.upstream import quiet_upstream
 from .run_config import RunConfig
 from .trainer import LlamaRecLKGTrainer
 from .training_args import LlamaRecLKGTrainingArguments
@@ -150,9 +150,15 @@ class Workflow:
         self._retrievers[name] = LRURecRetriever(model)
         return self._retrievers[name]
 
-    def training_lists(self, processor: LlamaRecLKGProcessor) -> list[RankingExample]:
+    def training_lists(
+        self, processor: LlamaRecLKGProcessor, rewire: Callable[[KnowledgeGraph], KnowledgeGraph] | None = None
+    ) -> list[RankingExample]:
         """The ranker's training lists with what the graph says of them, made and read out of fold. Sets the
-        processor's scale of evidence: the standard deviation over the candidates of these lists."""
+        processor's scale of evidence: the standard deviation over the candidates of these lists.
+
+        Args:
+            rewire: changes the graphs that lists are read with, for controls; the processor's must be changed alike.
+        """
         section, data = self.config.examples, self.prepare()
         if section.folds == 1:
             folds, retrievers, graphs = None, [self.train_retriever()], [data.graph]
@@ -177,6 +183,7 @@ class Workflow:
                 seed=self.config.retriever.seed,
                 progress=self.progress,
             )
+            graphs = map(rewire, graphs) if rewire else graphs
             indexes = [EvidenceIndex.from_graph(graph, half_life=processor.evidence_half_life) for graph in graphs]
             lists = with_features(lists, indexes, folds, progress=self.progress)
             spread = np.concatenate([example.evidence for example in lists]).std(axis=0)
@@ -304,15 +311,16 @@ class Workflow:
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
-    def build_processor(self) -> LlamaRecLKGProcessor:
-        """A new processor for this run's data and prompt settings; its evidence scale is not fitted yet. It knows
-        users only where the model is to have weights for each."""
+    def build_processor(self, graph: KnowledgeGraph | None = None) -> LlamaRecLKGProcessor:
+        """A new processor for this run's data and prompt settings, with the run's graph or another one; its evidence
+        scale is not set yet. It knows users only where the model is to have weights for each."""
         data = self.prepare()
         with self.state.main_process_first():
             tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(self.config.backbone.model_name_or_path))
         items = data.dataset.items
         users = data.dataset.user_ids if self.config.model.get("use_user_embedding") else ()
-        return LlamaRecLKGProcessor(tokenizer, data.graph, items.ids, items.titles, users, **self.config.prompt)
+        graph = data.graph if graph is None else graph
+        return LlamaRecLKGProcessor(tokenizer, graph, items.ids, items.titles, users, **self.config.prompt)
 
     def build_model(self, processor: LlamaRecLKGProcessor) -> LlamaRecLKGForRanking:
         """A new ranker around this run's backbone."""
@@ -421,7 +429,7 @@ class Workflow:
         """Say that a stage begins and how long it took, or that it is reused. Inside, only our own bars are shown."""
         self._say(f"{title}{': reused, nothing it depends on has changed' if reused else ''}")
         started = time.monotonic()
-        with without_loading_bars():
+        with quiet_upstream():
             yield
         if not reused:
             self._say(f"    {time.monotonic() - started:.0f} s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,8 +16,9 @@ def hide_missing_kernel() -> None:
 
 
 @contextmanager
-def without_loading_bars() -> Iterator[None]:
-    """Inside, `transformers` shows no bar for reading weights that are here already; downloads keep theirs."""
+def quiet_upstream() -> Iterator[None]:
+    """Inside, `transformers` shows no bar for reading weights that are here already (downloads keep theirs), and a
+    warning that PEFT's use of `transformers` raises stays away."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
@@ -25,7 +27,9 @@ def without_loading_bars() -> Iterator[None]:
     if hub_shown:
         enable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            yield
     finally:
         if shown:
             enable_progress_bar()

@@ -14,7 +14,9 @@ from llamarec_lkg.utils.errors import LKGError
 
 
 def pairs_of(table: CoRatings) -> dict[tuple[int, int], float]:
-    return dict(zip(zip(table.items.tolist(), table.others.tolist(), strict=True), table.weights.tolist(), strict=True))
+    return dict(
+        zip(zip(table.items.tolist(), table.others.tolist(), strict=True), table.weights.tolist(), strict=True)
+    )
 
 
 def by_hand(dataset: SequenceDataset, min_people: int, per_item: int) -> dict[tuple[int, int], float]:

@@ -42,13 +42,12 @@ def test_relation_parts_add_up_to_the_evidence_term(saved):
     recommender = Recommender.from_pretrained(saved)
     item = recommender.recommend(["3", "1"], candidates=["2", "4"], k=2)[0]
     history = recommender.processor.dense_items(["3", "1"])
-    evidence = recommender.processor.evidence_index.evidence(
-        history, recommender.processor.dense_items([item.item_id])
-    )
+    candidates = recommender.processor.dense_items([item.item_id])
+    evidence = recommender.processor.evidence_index.evidence([history], [candidates])[0]
     preferences = recommender.preferences(["3", "1"])
     assert sum(preferences.values()) == pytest.approx(1.0, abs=1e-5)
     order = [preferences[name] for name in recommender.processor.relations]
-    weight = float(recommender.model.fusion.evidence_weight)
+    weight = recommender.model.fusion.evidence_weight.item()
     assert sum(item.relations.values()) == pytest.approx(weight * float(evidence[0] @ np.array(order)), rel=1e-4)
 
 
@@ -125,20 +124,35 @@ def test_model_and_processor_of_different_runs_are_refused(saved, film_dataset):
         Recommender(recommender.model, other, LRURecRetriever(recommender.retriever.model))
 
 
+def test_model_and_retriever_are_on_one_device(saved):
+    """The device without memory stands for a GPU."""
+    recommender = Recommender.from_pretrained(saved, device="meta")
+    assert {part.device.type for part in (recommender.model, recommender.retriever.model)} == {"meta"}
+    recommender = Recommender.from_pretrained(saved)
+    assert {part.device.type for part in (recommender.model, recommender.retriever.model)} == {"cpu"}
+    recommender = Recommender(recommender.model.to("meta"), recommender.processor, recommender.retriever)
+    assert recommender.retriever.model.device.type == "meta", "the retriever follows"
+
+
 def long_list(count):
     return RankingExample(0, np.array([1]), np.ones(1), np.arange(1, count + 1), np.linspace(1, 0, count), -1)
 
 
 @pytest.mark.parametrize("count", [3, 8, 9, 20, 57])
 def test_windows_bring_the_best_item_to_the_top_from_anywhere(count):
-    for best in range(1, count + 1):
-        sizes = []
+    """All lists in the same passes; a list's score is the sum of its parts."""
+    sizes, passes = [], []
 
-        def score(example, best=best, sizes=sizes):
-            sizes.append(len(example.candidates))
-            return np.where(example.candidates == best, 10.0, -example.candidates / 100).astype(np.float32)
+    def score(rows, windows):
+        sizes.extend(len(window.candidates) for window in windows)
+        passes.append(rows)
+        return [
+            np.stack([np.where(window.candidates == row + 1, 10.0, 0.0), -window.candidates / 100], axis=1)
+            for row, window in zip(rows, windows, strict=True)
+        ]
 
-        order, logits = rank_windows(score, long_list(count), window=8)
+    ranked = rank_windows(score, [long_list(count)] * count, window=8)
+    for best, (order, parts) in enumerate(ranked):
         assert sorted(order.tolist()) == list(range(count))
-        assert order[0] == best - 1 and logits[best - 1] == 10.0
-        assert max(sizes) <= 8
+        assert order[0] == best and parts[best].tolist() == pytest.approx([10.0, -(best + 1) / 100])
+    assert max(sizes) <= 8 and all(rows == list(range(count)) for rows in passes)

@@ -18,15 +18,9 @@ MOVIELENS_CITATION = (
     "ACM Transactions on Interactive Intelligent Systems 5, 4: 19:1-19:19."
 )
 
-
 MOVIELENS_LICENSE = "GroupLens terms: research use, acknowledge the source, no commercial use without permission"
-
-
 GENRE, YEAR, DIRECTOR, ACTOR = "GENRE_IS", "RELEASED_YEAR_IS", "DIRECTED_BY", "HAS_ACTOR"
-
-
 NO_GENRE = ("(no genres listed)", "unknown")  # what MovieLens writes where it knows none
-
 
 ML_100K_GENRES = (
     "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|Film-Noir|Horror|Musical|"

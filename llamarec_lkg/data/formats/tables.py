@@ -8,7 +8,17 @@ from pathlib import Path
 import pandas as pd
 
 from ...utils.errors import LKGError
-from ..raw_dataset import CARD, ID_TYPES, Catalogue, Format, RawDataset, catalogue_of_tables, folder_of, only, read_source
+from ..raw_dataset import (
+    CARD,
+    ID_TYPES,
+    Catalogue,
+    Format,
+    RawDataset,
+    catalogue_of_tables,
+    folder_of,
+    only,
+    read_source,
+)
 from ..readers import csv_batches, parquet_batches, read_table
 from ..schema import ITEM_ID, RATING, TIMESTAMP, USER_ID
 
