@@ -149,15 +149,14 @@ def test_no_paths_have_empty_weights(graph):
 # -- what can be selected ---------------------------------------------------------------------------------------------
 
 
-def best(weights, preferences, count, rows) -> list[int]:
-    """The `count` best of `rows`, ties by index."""
+def best(weights, preferences, count, rows, source=None) -> list[int]:
+    """The `count` best of `rows`, ties by index; with `source`, of the best of each source."""
+    if source is not None:
+        rows = np.array(
+            [best(weights, preferences, 1, rows[source[rows] == one])[0] for one in np.unique(source[rows])]
+        )
     scores = (weights[rows] * preferences).sum(axis=1)
     return rows[np.lexsort((rows, -scores))[:count]].tolist()
-
-
-def best_of_each_source(weights, preferences, count, rows, source) -> list[int]:
-    winners = [best(weights, preferences, 1, rows[source[rows] == one])[0] for one in np.unique(source[rows])]
-    return best(weights, preferences, count, np.array(sorted(winners)))
 
 
 @pytest.fixture(scope="module")
@@ -174,28 +173,18 @@ def random_weights() -> list[np.ndarray]:
     return tables
 
 
+@pytest.mark.parametrize("one_of_each_source", [False, True])
 @pytest.mark.parametrize("count", [1, 3, 10])
-def test_no_row_that_some_preferences_would_select_is_lost(random_weights, count):
+def test_no_row_that_some_preferences_would_select_is_lost(random_weights, count, one_of_each_source):
     generator = np.random.default_rng(count)
     for weights in random_weights:
-        everything, kept = np.arange(len(weights)), keep_selectable(weights, count)
+        source = np.sort(generator.integers(0, 12, size=len(weights))) if one_of_each_source else None
+        everything, kept = np.arange(len(weights)), keep_selectable(weights, count, source)
         assert kept.tolist() == sorted(set(kept.tolist()))
         for _ in range(60):
             preferences = generator.integers(1, 6, size=4).astype(float)
-            assert best(weights, preferences, count, kept) == best(weights, preferences, count, everything)
-
-
-@pytest.mark.parametrize("count", [1, 3, 10])
-def test_no_row_is_lost_where_each_history_item_gives_one_path(random_weights, count):
-    generator = np.random.default_rng(count)
-    for weights in random_weights:
-        source = np.sort(generator.integers(0, 12, size=len(weights)))
-        everything, kept = np.arange(len(weights)), keep_selectable(weights, count, source)
-        for _ in range(60):
-            preferences = generator.integers(1, 6, size=4).astype(float)
-            assert best_of_each_source(weights, preferences, count, kept, source) == best_of_each_source(
-                weights, preferences, count, everything, source
-            )
+            wanted = best(weights, preferences, count, everything, source)
+            assert best(weights, preferences, count, kept, source) == wanted
 
 
 def test_rows_that_can_never_be_selected_are_left_out():
@@ -205,3 +194,4 @@ def test_rows_that_can_never_be_selected_are_left_out():
     assert keep_selectable(weights, 100).tolist() == list(range(8))
     sources = np.array([0, 0, 0, 0, 0, 0, 1, 1])
     assert keep_selectable(weights, 5, sources).tolist() == [1, 3, 4, 6, 7]
+    assert keep_selectable(np.array([[4.0, 1], [3, 3]]), 1).tolist() == [0, 1], "preferences say which is better"
