@@ -544,8 +544,8 @@ def _without_people(graph: KnowledgeGraph) -> KnowledgeGraph:
     if graph.has_people:
         raise LKGError(
             "There are people in this graph (nodes of users, or RATED edges), and a processor is saved with its "
-            "graph. Build it with `KnowledgeGraph.from_dataset(dataset)`; `graph.with_co_ratings(co_ratings(dataset))` adds "
-            "what interactions say, summed over people."
+            "graph. Build it with `KnowledgeGraph.from_dataset(dataset)`; what interactions say is added by "
+            "`graph.with_co_ratings(co_ratings(dataset))`, summed over people."
         )
     return graph
 

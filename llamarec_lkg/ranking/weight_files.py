@@ -82,8 +82,8 @@ def load_heads(heads: nn.Module, *paths: str | Path, beside_backbone: bool = Fal
     }
     if wrong:
         raise LKGError(
-            f"{', '.join(map(str, paths))} does not fit this model; (found, needed) shapes: {wrong}. The weights belong "
-            "to another configuration (relations, or switches): load them with the config.json saved beside them."
+            f"{', '.join(map(str, paths))} does not fit this model; (found, needed) shapes: {wrong}. The weights "
+            "belong to another configuration (relations, switches): load them with the config.json saved beside them."
         )
     heads.load_state_dict(found, strict=False)
 

@@ -273,9 +273,11 @@ from conftest import _bundle
 from hub_stand_in.world import *
 from llamarec_lkg import *
 from llamarec_lkg.data.sequences import PreprocessingSettings
+from llamarec_lkg.utils import precision
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecRetriever
 from transformers import AutoModel, AutoProcessor
 
+precision.fast_dtype = lambda device=None: torch.float32  # what is compared is exact on every machine
 ITEMS = pd.DataFrame({{"item_id": range(1, 7), "title": list("ABCDEF"), "GENRE_IS": list("xxyyzz")}})
 
 def make(rows, items):

@@ -550,6 +550,8 @@ def test_a_converted_checkpoint_is_resumed_where_it_stood(films, film_dataset, b
     for name, parameter in ranker.named_parameters():
         assert torch.equal(parameter, before[name][0]) and parameter.requires_grad == before[name][1], name
     assert {module.training for module in ranker.modules()} == {True} and ranker.adapter_names == ["default"]
+    with pytest.raises(LKGError, match="cannot be saved from sharded weights"):
+        ranker.save_pretrained(tmp_path / "sharded", state_dict=ranker.state_dict())
     ranker.eval()
     resumed = fresh()
     resumed.load_trained_weights(tmp_path / "checkpoint")
