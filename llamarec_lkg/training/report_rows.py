@@ -1,10 +1,11 @@
-"""The rows of a run's report: the ranker beside its retriever, and the controls that would unmask it."""
+"""What a run's report compares: the ranker beside its retriever, and the controls that would unmask it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..ranking.scoring import ranker_scores, reranked, without_language_model
 from ..retrieval.base import retriever_ranks
 from ..retrieval.popularity import PopularityRetriever
+from ..utils.fingerprints import as_plain, weights_fingerprint
 
 
 if TYPE_CHECKING:
@@ -50,3 +52,21 @@ def rows_of_report(
         yield ranked("no-lm", model)
         for name, score in controls.items():
             yield ranked(f"no-lm-{name}", model, score)
+
+
+def protocol_of_report(workflow: Workflow, processor: LlamaRecLKGProcessor) -> dict[str, Any]:
+    """What was evaluated, and how."""
+    data, config = workflow.prepare(), workflow.config
+    return {
+        "dataset": data.bundle.name,
+        "split": config.evaluation.split,
+        "users": data.dataset.num_users,
+        "items": data.dataset.num_items,
+        "settings": json.dumps(as_plain(data.dataset.settings)),
+        "graph": data.graph.describe(),
+        "graph_time": "co-ratings from training interactions of all users, whatever their date; facts are undated",
+        "candidates": processor.num_candidates,
+        "backbone": config.backbone.model_name_or_path,
+        "training_seed": workflow.training_arguments().seed,
+        "weights": weights_fingerprint(workflow.folder),
+    }

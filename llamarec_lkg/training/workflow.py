@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -38,10 +37,10 @@ from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from ..retrieval.training import train_lrurec
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file, atomic_folder, read_json, write_json
-from ..utils.fingerprints import as_plain, fingerprint, weights_fingerprint
+from ..utils.fingerprints import as_plain, fingerprint
 from ..utils.precision import describe_dtype, resolve_dtype
 from ..utils.upstream import quiet_upstream
-from .report_rows import rows_of_report
+from .report_rows import protocol_of_report, rows_of_report
 from .run_config import RunConfig
 from .trainer import LlamaRecLKGTrainer
 from .training_args import LlamaRecLKGTrainingArguments
@@ -212,7 +211,7 @@ class Workflow:
         if _is_done(self.folder, key):
             with self._stage("5/6 ranker", reused=True):
                 return self.folder
-        args = self._training_arguments()
+        args = self.training_arguments()
         checkpoint = get_last_checkpoint(args.output_dir) if resume and Path(args.output_dir).is_dir() else None
         if resume and checkpoint is None:
             raise LKGError(f"There is no checkpoint of this very run in {args.output_dir} to resume from.")
@@ -273,7 +272,7 @@ class Workflow:
             report = Report.from_ranks(
                 dict(rows_of_report(self, processor, examples)),
                 np.array([example.label >= 0 for example in examples]),
-                self._protocol(section.split, processor, key),
+                {**protocol_of_report(self, processor), "key": key},
                 resamples=section.resamples,
                 seed=section.seed,
             )
@@ -299,7 +298,7 @@ class Workflow:
     def build_model(self, processor: LlamaRecLKGProcessor) -> LlamaRecLKGForRanking:
         """A new ranker around this run's backbone."""
         config = processor.model_config(**self.config.model)
-        torch.manual_seed(self._training_arguments().seed)
+        torch.manual_seed(self.training_arguments().seed)
         if not config.use_language_model:
             return self._placed(LlamaRecLKGForRanking(config))
         model = LlamaRecLKGForRanking.from_backbone(
@@ -331,7 +330,7 @@ class Workflow:
         }
         return {name: value for name, value in arguments.items() if value is not None}
 
-    def _training_arguments(self) -> LlamaRecLKGTrainingArguments:
+    def training_arguments(self) -> LlamaRecLKGTrainingArguments:
         given = self.config.training
         defaults = {
             "output_dir": str(self.folder / "checkpoints" / self._ranker_key()),
@@ -356,23 +355,6 @@ class Workflow:
     def _placed(self, model: LlamaRecLKGForRanking) -> LlamaRecLKGForRanking:
         """On this process's device; a quantized backbone is there already and must not be moved."""
         return model if getattr(model.language_model, "is_quantized", False) else model.to(self.state.device)
-
-    def _protocol(self, split: str, processor: LlamaRecLKGProcessor, key: str) -> dict[str, Any]:
-        data = self.prepare()
-        return {
-            "dataset": data.bundle.name,
-            "split": split,
-            "users": data.dataset.num_users,
-            "items": data.dataset.num_items,
-            "settings": json.dumps(as_plain(data.dataset.settings)),
-            "graph": data.graph.describe(),
-            "graph_time": "co-ratings from training interactions of all users, whatever their date; facts are undated",
-            "candidates": processor.num_candidates,
-            "backbone": self.config.backbone.model_name_or_path,
-            "training_seed": self._training_arguments().seed,
-            "weights": weights_fingerprint(self.folder),
-            "key": key,
-        }
 
     def _write_card(self, trainer: LlamaRecLKGTrainer | None, report: Report | None = None) -> None:
         data, facts = self.prepare(), self.folder / CARD_FACTS
@@ -418,7 +400,7 @@ def _sample(
     """`count` lists drawn by `seed`, in their order; with `labelled`, of those whose target was retrieved."""
     if count is None:
         return examples
-    rows = np.array([row for row, example in enumerate(examples) if example.label >= 0 or not labelled])
+    rows = np.flatnonzero([example.label >= 0 or not labelled for example in examples])
     if not len(rows):
         raise LKGError("No list with a retrieved target is left to sample from.")
     return [examples[row] for row in np.sort(np.random.default_rng(seed).permutation(rows)[:count])]
