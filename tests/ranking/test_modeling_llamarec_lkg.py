@@ -560,7 +560,8 @@ def test_a_given_device_decides_the_precision(saved, monkeypatch):
     monkeypatch.setattr(precision, "fast_dtype", lambda device=None: asked.append(device) or torch.float32)
     for device_map in ("cpu", "auto", {"": "cpu"}):
         LlamaRecLKGForRanking.from_pretrained(saved, device_map=device_map)
-    assert asked[0] == "cpu" and asked[1:] == [None, None]
+    assert asked == ["cpu", None, None]
+    assert LlamaRecLKGForRanking.from_pretrained(saved, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
