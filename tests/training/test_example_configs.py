@@ -117,7 +117,7 @@ def test_a_configuration_takes_a_step_with_its_own_settings(world, tmp_path, nam
     assert set(adapter["target_modules"]) == set(whole.backbone.lora_target_modules)
     log = json.loads((folder / "training_log.json").read_text())
     assert any("train_loss" in record for record in log) and any("eval_ndcg@10" in record for record in log)
-    model = LlamaRecLKGForRanking.from_pretrained(folder, **workflow._backbone_arguments())
+    model = LlamaRecLKGForRanking.from_pretrained(folder, **workflow.backbone_arguments())
     four_bit = any("Linear4bit" in type(module).__name__ for module in model.language_model.modules())
     assert four_bit == whole.backbone.load_in_4bit
     weights = [p for n, p in model.language_model.named_parameters() if "lora_B" in n]
