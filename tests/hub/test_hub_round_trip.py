@@ -123,7 +123,11 @@ def test_a_push_in_the_background_is_of_what_was_there_when_it_began(hub, traine
     run.push_to_hub(blocking=False)
     run.model.fusion.evidence_weight.data.fill_(7.0)
     run.save_model()
+    words = tmp_path / "run" / "tokenizer_config.json"
+    before = words.read_bytes()
+    words.write_text("{}")  # in place, as tokenizers are saved
     jobs[0]()
+    assert uploaded(hub)["tokenizer_config.json"] == before
     assert Recommender.from_pretrained(RANKER).model.fusion.evidence_weight.item() == 3.0
 
 

@@ -287,7 +287,7 @@ def test_a_card_survives_its_json(run):
 # -- pushes after pushes
 
 
-def test_the_card_follows_the_run_by_whatever_way_it_is_pushed(run, hub):
+def test_the_card_follows_the_run_by_whatever_way_it_is_pushed(run, hub, tmp_path):
     assert main(["push", str(run), REPO, "--backbone", "you/base"]) == 0
     recommender = Recommender.from_pretrained(run)
     recommender.push_to_hub(REPO, backbone="you/base")
@@ -299,7 +299,8 @@ def test_the_card_follows_the_run_by_whatever_way_it_is_pushed(run, hub):
     recommender.model.fusion.evidence_weight.data.fill_(7.0)  # other weights: the figures are not about them
     recommender.push_to_hub(REPO, backbone="you/base")
     assert not ModelCard.load(REPO).data.eval_results and "has not been evaluated" in ModelCard.load(REPO).text
-    recommender.model.push_to_hub(REPO, backbone="you/base")  # knows of no run
+    shutil.copytree(run, tmp_path / "run")
+    recommender.model.save_pretrained(tmp_path / "run", push_to_hub=True, repo_id=REPO, backbone="you/base")
     assert "Training" not in ModelCard.load(REPO).text and f'from_pretrained("{REPO}")' in ModelCard.load(REPO).text
 
 

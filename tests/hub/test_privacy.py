@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -159,7 +160,9 @@ WAYS = [by_recommender, in_shards, by_model_and_processor, by_pipeline, by_comma
 @pytest.fixture
 def proc(hub, dataset):
     push_backbone()
-    return processor(dataset).fit(examples(dataset))
+    made = processor(dataset).fit(examples(dataset))
+    assert not re.search("CO_RATED 0[^0-9]", made.knowledge_graph.describe()), "the graph says what ratings say"
+    return made
 
 
 def whole(model, proc) -> Recommender:

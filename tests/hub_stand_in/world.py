@@ -18,6 +18,7 @@ from llamarec_lkg import (
     LRURecForRetrieval,
 )
 from llamarec_lkg.data.schema import UNKNOWN_USER
+from llamarec_lkg.graph.co_ratings import co_ratings
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecRetriever
 from llamarec_lkg.serving.recommender import Recommender
 
@@ -39,8 +40,9 @@ def named_dataset(make_dataset, film_items):
 
 
 def processor(dataset, **settings) -> LlamaRecLKGProcessor:
-    """One that knows its users by name."""
+    """One that knows its users by name, and its items by co-ratings of at least two people."""
     graph, items = KnowledgeGraph.from_dataset(dataset), dataset.items
+    graph = graph.with_co_ratings(co_ratings(dataset, min_people=2))
     settings = {**SETTINGS, **settings}
     return LlamaRecLKGProcessor(tokenizer(), graph, items.ids, items.titles, dataset.user_ids, **settings)
 
