@@ -40,7 +40,7 @@ _NAMES = {
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = sorted(_MODULES)  # noqa: PLE0605 (a list, made of the table above)
+__all__ = sorted(_MODULES)
 
 # Module of transformers -> the modules here that register themselves with it when they are imported. Such a module
 # may import the classes of its own line and of those above it, never of those below.

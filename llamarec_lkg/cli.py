@@ -154,9 +154,9 @@ def _source(args: argparse.Namespace) -> RawDataset:
     raw = open_source(args.source, format=args.format)
     if not args.triples:
         return raw
-    from .data.facts import with_facts
+    from .data.facts import with_triples
 
-    return with_facts(raw, args.triples)
+    return with_triples(raw, args.triples)
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -35,18 +35,11 @@ from .schema import (
 
 
 INTERACTION_COLUMNS = (USER_ID, ITEM_ID, RATING, TIMESTAMP)
-
-
 ENTITY_ID = "entity_id"
-
-
 CARD = "README.md"  # says what tables are, beside them
-
 
 # ids are text: read as numbers, the ISBN 0205616461 would lose its zero
 ID_TYPES = {USER_ID: str, ITEM_ID: str, HEAD: str, RELATION: str, TAIL: str, ENTITY_ID: str}
-
-
 Catalogue = tuple[ItemTable, Triples | None]
 
 

@@ -18,36 +18,16 @@ from ..utils.errors import LKGError
 
 
 USER_ID = "user_id"
-
-
 ITEM_ID = "item_id"
-
-
 RATING = "rating"
-
-
 TIMESTAMP = "timestamp"
-
-
 TITLE = "title"
-
-
 HEAD = "head"
-
-
 RELATION = "relation"
-
-
 TAIL = "tail"
-
-
 RATED = "RATED"  # user -> item, dated: only in graphs built with users, as the published one
 CO_RATED = "CO_RATED"  # item - item: how strongly people tie two items, summed over people
-
-
 PADDING_ITEM = 0  # dense item ids start at 1
-
-
 UNKNOWN_USER = 0  # dense user ids start at 1; 0 is the average user
 
 
@@ -105,6 +85,23 @@ def clean_text(text: object) -> str:
     return " ".join(_CONTROL.sub(" ", str(text)).split())
 
 
+def _as_numbers(values: pd.Series) -> pd.Series:
+    """A column of ratings or times as finite numbers, dates as seconds since 1970; NaN where there is no value."""
+    numbers = pd.to_numeric(values, errors="coerce")
+    if pd.api.types.is_datetime64_any_dtype(values) or (values.name == TIMESTAMP and numbers.isna().all()):
+        dates = pd.to_datetime(values, errors="coerce", utc=True)  # also dates as text, as csv files hold them
+        numbers = dates.dt.as_unit("s").astype(np.int64).astype(np.float64).where(dates.notna())
+    numbers = numbers.replace([np.inf, -np.inf], np.nan)
+    wrong = (numbers.isna() & values.notna()).to_numpy()
+    if wrong.any() and not pd.api.types.is_numeric_dtype(values):
+        raise LKGError(
+            f"Column '{values.name}' of the interactions table holds {int(wrong.sum())} value(s) that are not "
+            f"numbers, the first is {values.iloc[int(wrong.argmax())]!r} in row {int(wrong.argmax())}. Timestamps "
+            "are numbers, such as seconds since 1970, or a column of dates; ratings are numbers."
+        )
+    return numbers
+
+
 @dataclass(frozen=True)
 class Interactions:
     """Who interacted with what, how much they liked it, and when. All arrays are aligned, in file order.
@@ -133,23 +130,7 @@ class Interactions:
         if RATING not in frame.columns:
             frame = frame.assign(**{RATING: 1.0})
         frame = frame.reset_index(drop=True)
-        numbers = {}
-        for column in (RATING, TIMESTAMP):
-            values = frame[column]
-            if column == TIMESTAMP and pd.to_numeric(values, errors="coerce").isna().all():
-                values = pd.to_datetime(values, errors="coerce", utc=True)  # dates as text, as csv files hold them
-            if pd.api.types.is_datetime64_any_dtype(values):
-                seconds = pd.to_datetime(values, utc=True).dt.as_unit("s").astype(np.int64).astype(np.float64)
-                values = seconds.where(values.notna())
-            numbers[column] = pd.to_numeric(values, errors="coerce").replace([np.inf, -np.inf], np.nan)
-        for column, values in numbers.items():
-            wrong = (values.isna() & frame[column].notna()).to_numpy()
-            if wrong.any() and not pd.api.types.is_numeric_dtype(frame[column]):
-                raise LKGError(
-                    f"Column '{column}' of the interactions table holds {int(wrong.sum())} value(s) that are not "
-                    f"numbers, the first is {frame[column].iloc[int(wrong.argmax())]!r} in row {int(wrong.argmax())}. "
-                    "Timestamps are numbers, such as seconds since 1970, or a column of dates; ratings are numbers."
-                )
+        numbers = {column: _as_numbers(frame[column]) for column in (RATING, TIMESTAMP)}
         _require_present(frame.assign(**numbers), [USER_ID, ITEM_ID, RATING, TIMESTAMP], "interactions")
         return cls(
             users=as_id_strings(frame[USER_ID]),

@@ -20,17 +20,9 @@ from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DatasetBundle, ItemTabl
 
 
 logger = logging.getLogger(__name__)
-
-
 FORMAT_VERSION = 3
-
-
 ARRAYS_FILE = "sequences.safetensors"
-
-
 TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
-
-
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import EntryNotFoundError, HTTPError
 
 from ..utils.errors import LKGError
-from ..utils.hub import HUB_ERRORS
+from ..utils.hub import HUB_ERRORS, is_hub_id
 from .convert import convert, open_raw
 from .k_core import filtered_batches
 from .known_datasets import KNOWN_DATASETS
@@ -51,7 +51,7 @@ def load_dataset_bundle(
         return convert(name_or_path)
     if name in KNOWN_DATASETS:
         return KNOWN_DATASETS[name]()
-    if _is_hub_id(name):
+    if is_hub_id(name):
         return _load_hub(name, revision, token)
     raise LKGError(
         f"No data set {name!r}: it is no folder here, no Hub id (owner/name), and none of the known names "
@@ -109,14 +109,12 @@ def stream_interactions(
         LKGError: nothing is found there, a file is damaged, or a row lacks a value.
     """
     name = str(name_or_path)
-    on_hub = format is None and not Path(name).exists() and name not in KNOWN_DATASETS and _is_hub_id(name)
-
-    def batches() -> Iterator[pd.DataFrame]:
-        return _hub_batches(name, revision, token) if on_hub else source.batches()
-
-    source = None if on_hub else open_source(name_or_path, format=format)
+    if format is None and not Path(name).exists() and name not in KNOWN_DATASETS and is_hub_id(name):
+        batches = partial(_hub_batches, name, revision, token)
+    else:
+        batches = open_source(name_or_path, format=format).batches
     if max(min_user_interactions, min_item_interactions) > 1:
-        return record_batches(filtered_batches(batches, min_user_interactions, min_item_interactions)())
+        batches = filtered_batches(batches, min_user_interactions, min_item_interactions)
     return record_batches(batches())
 
 
@@ -135,15 +133,7 @@ def bundle_from_frames(
     return DatasetBundle(name, Interactions.from_frame(interactions), item_table, facts, citation, license)
 
 
-def _is_hub_id(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name
-
-
-def _load_hub(repo_id: str, revision: str | None, token: str | bool | None = None) -> DatasetBundle:
+def _load_hub(repo_id: str, revision: str | None, token: str | bool | None) -> DatasetBundle:
     from datasets import get_dataset_config_names, load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -166,7 +156,7 @@ def _load_hub(repo_id: str, revision: str | None, token: str | bool | None = Non
     return bundle_from_frames(repo_id, **frames, **said)
 
 
-def _hub_batches(repo_id: str, revision: str | None, token: str | bool | None = None) -> Iterator[pd.DataFrame]:
+def _hub_batches(repo_id: str, revision: str | None, token: str | bool | None) -> Iterator[pd.DataFrame]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 

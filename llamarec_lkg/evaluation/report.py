@@ -74,9 +74,6 @@ class Report:
     def row(self, name: str) -> dict[str, Any]:
         return next(row for row in self.rows if row["name"] == name)
 
-    def has_row(self, name: str) -> bool:
-        return any(row["name"] == name for row in self.rows)
-
     def to_json(self) -> dict[str, Any]:
         return {"protocol": self.protocol, "rows": self.rows, "reranked_rows": self.reranked_rows}
 

@@ -6,7 +6,7 @@ No database: a graph of a few million edges is a few flat arrays, mapped from di
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class KnowledgeGraph:
     edge_relations: np.ndarray
     timestamps: np.ndarray
     item_nodes: np.ndarray
-    weights: np.ndarray | None = field(default=None, metadata={"fingerprint": "if given"})
+    weights: np.ndarray | None = None
 
     # -- making one -------------------------------------------------------------------------------------------------
 

@@ -126,6 +126,11 @@ def save_adapter_weights(
         start: of a PiSSA or OLoRA adapter, its first weights. PEFT then writes plain LoRA of twice the rank for the
             untouched base: training went from W - B0 A0 + B0 A0 to W - B0 A0 + B A, which is W + [B, -B0] [A; A0].
     """
+    if start is not None and state_dict:
+        raise LKGError(
+            f"The adapter {adapter_name!r} (PiSSA or OLoRA) cannot be saved from sharded weights: PEFT does not convert "
+            "those. Train it on one device or with DDP, or start from init_lora_weights=True."
+        )
     options = {"selected_adapters": [adapter_name], "state_dict": state_dict, "save_embedding_layers": False}
     with tempfile.TemporaryDirectory() as first:
         if start is not None:  # PEFT reads it from a folder, whose name is that of an adapter meanwhile

@@ -65,22 +65,11 @@ def missing_backbone(place: str | Path, wanted: Any, revision: str | None, error
     """What to say where the backbone of a small form saved in `place` cannot be loaded."""
     same = HUB_IDS.get(wanted) if isinstance(wanted, str) else None
     hint = f" On the Hub it is {same!r}, with other rounding: scores differ a little." if same else ""
-    if revision is not None:
-        hint = f" `backbone={wanted!r}` loads what its default branch has now, which may be other weights."
-    at = f" at {revision}" if revision is not None else ""
+    at = "" if revision is None else f" at {revision}"
     return LKGError(
         f"{place} holds what was trained around the backbone {str(wanted)[:200]!r}, which could not be loaded{at} "
-        f"({error}). Give `backbone=`: a folder or Hub id of the same model.{hint}"
+        f"({error}). Give `backbone=`, a folder or Hub id of the same model, which is then loaded as it is now.{hint}"
     )
-
-
-def warn_other_commit(place: str | Path, name: str | None, saved: str | None, found: str | None) -> None:
-    """Warn that a small form is loaded around another version of its backbone than it was trained around."""
-    if saved is not None and saved != found:
-        logger.warning(
-            f"{place} was trained around {name!r} at {saved}; what was given is at {found or 'no known commit'}. "
-            "Scores may differ. Leave `backbone=` out to load the very one."
-        )
 
 
 def check_same_backbone(place: str | Path, saved: Any, found: Any) -> None:

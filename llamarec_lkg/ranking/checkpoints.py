@@ -31,7 +31,7 @@ from ..utils.files import exchanged, read_json
 from ..utils.hub import HUB_ERRORS, RULES_FILE, fetch, hub_options, lasting_name, pinned
 from ..utils.precision import resolve_dtype
 from .adapters import DEFAULT_ADAPTER
-from .backbones import check_same_backbone, missing_backbone, one_device, warn_other_commit
+from .backbones import check_same_backbone, missing_backbone, one_device
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .weight_files import is_own, load_heads, load_users, replaced_files, user_embedding, weight_files
 
@@ -84,8 +84,8 @@ class CheckpointMixin:
             config.use_language_model = config.has_adapter = False
         elif backbone not in (None, True) and not (config.external_backbone and config.use_language_model):
             raise LKGError(
-                f"backbone={str(backbone)[:200]!r} was given, but {name} names no backbone that it could stand for: it "
-                "was saved whole, or ranks without one. Leave `backbone=` out."
+                f"backbone={str(backbone)[:200]!r} was given, but {name} names no backbone that it could stand for: "
+                "it was saved whole, or ranks without one. Leave `backbone=` out."
             )
         if not config.use_language_model:
             model = cls(config)
@@ -114,8 +114,7 @@ class CheckpointMixin:
         # these say where the ranker is, not where its backbone is
         elsewhere = ("revision", "subfolder", "adapter_kwargs", "_from_auto")
         kwargs = {key: value for key, value in kwargs.items() if key not in elsewhere}
-        saved, base, commit = config.text_config, config.backbone_name_or_path, config.backbone_revision
-        wanted = base if backbone is None else backbone
+        saved, wanted = config.text_config, config.backbone_name_or_path if backbone is None else backbone
         if wanted is None:
             raise LKGError(f"{name} holds no backbone and does not name one. Give `backbone=`, a folder or Hub id.")
         if isinstance(backbone, str | Path):
@@ -125,22 +124,12 @@ class CheckpointMixin:
         except HUB_ERRORS as error:
             raise missing_backbone(name, wanted, config.backbone_revision, error) from error
         check_same_backbone(name, saved, config.text_config)
-        if config.backbone_name_or_path == base:
-            warn_other_commit(name, base, commit, config.backbone_revision)
         return model, info
 
     @classmethod
     def _from_whole(cls, name: str, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """A checkpoint with its backbone; a weight that is missing in it is an error, not a new start."""
-        try:
-            model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
-        except RuntimeError as error:
-            if "ignore_mismatched_sizes" not in str(error):
-                raise
-            raise LKGError(
-                f"The weights in {name} have other shapes than its config.json asks for: they were made with another "
-                f"configuration, or by an earlier version of the library; then train the model again. {error}"
-            ) from error
+        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         missing = sorted(info["missing_keys"], key=lambda key: (not is_own(key), key))
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -148,13 +137,6 @@ class CheckpointMixin:
                 f"{name} lacks the weights {missing[:5]}{more}. It is damaged, its files are of two models, or it is "
                 "no checkpoint of this class: save or download it again, or make a ranker from a plain backbone with "
                 "`LlamaRecLKGForRanking.from_backbone`."
-            )
-        other = sorted(key for key in info["mismatched_keys"] if is_own(key[0]))
-        if other:
-            raise LKGError(
-                f"The weights in {name} have other shapes than its config.json asks for; (name, found, needed): "
-                f"{other}. `ignore_mismatched_sizes` would start them anew without a word; load them with the "
-                "configuration they were saved with, or train a new ranker with `from_backbone`."
             )
         model._own_backbone = True
         return model, info
@@ -202,8 +184,9 @@ class CheckpointMixin:
 
         The small form holds `config.json`, the preference and fusion weights in `model.safetensors`, and the adapter
         in `adapter/`; the backbone is named, not copied. The weights of single users, where there are any, are in
-        `private/`, which `.gitignore` names. A model that was saved in the folder before is replaced as a whole: a save that fails leaves the earlier one. One that is killed in the moment of replacing leaves no
-        `config.json`, so that nobody loads a mixture; the files of both are then in a hidden folder `.writing.*`.
+        `private/`, which `.gitignore` names. A model that was saved in the folder before is replaced as a whole: a
+        save that fails leaves the earlier one, and one that is killed while it replaces leaves no `config.json`, so
+        that nobody loads a mixture (the files of both are then in a hidden folder `.writing.*`).
 
         Args:
             include_backbone: False saves the small form of a model without adapter as well (its backbone is then

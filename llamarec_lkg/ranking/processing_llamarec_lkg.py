@@ -158,11 +158,6 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
                 f"{list(self.relations)}. Load model and processor from the same place, or train a new model for this "
                 "graph."
             )
-        if list(config.letter_token_ids) != list(self.letter_token_ids):
-            raise LKGError(
-                "The model reads other letter tokens than this processor's tokenizer writes. Load model and "
-                "processor from the same place; a model is tied to its tokenizer."
-            )
         others = config.num_users != len(self.user_ids) or config.users not in (None, self.users)
         if self.user_ids and config.num_users and others:
             raise LKGError(
@@ -178,7 +173,8 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         differing = {n: (getattr(config, n), v) for n, v in self.settings.items() if getattr(config, n) != v}
         if differing:
             raise LKGError(f"Model and processor differ in their prompt settings; (model, processor): {differing}.")
-        if config.prior_input_ids and list(config.prior_input_ids) != self.empty_prompt_ids():
+        prior = list(config.prior_input_ids) or self.empty_prompt_ids()
+        if list(config.letter_token_ids) != list(self.letter_token_ids) or prior != self.empty_prompt_ids():
             raise LKGError(
                 "This processor's tokenizer writes the prompt in other tokens than those the model was trained with. "
                 "Load model and processor from the same place; a model is tied to its tokenizer."
@@ -371,13 +367,14 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
             "retrieval_scores": np.zeros((len(examples), count), dtype=np.float32),
             "candidate_mask": np.zeros((len(examples), count), dtype=bool),
             "user_ids": np.array([example.user for example in examples], dtype=np.int64),
-            "history_relations": self._statistics(examples),
+            "history_relations": np.stack(self._features("history_relations", examples)).astype(np.float32),
             "labels": np.array([example.label for example in examples], dtype=np.int64),
         }
-        for row, (example, evidence) in enumerate(zip(examples, self._evidence(examples), strict=True)):
-            batch["evidence"][row, : len(evidence)] = evidence
-            batch["retrieval_scores"][row, : len(example.candidates)] = example.retrieval_scores
-            batch["candidate_mask"][row, : len(example.candidates)] = True
+        evidence = self._features("evidence", examples)
+        for row, size in enumerate(len(example.candidates) for example in examples):
+            batch["evidence"][row, :size] = evidence[row][:size]
+            batch["retrieval_scores"][row, :size] = examples[row].retrieval_scores
+            batch["candidate_mask"][row, :size] = True
         batch = {name: torch.from_numpy(value) for name, value in batch.items()}
         if with_prompt:
             batch |= self._prompt_parts(examples)
@@ -385,27 +382,19 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
 
     def history_features(self, example: RankingExample) -> np.ndarray:
         """`history_relations` of one example, shape (R, S); see `evidence.STATISTICS`."""
-        return self._statistics([example])[0]
+        return self._features("history_relations", [example])[0]
 
-    def _statistics(self, examples: Sequence[RankingExample]) -> np.ndarray:
-        """History statistics, (B, R, S): those an example carries, the others read from the graph at once."""
-        values = [example.history_relations if self.reads_carried_features else None for example in examples]
-        rows = [row for row, value in enumerate(values) if value is None]
-        for row, found in zip(
-            rows, self.evidence_index.statistics([examples[row].history for row in rows]), strict=True
-        ):
-            values[row] = found
-        return np.stack(values).astype(np.float32)
-
-    def _evidence(self, examples: Sequence[RankingExample]) -> list[np.ndarray]:
-        """Evidence of each example's candidates, (C, R): that which it carries, the others' read at once."""
-        values = [example.evidence if self.reads_carried_features else None for example in examples]
-        rows = [row for row, value in enumerate(values) if value is None]
-        candidates = [examples[row].candidates for row in rows]
-        read = self.evidence_index.evidence([examples[row].history for row in rows], candidates)
-        for row, found in zip(rows, read, strict=True):
-            values[row] = found[: len(examples[row].candidates)]
-        return values
+    def _features(self, name: str, examples: Sequence[RankingExample]) -> list[np.ndarray]:
+        """The "evidence" (C, R) or "history_relations" (R, S) of each example, as it carries them; those of the others
+        are read from the graph at once."""
+        found = [getattr(example, name) if self.reads_carried_features else None for example in examples]
+        rows = [row for row, value in enumerate(found) if value is None]
+        histories, candidates = ([getattr(examples[row], one) for row in rows] for one in ("history", "candidates"))
+        index = self.evidence_index
+        read = index.evidence(histories, candidates) if name == "evidence" else index.statistics(histories)
+        for row, values in zip(rows, read, strict=True):
+            found[row] = values
+        return found
 
     def _prompt_parts(self, examples: Sequence[RankingExample]) -> dict[str, torch.Tensor]:
         prefixes, suffixes, path_ids, path_weights, path_sources = [], [], [], [], []
@@ -416,18 +405,13 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
             path_ids.append([self._join(self.path_pieces(example, found, row)) for row in range(len(found))])
             path_weights.append(weights)
             path_sources.append(found.source_index)
-        num_paths, longest = (
-            max(1, *map(len, path_ids)),
-            max((len(ids) for rows in path_ids for ids in rows), default=1),
+        num_paths = max(1, *map(len, path_ids))
+        path_tokens, path_mask = _pad(
+            [ids for rows in path_ids for ids in [*rows, *[[]] * (num_paths - len(rows))]], left=False
         )
-        paths_input_ids = np.zeros((len(examples), num_paths, longest), dtype=np.int64)
-        paths_mask = np.zeros_like(paths_input_ids)
         weights = np.zeros((len(examples), num_paths, len(self.relations)), dtype=np.float32)
         sources = np.full((len(examples), num_paths), -1, dtype=np.int64)
         for row, rows in enumerate(path_ids):
-            for column, ids in enumerate(rows):
-                paths_input_ids[row, column, : len(ids)] = ids
-                paths_mask[row, column, : len(ids)] = 1
             weights[row, : len(rows)] = path_weights[row]
             sources[row, : len(rows)] = path_sources[row]
         prefix_ids, prefix_mask = _pad(prefixes, left=True)
@@ -435,8 +419,8 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         return {
             "prefix_input_ids": prefix_ids,
             "prefix_attention_mask": prefix_mask,
-            "path_input_ids": torch.from_numpy(paths_input_ids),
-            "path_attention_mask": torch.from_numpy(paths_mask),
+            "path_input_ids": path_tokens.view(len(examples), num_paths, -1),
+            "path_attention_mask": path_mask.view(len(examples), num_paths, -1),
             "path_relation_weights": torch.from_numpy(weights),
             "path_sources": torch.from_numpy(sources),
             "suffix_input_ids": suffix_ids,
@@ -483,8 +467,8 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         }
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write the tokenizer, `processor_config.json`, `items.parquet` and the graph in its folder; and, where users are
-        known, `private/users.parquet` and a `.gitignore` that names `private/`.
+        """Write the tokenizer, `processor_config.json`, `items.parquet` and the graph in its folder; and, where users
+        are known, `private/users.parquet` and a `.gitignore` that names `private/`.
 
         With `push_to_hub=True` it is then pushed, to `repo_id` or the folder's name; unknown arguments then raise.
         """
@@ -559,9 +543,9 @@ def _without_people(graph: KnowledgeGraph) -> KnowledgeGraph:
     """The graph; raises `LKGError` where people are in it, who would be saved with the processor."""
     if graph.has_people:
         raise LKGError(
-            "There are people in this graph (nodes of users, or RATED edges), and a processor is saved with its graph. "
-            "Build it with `KnowledgeGraph.from_dataset(dataset)`; `graph.with_co_ratings(co_ratings(dataset))` adds "
-            "what interactions say, summed over people."
+            "There are people in this graph (nodes of users, or RATED edges), and a processor is saved with its "
+            "graph. Build it with `KnowledgeGraph.from_dataset(dataset)`; what interactions say is added by "
+            "`graph.with_co_ratings(co_ratings(dataset))`, summed over people."
         )
     return graph
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,16 @@ def load_heads(heads: nn.Module, *paths: str | Path, beside_backbone: bool = Fal
             "whole."
         )
     needed = {name: value for name, value in heads.state_dict().items() if is_own(name) and name != USER_EMBEDDING}
-    _require_same_shapes(found, needed, ", ".join(map(str, paths)))
+    shapes = [{name: tuple(value.shape) for name, value in weights.items()} for weights in (found, needed)]
+    names = sorted(shapes[0].keys() | shapes[1].keys())
+    wrong = {
+        name: tuple(one.get(name) for one in shapes) for name in names if shapes[0].get(name) != shapes[1].get(name)
+    }
+    if wrong:
+        raise LKGError(
+            f"{', '.join(map(str, paths))} does not fit this model; (found, needed) shapes: {wrong}. The weights "
+            "belong to another configuration (relations, switches): load them with the config.json saved beside them."
+        )
     heads.load_state_dict(found, strict=False)
 
 
@@ -118,18 +127,3 @@ def _read(path: str | Path, own: bool = False) -> Iterator[tuple[str, torch.Tens
                     yield name, file.get_tensor(name)
     except SafetensorError as error:
         raise LKGError(f"{path} is not readable ({error}). Copy or download it again.") from error
-
-
-def _require_same_shapes(
-    found: Mapping[str, torch.Tensor], needed: Mapping[str, torch.Tensor], path: str | Path
-) -> None:
-    """Raise `LKGError` unless two sets of weights have the same names and shapes."""
-    shapes = [{name: tuple(value.shape) for name, value in weights.items()} for weights in (found, needed)]
-    names = sorted(shapes[0].keys() | shapes[1].keys())
-    wrong = {name: pair for name in names if len({*(pair := tuple(s.get(name) for s in shapes))}) > 1}
-    if wrong:
-        raise LKGError(
-            f"{path} does not fit this model; (found, needed) shapes: {wrong}. The weights belong to another "
-            "configuration (relations, or switches), then load them with the config.json saved beside them; or to an "
-            "earlier version of the library, then train the model again."
-        )

@@ -37,7 +37,7 @@ def check_retriever(retriever: Retriever, item_ids: Sequence[str]) -> None:
 
     Args:
         retriever: beyond what a `Retriever` must have, a `catalogue` says which items it knows
-            ([`~storage.catalogue_fingerprint`]); without one, or with None, only their number is compared.
+            ([`~utils.fingerprints.catalogue_fingerprint`]); without one, or with None, only their number is compared.
         item_ids: raw ids of dense items 1, 2, ...
     """
     remedy = "Give the retriever that was trained on the same data set."

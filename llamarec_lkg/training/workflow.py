@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +23,24 @@ from trl import get_quantization_config
 from ..data.schema import CO_RATED, DatasetBundle, RankingExample
 from ..data.sequences import SequenceDataset, prepare_dataset
 from ..data.sources import load_dataset_bundle
-from ..evaluation.report import RANKER, REFERENCE, Report
+from ..evaluation.report import Report
 from ..graph.co_ratings import co_ratings
 from ..graph.evidence import STATISTICS, EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
 from ..hub.layout import CARD_FACTS, CARD_FILE, REPORT_FILE, RETRIEVER_FOLDER
 from ..hub.model_card import ModelCard
-from ..ranking.ablations import CONTROLS, control_scores
 from ..ranking.backbones import resolve_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
-from ..ranking.scoring import ranker_scores, reranked, without_language_model
-from ..retrieval.base import retriever_ranks
 from ..retrieval.candidates import evaluation_examples, folds_of_users, training_examples, with_features
 from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
-from ..retrieval.popularity import PopularityRetriever
 from ..retrieval.training import train_lrurec
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file, atomic_folder, read_json, write_json
-from ..utils.fingerprints import as_plain, fingerprint, weights_fingerprint
+from ..utils.fingerprints import as_plain, fingerprint
 from ..utils.precision import describe_dtype, resolve_dtype
 from ..utils.upstream import quiet_upstream
+from .report_rows import protocol_of_report, rows_of_report
 from .run_config import RunConfig
 from .trainer import LlamaRecLKGTrainer
 from .training_args import LlamaRecLKGTrainingArguments
@@ -150,9 +145,15 @@ class Workflow:
         self._retrievers[name] = LRURecRetriever(model)
         return self._retrievers[name]
 
-    def training_lists(self, processor: LlamaRecLKGProcessor) -> list[RankingExample]:
+    def training_lists(
+        self, processor: LlamaRecLKGProcessor, rewire: Callable[[KnowledgeGraph], KnowledgeGraph] | None = None
+    ) -> list[RankingExample]:
         """The ranker's training lists with what the graph says of them, made and read out of fold. Sets the
-        processor's scale of evidence: the standard deviation over the candidates of these lists."""
+        processor's scale of evidence: the standard deviation over the candidates of these lists.
+
+        Args:
+            rewire: changes the graphs that lists are read with, for controls; the processor's must be changed alike.
+        """
         section, data = self.config.examples, self.prepare()
         if section.folds == 1:
             folds, retrievers, graphs = None, [self.train_retriever()], [data.graph]
@@ -177,6 +178,7 @@ class Workflow:
                 seed=self.config.retriever.seed,
                 progress=self.progress,
             )
+            graphs = map(rewire, graphs) if rewire else graphs
             indexes = [EvidenceIndex.from_graph(graph, half_life=processor.evidence_half_life) for graph in graphs]
             lists = with_features(lists, indexes, folds, progress=self.progress)
             spread = np.concatenate([example.evidence for example in lists]).std(axis=0)
@@ -209,7 +211,7 @@ class Workflow:
         if _is_done(self.folder, key):
             with self._stage("5/6 ranker", reused=True):
                 return self.folder
-        args = self._training_arguments()
+        args = self.training_arguments()
         checkpoint = get_last_checkpoint(args.output_dir) if resume and Path(args.output_dir).is_dir() else None
         if resume and checkpoint is None:
             raise LKGError(f"There is no checkpoint of this very run in {args.output_dir} to resume from.")
@@ -268,9 +270,9 @@ class Workflow:
             processor = LlamaRecLKGProcessor.from_pretrained(self.folder)
             examples = self.lists(section.split)
             report = Report.from_ranks(
-                dict(self._rows(processor, examples)),
+                dict(rows_of_report(self, processor, examples)),
                 np.array([example.label >= 0 for example in examples]),
-                self._protocol(section.split, processor, key),
+                {**protocol_of_report(self, processor), "key": key},
                 resamples=section.resamples,
                 seed=section.seed,
             )
@@ -280,57 +282,42 @@ class Workflow:
             self.state.wait_for_everyone()
         return report
 
-    def _rows(
-        self, processor: LlamaRecLKGProcessor, examples: list[RankingExample]
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """Name of each row of the report, and the ranks of all targets in it."""
-        section, dataset = self.config.evaluation, self.prepare().dataset
-        controls = {name: partial(control_scores, name, seed=section.seed) for name in CONTROLS}
-        for name, retriever in (
-            ("popularity", PopularityRetriever.from_dataset(dataset)),
-            (REFERENCE, self.train_retriever()),
-        ):
-            yield name, retriever_ranks(dataset, retriever, section.split)
-        if section.untrained:
-            name = f"{RANKER}-untrained"
-            yield name, self._rank(self.build_model(processor), processor, examples, name)
-        arguments = {name: value for name, value in self._backbone_arguments().items() if name != "revision"}
-        model = self._placed(LlamaRecLKGForRanking.from_pretrained(self.folder, **arguments))
-        for row, score in ((RANKER, ranker_scores), *((f"{RANKER}-{n}", controls[n]) for n in section.controls)):
-            yield row, self._rank(model, processor, examples, row, score)
-        with without_language_model(model):
-            for row, score in (("no-lm", ranker_scores), *((f"no-lm-{n}", controls[n]) for n in controls)):
-                yield row, self._rank(model, processor, examples, row, score)
-
     # -- parts ------------------------------------------------------------------------------------------------------
 
-    def build_processor(self) -> LlamaRecLKGProcessor:
-        """A new processor for this run's data and prompt settings; its evidence scale is not fitted yet. It knows
-        users only where the model is to have weights for each."""
+    def build_processor(self, graph: KnowledgeGraph | None = None) -> LlamaRecLKGProcessor:
+        """A new processor for this run's data and prompt settings, with the run's graph or another one; its evidence
+        scale is not set yet. It knows users only where the model is to have weights for each."""
         data = self.prepare()
         with self.state.main_process_first():
             tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(self.config.backbone.model_name_or_path))
         items = data.dataset.items
         users = data.dataset.user_ids if self.config.model.get("use_user_embedding") else ()
-        return LlamaRecLKGProcessor(tokenizer, data.graph, items.ids, items.titles, users, **self.config.prompt)
+        graph = data.graph if graph is None else graph
+        return LlamaRecLKGProcessor(tokenizer, graph, items.ids, items.titles, users, **self.config.prompt)
 
     def build_model(self, processor: LlamaRecLKGProcessor) -> LlamaRecLKGForRanking:
         """A new ranker around this run's backbone."""
         config = processor.model_config(**self.config.model)
-        torch.manual_seed(self._training_arguments().seed)
+        torch.manual_seed(self.training_arguments().seed)
         if not config.use_language_model:
             return self._placed(LlamaRecLKGForRanking(config))
         model = LlamaRecLKGForRanking.from_backbone(
-            self.config.backbone.model_name_or_path, config, **self._backbone_arguments()
+            self.config.backbone.model_name_or_path, config, **self.backbone_arguments()
         )
         return self._placed(model)
+
+    def load_model(self) -> LlamaRecLKGForRanking:
+        """The trained ranker."""
+        arguments = {name: value for name, value in self.backbone_arguments().items() if name != "revision"}
+        return self._placed(LlamaRecLKGForRanking.from_pretrained(self.folder, **arguments))
 
     @property
     def dtype(self) -> torch.dtype:
         """What this run computes in: `backbone.dtype`, where "auto" is what the device computes fast."""
         return resolve_dtype(self.config.backbone.dtype, self.state.device)
 
-    def _backbone_arguments(self) -> dict[str, Any]:
+    def backbone_arguments(self) -> dict[str, Any]:
+        """For loading the backbone: type, attention kernel, revision, quantization."""
         section = replace(self.config.backbone, dtype=str(self.dtype).removeprefix("torch."))
         quantization = get_quantization_config(section)
         # weights that are trained need float32 for their small steps, unless asked for otherwise
@@ -343,7 +330,7 @@ class Workflow:
         }
         return {name: value for name, value in arguments.items() if value is not None}
 
-    def _training_arguments(self) -> LlamaRecLKGTrainingArguments:
+    def training_arguments(self) -> LlamaRecLKGTrainingArguments:
         given = self.config.training
         defaults = {
             "output_dir": str(self.folder / "checkpoints" / self._ranker_key()),
@@ -368,34 +355,6 @@ class Workflow:
     def _placed(self, model: LlamaRecLKGForRanking) -> LlamaRecLKGForRanking:
         """On this process's device; a quantized backbone is there already and must not be moved."""
         return model if getattr(model.language_model, "is_quantized", False) else model.to(self.state.device)
-
-    def _rank(
-        self,
-        model: LlamaRecLKGForRanking,
-        processor: LlamaRecLKGProcessor,
-        examples: list[RankingExample],
-        row: str,
-        score: Callable[..., np.ndarray] = ranker_scores,
-    ) -> np.ndarray:
-        options = {"batch_size": self.config.evaluation.batch_size, "progress": self.progress}
-        return reranked(score(model, processor, examples, description=row, **options), examples)
-
-    def _protocol(self, split: str, processor: LlamaRecLKGProcessor, key: str) -> dict[str, Any]:
-        data = self.prepare()
-        return {
-            "dataset": data.bundle.name,
-            "split": split,
-            "users": data.dataset.num_users,
-            "items": data.dataset.num_items,
-            "settings": json.dumps(as_plain(data.dataset.settings)),
-            "graph": data.graph.describe(),
-            "graph_time": "co-ratings from training interactions of all users, whatever their date; facts are undated",
-            "candidates": processor.num_candidates,
-            "backbone": self.config.backbone.model_name_or_path,
-            "training_seed": self._training_arguments().seed,
-            "weights": weights_fingerprint(self.folder),
-            "key": key,
-        }
 
     def _write_card(self, trainer: LlamaRecLKGTrainer | None, report: Report | None = None) -> None:
         data, facts = self.prepare(), self.folder / CARD_FACTS
@@ -441,7 +400,7 @@ def _sample(
     """`count` lists drawn by `seed`, in their order; with `labelled`, of those whose target was retrieved."""
     if count is None:
         return examples
-    rows = np.array([row for row, example in enumerate(examples) if example.label >= 0 or not labelled])
+    rows = np.flatnonzero([example.label >= 0 or not labelled for example in examples])
     if not len(rows):
         raise LKGError("No list with a retrieved target is left to sample from.")
     return [examples[row] for row in np.sort(np.random.default_rng(seed).permutation(rows)[:count])]

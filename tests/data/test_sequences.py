@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llamarec_lkg.data import sequences as dataset_module
 from llamarec_lkg.data.k_core import core_rows
 from llamarec_lkg.data.schema import ITEM_ID, TITLE, ItemTable
 from llamarec_lkg.data.sequences import (
@@ -210,16 +209,6 @@ def test_saving_replaces_what_was_there(film_dataset, make_dataset, tmp_path):
     assert SequenceDataset.load(tmp_path / "data").num_users == 4
 
 
-def test_an_interrupted_save_leaves_nothing(film_dataset, tmp_path, monkeypatch):
-    def fail(*args):
-        raise RuntimeError("disk full")
-
-    monkeypatch.setattr(dataset_module, "write_json", fail)
-    with pytest.raises(RuntimeError, match="disk full"):
-        film_dataset.save(tmp_path / "data")
-    assert list(tmp_path.iterdir()) == []
-
-
 FILES = ["sequences.safetensors", "items.parquet", "dropped_items.parquet", "users.parquet", "dataset.json"]
 
 
@@ -271,15 +260,6 @@ def test_the_published_settings_are_the_default(make_bundle):
     assert prepare_dataset(bundle).settings == PreprocessingSettings(
         min_user_interactions=5, min_item_interactions=5, split="leave-one-out", min_rating=None
     )
-
-
-def test_a_damaged_cache_is_reported_not_used(make_bundle):
-    bundle = make_bundle([(1, item, item) for item in range(1, 6)])
-    prepare_dataset(bundle, LOOSE)
-    (folder,) = (cache_dir() / "prepared").iterdir()
-    (folder / "sequences.safetensors").write_bytes(b"damaged")
-    with pytest.raises(LKGError, match="prepared data in .* is damaged .*Delete the folder"):
-        prepare_dataset(bundle, LOOSE)
 
 
 def test_an_interrupted_preparation_is_made_anew(make_bundle, monkeypatch):

@@ -1,17 +1,10 @@
 """Facts become edges: order, inverses, repeated and merged facts."""
 
 import numpy as np
-import pytest
 from graphs import edges_of, triples_of
 
 from llamarec_lkg.graph.builder import UNDATED, merge_inverses
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
-
-
-@pytest.fixture
-def graph():
-    facts = triples_of(("1", "BY", "x"), ("2", "BY", "x"), ("2", "BY", "y"), ("1", "NEXT", "2"))
-    return KnowledgeGraph.from_triples(facts, ["1", "2", "3"], ["One", "Two\n", "Three"])
 
 
 def test_triples_become_edges_in_both_directions_ordered_by_source_code_and_target(graph):
@@ -26,12 +19,6 @@ def test_triples_become_edges_in_both_directions_ordered_by_source_code_and_targ
     assert graph.edge_relations.tolist() == [0, 2, 0, 0, 3, 1, 1, 1]
     assert set(graph.timestamps.tolist()) == {UNDATED}
     assert (graph.num_nodes, graph.num_edges, graph.num_items) == (5, 8, 3)
-
-
-def test_every_fact_has_its_inverse(graph):
-    forward = {(s, r, t) for s, r, t, _ in edges_of(graph) if r[0] != "~"}
-    inverse = {(t, r[1:], s) for s, r, t, _ in edges_of(graph) if r[0] == "~"}
-    assert forward == inverse and len(forward) == 4
 
 
 def test_titles_default_to_ids():
@@ -91,6 +78,13 @@ def test_relations_that_overlap_too_little_or_differ_much_in_size_stay_apart():
     large = np.concatenate([by[:, ::-1], np.array([[200 + i, i] for i in range(11)])])
     assert list(merge_inverses({"A": by, "B": large})) == ["A", "B"]
     assert list(merge_inverses({"A": by, "B": by})) == ["A", "B"]
+
+
+def test_of_several_relations_that_fit_the_first_takes_the_facts():
+    by = np.array([[i, 100 + i] for i in range(10)])
+    made = np.array([[100 + i, i] for i in range(11)])
+    merged = merge_inverses({"A": by, "B": by, "C": made})
+    assert {name: len(pairs) for name, pairs in merged.items()} == {"A": 11, "B": 10}
 
 
 def test_a_graph_of_triples_merges_inverse_relations():

@@ -6,22 +6,15 @@ from dataclasses import replace
 import networkx as nx
 import numpy as np
 import pytest
-from graphs import assert_same, edges_of, graph_of, triples_of
+from graphs import assert_same, edges_of, triples_of
 
 from llamarec_lkg.data.schema import CO_RATED, RATED
 from llamarec_lkg.graph import knowledge_graph as module
 from llamarec_lkg.graph import paths
-from llamarec_lkg.graph.builder import UNDATED
+from llamarec_lkg.graph.builder import UNDATED, GraphBuilder
 from llamarec_lkg.graph.co_ratings import CoRatings
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
-from llamarec_lkg.graph.mapped_arrays import map_safetensors
 from llamarec_lkg.utils.errors import LKGError
-
-
-@pytest.fixture
-def graph():
-    facts = triples_of(("1", "BY", "x"), ("2", "BY", "x"), ("2", "BY", "y"), ("1", "NEXT", "2"))
-    return KnowledgeGraph.from_triples(facts, ["1", "2", "3"], ["One", "Two\n", "Three"])
 
 
 @pytest.fixture
@@ -92,16 +85,6 @@ def test_noise_in_the_header_of_the_arrays_gives_a_clear_error(films, tmp_path, 
     file.write_bytes(content)
     with pytest.raises(LKGError, match="is damaged .*Save or download it again"):
         KnowledgeGraph.from_pretrained(tmp_path / "graph")
-
-
-def test_cut_arrays_name_where_they_end(films, tmp_path):
-    films.save_pretrained(tmp_path / "graph")
-    file = tmp_path / "graph" / "graph.safetensors"
-    content = file.read_bytes()
-    for length, reason in ((20, "ends inside its header"), (len(content) - 1, r"ends inside \w+")):
-        file.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=f"graph.safetensors {reason}"):
-            map_safetensors(file)
 
 
 @pytest.mark.parametrize("name", ["graph.safetensors", "nodes.parquet", "graph.json"])
@@ -214,14 +197,19 @@ def test_a_weight_is_a_number_from_zero_up(wrong):
 def test_a_graph_of_twenty_thousand_relations_is_like_any_other(tmp_path):
     """An edge code is twice its relation: 16 bits end at relation 16,384."""
     count = 20_000
-    facts = [(str(item), f"R{relation:05}", f"e{relation}") for relation in range(count) for item in (1, 2)]
-    one_way = [("1", f"R{relation:05}", "3") for relation in range(0, count, 4_096)]
-    graph = graph_of([*facts, *one_way], 3)
+    builder = GraphBuilder()
+    items = [builder.node("item", raw, raw) for raw in "123"]
+    for relation in range(count):
+        entity = builder.node("entity", f"e{relation}", "")
+        builder.edges(f"R{relation}", items[:2], [entity, entity])
+        if relation % 4_096 == 0:
+            builder.edges(f"R{relation}", items[:1], items[2:], both_ways=False)
+    graph = KnowledgeGraph(**builder.build([-1, *items]))
     assert len(graph.relations) == count and graph.edge_relations.max() == 2 * count - 1
     graph.save_pretrained(tmp_path)
     loaded = KnowledgeGraph.from_pretrained(tmp_path)
     assert_same(loaded, graph)
-    through_networkx = KnowledgeGraph.from_networkx(loaded.to_networkx(), ["1", "2", "3"])
+    through_networkx = KnowledgeGraph.from_networkx(loaded.to_networkx(), list("123"))
     assert_same(through_networkx, graph)
     found = paths.find(through_networkx, [1], [2], max_paths_per_pair=count)
     assert found.edge_codes.tolist() == [[2 * relation, 2 * relation + 1] for relation in range(count)]

@@ -123,15 +123,6 @@ def test_somebodys_own_folder_of_the_name_adapter_stays(proc, batch, base, tmp_p
         assert same(scores(AutoModel.from_pretrained(tmp_path), batch), scores(ranker, batch))
 
 
-def test_an_adapter_in_a_folder_of_its_name_goes_with_the_model_it_was_of(proc, base, tmp_path):
-    ranker_of("adapter", proc, base)[0].save_pretrained(tmp_path)
-    (tmp_path / "adapter" / "second").mkdir()
-    for path in (tmp_path / "adapter").glob("adapter_*"):
-        path.rename(tmp_path / "adapter" / "second" / path.name)
-    ranker_of("whole", proc, base)[0].save_pretrained(tmp_path)
-    assert files_in(tmp_path).keys() == FORMS["whole"] and not (tmp_path / "adapter").exists()
-
-
 @pytest.mark.parametrize("form", ["whole", "adapter"])
 def test_arguments_that_transformers_passes_over_are_passed_over(proc, base, tmp_path, form):
     ranker, options = ranker_of(form, proc, base)
@@ -153,14 +144,6 @@ def test_shards_become_other_shards(proc, batch, base, tmp_path):
         "config.json", INDEX, SHIM, *(f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
     }  # fmt: skip
     assert same(scores(AutoModel.from_pretrained(tmp_path), batch), scores(ranker, batch))
-
-
-def test_a_variant_takes_the_place_of_that_variant_alone(proc, base, tmp_path):
-    ranker, options = ranker_of("whole", proc, base)
-    ranker.save_pretrained(tmp_path)
-    ranker.save_pretrained(tmp_path, variant="x", max_shard_size="40KB")
-    ranker.save_pretrained(tmp_path, variant="x")
-    assert files_in(tmp_path).keys() == SMALL | {"model.x.safetensors"}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -269,14 +252,6 @@ def test_a_configuration_of_a_whole_model_beside_the_weights_of_a_small_one_is_r
         AutoModel.from_pretrained(tmp_path)
     with pytest.raises(LKGError, match=r"not whole: \['language_model.\*'\] is missing"):
         SavedFolder(tmp_path, ("model",)).content()
-
-
-def test_sizes_that_do_not_fit_are_not_ignored_where_they_are_ours(proc, base, tmp_path):
-    ranker_of("whole", proc, base)[0].save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "relations": [*config["relations"], "NEW"]}))
-    with pytest.raises(LKGError, match=r"\('preference.bias', .*\[3\]\), .*\[4\]\)\).*would start them anew"):
-        AutoModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
 
 
 @pytest.mark.parametrize("form", ["adapter", "heads"])

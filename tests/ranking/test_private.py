@@ -72,8 +72,8 @@ def test_users_are_in_private_alone_and_without_it_everybody_is_the_average_user
     folder.mkdir()
     (folder / ".gitignore").write_text("*.log")
     ranker.save_pretrained(folder, **options)
-    proc.save_pretrained(folder)
     assert (folder / ".gitignore").read_text().split() == ["*.log", "private/"]
+    proc.save_pretrained(folder)
     assert load_file(folder / USER_EMBEDDING_FILE).keys() == {USER_EMBEDDING}
 
     again = AutoModel.from_pretrained(folder)
@@ -92,6 +92,7 @@ def test_users_are_in_private_alone_and_without_it_everybody_is_the_average_user
     assert average.config.num_users == 0 and AutoProcessor.from_pretrained(copy).user_ids == ()
     nobody = {**batch, "user_ids": torch.zeros_like(batch["user_ids"])}
     close(average.score(batch), ranker.score(nobody))
+    close(ranker.score({**batch, "user_ids": torch.full_like(batch["user_ids"], 10_000)}), ranker.score(nobody))
     assert not torch.allclose(average.preferences(batch), ranker.preferences(batch), atol=1e-3)
 
 

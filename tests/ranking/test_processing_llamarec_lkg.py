@@ -254,7 +254,7 @@ def test_graph_titles_and_model_must_fit_each_other(proc, film_dataset):
     config.relations = config.relations[::-1]
     with pytest.raises(LKGError, match="was made for the relations"):
         proc.check_model(config)
-    with pytest.raises(LKGError, match="other letter tokens"):
+    with pytest.raises(LKGError, match="tokenizer writes the prompt in other tokens"):
         proc.check_model(proc.model_config(letter_token_ids=[1, 2, 3, 4, 5]))
     with pytest.raises(LKGError, match="num_paths"):
         proc.check_model(proc.model_config(num_paths=9))

@@ -103,13 +103,6 @@ def test_lists_do_not_depend_on_blocks(data, monkeypatch, negatives):
     assert to_dataset(training_examples(data, ByItem(12), **settings)).to_dict() == whole
 
 
-def test_a_progress_bar_counts_the_lists(data, capsys):
-    evaluation_examples(data, ByItem(12), "test", num_candidates=4)
-    assert "retrieve test" in capsys.readouterr().err
-    evaluation_examples(data, ByItem(12), "test", num_candidates=4, progress=False)
-    assert capsys.readouterr().err == ""
-
-
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
@@ -298,7 +291,7 @@ def features(film_dataset):
     graph = KnowledgeGraph.from_dataset(film_dataset)
     indexes = [EvidenceIndex.from_graph(graph), EvidenceIndex.from_graph(graph).with_scale([1.0, 3.0, 5.0])]
     examples = training_examples(film_dataset, ByItem(6), negatives="uniform", num_candidates=5, progress=False)
-    strangers = [replace(examples[row], user=0, candidates=np.array([6, 5])) for row in (1, 4)]
+    strangers = [replace(examples[row], user=0, candidates=np.array([6, 5])) for row in (1, 5)]
     return indexes, np.array([0, 1, 0, 1, 0]), [*examples[::-1], *strangers]
 
 
@@ -314,28 +307,6 @@ def test_features_are_those_of_each_list_read_by_itself_by_the_index_of_its_fold
         assert after.history_relations == pytest.approx(index.statistics([before.history])[0], abs=1e-6)
     alone = with_features(examples, indexes[1], progress=False)
     assert alone[0].evidence == pytest.approx(indexes[1].evidence([alone[0].history], [alone[0].candidates])[0])
-
-
-def test_only_the_index_of_its_fold_is_asked_about_a_user(features):
-    indexes, folds, examples = features
-    asked = [[], []]
-
-    class Spy:
-        def __init__(self, fold):
-            self.fold = fold
-
-        def __getattr__(self, name):
-            def method(histories, *rest):
-                together = histories if isinstance(histories, list) else [histories]
-                asked[self.fold].extend(tuple(history.tolist()) for history in together)
-                return getattr(indexes[self.fold], name)(histories, *rest)
-
-            return method
-
-    with_features(examples, [Spy(0), Spy(1)], folds, progress=False)
-    for fold in (0, 1):
-        own = {tuple(example.history.tolist()) for example in examples if folds[example.user] == fold}
-        assert set(asked[fold]) == own
 
 
 # -- as a data set ----------------------------------------------------------------------------------------------------

@@ -3,9 +3,6 @@
 import json
 import logging
 import shutil
-import subprocess
-import sys
-import textwrap
 from dataclasses import asdict
 
 import pytest
@@ -276,16 +273,3 @@ def test_a_saved_pipeline_loads_in_one_line_and_pushes_no_folder_of_this_machine
     ):
         with pytest.raises(LKGError, match="no name that others can load"):
             push()
-
-
-def test_importing_the_package_is_enough_to_know_the_task(saved):
-    """In a new process, with the parts as the Auto classes load them."""
-    code = f"""
-        import llamarec_lkg
-        from transformers import AutoModel, AutoProcessor, pipeline
-        model, processor = AutoModel.from_pretrained({str(saved)!r}), AutoProcessor.from_pretrained({str(saved)!r})
-        recommend = pipeline("recommendation", model=model, processor=processor)
-        print(len(recommend({{"history": ["1"], "user": "2"}}, top_k=4)))
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["4"], done.stderr

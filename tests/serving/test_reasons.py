@@ -177,11 +177,6 @@ def test_paths_through_different_entities_are_named_first(make_dataset):
     assert {reason.nodes[1] for reason in best.reasons if reason.kind == PATH} == {"m", "g"}
 
 
-def test_a_direct_edge_has_no_entity_between():
-    reason = Reason(PATH, 0.1, "FOLLOWED_BY", 0.5, ["One", "Two"])
-    assert reason.text == "One -> FOLLOWED_BY -> Two"
-
-
 def picture(path):
     from matplotlib import image
 

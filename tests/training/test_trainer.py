@@ -57,7 +57,9 @@ def lists(film_dataset):
 
 def test_every_trainable_parameter_moves_the_preference_modules_included(proc, lists, tmp_path):
     ranker = model(proc, letter_scale=1.0, user_dropout=0.0, preference_dropout=0.0, use_user_embedding=True)
-    trainer = LlamaRecLKGTrainer(ranker, arguments(tmp_path, num_train_epochs=4), lists, None, proc, peft_config=lora())
+    trainer = LlamaRecLKGTrainer(
+        ranker, arguments(tmp_path, num_train_epochs=4), lists, None, proc, peft_config=lora()
+    )
     before = {n: p.detach().clone() for n, p in ranker.named_parameters() if p.requires_grad}
     frozen = {n: p.detach().clone() for n, p in ranker.named_parameters() if not p.requires_grad}
     trainer.train()
@@ -298,7 +300,7 @@ def test_the_warm_up_shrinks_ids_whatever_mode_the_model_is_in(proc, film_datase
         ranker = model(proc, user_shrinkage=shrinkage, use_history_preferences=False, use_user_embedding=True)
         ranker.train(training)
         fit_heads(ranker, batch, epochs=20, batch_size=20, learning_rate=0.05, weight_decay=0.0, progress=False)
-        sizes.append(float(ranker.preference.user_embedding.weight.norm()))
+        sizes.append(ranker.preference.user_embedding.weight.norm().item())
     assert sizes[0] == pytest.approx(sizes[1]) and sizes[2] > 2 * sizes[0] > 0
 
 
@@ -311,6 +313,14 @@ def test_heads_keep_their_start_when_training_only_hurts(proc, lists):
     train = {**train, "labels": train["retrieval_scores"].argmin(1)}
     fit_heads(ranker, train, validation, epochs=5, learning_rate=0.1, progress=False)
     assert all(torch.equal(value, ranker.own_state_dict()[name]) for name, value in before.items())
+
+
+def test_a_warm_up_that_fails_leaves_the_model_in_its_mode(proc, lists):
+    ranker = model(proc).eval()
+    batch = heads_batch(proc.fit(lists), lists, progress=False)
+    with pytest.raises(IndexError, match="Target 99"):
+        fit_heads(ranker, {**batch, "labels": batch["labels"] + 99 - batch["labels"]}, batch, epochs=1, progress=False)
+    assert not any(module.training for module in ranker.modules()) and ranker.config.use_language_model
 
 
 @pytest.mark.parametrize("gone", [False, True])

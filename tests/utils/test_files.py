@@ -1,6 +1,6 @@
 import os
 import stat
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,21 +9,19 @@ import pytest
 from llamarec_lkg.utils import files as storage
 from llamarec_lkg.utils.errors import LKGError
 from llamarec_lkg.utils.files import atomic_file, atomic_folder, cache_dir, exchanged, read_json, write_json
-from llamarec_lkg.utils.fingerprints import as_plain, fingerprint, hash_file
+from llamarec_lkg.utils.fingerprints import fingerprint, hash_file
 
 
 @dataclass(frozen=True)
 class Settings:
     size: int = 1
     name: str = "a"
-    _private: int = 0
 
 
 @dataclass(frozen=True)
 class OtherSettings:
     size: int = 1
     name: str = "a"
-    _private: int = 0
 
 
 def names_in(folder: Path) -> list[str]:
@@ -220,19 +218,6 @@ def test_different_content_has_different_fingerprints(one, other):
     assert fingerprint(*one) != fingerprint(*other)
 
 
-def test_a_field_may_count_not_at_all_or_only_when_it_is_given():
-    @dataclass
-    class Extended:
-        size: int = 1
-        _private: int = 0
-        since: str | None = field(default=None, metadata={"fingerprint": "if given"})
-        note: str = field(default="", metadata={"fingerprint": False})
-
-    Before = make_dataclass("Extended", [("size", int, 1), ("_private", int, 0)])
-    assert fingerprint(Extended()) == fingerprint(Extended(note="b")) == fingerprint(Before())
-    assert fingerprint(Extended(since="")) != fingerprint(Extended()) != fingerprint(Extended(2))
-
-
 def test_the_fingerprint_of_a_path_is_that_of_its_content(tmp_path):
     (tmp_path / "a").write_text("same")
     (tmp_path / "b").write_text("same")
@@ -254,7 +239,3 @@ def test_line_ends_do_not_change_the_hash_of_text(tmp_path):
 def test_the_hash_is_sha256(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     assert hash_file(tmp_path / "empty").startswith("e3b0c44298fc1c14")
-
-
-def test_settings_become_plain_without_private_fields():
-    assert as_plain(Settings(size=3)) == {"size": 3, "name": "a"}
