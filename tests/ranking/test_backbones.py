@@ -54,6 +54,7 @@ def move(name: str = BACKBONE, **branch) -> str:
 def test_the_very_backbone_is_loaded_again_though_its_branch_has_moved(hub, first, proc, dataset):
     trained = ranker(proc)
     trained.push_to_hub(RANKER)
+    assert "_commit_hash" not in json.loads(uploaded(hub)["config.json"])
     assert trained.config.backbone_revision == first
     assert json.loads(uploaded(hub)["config.json"])["backbone_revision"] == first
     expected = logits(trained, proc, dataset)
@@ -61,6 +62,7 @@ def test_the_very_backbone_is_loaded_again_though_its_branch_has_moved(hub, firs
     for local in (False, True):
         again = AutoModel.from_pretrained(RANKER, local_files_only=local)
         assert torch.equal(logits(again, proc, dataset), expected)
+        assert (again.config.name_or_path, again.config._commit_hash) == (RANKER, head(RANKER))
     again.push_to_hub("tester/again")
     assert torch.equal(logits(AutoModel.from_pretrained("tester/again"), proc, dataset), expected)
 

@@ -278,15 +278,6 @@ def test_damaged_weights_are_named(proc, base, tmp_path):
         AutoModel.from_pretrained(tmp_path)
 
 
-def test_a_whole_model_is_asked_for_without_its_language_model(proc, batch, base, tmp_path):
-    for form in ("whole", "sharded"):
-        ranker, options = ranker_of(form, proc, base)
-        ranker.save_pretrained(tmp_path / form, **options)
-        light = AutoModel.from_pretrained(tmp_path / form, use_language_model=False)
-        assert light.language_model is None
-        assert torch.equal(light.preferences(batch), ranker.preferences(batch))
-
-
 @pytest.mark.parametrize("form", ["whole", "sharded"])
 def test_a_checkpoint_of_a_whole_model_is_put_in_place(proc, batch, base, tmp_path, form):
     ranker, options = ranker_of(form, proc, base)
