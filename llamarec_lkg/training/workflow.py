@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,9 +43,6 @@ from .report_rows import protocol_of_report, rows_of_report
 from .run_config import RunConfig
 from .trainer import LlamaRecLKGTrainer
 from .training_args import LlamaRecLKGTrainingArguments
-
-
-logger = logging.getLogger(__name__)
 
 
 STAGE_FILE = "stage.json"
@@ -160,11 +156,9 @@ class Workflow:
         else:
             folds = folds_of_users(data.dataset.num_users, section.folds, self.config.retriever.seed)
             others = [data.dataset.without_users(np.flatnonzero(folds == fold)) for fold in range(section.folds)]
-            retrievers = [
-                self._retriever(f"{RETRIEVER_FOLDER}-fold-{fold}", part, f"3/6 retriever of fold {fold + 1} of "
-                                f"{section.folds}")
-                for fold, part in enumerate(others)
-            ]  # fmt: skip
+            titles = [f"3/6 retriever of fold {fold + 1} of {section.folds}" for fold in range(section.folds)]
+            names = [f"{RETRIEVER_FOLDER}-fold-{fold}" for fold in range(section.folds)]
+            retrievers = [self._retriever(*each) for each in zip(names, others, titles, strict=True)]
             graphs = [self._with_co_ratings(data.graph, part) for part in others]
         with self._stage("4/6 training lists"):
             lists = training_examples(
