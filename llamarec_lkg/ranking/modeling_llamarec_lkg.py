@@ -128,7 +128,7 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
             config: its `text_config`, `backbone_name_or_path` and `backbone_revision` are filled in here. The last
                 becomes the commit of a backbone on the Hub, so that what is saved is loaded around the very same one.
             kwargs: for `AutoModelForCausalLM.from_pretrained`: `revision`, `quantization_config`, `device_map`, ...
-                `dtype` is by default what the device computes fast. With `output_loading_info=True` what loading the
+                `dtype` is chosen as by `from_pretrained`. With `output_loading_info=True` what loading the
                 backbone found is returned, too.
 
         Raises:

@@ -43,6 +43,19 @@ def resolve_dtype(
     return found
 
 
+def loading_dtype(
+    saved: str | torch.dtype | None, device: str | int | torch.device | None = None
+) -> str | torch.dtype:
+    """What to load a checkpoint in: its own type, but float32 for half precision that the device computes slowly.
+
+    Args:
+        saved: by the checkpoint's configuration; where that is None, "auto" has transformers look at the weights.
+    """
+    saved = resolve_dtype(saved) if saved else "auto"
+    fast = {torch.float32, fast_dtype(device)} | ({torch.float16} if _kind(device) == "cuda" else set())
+    return torch.float32 if saved in (torch.bfloat16, torch.float16) and saved not in fast else saved
+
+
 def describe_dtype(device: str | int | torch.device | None = None) -> str:
     """What [`fast_dtype`] chooses and why, in one line: "bfloat16 on this CPU (AVX512-BF16)"."""
     name, kind = str(fast_dtype(device)).removeprefix("torch."), _kind(device)

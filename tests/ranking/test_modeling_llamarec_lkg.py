@@ -539,20 +539,25 @@ def test_the_dtype_is_the_backbones_where_there_is_one(proc, batch, saved, tmp_p
 
 
 @pytest.mark.parametrize("form", ["adapter", "whole", "backbone"])
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("fast", [torch.float32, torch.bfloat16])
-def test_without_a_dtype_the_backbone_has_the_one_that_the_device_computes_fast(
-    proc, saved, tmp_path, monkeypatch, form, fast
+def test_without_a_dtype_the_checkpoints_own_is_kept_where_the_device_computes_it_fast(
+    proc, saved, tmp_path, monkeypatch, form, kept, fast
 ):
-    if form == "whole":
-        half = LlamaRecLKGForRanking.from_pretrained(saved, dtype=torch.bfloat16)
-        half.merge_adapter().save_pretrained(saved)
+    """A float32 checkpoint is never narrowed; half precision is widened where it would be slow."""
     monkeypatch.setattr(precision, "fast_dtype", lambda device=None: fast)
+    if form == "whole":
+        whole = LlamaRecLKGForRanking.from_pretrained(saved, dtype=kept)
+        whole.merge_adapter().save_pretrained(saved)
+    else:
+        backbone().to(kept).save_pretrained(tmp_path / "backbone")
+    expected = kept if kept == fast else torch.float32
     for options in ({}, {"dtype": "auto"}):
         if form == "backbone":
             ranker = LlamaRecLKGForRanking.from_backbone(tmp_path / "backbone", proc.model_config(), **options)
         else:
             ranker = LlamaRecLKGForRanking.from_pretrained(saved, **options)
-        assert ranker.dtype == fast and ranker.preference.bias.dtype == torch.float32
+        assert ranker.dtype == expected and ranker.preference.bias.dtype == torch.float32
 
 
 def test_a_given_device_decides_the_precision(saved, monkeypatch):

@@ -3,14 +3,7 @@
 import pytest
 import torch
 
-from llamarec_lkg.utils import precision
-from llamarec_lkg.utils.precision import describe_dtype, resolve_dtype
-
-
-@pytest.fixture(autouse=True)
-def real(monkeypatch, chosen_dtype):
-    """The suite computes in float32 on every machine; here the choice itself is tested."""
-    monkeypatch.setattr(precision, "fast_dtype", chosen_dtype)
+from llamarec_lkg.utils.precision import describe_dtype, loading_dtype, resolve_dtype
 
 
 @pytest.fixture
@@ -60,3 +53,20 @@ def test_what_is_given_is_taken(machine):
     for wrong in ("int8", "bf16", "nonsense"):
         with pytest.raises(ValueError, match=f"dtype is '{wrong}'; it is 'auto'"):
             resolve_dtype(wrong)
+
+
+@pytest.mark.parametrize(
+    "cpu, cuda, kept",
+    [
+        ((), None, {"float32"}),
+        (("avx512_bf16",), None, {"float32", "bfloat16"}),
+        ((), True, {"float32", "bfloat16", "float16"}),
+        ((), False, {"float32", "float16"}),
+    ],
+)
+def test_a_checkpoint_keeps_its_type_but_for_half_precision_that_would_be_slow(machine, cpu, cuda, kept):
+    machine(cpu=cpu, cuda=cuda)
+    for name in ("float32", "bfloat16", "float16", "float64"):
+        expected = getattr(torch, name) if name in kept | {"float64"} else torch.float32
+        assert loading_dtype(name) == loading_dtype(getattr(torch, name)) == expected
+    assert loading_dtype("bfloat16", "mps") == torch.float32 and loading_dtype(None) == "auto"
