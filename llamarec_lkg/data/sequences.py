@@ -1,4 +1,4 @@
-"""From raw tables to dense sequences and splits: the k-core filter, leave-one-out, and the global time split."""
+"""From raw tables to dense sequences and splits: leave-one-out, and the global time split."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class PreprocessingSettings:
         if not 0 < self.validation_fraction + self.test_fraction < 1:
             raise LKGError(
                 f"validation_fraction + test_fraction is {self.validation_fraction + self.test_fraction}; it must lie "
-                "between 0 and 1 so that interactions are left to train on."
+                "between 0 and 1."
             )
 
 
@@ -98,9 +98,6 @@ class SequenceDataset:
 
         Items without a row in the item table are dropped; then users and items with too few interactions, repeatedly;
         then each user's interactions are ordered by (timestamp, item id).
-
-        Raises:
-            LKGError: nothing is left, or no user has enough interactions to be split.
         """
         settings = settings or PreprocessingSettings()
         frame = bundle.interactions.to_frame()
@@ -117,8 +114,8 @@ class SequenceDataset:
         if frame.empty:
             raise LKGError(
                 f"No interaction of {len(bundle.interactions)} is left after dropping items without metadata and "
-                f"users with fewer than {settings.min_user_interactions} or items with fewer than "
-                f"{settings.min_item_interactions} interactions. Lower those bounds in the preprocessing settings."
+                f"users with fewer than {bounds[0]} or items with fewer than {bounds[1]} interactions. Lower those "
+                "bounds."
             )
         user_ids = natural_order(frame[USER_ID])
         item_ids = natural_order(frame[ITEM_ID])
@@ -128,7 +125,7 @@ class SequenceDataset:
         order = np.lexsort((items, frame[TIMESTAMP], users))
         offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids) + 1)[1:])])
         timestamps = frame[TIMESTAMP].to_numpy()[order]
-        split = _leave_one_out if settings.split == "leave-one-out" else _time_split
+        by_time = settings.split == "time"
         dataset = cls(
             name=bundle.name,
             user_ids=tuple(user_ids),
@@ -137,14 +134,14 @@ class SequenceDataset:
             item_sequence=items[order].astype(np.int32),
             ratings=frame[RATING].to_numpy()[order],
             timestamps=timestamps,
-            labels=split(offsets, timestamps, settings),
+            labels=_time_split(offsets, timestamps, settings) if by_time else _leave_one_out(offsets),
             dropped_items=bundle.items.select([raw for raw in bundle.items.ids if raw not in kept]),
             settings=settings,
         )
         if not (dataset.labels == TEST).any():
             raise LKGError(
-                "No user has an interaction in the test part. Leave-one-out needs users with at least three "
-                "interactions; a time split needs users active after the split point."
+                "No user has an interaction in the test part. Leave-one-out needs users with three interactions, a "
+                "time split users with some before and after the split point."
             )
         return dataset
 
@@ -180,14 +177,7 @@ class SequenceDataset:
         return np.bincount(self.item_sequence[self.labels == TRAIN], minlength=self.num_items + 1)
 
     def without_users(self, users: np.ndarray) -> SequenceDataset:
-        """The same data in which some users train, validate and test nothing: all their positions are UNUSED.
-
-        What is fitted on it has not seen these users, so what it says of them is as honest as at test time (see
-        `retrieval/candidates.py`).
-
-        Args:
-            users (`np.ndarray`): dense users.
-        """
+        """The same data in which some dense users train, validate and test nothing: their positions are UNUSED."""
         out = np.isin(self.user_of(np.arange(len(self.labels))), users)
         return replace(self, labels=np.where(out, UNUSED, self.labels).astype(np.int8))
 
@@ -203,11 +193,7 @@ class SequenceDataset:
 
     @classmethod
     def load(cls, folder: str | Path) -> SequenceDataset:
-        """Read what `save` wrote.
-
-        Raises:
-            LKGError: a file is absent or damaged, or another version wrote them.
-        """
+        """Read what `save` wrote; an `LKGError` where a file is damaged or another version wrote it."""
         folder = Path(folder)
         description = read_json(folder / "dataset.json")
         if description.get("format_version") != FORMAT_VERSION:
@@ -245,12 +231,11 @@ def prepare_dataset(bundle: DatasetBundle, settings: PreprocessingSettings | Non
     return dataset
 
 
-def _leave_one_out(offsets: np.ndarray, timestamps: np.ndarray, settings: PreprocessingSettings) -> np.ndarray:
-    labels = np.zeros(len(timestamps), dtype=np.int8)
-    lengths = np.diff(offsets)
-    enough = lengths >= 3
-    labels[offsets[1:][enough] - 1] = TEST
-    labels[offsets[1:][enough] - 2] = VALIDATION
+def _leave_one_out(offsets: np.ndarray) -> np.ndarray:
+    labels = np.full(offsets[-1], TRAIN, dtype=np.int8)
+    ends = offsets[1:][np.diff(offsets) >= 3]
+    labels[ends - 1] = TEST
+    labels[ends - 2] = VALIDATION
     return labels
 
 
@@ -260,11 +245,10 @@ def _time_split(offsets: np.ndarray, timestamps: np.ndarray, settings: Preproces
     validation_start, test_start = np.quantile(timestamps, cuts, method="higher")
     labels = np.where(timestamps >= test_start, TEST, np.where(timestamps >= validation_start, VALIDATION, TRAIN))
     labels = labels.astype(np.int8)
-    users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    first_of_user = np.zeros(len(labels), dtype=bool)
-    first_of_user[offsets[:-1]] = True
-    labels[first_of_user & (labels != TRAIN)] = UNUSED  # a target needs a history
+    firsts = offsets[:-1]
+    labels[firsts[labels[firsts] != TRAIN]] = UNUSED  # a target needs a history
     if settings.targets == "first":
+        users = np.repeat(np.arange(len(firsts)), np.diff(offsets))
         for part in (VALIDATION, TEST):
             positions = np.flatnonzero(labels == part)
             _, first = np.unique(users[positions], return_index=True)

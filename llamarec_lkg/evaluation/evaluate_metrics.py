@@ -15,25 +15,14 @@ from .metrics import MISS, metrics_per_user, require_finite, target_ranks
 
 
 def ranks_from_scores(predictions: Sequence[Sequence[float]], references: Sequence[int | None]) -> np.ndarray:
-    """Ranks of the targets in lists of scores, as `target_ranks` gives them, shape (N,).
-
-    Args:
-        predictions: scores of each list's candidates, higher is better. Lists may differ in length; a score of -inf is
-            no candidate, and pads.
-        references: index of the target in its list; None or negative where the list does not hold it.
-
-    Raises:
-        LKGError: an index lies beyond its list.
-        ValueError: a score is NaN or +inf.
-    """
+    """Ranks of the targets in lists of scores, shape (N,); a score of -inf is no candidate."""
     lengths = np.array([len(scores) for scores in predictions], dtype=np.int64)
     labels = np.array([-1 if label is None else label for label in references], dtype=np.int64)
     beyond = np.flatnonzero(labels >= lengths)
     if len(beyond):
         raise LKGError(
             f"List {beyond[0]} has {lengths[beyond[0]]} scores, but its reference is {labels[beyond[0]]}. A reference "
-            "is the index of the target in its list, from 0; or -1 or None where the list does not hold it. If "
-            "predictions are ranked item ids, load the metric with the configuration 'items'."
+            "is the index of the target in its list, from 0; or -1 or None where the list does not hold it."
         )
     table = np.full((len(lengths), max(1, lengths.max(initial=1))), -np.inf)
     for row, scores in enumerate(predictions):
@@ -44,14 +33,7 @@ def ranks_from_scores(predictions: Sequence[Sequence[float]], references: Sequen
 
 
 def ranks_from_items(predictions: Sequence[Sequence[str]], references: Sequence[str | None]) -> np.ndarray:
-    """Ranks of the targets in lists of item ids, best first, shape (N,).
-
-    Args:
-        references: id of the target; it may be absent from its list, and None where there is none.
-
-    Raises:
-        LKGError: a list names an item twice.
-    """
+    """Ranks of the targets in lists of item ids, best first, shape (N,)."""
     ranks = np.full(len(predictions), MISS)
     for row, (items, target) in enumerate(zip(predictions, references, strict=True)):
         if len(set(items)) < len(items):
@@ -98,19 +80,17 @@ Returns:
     def add_batch(self, *, predictions: Sequence | None = None, references: Sequence | None = None, **kwargs: Any):
         """Take lists and their references, to be computed later."""
         if predictions is None or references is None or len(predictions) != len(references):
-            counts = [None if part is None else len(part) for part in (predictions, references)]
-            raise LKGError(f"There are {counts[0]} predictions and {counts[1]} references. Each list needs both.")
+            raise LKGError("Each list of predictions needs a reference, and each reference its list.")
         references = references if isinstance(references, list | tuple) else np.asarray(references).tolist()
+        ids = self.config_name == "items"
         for row, (items, target) in enumerate(zip(predictions, references, strict=True)):
-            if isinstance(items, str) or np.ndim(items) != 1:
-                raise LKGError(f"Prediction {row} is {items!r}; it is a list, the candidates of one user.")
             numbers = np.asarray(items).dtype.kind in "biuf" and isinstance(target, int | np.integer | None)
-            if self.config_name != "items" and not numbers:
+            if np.ndim(items) != 1 or not (ids or numbers):
                 raise LKGError(
-                    f"List {row} does not hold numbers alone, or its reference {target!r} is no index. If these are "
-                    "ranked item ids, load the metric with the configuration 'items'."
+                    f"List {row} is {items!r} with the reference {target!r}. Needed are a list of scores and an index "
+                    "or, with the configuration 'items', a list of item ids, best first, and an id."
                 )
-        if self.config_name == "items":  # 7 and "7" are one id
+        if ids:  # 7 and "7" are one id
             predictions = [[str(item) for item in np.asarray(items).tolist()] for items in predictions]
             references = [None if target is None else str(target) for target in references]
         super().add_batch(predictions=predictions, references=references, **kwargs)
@@ -129,10 +109,10 @@ Returns:
         ranks = (ranks_from_items if self.config_name == "items" else ranks_from_scores)(predictions, references)
         if not len(ranks):
             raise LKGError("There are no lists. Give at least one list of predictions with its reference.")
-        whole = int(ranks[ranks < MISS].max(initial=1))  # a cut beyond every hit
-        values = metrics_per_user(ranks, [whole if cut is None else int(cut) for cut in ks])
-        names = {self.metric if cut is None else f"{self.metric}@{cut}": whole if cut is None else cut for cut in ks}
-        return {name: float(values[f"{self.metric}@{cut}"].mean()) for name, cut in names.items()}
+        cuts = [2**62 if cut is None else int(cut) for cut in ks]  # 2**62 is beyond every hit and before a miss
+        values = metrics_per_user(ranks, cuts)
+        names = [self.metric if cut is None else f"{self.metric}@{cut}" for cut in ks]
+        return {name: float(values[f"{self.metric}@{cut}"].mean()) for name, cut in zip(names, cuts, strict=True)}
 
 
 class MRR(RankingMetric, evaluate.Metric):

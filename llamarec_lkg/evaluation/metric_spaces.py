@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import SpaceCard, SpaceCardData
 
 from ..utils import errors
 from ..utils.files import atomic_files
@@ -24,7 +23,6 @@ from . import metrics
 METRICS = ("MRR", "NDCG", "Recall")  # classes of evaluate_metrics.py
 SHARED = ("LKGError", "target_ranks", "require_finite", "metrics_per_user", "ranks_from_scores", "ranks_from_items",
           "RankingMetric")  # fmt: skip
-GRADIO_VERSION = "6.31.0"
 REQUIREMENTS = ("datasets>=4.0", "evaluate>=0.4.6", "numpy>=1.26")
 
 
@@ -40,15 +38,12 @@ def export_metric_spaces(folder: str | Path, owner: str = "your-name") -> list[P
     """
     written = []
     for name in METRICS:
-        metric = metric_texts(name)
+        metric = _metric_texts(name)
         target = Path(folder) / metric["metric"]
-        words = {"metric": metric, "class_name": name, "owner": owner}
-        files = {
-            f"{metric['metric']}.py": metric_source(name),
-            "app.py": jinja2.Template(template_text("metric_app.py.j2"), keep_trailing_newline=True).render(words),
-            "requirements.txt": "\n".join(REQUIREMENTS) + "\n",
-            "README.md": str(_space_card(words)),
-        }
+        files = {f"{metric['metric']}.py": metric_source(name), "requirements.txt": "\n".join(REQUIREMENTS) + "\n"}
+        for file, template in {"app.py": "metric_app.py.j2", "README.md": "metric_card.md.j2"}.items():
+            template = jinja2.Template(template_text(template), keep_trailing_newline=True)
+            files[file] = template.render(metric=metric, class_name=name, owner=owner)
         with atomic_files(target) as temporary:
             for file, text in files.items():
                 (temporary / file).write_text(text, encoding="utf-8")
@@ -60,7 +55,7 @@ def metric_source(name: str) -> str:
     """A Python file with the metric of this class name that needs numpy, datasets and evaluate alone."""
     origin = "Made from llamarec_lkg (Apache-2.0), whose reports use the same functions."
     head = (
-        f'"""{textwrap.fill(metric_texts(name)["text"], 115)}\n\n{origin}\n"""',
+        f'"""{textwrap.fill(_metric_texts(name)["text"], 115)}\n\n{origin}\n"""',
         "from __future__ import annotations",
         "from collections.abc import Sequence\nfrom typing import Any",
         "import datasets\nimport evaluate\nimport numpy as np",
@@ -70,7 +65,7 @@ def metric_source(name: str) -> str:
     return "\n\n\n".join(["\n\n".join(head), constants, *body]) + "\n"
 
 
-def metric_texts(name: str) -> dict[str, str]:
+def _metric_texts(name: str) -> dict[str, str]:
     """The texts in the body of a metric's class: `metric` (its name), `text`, `usage`, `citation_text`."""
     texts: dict[str, str] = {}
     for part in ("RankingMetric", name):
@@ -90,19 +85,3 @@ def _definitions() -> dict[str, tuple[str, Any]]:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 found[node.name] = ast.get_source_segment(source, node), node
     return found
-
-
-def _space_card(words: dict[str, Any]) -> SpaceCard:
-    data = SpaceCardData(
-        title=f"{words['class_name']}@k for recommendation",
-        emoji="🎯",
-        colorFrom="blue",
-        colorTo="green",
-        sdk="gradio",
-        sdk_version=GRADIO_VERSION,
-        app_file="app.py",
-        pinned=False,
-        license="apache-2.0",
-        tags=["evaluate", "metric", "recommendation"],
-    )
-    return SpaceCard.from_template(data, template_str=template_text("metric_card.md.j2"), **words)

@@ -27,7 +27,7 @@ from ..hub.layout import (
 from ..hub.push import PushOptions, push_folder
 from ..hub.saved_folder import refuse_root_adapter
 from ..utils.errors import LKGError
-from ..utils.files import exchanged, read_json
+from ..utils.files import atomic_files, read_json
 from ..utils.hub import HUB_ERRORS, RULES_FILE, fetch, hub_options, lasting_name, pinned
 from .adapters import DEFAULT_ADAPTER
 from .backbones import check_same_backbone, choose_dtype, missing_backbone
@@ -219,7 +219,7 @@ class CheckpointMixin:
             return
         weights = kwargs.get("state_dict") or self.state_dict()
         try:
-            with exchanged(folder, CONFIG_NAME, replaced_files(kwargs.get("variant"))) as new:
+            with atomic_files(folder, CONFIG_NAME, replaced_files(kwargs.get("variant"))) as new:
                 write_shim(new)
                 if USER_EMBEDDING in weights:
                     self._save_users(new, weights[USER_EMBEDDING], folder / RULES_FILE)

@@ -8,7 +8,7 @@ import pytest
 
 from llamarec_lkg.utils import files as storage
 from llamarec_lkg.utils.errors import LKGError
-from llamarec_lkg.utils.files import atomic_file, atomic_folder, cache_dir, exchanged, read_json, write_json
+from llamarec_lkg.utils.files import atomic_file, atomic_files, atomic_folder, cache_dir, read_json, write_json
 from llamarec_lkg.utils.fingerprints import fingerprint, hash_file
 
 
@@ -86,7 +86,7 @@ NEW = {"key.json": "new", "a.bin": "new", "b.bin": "new", "part/x": "new", "part
 
 
 def exchange(folder: Path) -> None:
-    with exchanged(folder, "key.json", ["stale-*.bin", "b.bin", "absent"]) as new:
+    with atomic_files(folder, "key.json", ["stale-*.bin", "b.bin", "absent"]) as new:
         for path, text in NEW.items():
             if text == "new":
                 (new / path).parent.mkdir(exist_ok=True)
@@ -137,7 +137,7 @@ def test_an_exchange_that_fails_is_taken_back_and_one_that_is_killed_is_seen(old
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_exchange_leaves_nothing_and_keeps_the_old(old_folder, tmp_path, error):
     for folder in (old_folder, tmp_path / "fresh"):
-        with pytest.raises(error), exchanged(folder, "key.json", ["*.bin"]) as new:
+        with pytest.raises(error), atomic_files(folder, "key.json", ["*.bin"]) as new:
             (new / "a.bin").write_text("half")
             raise error
     assert contents(old_folder) == OLD and not (tmp_path / "fresh").exists()
