@@ -38,10 +38,12 @@ setup(
         "pyarrow>=17",
         "pyyaml>=6",
         "safetensors>=0.6",
+        "scipy>=1.12",
         "torch>=2.8",
         "tqdm>=4.66",
         "transformers>=5.23",
         "trl>=1.16",
+        "wrapt>=1.16",
     ],
     extras_require={
         "quantization": ["bitsandbytes>=0.48"],

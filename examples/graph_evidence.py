@@ -4,11 +4,19 @@ Needs: pip install -e .
 
     python examples/graph_evidence.py --dataset path/to/ml-latest-small --seeds 42 43 44
 
-For every seed two retrievers are trained (one that has not seen the lists that preferences learn from); every ranking
-is over the whole catalogue, for all users. `outputs/evidence/<data set>/report.json` holds what is printed.
-Preferences
-see no validation target: their epoch is chosen on each user's last training list. The retriever's epoch is chosen on
-the validation targets, for all rows alike; the test targets choose nothing.
+Every ranking is over the whole catalogue, for all users; each row adds one thing to the row above it:
+
+    retriever        the first stage alone
+    evidence         and the graph's evidence, with one set of weights for everybody
+    history          and preferences read from each history
+    history and id   and a table of weights for single users
+    history, rewired graph                    trained and tested on a graph in which items have changed places
+    history, graph rewired after training     trained on the real one
+
+Lists to learn from are made and read out of fold: users are parted, and retriever and co-ratings for the users of a
+part are fitted on the others. Preferences see no validation target: their epoch is chosen on each user's last training
+list. The retriever's epoch is chosen on the validation targets, for all rows alike; the test targets choose nothing.
+`outputs/evidence/<data set>/report.json` holds what is printed.
 """
 
 import argparse
@@ -29,12 +37,11 @@ from llamarec_lkg.utils.files import write_json
 
 
 KS = (1, 5, 10, 20)
-# which inputs the preference module has; "retriever" has no evidence at all
 VARIANTS = {
     "retriever": {"use_evidence_fusion": False},
-    "global": {"use_history_preferences": False, "use_user_embedding": False},
-    "history": {"use_user_embedding": False},
-    "personal": {},
+    "evidence": {"use_history_preferences": False},
+    "history": {},
+    "history and id": {"use_user_embedding": True},
 }
 
 
@@ -71,7 +78,15 @@ def measure(model, processor, retriever, examples) -> dict[str, np.ndarray]:
 
 
 def one_seed(
-    dataset_name: str, seed: int, holdout: int, folder: Path, *, retriever=None, backbone=None, progress: bool = True
+    dataset_name: str,
+    seed: int,
+    folder: Path,
+    *,
+    folds: int = 4,
+    per_user: int = 20,
+    retriever=None,
+    backbone=None,
+    progress: bool = True,
 ) -> dict:
     """Per-target measures of every row, for validation and test. Of the backbone only the tokenizer is loaded."""
     config = RunConfig.from_mapping(
@@ -80,37 +95,44 @@ def one_seed(
             "data": {"dataset": dataset_name},
             "retriever": {"seed": seed, **(retriever or {})},
             "backbone": backbone or {},
-            "examples": {"holdout": holdout},
+            "examples": {"folds": folds, "per_user": per_user},
             "prompt": {"num_candidates": 52},
-            "model": {"use_language_model": False},
+            "model": {"use_language_model": False, "use_user_embedding": True},
         }
     )
-    # 1. data, graph, retrievers, honest training lists
+    # 1. data, graph, retrievers, lists to learn from
     workflow = Workflow(config, progress=progress)
     data = workflow.prepare()
     first_stage = workflow.train_retriever()
-    lists, _, train_graph = workflow.training_lists(first_stage)
-    latest = {e.user: row for row, e in sorted(enumerate(lists), key=lambda pair: len(pair[1].history))}
-    aside = set(latest.values())  # each user's last training list chooses the epoch
-    parts = [[e for row, e in enumerate(lists) if (row in aside) == chosen] for chosen in (False, True)]
 
-    def fitted(graph, train_graph, variant) -> tuple:
-        processor = workflow.build_processor().with_knowledge_graph(graph)
-        train_processor = processor.with_knowledge_graph(train_graph)
-        processor.set_evidence_scale(train_processor.fit(parts[0]).evidence_scale)
-        batches = [heads_batch(train_processor, part, progress=progress) for part in parts]
+    def rewire(graph):
+        return graph.shuffle_items(seed)
+
+    def lists(processor, change=None) -> list[list[RankingExample]]:
+        """Lists to learn from, and each user's last one, which chooses the epoch."""
+        found = workflow.training_lists(processor, change)
+        last = {e.user: row for row, e in sorted(enumerate(found), key=lambda pair: len(pair[1].history))}
+        aside = set(last.values())
+        return [[e for row, e in enumerate(found) if (row in aside) == chosen] for chosen in (False, True)]
+
+    def fitted(processor, parts, variant) -> tuple:
+        batches = [heads_batch(processor, part, progress=progress) for part in parts]
         torch.manual_seed(seed)
-        model = LlamaRecLKGForRanking(processor.model_config(**config.model, **VARIANTS[variant]))
+        settings = {**config.model, "use_user_embedding": False, **VARIANTS[variant]}
+        model = LlamaRecLKGForRanking(processor.model_config(**settings))
         fit_heads(model, *batches, epochs=60, learning_rate=5e-3, weight_decay=0.3, patience=15, seed=seed,
                   progress=progress)  # fmt: skip
         return model, processor
 
     # 2. every row on the same targets
-    shuffled = [graph.shuffle_items(seed) for graph in (data.graph, train_graph)]
-    models = {name: fitted(data.graph, train_graph, name) for name in VARIANTS}
-    models["personal, shuffled graph"] = fitted(*shuffled, "personal")
-    model, processor = models["personal"]
-    models["personal, graph shuffled after training"] = model, processor.with_knowledge_graph(shuffled[0])
+    processor, rewired = workflow.build_processor(), workflow.build_processor(rewire(data.graph))
+    parts = lists(processor)
+    models = {name: fitted(processor, parts, name) for name in VARIANTS}
+    models["history, rewired graph"] = fitted(rewired, lists(rewired, rewire), "history")
+    models["history, graph rewired after training"] = (
+        models["history"][0],
+        processor.with_knowledge_graph(rewired.knowledge_graph),
+    )
     return {
         split: {name: measure(*pair, first_stage, targets(data.dataset, split)) for name, pair in models.items()}
         for split in ("validation", "test")
@@ -121,15 +143,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Graph evidence over a retriever, without a language model.")
     parser.add_argument("--dataset", default="ml-100k", help="name, folder or Hub id")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument(
-        "--holdout", type=int, default=8, help="training interactions a user that preferences learn from"
-    )
+    parser.add_argument("--folds", type=int, default=4, help="parts of the users, each held out once")
+    parser.add_argument("--per-user", type=int, default=20, help="lists of each user that preferences learn from")
     parser.add_argument("--output", type=Path, default=Path("outputs/evidence"))
     args = parser.parse_args()
-    if args.holdout < 1:
-        parser.error("--holdout is at least 1: preferences learn from lists that a retriever has not seen")
     folder = args.output / Path(args.dataset).name
-    runs = [one_seed(args.dataset, seed, args.holdout, folder) for seed in args.seeds]
+    sizes = {"folds": args.folds, "per_user": args.per_user}
+    runs = [one_seed(args.dataset, seed, folder, **sizes) for seed in args.seeds]
     # 3. each user's mean over seeds, then intervals over users
     report: dict = {"arguments": {**vars(args), "output": str(args.output), "dataset": Path(args.dataset).name}}
     for split in ("validation", "test"):
@@ -140,15 +160,17 @@ def main() -> None:
             for name in runs[0][split]
         }
         rows = comparison_rows(measures)
-        over_global = comparison_rows({name: measures[name] for name in ("global", "personal")}, reference="global")
-        report[split] = {"rows": rows, "personal_to_global": over_global[1]}
+        _, over_evidence = comparison_rows(
+            {name: measures[name] for name in ("evidence", "history")}, reference="evidence"
+        )
+        report[split] = {"rows": rows, "history_to_evidence": over_evidence}
         count = len(measures["retriever"]["nll"])
         title = f"{Path(args.dataset).name}, {split}, {count:,} users, whole catalogue, mean of seeds {args.seeds}"
         print(f"\n{title}\n", *table(rows, ("mrr@10", "ndcg@10", "recall@10", "recall@20", "nll")), sep="\n")
         for metric in ("nll", "ndcg@10"):
-            difference = over_global[1]["difference_to_global"][metric]
-            low, high = over_global[1]["difference_ci95"][metric]
-            print(f"personal minus global, {metric}: {difference:+.4f} ({low:+.4f} to {high:+.4f})")
+            difference = over_evidence["difference_to_evidence"][metric]
+            low, high = over_evidence["difference_ci95"][metric]
+            print(f"history minus evidence, {metric}: {difference:+.4f} ({low:+.4f} to {high:+.4f})")
         draw(Report({"dataset": title, "retrieved": count, "targets": count}, rows, []), folder / f"{split}.png")
     write_json(folder / "report.json", report)
     print(f"\nwritten to {folder}: report.json, validation.png, test.png")

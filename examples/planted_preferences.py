@@ -4,10 +4,11 @@ Needs: pip install -e .
 
     python examples/planted_preferences.py --seeds 0 1 2
 
-Users of the planted world (`llamarec_lkg/synthetic.py`) choose items along relations that only they know. The ranker
-sees histories, attributes and choices, never the relations. Printed for each variant: how often the top relation of
-the learned preferences is the planted one, for users with training lists (known) and without (new); how far learned
-and planted weights of mixed users are apart (total variation); and NDCG@10 beside an oracle that knows the truth.
+Users of the planted world (`llamarec_lkg/graph/planted_world.py`) choose items along relations that only they know.
+The ranker sees histories, attributes and choices, never the relations. Printed for each variant: how often the top
+relation of the learned preferences is the planted one, for users with training lists (known) and without (new); how
+far learned and planted weights of mixed users are apart (total variation); and NDCG@10 beside an oracle that knows the
+truth.
 
     both       evidence fusion and path gate
     evidence   evidence fusion alone, no language model
@@ -43,7 +44,7 @@ from llamarec_lkg.evaluation.metrics import mean_metrics, target_ranks
 from llamarec_lkg.graph.evidence import STATISTICS
 from llamarec_lkg.graph.planted_world import PlantedWorld, PlantedWorldSettings
 from llamarec_lkg.ranking.configuration_llamarec_lkg import LETTERS
-from llamarec_lkg.ranking.processing_llamarec_lkg import INSTRUCTION
+from llamarec_lkg.ranking.prompts import INSTRUCTION
 from llamarec_lkg.ranking.scoring import ranker_scores
 from llamarec_lkg.training.warm_up import heads_batch
 from llamarec_lkg.utils.files import write_json
@@ -169,7 +170,8 @@ def counted(world: PlantedWorld) -> dict[str, float]:
     result = {}
     for part in ("known", "new"):
         lists = [example for example in world.lists(part) if not world.is_mixed[example.user - 1]]
-        tied = np.stack([processor.history_features(example)[:, STATISTICS.index("tied")] for example in lists])
+        statistics = processor.evidence_index.statistics([example.history for example in lists])
+        tied = statistics[..., STATISTICS.index("tied")]
         result[f"{part}_top1"] = top1(tied, world.preferences[[example.user - 1 for example in lists]])
     return result
 

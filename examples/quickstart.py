@@ -26,28 +26,19 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     started = time.monotonic()
 
-    workflow = Workflow(RunConfig.from_yaml(args.config, args.overrides))
-    print("1/5 data and knowledge graph")
-    data = workflow.prepare()
-    print(f"    {data.bundle.name}: {data.dataset.num_users:,} users, {data.dataset.num_items:,} items")
-    print(f"    {data.graph.describe()}")
-    print("2/5 retriever")
-    workflow.train_retriever()
-    print("3/5 ranker")
-    folder = workflow.train()
-    print("4/5 evaluation")
-    report = workflow.evaluate()
+    workflow = Workflow(RunConfig.from_yaml(args.config, args.overrides))  # says what it does, stage by stage
+    report = workflow.run()
     print("\n".join(table(report.rows)))
     print(verdict(report.row("ranker")))
 
-    print("5/5 recommendations for one user, with the paths that spoke for them")
-    recommender = Recommender.from_pretrained(folder)
-    position = int(data.dataset.positions("test")[0])
-    raw = [data.dataset.items.ids[item - 1] for item in data.dataset.item_sequence[data.dataset.history(position)]]
-    for item in recommender.recommend(raw, user=data.dataset.user_ids[0], k=5):
+    print("recommendations for one user, with the paths that spoke for them")
+    recommender, dataset = Recommender.from_pretrained(workflow.folder), workflow.prepare().dataset
+    position = int(dataset.positions("test")[0])
+    raw = [dataset.items.ids[item - 1] for item in dataset.item_sequence[dataset.history(position)]]
+    for item in recommender.recommend(raw, k=5):
         print(item)
     print(
-        f"everything is in {folder}: report.md, report.png, README.md (model card), and the model. "
+        f"everything is in {workflow.folder}: report.md, report.png, README.md (model card), and the model. "
         f"{time.monotonic() - started:.0f} s"
     )
 

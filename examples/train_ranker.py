@@ -5,7 +5,7 @@ Needs: pip install -e .
     accelerate launch examples/train_ranker.py --config examples/configs/ml-100k.yaml
     torchrun --standalone --nproc_per_node 2 examples/train_ranker.py --config examples/configs/ml-100k.yaml
 
-Stages: 1 data and graph, 2 retrievers, 3 ranker, 4 report. Each is reused while nothing it depends on has changed.
+Six stages, from data to report; each is reused while nothing it depends on has changed.
 """
 
 import argparse
@@ -24,16 +24,9 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
     workflow = Workflow(RunConfig.from_yaml(args.config, args.overrides))
-    # 1. data and graph
-    data = workflow.prepare()
-    # 2. the retriever, and the one that makes honest training lists
-    workflow.train_retriever()
-    # 3. the ranker
-    workflow.train()
-    # 4. the report
-    report = workflow.evaluate()
+    report = workflow.run()
     if workflow.state.is_main_process:
-        print(f"{data.bundle.name}, {workflow.state.num_processes} process(es)")
+        print(f"{workflow.prepare().bundle.name}, {workflow.state.num_processes} process(es)")
         print("\n".join(table(report.rows)))
         print(verdict(report.row("ranker")))
 

@@ -1,4 +1,8 @@
-"""The command line: `llamarec-lkg prepare | train-retriever | train | evaluate | recommend | ...`."""
+"""The command line: `llamarec-lkg prepare | train-retriever | train | evaluate | recommend | ...`.
+
+First the commands, one function each, then their arguments. A command imports what it needs when it runs, so that
+help, errors of usage and what needs no model start at once.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,16 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .data.convert import describe_formats
-from .training.run_config import RunConfig
 from .utils.errors import LKGError
 
 
 if TYPE_CHECKING:
     from .data.raw_dataset import RawDataset
+    from .training.workflow import Workflow
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,170 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="llamarec-lkg", description="Recommendation ranking with a language model and a graph."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    stages = {
-        "prepare": (_prepare, "load, filter and split the data, and build the knowledge graph"),
-        "train-retriever": (_train_retriever, "train the first stage"),
-        "train": (_train, "fine-tune the ranker (and what it needs first)"),
-        "evaluate": (_evaluate, "write report.json, report.md and report.png (and what they need first)"),
-    }
-    for name, (function, text) in stages.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--config", help="YAML file, as in examples/configs")
-        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example training.seed=1")
-        command.set_defaults(run=function)
-        if name == "train":
-            command.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    recommend = commands.add_parser(
-        "recommend", help="rank items for one history", description="Rank items for one history."
-    )
-    recommend.add_argument("--model", required=True, help="folder or Hub id of a trained model")
-    recommend.add_argument("--history", nargs="*", default=[], metavar="ITEM", help="raw item ids, oldest first")
-    recommend.add_argument("--user", help="raw user id; without --history, a known user's ratings are it")
-    recommend.add_argument(
-        "--candidates", nargs="*", metavar="ITEM", help="rank these instead of what the retriever finds"
-    )
-    recommend.add_argument("-k", type=int, default=10, help="how many items to show")
-    recommend.add_argument("--json", action="store_true", help="print records for machines")
-    recommend.add_argument("--sentences", action="store_true", help="say in a sentence why each item is there")
-    recommend.add_argument("--draw", metavar="PNG", help="draw the paths from the history to the items")
-    recommend.set_defaults(run=_recommend)
-    text = "show which relations of the graph a user follows"
-    preferences = commands.add_parser("preferences", help=text, description=f"Print and draw: {text}.")
-    preferences.add_argument("--model", required=True, help="folder or Hub id of a trained model")
-    preferences.add_argument("--user", help="raw user id; without --history, the graph's ratings are the history")
-    preferences.add_argument("--history", nargs="*", metavar="ITEM", help="raw item ids, oldest first")
-    preferences.add_argument(
-        "--output", metavar="PNG", help="where to draw it; by default preferences.png, with --json nowhere"
-    )
-    preferences.add_argument("--json", action="store_true", help="print a record for machines")
-    preferences.set_defaults(run=_preferences)
-    convert = commands.add_parser(
-        "convert",
-        help="turn a raw data set into the library's tables",
-        description="Read a raw data set batch by batch and write it as parquet tables with a card.",
-        **_formats_below(),
-    )
-    _add_source(convert)
-    convert.add_argument("target", help="new or empty folder for interactions, items and triples")
-    convert.add_argument("--overwrite", action="store_true", help="replace what `convert` wrote there before")
-    for kind in ("user", "item"):
-        text = f"drop {kind}s with fewer (with either bound, also items nobody touched)"
-        convert.add_argument(f"--min-{kind}-interactions", type=int, default=1, metavar="N", help=text)
-    convert.set_defaults(run=_convert)
-    _add_push(commands)
-    _add_push_dataset(commands)
-    text = "write MRR, NDCG and Recall as folders for Spaces, which evaluate.load reads"
-    metrics = commands.add_parser("export-metrics", help=text, description=text)
-    metrics.add_argument("folder", help="where mrr, ndcg and recall go")
-    metrics.add_argument("--owner", default="your-name", help="account that the examples in their cards name")
-    metrics.set_defaults(run=_export_metrics)
-    for command in commands.choices.values():
-        command.add_argument("--verbose", action="store_true", help="say what is being done")
-    return parser
+# -- stages of a run --------------------------------------------------------------------------------------------------
 
 
-def _formats_below() -> dict[str, Any]:
-    return {
-        "epilog": f"formats:\n{describe_formats()}",
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
-    }
-
-
-def _add_source(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "source", help="folder of raw files (MovieLens, Amazon Reviews, RecBole, tables), one of them, or a name"
-    )
-    command.add_argument("--format", metavar="NAME", help="one of those below; by default the file names tell")
-    command.add_argument("--triples", metavar="FILE", help="further facts: .csv, .tsv, .parquet or .graphml")
-    for name, text in (("license", 'a name of the Hub ("cc-by-4.0") or any text'), ("citation", "as text")):
-        text += "; replaces what the source says, once for each source"
-        command.add_argument(f"--{name}", action="append", metavar="TEXT", help=text)
-
-
-def _add_push_dataset(commands: argparse._SubParsersAction) -> None:
-    text = "publish a data set on the Hub, with a card, as one commit"
-    push = commands.add_parser(
-        "push-dataset",
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}. Users are numbered in no order of their ids, or left out.",
-        **_formats_below(),
-    )
-    _add_source(push)
-    push.add_argument("repo_id", help="owner/name; made if it does not exist")
-    _add_commit(push)
-    push.add_argument("--keep-user-ids", action="store_true", help="publish user ids as they are")
-    text = "items and triples only, nothing about people"
-    push.add_argument("--no-interactions", action="store_false", dest="include_interactions", help=text)
-    push.add_argument("--language", metavar="CODE", help='of the titles, "en" for example')
-    push.set_defaults(run=_push_dataset)
-
-
-def _add_commit(push: argparse.ArgumentParser) -> None:
-    push.add_argument("--private", action="store_true", help="make a new repository private")
-    push.add_argument("--revision", help="branch to write to, made if it does not exist")
-    push.add_argument("--create-pr", action="store_true", help="propose the commit as a pull request")
-    push.add_argument("--commit-message", metavar="TEXT")
-
-
-def _add_push(commands: argparse._SubParsersAction) -> None:
-    text = "push a trained ranker, with its processor and retriever, to the Hub, as one commit"
-    push = commands.add_parser(
-        "push",
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}. User ids and interactions stay here unless asked for.",
-    )
-    push.add_argument("folder", help="what `llamarec-lkg train` or the trainer wrote")
-    push.add_argument("repo_id", help="owner/name; made if it does not exist")
-    _add_commit(push)
-    push.add_argument("--include-users", action="store_true", help="raw user ids, and the weights of single users")
-    push.add_argument("--include-interactions", action="store_true", help="the graph with who rated what, and when")
-    text = "in place of the latter: what all ratings together say of pairs of items, sums over at least five people"
-    push.add_argument("--include-co-ratings", action="store_true", help=text)
-    text = "delete the repository's retriever, where the folder has none"
-    push.add_argument("--remove-retriever", action="store_true", help=text)
-    push.add_argument(
-        "--backbone", metavar="ID", help="id on the Hub of a backbone that was loaded from a folder of this machine"
-    )
-    push.set_defaults(run=_push)
-
-
-def _workflow(args: argparse.Namespace):
+def _workflow(args: argparse.Namespace) -> Workflow:
+    from .training.run_config import RunConfig
     from .training.workflow import Workflow
 
     return Workflow(RunConfig.from_yaml(args.config, args.overrides))
-
-
-def _source(args: argparse.Namespace) -> RawDataset:
-    from .data.facts import with_facts
-    from .data.streaming import open_source
-
-    raw = open_source(args.source, format=args.format)
-    return with_facts(raw, args.triples) if args.triples else raw
-
-
-def _convert(args: argparse.Namespace) -> None:
-    from .data.k_core import filter_core
-    from .hub.push_dataset import write_dataset
-
-    raw = _source(args)
-    filtered = max(args.min_user_interactions, args.min_item_interactions) > 1
-    if filtered:
-        raw = filter_core(raw, args.min_user_interactions, args.min_item_interactions)
-    card = write_dataset(
-        raw,
-        args.target,
-        overwrite=args.overwrite,
-        items_with_interactions_only=filtered,
-        license=args.license,
-        citation=args.citation,
-    )
-    for table in card.tables:
-        print(f"{Path(args.target) / table.name}.parquet: {table.rows:,} rows")
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -230,19 +77,17 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(f"written to {workflow.folder}: report.json, report.md, report.png")
 
 
+# -- a trained model --------------------------------------------------------------------------------------------------
+
+
 def _recommend(args: argparse.Namespace) -> None:
+    _require_model(args.model)
     from .serving.drawings import draw_reasons
     from .serving.recommender import Recommender
 
-    _require_model(args.model)
     recommender = Recommender.from_pretrained(args.model)
-    processor = recommender.processor
-    if not args.history and args.user is not None and processor.user_index(args.user):
-        args.history = [processor.item_ids[item - 1] for item in processor.known_history(args.user)]
-    if args.user is not None and not processor.user_index(args.user):
-        print(f"The model does not know user {args.user!r}: the history alone decides.", file=sys.stderr)
-    if not args.history:
-        print("No history: ranked for nobody in particular, by retriever and titles alone.", file=sys.stderr)
+    if args.user is not None and not recommender.processor.user_index(args.user):
+        print(f"The model has no weights for user {args.user!r}: the history alone decides.", file=sys.stderr)
     items = recommender.recommend(args.history, user=args.user, candidates=args.candidates, k=args.k)
     if args.json:
         print(json.dumps([dataclasses.asdict(item) for item in items], ensure_ascii=False, indent=2))
@@ -254,33 +99,25 @@ def _recommend(args: argparse.Namespace) -> None:
 
 
 def _preferences(args: argparse.Namespace) -> None:
+    _require_model(args.model)
     from .ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
     from .ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
     from .serving.drawings import draw_preferences
     from .serving.recommender import Recommender
 
-    _require_model(args.model)
     processor = LlamaRecLKGProcessor.from_pretrained(args.model)
     if not processor.relations:
         raise LKGError(f"The graph of {args.model} has no relations, so there is nothing to prefer.")
-    history = args.history
-    if history is None and args.user is not None:
-        history = [processor.item_ids[item - 1] for item in processor.known_history(args.user)]
-    if not history:
-        raise LKGError(
-            "There is no history to read preferences from. Give --history with raw item ids, or --user with a user "
-            "whose ratings are in the model's graph."
-        )
     recommender = Recommender(LlamaRecLKGForRanking.from_pretrained(args.model, backbone=False), processor)
-    found = recommender.preferences(history, user=args.user)
-    alone = recommender.preferences(history, user=args.user, use_id=False)
-    known = args.user is not None and processor.user_index(args.user) > 0
+    found = recommender.preferences(args.history, user=args.user)
+    alone = recommender.preferences(args.history, user=args.user, use_id=False)
+    known = processor.user_index(args.user) > 0
+    who = f"user {args.user}" if known else "an unknown user"
     if args.json:
-        record = {"user": args.user, "known": known, "history": list(history)}
+        record = {"user": args.user, "known": known, "history": args.history}
         print(json.dumps({**record, "preferences": found, "history_alone": alone}, ensure_ascii=False, indent=2))
     else:
-        who = f"user {args.user}" if known else "an unknown user"
-        print(f"Relations that {who} follows, from a history of {len(history)} items:")
+        print(f"Relations that {who} follows, from a history of {len(args.history)} items:")
         width = max(map(len, found))
         print(f"{'':<{width}}  preference  from the history alone")
         for name, value in found.items():
@@ -288,50 +125,192 @@ def _preferences(args: argparse.Namespace) -> None:
         print(f"All alike would be {1 / len(found):.1%}.")
     output = args.output or (None if args.json else "preferences.png")
     if output:
-        title = f"user {args.user}" if known else "unknown user"
-        draw_preferences(found, output, f"{title}, history of {len(history)}")
+        draw_preferences(found, output, f"{who}, history of {len(args.history)}")
         print(f"drawn in {output}", file=sys.stderr)
 
 
 def _require_model(name: str) -> None:
-    if Path(name).exists() and not (Path(name) / "config.json").exists():
-        raise LKGError(f"{name} holds no trained model (no config.json). Run `llamarec-lkg train` first.")
     if not Path(name).exists():
         print(f"There is no folder {name!r} here; looking for it on the Hub.", file=sys.stderr)
+    elif not (Path(name) / "config.json").exists():
+        raise LKGError(f"{name} holds no trained model (no config.json). Run `llamarec-lkg train` first.")
 
 
 def _push(args: argparse.Namespace) -> None:
     from .hub.push import push_folder
 
-    included = ("include_users", "include_interactions", "include_co_ratings")
-    options = ("revision", "create_pr", "commit_message", "backbone", "remove_retriever", *included)
-    done = push_folder(
-        args.folder,
-        args.repo_id,
-        private=args.private or None,
-        **{name: getattr(args, name) for name in options},
-    )
+    names = ("revision", "create_pr", "commit_message", "share_users", "remove_retriever", "backbone")
+    options = {name: getattr(args, name) for name in names}
+    done = push_folder(args.folder, args.repo_id, private=args.private or None, **options)
     print(done.pr_url or done.commit_url)
+
+
+# -- data sets and metrics --------------------------------------------------------------------------------------------
+
+
+def _source(args: argparse.Namespace) -> RawDataset:
+    from .data.sources import open_source
+
+    raw = open_source(args.source, format=args.format)
+    if not args.triples:
+        return raw
+    from .data.facts import with_triples
+
+    return with_triples(raw, args.triples)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from .data.k_core import filter_core
+    from .hub.push_dataset import write_dataset
+
+    raw = _source(args)
+    filtered = max(args.min_user_interactions, args.min_item_interactions) > 1
+    if filtered:
+        raw = filter_core(raw, args.min_user_interactions, args.min_item_interactions)
+    card = write_dataset(
+        raw,
+        args.target,
+        overwrite=args.overwrite,
+        items_with_interactions_only=filtered,
+        license=args.license,
+        citation=args.citation,
+    )
+    for table in card.tables:
+        print(f"{Path(args.target) / table.name}.parquet: {table.rows:,} rows")
 
 
 def _push_dataset(args: argparse.Namespace) -> None:
     from .hub.push_dataset import push_dataset
 
-    options = ("revision", "create_pr", "include_interactions", "license", "citation", "language")
-    given = {name: getattr(args, name) for name in options}
+    names = ("revision", "create_pr", "include_interactions", "license", "citation", "language")
+    options = {name: getattr(args, name) for name in names}
     if args.commit_message is not None:
-        given["commit_message"] = args.commit_message
+        options["commit_message"] = args.commit_message
     done = push_dataset(
-        _source(args), args.repo_id, private=args.private or None, anonymize=not args.keep_user_ids, **given
+        _source(args), args.repo_id, private=args.private or None, anonymize=not args.keep_user_ids, **options
     )
     print(done.pr_url or done.commit_url)
 
 
 def _export_metrics(args: argparse.Namespace) -> None:
-    from .evaluation.evaluate_metrics import export_metric_spaces
+    from .evaluation.metric_spaces import export_metric_spaces
 
     for path in export_metric_spaces(args.folder, args.owner):
         print(path)
+
+
+# -- arguments --------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help may end with the list of formats, which is made when somebody asks for it."""
+
+    lists_formats = False
+
+    def format_help(self) -> str:
+        if self.lists_formats:
+            from .data.convert import describe_formats
+
+            self.epilog, self.formatter_class = f"formats:\n{describe_formats()}", argparse.RawDescriptionHelpFormatter
+        return super().format_help()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="llamarec-lkg", description="Recommendation ranking with a language model and a graph.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], None], help: str, more: str = "") -> Any:
+        command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.{more}")
+        command.add_argument("--verbose", action="store_true", help="say what is being done")
+        command.set_defaults(run=run)
+        return command
+
+    _add_stage(add("prepare", _prepare, "load, filter and split the data, and build the knowledge graph"))
+    _add_stage(add("train-retriever", _train_retriever, "train the first stage"))
+    train = add("train", _train, "fine-tune the ranker (and what it needs first)")
+    _add_stage(train)
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    _add_stage(add("evaluate", _evaluate, "write report.json, report.md and report.png (and what they need first)"))
+
+    command = add("recommend", _recommend, "rank items for one history")
+    _add_request(command, "*")
+    command.add_argument("--candidates", nargs="*", metavar="ITEM", help="rank these, not what the retriever finds")
+    command.add_argument("-k", type=int, default=10, help="how many items to show")
+    command.add_argument("--json", action="store_true", help="print records for machines")
+    command.add_argument("--sentences", action="store_true", help="say in a sentence why each item is there")
+    command.add_argument("--draw", metavar="PNG", help="draw the paths from the history to the items")
+
+    command = add("preferences", _preferences, "print and draw which relations of the graph a user follows")
+    _add_request(command, "+")
+    command.add_argument(
+        "--output", metavar="PNG", help="where to draw it; by default preferences.png, with --json nowhere"
+    )
+    command.add_argument("--json", action="store_true", help="print a record for machines")
+
+    text = "push a trained ranker, with its processor and retriever, to the Hub, as one commit"
+    command = add("push", _push, text, " What is about single users stays here unless it is asked for.")
+    command.add_argument("folder", help="what `llamarec-lkg train` or the trainer wrote")
+    _add_commit(command)
+    command.add_argument("--share-users", action="store_true", help="user ids and the weights of single users, too")
+    text = "delete the repository's retriever, where the folder has none"
+    command.add_argument("--remove-retriever", action="store_true", help=text)
+    text = "id on the Hub of a backbone that was loaded from a folder of this machine"
+    command.add_argument("--backbone", metavar="ID", help=text)
+
+    text = "turn a raw data set into the library's tables"
+    command = add("convert", _convert, text, " It is read batch by batch and written as parquet tables with a card.")
+    _add_source(command)
+    command.add_argument("target", help="new or empty folder for interactions, items and triples")
+    command.add_argument("--overwrite", action="store_true", help="replace what `convert` wrote there before")
+    for kind in ("user", "item"):
+        text = f"drop {kind}s with fewer (with either bound, also items nobody touched)"
+        command.add_argument(f"--min-{kind}-interactions", type=int, default=1, metavar="N", help=text)
+
+    text = "publish a data set on the Hub, with a card, as one commit"
+    command = add("push-dataset", _push_dataset, text, " Users are numbered in no order of their ids, or left out.")
+    _add_source(command)
+    _add_commit(command)
+    command.add_argument("--keep-user-ids", action="store_true", help="publish user ids as they are")
+    text = "items and triples only, nothing about people"
+    command.add_argument("--no-interactions", action="store_false", dest="include_interactions", help=text)
+    command.add_argument("--language", metavar="CODE", help='of the titles, "en" for example')
+
+    text = "write MRR, NDCG and Recall as folders for Spaces, which evaluate.load reads"
+    command = add("export-metrics", _export_metrics, text)
+    command.add_argument("folder", help="where mrr, ndcg and recall go")
+    command.add_argument("--owner", default="your-name", help="account that the examples in their cards name")
+    return parser
+
+
+def _add_stage(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", help="YAML file, as in examples/configs")
+    command.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example training.seed=1")
+
+
+def _add_request(command: argparse.ArgumentParser, count: str) -> None:
+    command.add_argument("--model", required=True, help="folder or Hub id of a trained model")
+    command.add_argument("--history", nargs=count, required=True, metavar="ITEM", help="raw item ids, oldest first")
+    command.add_argument("--user", help="raw user id, for a model that has weights of single users")
+
+
+def _add_source(command: Any) -> None:
+    command.lists_formats = True
+    command.add_argument(
+        "source", help="folder of raw files (MovieLens, Amazon Reviews, RecBole, tables), one of them, or a name"
+    )
+    command.add_argument("--format", metavar="NAME", help="one of those below; by default the file names tell")
+    command.add_argument("--triples", metavar="FILE", help="further facts: .csv, .tsv, .parquet or .graphml")
+    for name, text in (("license", 'a name of the Hub ("cc-by-4.0") or any text'), ("citation", "as text")):
+        text += "; replaces what the source says, once for each source"
+        command.add_argument(f"--{name}", action="append", metavar="TEXT", help=text)
+
+
+def _add_commit(command: argparse.ArgumentParser) -> None:
+    command.add_argument("repo_id", help="owner/name; made if it does not exist")
+    command.add_argument("--private", action="store_true", help="make a new repository private")
+    command.add_argument("--revision", help="branch to write to, made if it does not exist")
+    command.add_argument("--create-pr", action="store_true", help="propose the commit as a pull request")
+    command.add_argument("--commit-message", metavar="TEXT")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hub_stand_in.client import hub, hub_server, wheel  # noqa: F401 (fixtures)
 
 from llamarec_lkg.data.schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, DatasetBundle, Interactions, ItemTable
 from llamarec_lkg.data.sequences import PreprocessingSettings, SequenceDataset
 from llamarec_lkg.data.sources import load_dataset_bundle
+from llamarec_lkg.utils import precision
 
 
 ML_LATEST_SMALL = Path(__file__).resolve().parents[2] / "shared" / "data" / "ml-latest-small"
@@ -27,6 +29,15 @@ def isolated_cache(request, monkeypatch, tmp_path_factory) -> None:
     """Every test has an empty cache of its own, unless it asks for `shared_cache`."""
     if "shared_cache" not in request.fixturenames:
         monkeypatch.setenv("LLAMAREC_LKG_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def chosen_dtype():
+    """Models are loaded in float32 on every machine; returns what would choose the precision otherwise."""
+    chosen = precision.fast_dtype
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "fast_dtype", lambda device=None: torch.float32)
+        yield chosen
 
 
 @pytest.fixture(scope="session")

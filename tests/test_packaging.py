@@ -26,7 +26,7 @@ def test_every_card_template_is_found_and_packed():
 
 def test_the_wheel_holds_the_package_and_its_templates_and_nothing_else(wheel):
     """No tests, no data, no examples; what is in it is what is in the checkout."""
-    wanted = {f"llamarec_lkg/{path.name}": path for path in (ROOT / "llamarec_lkg").glob("*.py")}
+    wanted = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "llamarec_lkg").rglob("*.py")}
     wanted |= {f"llamarec_lkg/hub_cards/{path.name}": path for path in (ROOT / "hub_cards").glob("*.j2")}
     with zipfile.ZipFile(wheel) as file:
         content = {name: file.read(name) for name in file.namelist()}

@@ -51,7 +51,7 @@ def test_an_id_alone_says_nothing_about_new_users(example, world):
     batch = heads_batch(processor.fit(lists), lists, progress=False)
     config = processor.model_config(
         use_language_model=False, use_path_gate=False, use_retrieval_scores=False, use_history_preferences=False,
-        user_shrinkage=0.01, user_dropout=0.0,
+        use_user_embedding=True, user_shrinkage=0.01, user_dropout=0.0,
     )  # fmt: skip
     torch.manual_seed(0)
     model = LlamaRecLKGForRanking(config)

@@ -36,7 +36,8 @@ def settings(folder, **training):
             "learning_rate": 0.01,
             "lr_scheduler_type": "one_cycle",
         },
-        "examples": {"holdout": 3, "max_train": 12, "max_validation": 8},
+        "examples": {"folds": 2, "max_train": 12, "max_validation": 8},
+        "graph": {"co_rating_min_people": 2},
         "prompt": {"num_candidates": 8, "history_length": 3, "num_paths": 2, "max_title_tokens": 8},
         "backbone": {"model_name_or_path": str(folder / "backbone"), "dtype": "float32", "lora_r": 2},
         "training": {

@@ -1,59 +1,20 @@
-"""One entry to every format of recommendation data, and to facts from elsewhere: networkx graphs and tables of
-triples."""
+"""One entry to every format of recommendation data."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from ..utils.errors import LKGError
-from .formats.amazon import amazon_2014, amazon_2023
-from .formats.movielens import movielens_1m, movielens_100k, movielens_latest
-from .formats.recbole import recbole_atomic
-from .formats.tables import tables
-from .raw_dataset import RawDataset, folder_of
+from .formats import amazon, movielens, recbole, tables
+from .raw_dataset import Format, RawDataset, folder_of
 from .schema import DatasetBundle
 
 
-class Format(NamedTuple):
-    """How a format is read: by which function, which files a folder of it holds (patterns, the interactions first),
-    and what to tell people."""
-
-    opens: Callable[[Path], RawDataset]
-    signs: tuple[str, ...]
-    reads: str
-
-
-MOVIELENS_DAT = (r"ratings\.dat", r"movies\.dat")
-
-
-# the first format whose files are all there is taken
+# the first whose files are all there is taken
 FORMATS: dict[str, Format] = {
-    "movielens-latest": Format(
-        movielens_latest,
-        (r"ratings\.csv", r"movies\.csv"),
-        "ml-latest, ml-latest-small, ml-20m, ml-25m, ml-32m: ratings.csv and movies.csv",
-    ),
-    "movielens-1m": Format(movielens_1m, MOVIELENS_DAT, "ml-1m: ratings.dat and movies.dat"),
-    "movielens-10m": Format(movielens_1m, MOVIELENS_DAT, "ml-10m: files as of ml-1m, which the same reader takes"),
-    "movielens-100k": Format(movielens_100k, (r"u\.data", r"u\.item"), "ml-100k: u.data and u.item"),
-    "recbole": Format(recbole_atomic, (r".+\.inter",), "X.inter and X.item, optionally X.kg with X.link"),
-    "tables": Format(
-        tables,
-        (r"interactions\.(parquet|csv)", r"items\.(parquet|csv)"),
-        "interactions and items, optionally triples and links, as parquet or csv",
-    ),
-    "amazon-2014": Format(
-        amazon_2014,
-        (r"(ratings_.+\.csv|reviews_.+\.json)(\.gz)?", r"meta_.+\.json(\.gz)?"),
-        "ratings_X.csv or reviews_X_5.json.gz, with meta_X.json.gz",
-    ),
-    "amazon-2023": Format(
-        amazon_2023, (r"(?!meta_).+\.jsonl(\.gz)?", r"meta_.+\.jsonl(\.gz)?"), "X.jsonl.gz, with meta_X.jsonl.gz"
-    ),
+    format.name: format for file in (movielens, recbole, tables, amazon) for format in file.FORMATS
 }
 
 
@@ -89,25 +50,19 @@ def open_raw(path: str | Path, format: str | None = None) -> RawDataset:
         raise LKGError(f"format={format!r} was given{hint}:\n{describe_formats()}")
     if not path.exists():
         raise LKGError(f"{path} does not exist. Pass a folder of raw files, or one of them.")
-    folder = folder_of(path)
-    names = sorted(entry.name for entry in folder.iterdir())
+    format = format or _recognise(path)
     if format is None:
-        format = _recognise(path, names)
-    if format is None:
+        names = sorted(entry.name for entry in folder_of(path).iterdir())
         raise LKGError(
-            f"{folder} holds {names[:12]}. Needed: interactions.parquet or .csv, and items.parquet or .csv (or "
-            "MovieLens ratings.csv and movies.csv, or ratings.dat and movies.dat, or u.data and u.item; or RecBole "
-            "*.inter and *.item files; or Amazon ratings_X.csv or reviews_X_5.json.gz with meta_X.json.gz, or "
-            "X.jsonl.gz with meta_X.jsonl.gz)."
+            f"{path} is in no known format; its folder holds {names[:12]}. Needed is one of:\n{describe_formats()}"
         )
     return FORMATS[format].opens(path)
 
 
-def _recognise(path: Path, files: list[str]) -> str | None:
+def _recognise(path: Path) -> str | None:
+    files = [path.name] if path.is_file() else [entry.name for entry in path.iterdir()]
     for name, format in FORMATS.items():
-        if path.is_file():
-            if re.fullmatch(format.signs[0], path.name):
-                return name
-        elif all(any(re.fullmatch(sign, file) for file in files) for sign in format.signs):
+        signs = format.signs[:1] if path.is_file() else format.signs
+        if all(any(re.fullmatch(sign, file) for file in files) for sign in signs):
             return name
     return None

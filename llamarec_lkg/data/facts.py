@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import networkx as nx
 import numpy as np
@@ -13,44 +14,34 @@ import pandas as pd
 from ..utils.errors import LKGError
 from .raw_dataset import ID_TYPES, Catalogue, RawDataset, join_sources
 from .readers import read_table
-from .schema import HEAD, RATED, RELATION, TAIL, DatasetBundle, ItemTable, Triples
+from .schema import CO_RATED, HEAD, RATED, RELATION, TAIL, DatasetBundle, ItemTable, Triples
+
+
+Data = TypeVar("Data", DatasetBundle, RawDataset)
 
 
 def with_triples(
-    bundle: DatasetBundle, source: nx.Graph | pd.DataFrame | str | Path, *, citation: str = "", license: str = ""
-) -> DatasetBundle:
-    """The bundle with further facts beside those it has.
+    data: Data, source: nx.Graph | pd.DataFrame | str | Path, *, citation: str = "", license: str = ""
+) -> Data:
+    """The data with further facts beside those they have.
 
     Args:
-        source: what `as_triples` takes.
-        citation, license: of the facts, named beside those of the bundle.
+        data: a bundle, or a data set that has not been read yet.
+        source: what `as_triples` takes. Facts are published as they are given, so leave people out of them.
+        citation, license: of the facts, named beside those of the data.
 
     Raises:
-        LKGError: as `as_triples`.
+        LKGError: as `as_triples`; for a data set that has not been read, when its items are.
     """
-    return replace(
-        bundle,
-        triples=_joined(bundle.triples, as_triples(source, bundle.items)),
-        citation=join_sources(bundle.citation, citation),
-        license=join_sources(bundle.license, license),
-    )
-
-
-def with_facts(
-    raw: RawDataset, source: nx.Graph | pd.DataFrame | str | Path, *, citation: str = "", license: str = ""
-) -> RawDataset:
-    """`with_triples` for a data set that has not been read yet."""
+    said = {"citation": join_sources(data.citation, citation), "license": join_sources(data.license, license)}
+    if isinstance(data, DatasetBundle):
+        return replace(data, triples=_joined(data.triples, as_triples(source, data.items)), **said)
 
     def catalogue(wanted: Container[str] | None) -> Catalogue:
-        items, triples = raw.catalogue(wanted)
+        items, triples = data.catalogue(wanted)
         return items, _joined(triples, as_triples(source, items))
 
-    return replace(
-        raw,
-        catalogue=catalogue,
-        citation=join_sources(raw.citation, citation),
-        license=join_sources(raw.license, license),
-    )
+    return replace(data, catalogue=catalogue, **said)
 
 
 def _joined(known: Triples | None, added: Triples) -> Triples:
@@ -98,7 +89,7 @@ def _read_graphml(path: Path) -> nx.Graph:
 
 
 def _triples_of_graph(graph: nx.Graph, items: ItemTable) -> Triples:
-    """Edges as facts. Who rated what is left out: it is dated, private, and in the interactions already."""
+    """Edges as facts. What interactions say is left out: the data set has the interactions themselves."""
     typed = any("type" in data for _, data in graph.nodes(data=True))
     known = set(items.ids)
     keys = {node: str(data.get("key", node)) for node, data in graph.nodes(data=True)}
@@ -118,7 +109,7 @@ def _triples_of_graph(graph: nx.Graph, items: ItemTable) -> Triples:
                 f"Edge {head!r} -> {tail!r} has attributes {sorted(data)} but no 'relation'. Every edge needs one: "
                 "`graph.add_edge(a, b, relation='DIRECTED_BY')`."
             )
-        if data["relation"] == RATED:
+        if data["relation"] in (RATED, CO_RATED):
             continue
         if not graph.is_directed() and is_item[tail] and not is_item[head]:
             head, tail = tail, head  # an edge without direction is read from the item

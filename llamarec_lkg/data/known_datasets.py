@@ -22,22 +22,18 @@ KB4REC_CITATION = (
     "Data Intelligence 1, 2: 121-136."
 )
 
-
 KB4REC_LICENSE = (
     "KB4Rec terms: no commercial use, cite the paper, do not pass on the links or changed versions of them; the "
     "Freebase facts are CC BY"
 )
 
-
 ML_LATEST_SMALL_URL = "https://files.grouplens.org/datasets/movielens/ml-latest-small.zip"
-
 
 # SHA-256 of the contents with LF line ends: the same for the archive's CRLF files and for a converted checkout
 ML_LATEST_SMALL_SHA256 = {
     "ratings.csv": "80da8b3393dae325bbba5a31f291a6ba55d8d4f4396de3c456f2c1635b1b70e8",
     "movies.csv": "c47b783f23eb304413307e1bb05335e427737da20ec8d3c0e96335567dd5f3dc",
 }
-
 
 # Freebase states most facts in both directions; each pair gets one readable name, read from the film (True: reversed)
 FREEBASE_RELATIONS = {
@@ -66,7 +62,6 @@ FREEBASE_RELATIONS = {
     "film.film.sequel": ("HAS_SEQUEL", False),
     "film.film.prequel": ("HAS_SEQUEL", True),
 }
-
 
 ML_100K_FILES = ("ml-100k.inter", "ml-100k.item", "ml-100k.kg", "ml-100k.link")
 

@@ -1,5 +1,5 @@
-"""The formats that recommendation data comes in, each opened by one function as a `RawDataset`: interactions that can
-be read batch by batch, and the catalogue of items with the facts about them."""
+"""What every format is opened as: interactions that can be read batch by batch, and the catalogue of items with the
+facts about them."""
 
 from __future__ import annotations
 
@@ -35,18 +35,11 @@ from .schema import (
 
 
 INTERACTION_COLUMNS = (USER_ID, ITEM_ID, RATING, TIMESTAMP)
-
-
 ENTITY_ID = "entity_id"
-
-
 CARD = "README.md"  # says what tables are, beside them
-
 
 # ids are text: read as numbers, the ISBN 0205616461 would lose its zero
 ID_TYPES = {USER_ID: str, ITEM_ID: str, HEAD: str, RELATION: str, TAIL: str, ENTITY_ID: str}
-
-
 Catalogue = tuple[ItemTable, Triples | None]
 
 
@@ -97,6 +90,24 @@ class RawDataset:
         )
 
 
+@dataclass(frozen=True)
+class Format:
+    """A format that data come in.
+
+    Args:
+        name (`str`): by which people ask for it.
+        opens: finds the data in a folder, or beside one of its files, without reading them.
+        signs (`tuple[str, ...]`): patterns of the names of files that a folder of this format holds, the interactions
+            first.
+        reads (`str`): which files, in words.
+    """
+
+    name: str
+    opens: Callable[[Path], RawDataset]
+    signs: tuple[str, ...]
+    reads: str
+
+
 def catalogue_of_tables(
     items: pd.DataFrame, triples: pd.DataFrame | None = None, links: pd.DataFrame | None = None
 ) -> Catalogue:
@@ -107,7 +118,7 @@ def catalogue_of_tables(
         return table, None
     if links is None:
         return table, Triples.from_frame(triples, {raw: raw for raw in table.ids})
-    return table, Triples.from_frame(triples, _links(links, "links"))
+    return table, Triples.from_frame(triples, links_of(links, "links"))
 
 
 def only(items: ItemTable, wanted: Container[str] | None) -> ItemTable:
@@ -159,7 +170,8 @@ def join_sources(*texts: str) -> str:
     return "\n\n".join(sources_of("\n\n".join(texts)))
 
 
-def _links(frame: pd.DataFrame, table: str) -> dict[str, str]:
+def links_of(frame: pd.DataFrame, table: str) -> dict[str, str]:
+    """Entity id -> raw item id, from a table with `item_id` and `entity_id`."""
     require_columns(frame, [ITEM_ID, ENTITY_ID], table)
     return dict(zip(as_id_strings(frame[ENTITY_ID]), as_id_strings(frame[ITEM_ID]), strict=True))
 

@@ -169,7 +169,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def record_batches(path: Path, fields: Mapping[str, str]) -> Iterator[pd.DataFrame]:
+def field_batches(path: Path, fields: Mapping[str, str]) -> Iterator[pd.DataFrame]:
     """Some fields of the records of a file, `BATCH_ROWS` at a time.
 
     Args:

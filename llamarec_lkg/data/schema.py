@@ -1,8 +1,4 @@
-"""The vocabulary every part speaks: column names, the frozen records that cross the borders, and the error they raise.
-
-A leaf: it imports nothing of the package. Containers are built through validating `from_*` constructors only, so that
-no half-checked table travels further than the file it was read from.
-"""
+"""The vocabulary every part speaks: column names, and frozen records that their `from_*` constructors check."""
 
 from __future__ import annotations
 
@@ -18,35 +14,16 @@ from ..utils.errors import LKGError
 
 
 USER_ID = "user_id"
-
-
 ITEM_ID = "item_id"
-
-
 RATING = "rating"
-
-
 TIMESTAMP = "timestamp"
-
-
 TITLE = "title"
-
-
 HEAD = "head"
-
-
 RELATION = "relation"
-
-
 TAIL = "tail"
-
-
-RATED = "RATED"  # the one relation whose edges are interactions: dated, and private to users
-
-
+RATED = "RATED"  # user -> item, dated: only in graphs built with users, as the published one
+CO_RATED = "CO_RATED"  # item - item: how strongly people tie two items, summed over people
 PADDING_ITEM = 0  # dense item ids start at 1
-
-
 UNKNOWN_USER = 0  # dense user ids start at 1; 0 is the average user
 
 
@@ -56,9 +33,15 @@ def require_columns(frame: pd.DataFrame, columns: Sequence[str], table: str) -> 
     if missing:
         raise LKGError(
             f"The {table} table has columns {list(map(str, frame.columns))} but lacks {missing}. It needs "
-            f"{list(columns)}: rename the matching column in the file's header, or with `frame.rename(columns="
-            f"{{'old_name': '{missing[0]}'}})`."
+            f"{list(columns)}: rename the matching column."
         )
+
+
+def _refuse_reserved(relations: Iterable[str], remedy: str) -> None:
+    """Raise `LKGError` where data bring a relation under a name that the library gives to interactions."""
+    taken = sorted({RATED, CO_RATED} & set(relations))
+    if taken:
+        raise LKGError(f"A relation is called {taken[0]!r}, the name for what interactions say. {remedy}")
 
 
 def _require_present(frame: pd.DataFrame, columns: Sequence[str], table: str) -> None:
@@ -95,6 +78,23 @@ def clean_text(text: object) -> str:
     return " ".join(_CONTROL.sub(" ", str(text)).split())
 
 
+def _as_numbers(values: pd.Series) -> pd.Series:
+    """A column of ratings or times as finite numbers, dates as seconds since 1970; NaN where there is no value."""
+    numbers = pd.to_numeric(values, errors="coerce")
+    if pd.api.types.is_datetime64_any_dtype(values) or (values.name == TIMESTAMP and numbers.isna().all()):
+        dates = pd.to_datetime(values, errors="coerce", utc=True)  # also dates as text, as csv files hold them
+        numbers = dates.dt.as_unit("s").astype(np.int64).astype(np.float64).where(dates.notna())
+    numbers = numbers.replace([np.inf, -np.inf], np.nan)
+    wrong = (numbers.isna() & values.notna()).to_numpy()
+    if wrong.any() and not pd.api.types.is_numeric_dtype(values):
+        raise LKGError(
+            f"Column '{values.name}' of the interactions table holds {int(wrong.sum())} value(s) that are not "
+            f"numbers, the first is {values.iloc[int(wrong.argmax())]!r} in row {int(wrong.argmax())}. Timestamps may "
+            "also be a column of dates."
+        )
+    return numbers
+
+
 @dataclass(frozen=True)
 class Interactions:
     """Who interacted with what, how much they liked it, and when. All arrays are aligned, in file order.
@@ -112,34 +112,14 @@ class Interactions:
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> Interactions:
-        """Check and take a table with `user_id`, `item_id`, `timestamp` and, optionally, `rating`.
-
-        Raises:
-            LKGError: a column is missing, a value is missing or not a number, or the table is empty.
-        """
+        """Check and take a table with `user_id`, `item_id`, `timestamp` and, optionally, `rating`."""
         require_columns(frame, [USER_ID, ITEM_ID, TIMESTAMP], "interactions")
         if frame.empty:
             raise LKGError("The interactions table has no rows. At least one user with three interactions is needed.")
         if RATING not in frame.columns:
             frame = frame.assign(**{RATING: 1.0})
         frame = frame.reset_index(drop=True)
-        numbers = {}
-        for column in (RATING, TIMESTAMP):
-            values = frame[column]
-            if column == TIMESTAMP and pd.to_numeric(values, errors="coerce").isna().all():
-                values = pd.to_datetime(values, errors="coerce", utc=True)  # dates as text, as csv files hold them
-            if pd.api.types.is_datetime64_any_dtype(values):
-                seconds = pd.to_datetime(values, utc=True).dt.as_unit("s").astype(np.int64).astype(np.float64)
-                values = seconds.where(values.notna())
-            numbers[column] = pd.to_numeric(values, errors="coerce").replace([np.inf, -np.inf], np.nan)
-        for column, values in numbers.items():
-            wrong = (values.isna() & frame[column].notna()).to_numpy()
-            if wrong.any() and not pd.api.types.is_numeric_dtype(frame[column]):
-                raise LKGError(
-                    f"Column '{column}' of the interactions table holds {int(wrong.sum())} value(s) that are not "
-                    f"numbers, the first is {frame[column].iloc[int(wrong.argmax())]!r} in row {int(wrong.argmax())}. "
-                    "Timestamps are numbers, such as seconds since 1970, or a column of dates; ratings are numbers."
-                )
+        numbers = {column: _as_numbers(frame[column]) for column in (RATING, TIMESTAMP)}
         _require_present(frame.assign(**numbers), [USER_ID, ITEM_ID, RATING, TIMESTAMP], "interactions")
         return cls(
             users=as_id_strings(frame[USER_ID]),
@@ -179,10 +159,7 @@ class ItemTable:
         Args:
             frame: attribute cells hold one value, a list of values, or several values separated by "|".
             attribute_columns: column -> relation name. By default every column beside id and title, under its own name
-                in capitals.
-
-        Raises:
-            LKGError: a column is missing, an id or title is missing, or an id appears twice.
+                in capitals; RATED and CO_RATED are the library's.
         """
         require_columns(frame, [ITEM_ID, TITLE], "items")
         _require_present(frame, [ITEM_ID, TITLE], "items")
@@ -191,11 +168,12 @@ class ItemTable:
         if repeated.any():
             raise LKGError(
                 f"Item id {ids[repeated][0]!r} appears more than once in the items table ({int(repeated.sum())} "
-                "repeated rows in all). Keep one row an item, for example `frame.drop_duplicates('item_id')`."
+                "repeated rows). Keep one row an item."
             )
         if attribute_columns is None:
             attribute_columns = {c: str(c).upper() for c in frame.columns if c not in (ITEM_ID, TITLE)}
         require_columns(frame, list(attribute_columns), "items")
+        _refuse_reserved(attribute_columns.values(), "Rename the column of the items table.")
         attributes = {
             relation: tuple(_split_values(cell) for cell in frame[column])
             for column, relation in attribute_columns.items()
@@ -205,9 +183,9 @@ class ItemTable:
 
     def to_frame(self) -> pd.DataFrame:
         """The table back, attribute cells as lists (what parquet stores)."""
-        columns = {ITEM_ID: list(self.ids), TITLE: list(self.titles)}
-        columns |= {relation: [list(values) for values in cells] for relation, cells in self.attributes.items()}
-        return pd.DataFrame(columns)
+        return pd.DataFrame(
+            {ITEM_ID: self.ids, TITLE: self.titles, **{k: map(list, v) for k, v in self.attributes.items()}}
+        )
 
     def select(self, raw_ids: Sequence[str]) -> ItemTable:
         """The rows of `raw_ids`, in that order."""
@@ -224,14 +202,11 @@ class ItemTable:
 
 
 def _split_values(cell: object) -> tuple[str, ...]:
-    if isinstance(cell, list | tuple | np.ndarray):
-        values = [clean_text(value) for value in cell]
-    elif pd.isna(cell):
-        values = []
-    else:
+    if not isinstance(cell, list | tuple | np.ndarray):
         if isinstance(cell, float) and cell.is_integer():
             cell = int(cell)
-        values = [clean_text(value) for value in str(cell).split("|")]
+        cell = [] if pd.isna(cell) else str(cell).split("|")
+    values = map(clean_text, cell)
     return tuple(dict.fromkeys(value for value in values if value))
 
 
@@ -251,15 +226,12 @@ class Triples:
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, item_of_entity: Mapping[str, str]) -> Triples:
-        """Check and take a table with `head`, `relation` and `tail`.
-
-        Raises:
-            LKGError: a column or a value is missing.
-        """
+        """Check and take a table with `head`, `relation` and `tail`."""
         require_columns(frame, [HEAD, RELATION, TAIL], "triples")
         _require_present(frame, [HEAD, RELATION, TAIL], "triples")
-        columns = (as_id_strings(frame[name]) for name in (HEAD, RELATION, TAIL))
-        return cls(*columns, item_of_entity=dict(item_of_entity))
+        heads, relations, tails = (as_id_strings(frame[name]) for name in (HEAD, RELATION, TAIL))
+        _refuse_reserved(relations, "Rename the relation in the triples; if they say who rated what, leave them out.")
+        return cls(heads, relations, tails, item_of_entity=dict(item_of_entity))
 
     def to_frame(self) -> pd.DataFrame:
         return pd.DataFrame({HEAD: self.heads, RELATION: self.relations, TAIL: self.tails})
@@ -282,18 +254,10 @@ class DatasetBundle:
 
 
 def raw_id_list(name: str, value: Any) -> list[Any]:
-    """The raw item ids that were given as the argument `name`, as a list; what they are is not checked here.
-
-    Raises:
-        LKGError: a single id, text, which would be read letter by letter, or what has no order.
-    """
-    single = isinstance(value, str | int | np.integer)
-    if not single and isinstance(value, Iterable) and not isinstance(value, bytes | Mapping | Set):
-        try:
-            return list(value)
-        except TypeError:  # an array without a dimension
-            pass
-    hint = f" Give {[str(value)]} for a single one." if single else ""
+    """The raw item ids given as the argument `name`, as a list; an `LKGError` for a single id, and for a set."""
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set) and np.ndim(value):
+        return list(value)
+    hint = f" Give {[str(value)]} for a single one." if isinstance(value, str | int) else ""
     raise LKGError(
         f"{name!r} is {repr(value)[:60]}; it is a list of item ids, such as ['50', '181'] (it may be empty).{hint}"
     )
@@ -310,6 +274,9 @@ class RankingExample:
         candidates (`np.ndarray`, shape (C,)): dense items; the first is letter A.
         retrieval_scores (`np.ndarray`, shape (C,)).
         label (`int`): index of the target among the candidates, -1 where it is not one or is not known.
+        evidence, history_relations (`np.ndarray` of `float32`, shapes (C, R) and (R, S), optional): what the graph
+            says of the candidates and of the history (`retrieval.candidates.with_features`). Where they are absent,
+            the processor reads them.
     """
 
     user: int
@@ -318,25 +285,22 @@ class RankingExample:
     candidates: np.ndarray
     retrieval_scores: np.ndarray
     label: int = -1
+    evidence: np.ndarray | None = None
+    history_relations: np.ndarray | None = None
 
     @classmethod
     def from_mapping(cls, row: Mapping[str, Any]) -> RankingExample:
-        """A row of a `datasets.Dataset` with columns `user`, `history`, `ratings`, `candidates`, `retrieval_scores`,
-        `label`."""
+        """A row of a `datasets.Dataset`, whose columns are the arguments; `history` and `candidates` are needed."""
         missing = [name for name in ("history", "candidates") if name not in row]
         if missing:
-            raise LKGError(
-                f"A ranking example has {sorted(row)} but lacks {missing}. Make examples with "
-                "`candidates.evaluation_examples` and `candidates.training_examples`, or give these columns in dense "
-                "item ids."
-            )
-        history = np.asarray(row["history"], dtype=np.int64)
-        candidates = np.asarray(row["candidates"], dtype=np.int64)
+            raise LKGError(f"A ranking example has {sorted(row)} but lacks {missing}, columns of dense item ids.")
+        history, candidates = (np.asarray(row[name], dtype=np.int64) for name in ("history", "candidates"))
+        floats = {"ratings": np.ones(len(history)), "retrieval_scores": np.zeros(len(candidates))}
+        floats |= {name: row[name] for name in (*floats, "evidence", "history_relations") if row.get(name) is not None}
         return cls(
             user=int(row.get("user", UNKNOWN_USER)),
             history=history,
-            ratings=np.asarray(row.get("ratings", np.ones(len(history))), dtype=np.float32),
             candidates=candidates,
-            retrieval_scores=np.asarray(row.get("retrieval_scores", np.zeros(len(candidates))), dtype=np.float32),
             label=int(row.get("label", -1)),
+            **{name: np.asarray(values, dtype=np.float32) for name, values in floats.items()},
         )

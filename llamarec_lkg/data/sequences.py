@@ -1,9 +1,9 @@
-"""From raw tables to dense sequences and splits: the k-core filter, leave-one-out, and the global time split."""
+"""From raw tables to dense sequences and splits: leave-one-out, and the global time split."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,22 +15,14 @@ from safetensors.numpy import load_file, save_file
 from ..utils.errors import LKGError
 from ..utils.files import atomic_files, cache_dir, file_name, read_json, write_json
 from ..utils.fingerprints import as_plain, fingerprint
-from .k_core import k_core
+from .k_core import core_rows
 from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DatasetBundle, ItemTable, natural_order
 
 
 logger = logging.getLogger(__name__)
-
-
-FORMAT_VERSION = 2
-
-
+FORMAT_VERSION = 3
 ARRAYS_FILE = "sequences.safetensors"
-
-
 TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
-
-
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
 
@@ -66,7 +58,7 @@ class PreprocessingSettings:
         if not 0 < self.validation_fraction + self.test_fraction < 1:
             raise LKGError(
                 f"validation_fraction + test_fraction is {self.validation_fraction + self.test_fraction}; it must lie "
-                "between 0 and 1 so that interactions are left to train on."
+                "between 0 and 1."
             )
 
 
@@ -87,8 +79,6 @@ class SequenceDataset:
         labels (`np.ndarray` of `int8`, shape (N,)): TRAIN, VALIDATION, TEST or UNUSED for each position. A VALIDATION
             or TEST position is a target; its history is everything the user did before it.
         dropped_items (`ItemTable`): the catalogue's items that the filter removed.
-        dropped_users (`tuple[str, ...]`): raw ids of users whom the filter removed. Facts may name them all the same,
-            and they are people. Not part of the data's fingerprint: what they change is the graph, which has its own.
     """
 
     name: str
@@ -101,7 +91,6 @@ class SequenceDataset:
     labels: np.ndarray
     dropped_items: ItemTable
     settings: PreprocessingSettings
-    dropped_users: tuple[str, ...] = field(default=(), metadata={"fingerprint": False})
 
     @classmethod
     def from_bundle(cls, bundle: DatasetBundle, settings: PreprocessingSettings | None = None) -> SequenceDataset:
@@ -109,9 +98,6 @@ class SequenceDataset:
 
         Items without a row in the item table are dropped; then users and items with too few interactions, repeatedly;
         then each user's interactions are ordered by (timestamp, item id).
-
-        Raises:
-            LKGError: nothing is left, or no user has enough interactions to be split.
         """
         settings = settings or PreprocessingSettings()
         frame = bundle.interactions.to_frame()
@@ -123,12 +109,13 @@ class SequenceDataset:
         frame = frame[known]
         if settings.min_rating is not None:
             frame = frame[frame[RATING] >= settings.min_rating]
-        frame = k_core(frame, settings.min_user_interactions, settings.min_item_interactions)
+        bounds = (settings.min_user_interactions, settings.min_item_interactions)
+        frame = frame[core_rows(frame[USER_ID].to_numpy(), frame[ITEM_ID].to_numpy(), *bounds)]
         if frame.empty:
             raise LKGError(
                 f"No interaction of {len(bundle.interactions)} is left after dropping items without metadata and "
-                f"users with fewer than {settings.min_user_interactions} or items with fewer than "
-                f"{settings.min_item_interactions} interactions. Lower those bounds in the preprocessing settings."
+                f"users with fewer than {bounds[0]} or items with fewer than {bounds[1]} interactions. Lower those "
+                "bounds."
             )
         user_ids = natural_order(frame[USER_ID])
         item_ids = natural_order(frame[ITEM_ID])
@@ -138,7 +125,7 @@ class SequenceDataset:
         order = np.lexsort((items, frame[TIMESTAMP], users))
         offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids) + 1)[1:])])
         timestamps = frame[TIMESTAMP].to_numpy()[order]
-        split = _leave_one_out if settings.split == "leave-one-out" else _time_split
+        by_time = settings.split == "time"
         dataset = cls(
             name=bundle.name,
             user_ids=tuple(user_ids),
@@ -147,15 +134,14 @@ class SequenceDataset:
             item_sequence=items[order].astype(np.int32),
             ratings=frame[RATING].to_numpy()[order],
             timestamps=timestamps,
-            labels=split(offsets, timestamps, settings),
+            labels=_time_split(offsets, timestamps, settings) if by_time else _leave_one_out(offsets),
             dropped_items=bundle.items.select([raw for raw in bundle.items.ids if raw not in kept]),
             settings=settings,
-            dropped_users=tuple(natural_order(set(bundle.interactions.users) - set(user_ids))),
         )
         if not (dataset.labels == TEST).any():
             raise LKGError(
-                "No user has an interaction in the test part. Leave-one-out needs users with at least three "
-                "interactions; a time split needs users active after the split point."
+                "No user has an interaction in the test part. Leave-one-out needs users with three interactions, a "
+                "time split users with some before and after the split point."
             )
         return dataset
 
@@ -190,18 +176,10 @@ class SequenceDataset:
         """How often each dense item was trained on, shape (num_items + 1,)."""
         return np.bincount(self.item_sequence[self.labels == TRAIN], minlength=self.num_items + 1)
 
-    def without_last_training(self, count: int) -> SequenceDataset:
-        """The same data with each user's last `count` training interactions taken out of training (at least two
-        remain).
-
-        A retriever fitted on what remains has not seen them, so its scores for them are as honest as at test time:
-        this is where the ranker's training examples come from (see `candidates.py`).
-        """
-        labels = self.labels.copy()
-        for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True):
-            training = start + np.flatnonzero(labels[start:stop] == TRAIN)
-            labels[training[max(2, len(training) - count) :]] = UNUSED
-        return SequenceDataset(**{**{f: getattr(self, f) for f in self.__dataclass_fields__}, "labels": labels})
+    def without_users(self, users: np.ndarray) -> SequenceDataset:
+        """The same data in which some dense users train, validate and test nothing: their positions are UNUSED."""
+        out = np.isin(self.user_of(np.arange(len(self.labels))), users)
+        return replace(self, labels=np.where(out, UNUSED, self.labels).astype(np.int8))
 
     def save(self, folder: str | Path) -> None:
         """Write its files into `folder`, beside what else is there."""
@@ -209,18 +187,13 @@ class SequenceDataset:
             save_file({name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}, temporary / ARRAYS_FILE)
             self.items.to_frame().to_parquet(temporary / "items.parquet")
             self.dropped_items.to_frame().to_parquet(temporary / "dropped_items.parquet")
-            for name, users in (("users", self.user_ids), ("dropped_users", self.dropped_users)):
-                pd.DataFrame({USER_ID: list(users)}, dtype=str).to_parquet(temporary / f"{name}.parquet")
+            pd.DataFrame({USER_ID: list(self.user_ids)}, dtype=str).to_parquet(temporary / "users.parquet")
             description = {"format_version": FORMAT_VERSION, "name": self.name, "settings": as_plain(self.settings)}
             write_json(temporary / "dataset.json", description)
 
     @classmethod
     def load(cls, folder: str | Path) -> SequenceDataset:
-        """Read what `save` wrote.
-
-        Raises:
-            LKGError: a file is absent or damaged, or another version wrote them.
-        """
+        """Read what `save` wrote; an `LKGError` where a file is damaged or another version wrote it."""
         folder = Path(folder)
         description = read_json(folder / "dataset.json")
         if description.get("format_version") != FORMAT_VERSION:
@@ -232,7 +205,6 @@ class SequenceDataset:
             return cls(
                 name=description["name"],
                 user_ids=tuple(pd.read_parquet(folder / "users.parquet")[USER_ID]),
-                dropped_users=tuple(pd.read_parquet(folder / "dropped_users.parquet")[USER_ID]),
                 items=_read_items(folder / "items.parquet"),
                 dropped_items=_read_items(folder / "dropped_items.parquet"),
                 settings=PreprocessingSettings(**description["settings"]),
@@ -259,12 +231,11 @@ def prepare_dataset(bundle: DatasetBundle, settings: PreprocessingSettings | Non
     return dataset
 
 
-def _leave_one_out(offsets: np.ndarray, timestamps: np.ndarray, settings: PreprocessingSettings) -> np.ndarray:
-    labels = np.zeros(len(timestamps), dtype=np.int8)
-    lengths = np.diff(offsets)
-    enough = lengths >= 3
-    labels[offsets[1:][enough] - 1] = TEST
-    labels[offsets[1:][enough] - 2] = VALIDATION
+def _leave_one_out(offsets: np.ndarray) -> np.ndarray:
+    labels = np.full(offsets[-1], TRAIN, dtype=np.int8)
+    ends = offsets[1:][np.diff(offsets) >= 3]
+    labels[ends - 1] = TEST
+    labels[ends - 2] = VALIDATION
     return labels
 
 
@@ -274,11 +245,10 @@ def _time_split(offsets: np.ndarray, timestamps: np.ndarray, settings: Preproces
     validation_start, test_start = np.quantile(timestamps, cuts, method="higher")
     labels = np.where(timestamps >= test_start, TEST, np.where(timestamps >= validation_start, VALIDATION, TRAIN))
     labels = labels.astype(np.int8)
-    users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    first_of_user = np.zeros(len(labels), dtype=bool)
-    first_of_user[offsets[:-1]] = True
-    labels[first_of_user & (labels != TRAIN)] = UNUSED  # a target needs a history
+    firsts = offsets[:-1]
+    labels[firsts[labels[firsts] != TRAIN]] = UNUSED  # a target needs a history
     if settings.targets == "first":
+        users = np.repeat(np.arange(len(firsts)), np.diff(offsets))
         for part in (VALIDATION, TEST):
             positions = np.flatnonzero(labels == part)
             _, first = np.unique(users[positions], return_index=True)

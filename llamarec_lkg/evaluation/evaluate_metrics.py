@@ -1,50 +1,28 @@
-"""MRR, NDCG and Recall as `evaluate.Metric`s, and each as a folder for a Space that needs nothing of this package.
-
-The file of a Space is put together from the very source of the functions and classes here and in `metrics.py`, so that
-its numbers cannot drift away from the library's. Import this module by name: the package itself does not need
-`evaluate`.
-"""
+"""MRR, NDCG and Recall as `evaluate.Metric`s. Import this module by name: the package itself does not need `evaluate`,
+which takes seconds to import. `metric_spaces.py` copies the source of what stands here."""
 
 from __future__ import annotations
 
-import inspect
-import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
 import evaluate
-import jinja2
 import numpy as np
-from huggingface_hub import SpaceCard, SpaceCardData
 
 from ..utils.errors import LKGError
-from ..utils.files import atomic_files
-from ..utils.hub import template_text
-from .metrics import DEFAULT_KS, MISS, metrics_per_user, require_finite, target_ranks
+from .metrics import MISS, metrics_per_user, require_finite, target_ranks
 
 
 def ranks_from_scores(predictions: Sequence[Sequence[float]], references: Sequence[int | None]) -> np.ndarray:
-    """Ranks of the targets in lists of scores, as `target_ranks` gives them, shape (N,).
-
-    Args:
-        predictions: scores of each list's candidates, higher is better. Lists may differ in length; a score of -inf is
-            no candidate, and pads.
-        references: index of the target in its list; None or negative where the list does not hold it.
-
-    Raises:
-        LKGError: an index lies beyond its list.
-        ValueError: a score is NaN or +inf.
-    """
+    """Ranks of the targets in lists of scores, shape (N,); a score of -inf is no candidate."""
     lengths = np.array([len(scores) for scores in predictions], dtype=np.int64)
     labels = np.array([-1 if label is None else label for label in references], dtype=np.int64)
     beyond = np.flatnonzero(labels >= lengths)
     if len(beyond):
         raise LKGError(
             f"List {beyond[0]} has {lengths[beyond[0]]} scores, but its reference is {labels[beyond[0]]}. A reference "
-            "is the index of the target in its list, from 0; or -1 or None where the list does not hold it. If "
-            "predictions are ranked item ids, load the metric with the configuration 'items'."
+            "is the index of the target in its list, from 0; or -1 or None where the list does not hold it."
         )
     table = np.full((len(lengths), max(1, lengths.max(initial=1))), -np.inf)
     for row, scores in enumerate(predictions):
@@ -55,14 +33,7 @@ def ranks_from_scores(predictions: Sequence[Sequence[float]], references: Sequen
 
 
 def ranks_from_items(predictions: Sequence[Sequence[str]], references: Sequence[str | None]) -> np.ndarray:
-    """Ranks of the targets in lists of item ids, best first, shape (N,).
-
-    Args:
-        references: id of the target; it may be absent from its list, and None where there is none.
-
-    Raises:
-        LKGError: a list names an item twice.
-    """
+    """Ranks of the targets in lists of item ids, best first, shape (N,)."""
     ranks = np.full(len(predictions), MISS)
     for row, (items, target) in enumerate(zip(predictions, references, strict=True)):
         if len(set(items)) < len(items):
@@ -109,19 +80,17 @@ Returns:
     def add_batch(self, *, predictions: Sequence | None = None, references: Sequence | None = None, **kwargs: Any):
         """Take lists and their references, to be computed later."""
         if predictions is None or references is None or len(predictions) != len(references):
-            counts = [None if part is None else len(part) for part in (predictions, references)]
-            raise LKGError(f"There are {counts[0]} predictions and {counts[1]} references. Each list needs both.")
+            raise LKGError("Each list of predictions needs a reference, and each reference its list.")
         references = references if isinstance(references, list | tuple) else np.asarray(references).tolist()
+        ids = self.config_name == "items"
         for row, (items, target) in enumerate(zip(predictions, references, strict=True)):
-            if isinstance(items, str) or np.ndim(items) != 1:
-                raise LKGError(f"Prediction {row} is {items!r}; it is a list, the candidates of one user.")
             numbers = np.asarray(items).dtype.kind in "biuf" and isinstance(target, int | np.integer | None)
-            if self.config_name != "items" and not numbers:
+            if np.ndim(items) != 1 or not (ids or numbers):
                 raise LKGError(
-                    f"List {row} does not hold numbers alone, or its reference {target!r} is no index. If these are "
-                    "ranked item ids, load the metric with the configuration 'items'."
+                    f"List {row} is {items!r} with the reference {target!r}. Needed are a list of scores and an index "
+                    "or, with the configuration 'items', a list of item ids, best first, and an id."
                 )
-        if self.config_name == "items":  # 7 and "7" are one id
+        if ids:  # 7 and "7" are one id
             predictions = [[str(item) for item in np.asarray(items).tolist()] for items in predictions]
             references = [None if target is None else str(target) for target in references]
         super().add_batch(predictions=predictions, references=references, **kwargs)
@@ -140,10 +109,10 @@ Returns:
         ranks = (ranks_from_items if self.config_name == "items" else ranks_from_scores)(predictions, references)
         if not len(ranks):
             raise LKGError("There are no lists. Give at least one list of predictions with its reference.")
-        whole = int(ranks[ranks < MISS].max(initial=1))  # a cut beyond every hit
-        values = metrics_per_user(ranks, [whole if cut is None else int(cut) for cut in ks])
-        names = {self.metric if cut is None else f"{self.metric}@{cut}": whole if cut is None else cut for cut in ks}
-        return {name: float(values[f"{self.metric}@{cut}"].mean()) for name, cut in names.items()}
+        cuts = [2**62 if cut is None else int(cut) for cut in ks]  # 2**62 is beyond every hit and before a miss
+        values = metrics_per_user(ranks, cuts)
+        names = [self.metric if cut is None else f"{self.metric}@{cut}" for cut in ks]
+        return {name: float(values[f"{self.metric}@{cut}"].mean()) for name, cut in zip(names, cuts, strict=True)}
 
 
 class MRR(RankingMetric, evaluate.Metric):
@@ -191,75 +160,3 @@ class Recall(RankingMetric, evaluate.Metric):
 
 
 METRICS: tuple[type[RankingMetric], ...] = (MRR, NDCG, Recall)
-
-
-GRADIO_VERSION = "6.31.0"
-
-
-REQUIREMENTS = ("datasets>=4.0", "evaluate>=0.4.6", "numpy>=1.26")
-
-
-def export_metric_spaces(folder: str | Path, owner: str = "your-name") -> list[Path]:
-    """Write `mrr/`, `ndcg/` and `recall/` under `folder`: each a Space, and what `evaluate.load` reads.
-
-    Args:
-        folder: other files in it stay as they are, so it may hold clones of the Spaces.
-        owner: the account the cards name in their examples.
-
-    Returns:
-        the three folders. Try one with `evaluate.load(str(path))`; upload it with `hf upload --repo-type space`.
-    """
-    written = []
-    for metric in METRICS:
-        target = Path(folder) / metric.metric
-        words = {"metric": metric, "class_name": metric.__name__, "owner": owner}
-        files = {
-            f"{metric.metric}.py": metric_source(metric),
-            "app.py": jinja2.Template(template_text("metric_app.py.j2"), keep_trailing_newline=True).render(words),
-            "requirements.txt": "\n".join(REQUIREMENTS) + "\n",
-            "README.md": str(_space_card(metric, words)),
-        }
-        with atomic_files(target) as temporary:
-            for name, text in files.items():
-                (temporary / name).write_text(text, encoding="utf-8")
-        written.append(target)
-    return written
-
-
-def metric_source(metric: type[RankingMetric]) -> str:
-    """A Python file with this metric that needs numpy, datasets and evaluate alone."""
-    origin = "Made from llamarec_lkg (Apache-2.0), whose reports use the same functions."
-    head = (
-        f'"""{textwrap.fill(metric.text, 115)}\n\n{origin}\n"""',
-        "from __future__ import annotations",
-        "from collections.abc import Sequence\nfrom typing import Any",
-        "import datasets\nimport evaluate\nimport numpy as np",
-    )
-    constants = f"MISS = np.iinfo(np.int64).max\nDEFAULT_KS = {DEFAULT_KS}"
-    body = (
-        LKGError,
-        target_ranks,
-        require_finite,
-        metrics_per_user,
-        ranks_from_scores,
-        ranks_from_items,
-        RankingMetric,
-        metric,
-    )
-    return "\n\n\n".join(["\n\n".join(head), constants, *(inspect.getsource(part).strip() for part in body)]) + "\n"
-
-
-def _space_card(metric: type[RankingMetric], words: dict[str, Any]) -> SpaceCard:
-    data = SpaceCardData(
-        title=f"{metric.__name__}@k for recommendation",
-        emoji="🎯",
-        colorFrom="blue",
-        colorTo="green",
-        sdk="gradio",
-        sdk_version=GRADIO_VERSION,
-        app_file="app.py",
-        pinned=False,
-        license="apache-2.0",
-        tags=["evaluate", "metric", "recommendation"],
-    )
-    return SpaceCard.from_template(data, template_str=template_text("metric_card.md.j2"), **words)

@@ -12,9 +12,8 @@ import numpy as np
 
 
 MISS = np.iinfo(np.int64).max
-
-
 DEFAULT_KS = (1, 5, 10)
+BLOCK_CELLS = 2**22  # resamples x users drawn at a time: 32 MB, whatever their numbers
 
 
 def target_ranks(scores: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
@@ -89,8 +88,9 @@ def bootstrap_interval(
     generator = np.random.default_rng(seed)
     size = len(values)
     means = np.empty((resamples, len(names)))
-    for start in range(0, resamples, 256):  # in blocks: counts of (256, N) stay small for any number of users
-        stop = min(start + 256, resamples)
+    block = max(1, BLOCK_CELLS // size)
+    for start in range(0, resamples, block):
+        stop = min(start + block, resamples)
         counts = generator.multinomial(size, np.full(size, 1.0 / size), size=stop - start)
         means[start:stop] = counts @ values / size
     tail = 100 * (1 - level) / 2

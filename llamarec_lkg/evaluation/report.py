@@ -14,14 +14,7 @@ from ..utils.files import atomic_file, write_json
 from .metrics import DEFAULT_KS, MISS, bootstrap_interval, metrics_per_user
 
 
-REFERENCE = "retriever"
-
-
-RANKER, CEILING = "ranker", "ceiling"
-
-
-AS_PUBLISHED, WITH_CO_RATINGS = "ranker-as-published", "ranker-as-published-with-co-ratings"
-
+REFERENCE, RANKER, CEILING = "retriever", "ranker", "ceiling"
 
 SHOWN_METRICS = ("mrr@10", "ndcg@5", "ndcg@10", "recall@1", "recall@5", "recall@10")
 
@@ -80,9 +73,6 @@ class Report:
 
     def row(self, name: str) -> dict[str, Any]:
         return next(row for row in self.rows if row["name"] == name)
-
-    def has_row(self, name: str) -> bool:
-        return any(row["name"] == name for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         return {"protocol": self.protocol, "rows": self.rows, "reranked_rows": self.reranked_rows}

@@ -1,88 +1,89 @@
-"""Co-ratings: what the ratings of all people together say about pairs of items, without any of the people.
-
-The evidence along RATED for somebody unknown is a sum over people, of whom each ties the items that he or she has
-rated. Summed up beforehand it is one weight a pair of items. A graph with these in the place of people gives strangers
-the same evidence, and holds no one's ratings.
-"""
+"""Co-ratings: what the interactions of all people together say about pairs of items. None of the people is in it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 from tqdm.auto import tqdm
 
-from ..data.schema import RATED
-from .evidence import EvidenceIndex
-from .knowledge_graph import KnowledgeGraph
+from ..data.sequences import SequenceDataset
+from ..utils.errors import LKGError
 
 
-MIN_PEOPLE, PER_ITEM = 5, 100
-
-
+MIN_PEOPLE, PER_ITEM = 5, 50
 DECIMALS = 3
+BLOCK = 512  # items whose pairs are held at a time
 
 
-def has_co_ratings(graph: KnowledgeGraph) -> bool:
-    """Whether RATED has edges that stand for many people: those with a weight."""
-    if graph.weights is None or RATED not in graph.relations:
-        return False
-    rated = np.asarray(graph.edge_relations) // 2 == graph.relations.index(RATED)
-    return bool((rated & ~np.isnan(graph.weights)).any())
-
-
-def with_co_ratings(
-    graph: KnowledgeGraph,
-    user_ids: Sequence[str] = (),
-    *,
-    min_people: int = MIN_PEOPLE,
-    per_item: int = PER_ITEM,
-    progress: bool = False,
-) -> KnowledgeGraph:
-    """The graph without people, in which edges RATED between items say how strongly people tie them.
-
-    Few people make no weight, and no weight is exact; this is aggregation, not differential privacy. Who knows what
-    was published before and after one person's ratings came may still learn something of them.
+@dataclass(frozen=True)
+class CoRatings:
+    """How strongly people tie pairs of items.
 
     Args:
-        graph: with people; one without any comes back as it is, with the co-ratings it may have.
-        user_ids: of the users the graph goes with; see [`KnowledgeGraph.people`].
-        min_people: a pair that fewer people rated is left out.
-        per_item: how many others each item is tied to, the strongest first; the ties of others to it come on top.
-        progress: whether to show a bar over items.
+        items, others (`np.ndarray` of `int64`, shape (M,)): dense items; each pair stands once, the smaller first.
+        weights (`np.ndarray` of `float32`, shape (M,)): in (0, 1].
     """
-    public = graph.without_people(user_ids)
-    if RATED not in graph.relations:
-        return public
-    index, relation = EvidenceIndex.from_graph(graph), graph.relations.index(RATED)
-    rows = index.history_rows
-    owners = np.repeat(np.arange(graph.num_items + 1), np.diff(rows.offsets))
-    by_people = (index.column_relation == relation) & (graph.item_of_node()[index.column_node] == 0)
-    rated = np.flatnonzero(by_people[rows.columns])
-    people, columns = np.unique(rows.columns[rated], return_inverse=True)
-    items, weights = owners[rated], rows.weights[rated].astype(np.float64)
-    order = np.argsort(columns, kind="stable")
-    members, shares = items[order], weights[order]
-    member_starts = np.searchsorted(columns[order], np.arange(len(people) + 1))
-    item_starts = np.searchsorted(items, np.arange(graph.num_items + 2))
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for item in tqdm(range(1, graph.num_items + 1), desc="co-ratings", unit="item", disable=not progress):
-        own = slice(*item_starts[item : item + 2])
-        spans = [slice(*member_starts[column : column + 2]) for column in columns[own]]
-        if not spans:
-            continue
-        others = np.concatenate([members[span] for span in spans])
-        ties = np.concatenate([shares[span] * weight for span, weight in zip(spans, weights[own], strict=True)])
-        near, places, count = np.unique(others, return_inverse=True, return_counts=True)
-        strength = np.bincount(places, ties).round(DECIMALS)
-        strength[(count < min_people) | (near == item)] = 0.0
-        best = np.argsort(-strength, kind="stable")[:per_item]
-        best = best[strength[best] > 0]
-        found.append((np.full(len(best), item), near[best], strength[best]))
-    if not sum(len(best) for _, best, _ in found):
-        return public
-    sources, targets, strength = (np.concatenate(part) for part in zip(*found, strict=True))
-    pairs = np.sort(np.stack([sources, targets]), axis=0)
-    (sources, targets), first = np.unique(pairs, axis=1, return_index=True)
-    public = public.without_relations([RATED])  # former co-ratings: the people are here, and say it themselves
-    return public.with_weighted_edges(RATED, sources, targets, strength[first])
+
+    items: np.ndarray
+    others: np.ndarray
+    weights: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+def co_ratings(
+    dataset: SequenceDataset, *, min_people: int = MIN_PEOPLE, per_item: int = PER_ITEM, progress: bool = False
+) -> CoRatings:
+    """Sum up the training interactions of `dataset` for each pair of items.
+
+    A person ties the items that he or she interacted with, the more strongly the fewer they are (inverse document
+    frequency); an item's ties to people have length 1, so that weights are cosines. Few people make no weight, and no
+    weight is exact. This is aggregation, not differential privacy: who knows what was published before and after one
+    person's interactions came may still learn something of them.
+
+    Args:
+        dataset: only its training positions count; see `SequenceDataset.without_users`.
+        min_people: a pair that fewer people interacted with is left out.
+        per_item: how many others each item is tied to, the strongest first, ties by item id; the ties of others to it
+            come on top.
+        progress: whether to show a bar.
+
+    Raises:
+        LKGError: `min_people` or `per_item` is below 1.
+    """
+    if min_people < 1 or per_item < 1:
+        raise LKGError(f"min_people is {min_people} and per_item is {per_item}; both are whole numbers from 1 up.")
+    positions = dataset.positions("train")
+    shape = (dataset.num_items + 1, dataset.num_users + 1)
+    cells = (dataset.item_sequence[positions].astype(np.int64), dataset.user_of(positions))
+    by_item = sparse.csr_array((np.ones(len(positions)), cells), shape=shape)
+    by_item.data[:] = 1.0  # an item that somebody took twice is one tie
+    of_people = np.bincount(by_item.indices, minlength=shape[1])
+    ties = by_item.copy()
+    ties.data *= np.log1p(dataset.num_items / of_people[ties.indices])
+    ties = _unit_rows(ties)
+    people, to_people = by_item.T.tocsr(), ties.T.tocsr()
+    found: list[np.ndarray] = []
+    for start in tqdm(range(0, shape[0], BLOCK), desc="co-ratings", unit="block", disable=not progress, leave=False):
+        block = slice(start, start + BLOCK)
+        enough = by_item[block] @ people >= min_people
+        pairs = (ties[block] @ to_people).multiply(enough).tocoo()
+        other = pairs.row + start != pairs.col
+        rows, columns, values = pairs.row[other], pairs.col[other], pairs.data[other].round(DECIMALS)
+        order = np.lexsort((columns, -values, rows))
+        rows, columns, values = rows[order], columns[order], values[order]
+        rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        kept = (rank < per_item) & (values > 0)
+        found.append(np.stack([rows[kept] + start, columns[kept], values[kept]]))
+    items, others, weights = np.concatenate(found, axis=1)
+    pairs = np.sort(np.stack([items, others]).astype(np.int64), axis=0)
+    (items, others), first = np.unique(pairs, axis=1, return_index=True)
+    return CoRatings(items, others, weights[first].astype(np.float32))
+
+
+def _unit_rows(matrix: sparse.csr_array) -> sparse.csr_array:
+    lengths = np.sqrt((matrix * matrix).sum(axis=1))
+    return sparse.csr_array(sparse.diags_array(1.0 / np.maximum(lengths, 1e-12)) @ matrix)

@@ -2,23 +2,24 @@
 
 Two items share evidence along relation `r` through the entities that `r` ties both to (the paths item -> entity ->
 item), weighted by inverse document frequency, so that a rare shared director says more than a common genre; where `r`
-ties items directly, the edge itself is the evidence. It is the exact, differentiable counterpart of the path texts in
-the prompt: summed over all paths of a relation, not only the few that fit.
+ties items directly, the edge itself is the evidence, with its own weight where it has one, as co-ratings do. It is the
+exact, differentiable counterpart of the path texts in the prompt: summed over all paths of a relation, not only the
+few that fit.
 
-An edge with a weight of its own says just that: so co-ratings, which are the evidence along RATED summed over people,
-can stand for the people themselves.
+All of it is sparse algebra. Every relation is an item x feature matrix, and the matrices of all relations stand side
+by side in one; a batch of histories is a matrix of recency weights; their product is what the histories say of each
+feature, and its product with the candidates' rows, summed by relation, is the evidence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from scipy import sparse
 
-from ..data.schema import UNKNOWN_USER
-from ..data.user_ids import USER
 from .knowledge_graph import KnowledgeGraph
 from .paths import Paths
 
@@ -33,79 +34,36 @@ STATISTICS = (
     "lift",  # log of mean over expected: how far above chance the user keeps to the relation
     "length",  # of the history, the same for all relations
 )
-
-
-STATISTICS_WINDOW = 128
-
-
 RECENT_STEPS = 10.0  # half-life of "recent"
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Sparse rows, one a dense item: `columns` and `weights` of item `i` are at `offsets[i]:offsets[i + 1]`."""
-
-    offsets: np.ndarray
-    columns: np.ndarray
-    weights: np.ndarray
-
-    @classmethod
-    def pack(cls, num_items: int, items: np.ndarray, columns: np.ndarray, weights: np.ndarray) -> _Rows:
-        order = np.lexsort((columns, items))
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(items, minlength=num_items + 1))])
-        return cls(offsets, columns[order], weights[order].astype(np.float32))
-
-    def take(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Index into `items`, column and weight of every entry of these rows."""
-        starts = self.offsets[items]
-        lengths = self.offsets[items + 1] - starts
-        which = np.repeat(np.arange(len(items)), lengths)
-        entries = np.arange(len(which)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
-        return which, self.columns[entries], self.weights[entries]
-
-    def lookup(self, items: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Weight of each (item, column), 0 where the row has none."""
-        width = max(int(self.columns.max(initial=0)), int(columns.max(initial=0))) + 1
-        owners = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
-        keys, wanted = owners * width + self.columns, items * width + columns
-        places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        return np.where(keys[places] == wanted, self.weights[places], 0.0)
+BLOCK = 128  # histories that are read at once
 
 
 @dataclass(frozen=True)
 class EvidenceIndex:
-    """Item features by relation, ready for dot products between a history and candidates.
+    """Item features by relation, ready for products between histories and candidates.
 
     Args:
         relations (`tuple[str, ...]`): the graph's R relations.
-        history_rows, candidate_rows: what an item says as part of a history and as a candidate. They are the same for
-            relations to entities (item -> entity -> item). For direct edges the history's row holds its neighbours.
-        column_relation, column_node (`np.ndarray`, shape (num_columns,)): relation and graph node of each column,
-            which is ordered by them.
-        column_user (`np.ndarray`, shape (num_columns,)): dense user whose own edges a column is made of, 0 for
-            entities.
+        history_rows, candidate_rows (`scipy.sparse.csr_array`, shape (num_items + 1, F)): what an item says as part of
+            a history and as a candidate. They are the same for relations to entities (item -> entity -> item). For
+            direct edges the history's row holds its neighbours, the candidate's row the item itself.
+        column_relation, column_node (`np.ndarray`, shape (F,)): relation and graph node of each column, which is
+            ordered by them.
         scale (`np.ndarray` of `float32`, shape (R,)): evidence is divided by it, so that relations compare.
         half_life (`float`): an item of the history counts half as much as one `half_life` places later.
     """
 
     relations: tuple[str, ...]
-    history_rows: _Rows
-    candidate_rows: _Rows
+    history_rows: sparse.csr_array
+    candidate_rows: sparse.csr_array
     column_relation: np.ndarray
     column_node: np.ndarray
-    column_user: np.ndarray
     scale: np.ndarray
     half_life: float
 
     @classmethod
-    def from_graph(
-        cls, graph: KnowledgeGraph, user_ids: Sequence[str] = (), *, half_life: float = 10.0
-    ) -> EvidenceIndex:
-        """Index every relation of `graph`; `scale` is 1 until `with_scale` sets it.
-
-        Args:
-            user_ids: raw ids of dense users 1, 2, ...; by default the keys of the graph's user nodes in their order.
-        """
+    def from_graph(cls, graph: KnowledgeGraph, *, half_life: float = 10.0) -> EvidenceIndex:
+        """Index every relation of `graph`; `scale` is 1 until `with_scale` sets it."""
         item_of_node = graph.item_of_node()
         sources, targets = graph.edge_sources(), np.asarray(graph.targets, dtype=np.int64)
         relations = np.asarray(graph.edge_relations, dtype=np.int64) // 2
@@ -119,30 +77,31 @@ class EvidenceIndex:
         direct = item_of_node[others] > 0
 
         keys, columns = np.unique(relations * graph.num_nodes + others, return_inverse=True)
-        column_relation = keys // graph.num_nodes
-        frequency = np.bincount(columns, minlength=len(keys))
-        weights = np.where(direct, 1.0, np.log1p(graph.num_items / frequency[columns]))
+        frequency = np.bincount(columns)[columns]
+        weights = np.where(direct, 1.0, np.log1p(graph.num_items / frequency))
         groups = items * len(graph.relations) + relations  # each item's part of each relation gets length 1
         weights /= np.sqrt(np.bincount(groups, weights**2))[groups]
         if graph.weights is not None:
             own = np.tile(graph.weights, 2)[at_items[first]]
             weights = np.where(direct & ~np.isnan(own), own, weights)
+        kept = direct | (frequency > 1)  # what only one item has ties it to no other
+        items, others, weights, direct = items[kept], others[kept], weights[kept], direct[kept]
+        keys, columns = np.unique(keys[columns[kept]], return_inverse=True)
 
         # as a candidate, a directly tied item is found under its own node
         tied, tied_columns = item_of_node[others[direct]], columns[direct]
-        tied_items, first = np.unique(np.stack([tied, tied_columns]), axis=1, return_index=True)
+        tied_items, tied_columns = np.unique(np.stack([tied, tied_columns]), axis=1)
+        shape = (graph.num_items + 1, len(keys))
+        heard = (
+            np.concatenate([weights[~direct], np.ones(len(tied_items))]),
+            (np.concatenate([items[~direct], tied_items]), np.concatenate([columns[~direct], tied_columns])),
+        )
         return cls(
             relations=graph.relations,
-            history_rows=_Rows.pack(graph.num_items, items, columns, weights),
-            candidate_rows=_Rows.pack(
-                graph.num_items,
-                np.concatenate([items[~direct], tied_items[0]]),
-                np.concatenate([columns[~direct], tied_items[1]]),
-                np.concatenate([weights[~direct], np.ones(len(first))]),
-            ),
-            column_relation=column_relation,
+            history_rows=sparse.csr_array((weights, (items, columns)), shape=shape),
+            candidate_rows=sparse.csr_array(heard, shape=shape),
+            column_relation=keys // graph.num_nodes,
             column_node=keys % graph.num_nodes,
-            column_user=_users_of_nodes(graph, user_ids)[keys % graph.num_nodes],
             scale=np.ones(len(graph.relations), dtype=np.float32),
             half_life=half_life,
         )
@@ -153,138 +112,91 @@ class EvidenceIndex:
 
     @property
     def num_items(self) -> int:
-        return len(self.history_rows.offsets) - 2
+        return self.history_rows.shape[0] - 1
+
+    def with_scale(self, scale: Sequence[float]) -> EvidenceIndex:
+        """The same index with another `scale`, for example one that was saved."""
+        return replace(self, scale=np.asarray(scale, dtype=np.float32))
+
+    # -- evidence ---------------------------------------------------------------------------------------------------
 
     def history_weights(self, length: int) -> np.ndarray:
         """Weight of each item of a history of `length`, oldest first, by recency; they sum to 1."""
         weights = 0.5 ** (np.arange(length)[::-1] / self.half_life)
         return weights / max(weights.sum(), 1e-12)
 
-    def profile(self, history: np.ndarray, user: int = UNKNOWN_USER) -> np.ndarray:
-        """What a history says about every column, shape (num_columns,).
+    def profiles(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
+        """What histories of dense items, oldest first, say about every column, shape (B, F)."""
+        lengths = [len(history) for history in histories]
+        weights = [self.history_weights(length) for length in lengths]
+        rows = np.repeat(np.arange(len(histories)), lengths)
+        recency = sparse.csr_array(
+            (_joined(weights, float), (rows, _joined(histories, np.int64))), shape=(len(histories), self.num_items + 1)
+        )
+        return recency @ self.history_rows
 
-        The user's own columns are left out: in training they hold the very interaction that is to be predicted.
-        """
-        history = np.asarray(history, dtype=np.int64)
-        which, columns, weights = self._without(user, *self.history_rows.take(history))
-        recency = self.history_weights(len(history))
-        return np.bincount(columns, weights * recency[which], minlength=len(self.column_relation))
-
-    def _without(
-        self, user: int, which: np.ndarray, columns: np.ndarray, weights: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows as they would be without the user's own edges: those weigh nothing, the rest has length 1 again.
-
-        So an item that the user has in the training graph looks like one that is not there: a target does not stand
-        out.
-        """
-        own = self.column_user[columns] == user
-        if user == UNKNOWN_USER or not own.any():
-            return which, columns, weights
-        cells = which * self.num_relations + self.column_relation[columns]
-        rest = 1.0 - np.bincount(cells[own], weights[own] ** 2, minlength=int(cells.max()) + 1)
-        length = np.sqrt(np.where(rest > 1e-6, rest, np.inf))  # nothing is left of a row that was the user's alone
-        return which, columns, np.where(own, 0.0, weights / length[cells])
-
-    def evidence(
-        self, history: np.ndarray, candidates: np.ndarray | None = None, user: int = UNKNOWN_USER
-    ) -> np.ndarray:
-        """Evidence of each relation for each candidate.
+    def evidence(self, histories: Sequence[np.ndarray], candidates: Sequence[np.ndarray]) -> np.ndarray:
+        """Evidence of each relation for some candidates of each history.
 
         Args:
-            history (`np.ndarray`, shape (H,)): dense items, oldest first; may be empty.
-            candidates (`np.ndarray`, shape (C,), optional): dense items, by default 0..num_items (all; padding gets
-                0).
-            user (`int`): dense user.
+            histories: B arrays of dense items, oldest first; any may be empty.
+            candidates: B arrays of dense items.
 
         Returns:
-            `np.ndarray` of `float32`, shape (C, R), not negative.
+            `np.ndarray` of `float32`, shape (B, C, R), not negative; C is the length of the longest list, and shorter
+            ones are padded with zeros at their end.
         """
-        candidates = np.arange(self.num_items + 1) if candidates is None else np.asarray(candidates, dtype=np.int64)
-        profile = self.profile(history, user)
-        which, columns, weights = self._without(user, *self.candidate_rows.take(candidates))
-        cells = which * self.num_relations + self.column_relation[columns]
-        sums = np.bincount(cells, weights * profile[columns], minlength=len(candidates) * self.num_relations)
-        return (sums.reshape(len(candidates), -1) / self.scale).astype(np.float32)
+        counts = np.array([len(one) for one in candidates], dtype=np.int64)
+        result = np.zeros((len(histories), int(counts.max(initial=0)), self.num_relations), dtype=np.float32)
+        for start in range(0, len(histories), BLOCK):
+            block = slice(start, start + BLOCK)
+            owners = np.repeat(np.arange(len(counts[block])), counts[block])
+            heard = self.candidate_rows[_joined(candidates[block], np.int64)]
+            columns, heard_columns = np.unique(heard.indices, return_inverse=True)
+            said = self.profiles(histories[block])[:, columns].toarray()
+            which = np.repeat(np.arange(len(owners)), np.diff(heard.indptr))
+            cells = which * self.num_relations + self.column_relation[heard.indices]
+            terms = heard.data * said[owners[which], heard_columns]
+            sums = np.bincount(cells, terms, minlength=len(owners) * self.num_relations)
+            places = np.arange(len(owners)) - np.repeat(np.cumsum(counts[block]) - counts[block], counts[block])
+            result[start + owners, places] = sums.reshape(len(owners), self.num_relations) / self.scale
+        return result
 
-    def contributions(
-        self, history: np.ndarray, candidate: int, user: int = UNKNOWN_USER
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def catalogue(self, histories: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+        """Weighted evidence for every item.
+
+        Args:
+            histories: B arrays of dense items, oldest first.
+            weights (`np.ndarray`, shape (B, R)): of each relation, for example a user's preferences.
+
+        Returns:
+            `np.ndarray` of `float32`, shape (B, num_items + 1): the evidence summed over relations by `weights`; 0 for
+            the padding item.
+        """
+        profiles = self.profiles(histories)
+        rows = np.repeat(np.arange(len(histories)), np.diff(profiles.indptr))
+        by_column = np.asarray(weights, dtype=np.float64) / self.scale
+        profiles.data *= by_column[rows, self.column_relation[profiles.indices]]
+        return (profiles @ self._candidates_by_column).toarray().astype(np.float32)
+
+    @cached_property
+    def _candidates_by_column(self) -> sparse.csr_array:
+        return self.candidate_rows.T.tocsr()
+
+    def contributions(self, history: np.ndarray, candidate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What one candidate's evidence is the sum of.
 
         Returns:
             place in the history, column, and weight (never 0) of every term, each of shape (T,); the weights of a
             relation's columns sum to the candidate's evidence along it.
         """
-        history, candidates = np.asarray(history, dtype=np.int64), np.array([candidate], dtype=np.int64)
-        _, heard_columns, heard = self._without(user, *self.candidate_rows.take(candidates))
-        places, columns, said = self._without(user, *self.history_rows.take(history))
-        listener = np.zeros(len(self.column_relation))
-        listener[heard_columns] = heard
-        weights = self.history_weights(len(history))[places] * said * listener[columns]
-        weights /= self.scale[self.column_relation[columns]]
+        said = self.history_rows[np.asarray(history, dtype=np.int64)]
+        places = np.repeat(np.arange(len(history)), np.diff(said.indptr))
+        listener = self.candidate_rows[[candidate]].toarray()[0]
+        weights = self.history_weights(len(history))[places] * said.data * listener[said.indices]
+        weights /= self.scale[self.column_relation[said.indices]]
         some = np.flatnonzero(weights)
-        return places[some], columns[some], weights[some]
-
-    def history_statistics(self, history: np.ndarray, user: int = UNKNOWN_USER) -> np.ndarray:
-        """How a history moves from item to item along each relation: what the preference module reads.
-
-        Args:
-            history (`np.ndarray`, shape (H,)): dense items, oldest first; of a long one the latest
-                `STATISTICS_WINDOW`.
-            user (`int`): dense user, whose own edges say nothing.
-
-        Returns:
-            `np.ndarray` of `float32`, shape (R, len(STATISTICS)); zeros but for the length where there are fewer than
-            two items.
-        """
-        history = np.asarray(history, dtype=np.int64)
-        values = np.zeros((len(STATISTICS), self.num_relations))
-        values[-1] = np.log1p(len(history)) / 5.0
-        history = history[-STATISTICS_WINDOW:]
-        if len(history) >= 2:
-            strength, tied = self._steps(history, user)
-            recency = 0.5 ** (np.arange(len(strength))[::-1] / RECENT_STEPS)
-            mean, recent = strength.mean(axis=0), recency @ strength / recency.sum()
-            common = self.profile(history, user) * self._mean_candidate
-            expected = np.bincount(self.column_relation, common, minlength=self.num_relations) / self.scale
-            lift = np.log((mean + 0.05) / (expected + 0.05))
-            values[:-1] = [*np.log1p([recent, mean, strength[-1], expected]), tied.mean(axis=0), lift]
-        return values.T.astype(np.float32)
-
-    def _steps(self, history: np.ndarray, user: int) -> tuple[np.ndarray, np.ndarray]:
-        """For every item after the first, the evidence that those before it gave, and whether the one right before it
-        gave any; both (H - 1, R)."""
-        said, said_columns, said_weights = self._without(user, *self.history_rows.take(history))
-        heard, heard_columns, heard_weights = self._without(user, *self.candidate_rows.take(history))
-        columns, compact = np.unique(np.concatenate([said_columns, heard_columns]), return_inverse=True)
-        said_columns, heard_columns = compact[: len(said)], compact[len(said) :]
-        relation, places = self.column_relation[columns], np.arange(len(history) + 1)
-        said_at, heard_at = np.searchsorted(said, places), np.searchsorted(heard, places)
-        strength, tied = np.zeros((2, len(history), self.num_relations))
-        profile, previous = np.zeros((2, len(columns)))
-        decay, total = 0.5 ** (1.0 / self.half_life), 0.0
-        for place in range(len(history)):
-            part = slice(*heard_at[place : place + 2])
-            at, weights = heard_columns[part], heard_weights[part]
-            if place:
-                told = [
-                    np.bincount(relation[at], weights * by[at], minlength=len(tied[0])) for by in (profile, previous)
-                ]
-                strength[place], tied[place] = told[0] / total, told[1] > 0
-            part = slice(*said_at[place : place + 2])
-            profile *= decay
-            profile[said_columns[part]] += said_weights[part]
-            total = total * decay + 1.0
-            previous[:] = 0.0
-            previous[said_columns[part]] = said_weights[part]
-        return strength[1:] / self.scale, tied[1:]
-
-    @cached_property
-    def _mean_candidate(self) -> np.ndarray:
-        """Mean of all items' candidate rows, shape (num_columns,)."""
-        rows = self.candidate_rows
-        return np.bincount(rows.columns, rows.weights, minlength=len(self.column_relation)) / max(self.num_items, 1)
+        return places[some], said.indices[some], weights[some]
 
     def path_weights(self, paths: Paths, history: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """The part of the evidence that runs through each path, shape (P, R).
@@ -304,25 +216,164 @@ class EvidenceIndex:
         columns = np.searchsorted(self.column_relation * width + self.column_node, keys)
         history, candidates = np.asarray(history, dtype=np.int64), np.asarray(candidates, dtype=np.int64)
         recency = self.history_weights(len(history))[paths.source_index[rows]]
-        told = self.history_rows.lookup(history[paths.source_index[rows]], columns)
-        heard = self.candidate_rows.lookup(candidates[paths.target_index[rows]], columns)
+        said = np.asarray(self.history_rows[history[paths.source_index[rows]], columns]).ravel()
+        heard = np.asarray(self.candidate_rows[candidates[paths.target_index[rows]], columns]).ravel()
         # a fact stated in both directions makes several paths of one piece of evidence: they share it
         places = np.stack([paths.source_index[rows], paths.target_index[rows], columns])
         _, same, counts = np.unique(places, axis=1, return_inverse=True, return_counts=True)
-        weights[rows, relation[rows]] = recency * told * heard / self.scale[relation[rows]] / counts[same.ravel()]
+        weights[rows, relation[rows]] = recency * said * heard / self.scale[relation[rows]] / counts[same.ravel()]
         return weights
 
-    def with_scale(self, scale: Sequence[float]) -> EvidenceIndex:
-        """The same index with another `scale`, for example one that was saved."""
-        return replace(self, scale=np.asarray(scale, dtype=np.float32))
+    # -- statistics of histories ------------------------------------------------------------------------------------
+
+    def statistics(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """How histories move from item to item along each relation: what the preference module reads.
+
+        Args:
+            histories: B arrays of dense items, oldest first.
+
+        Returns:
+            `np.ndarray` of `float32`, shape (B, R, len(STATISTICS)); zeros but for the length where there are fewer
+            than two items.
+        """
+        result = np.zeros((len(histories), self.num_relations, len(STATISTICS)), dtype=np.float32)
+        lengths = np.array([len(history) for history in histories])
+        by_length = np.argsort(-lengths, kind="stable")
+        for start in range(0, len(histories), BLOCK):
+            block = by_length[start : start + BLOCK]
+            for place, rows, state in self._walk([histories[row] for row in block]):
+                done = np.flatnonzero(lengths[block[rows]] == place)
+                if len(done):
+                    result[block[rows[done]]] = state.read(done)
+        return result
+
+    def statistics_along(self, history: np.ndarray) -> np.ndarray:
+        """The statistics of every beginning of one history, shape (len(history) + 1, R, len(STATISTICS)): row `t` is
+        of its first `t` items. They come at the price of the last one alone."""
+        return np.concatenate([state.read(slice(None)) for _, _, state in self._walk([history])])
+
+    def _walk(self, histories: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray, _Walk]]:
+        """Read histories together, item by item.
+
+        Yields:
+            how many items have been read, the histories that are at least so long, and what has been seen of those.
+        """
+        order = np.argsort([-len(history) for history in histories], kind="stable")
+        lengths = np.array([len(histories[row]) for row in order])
+        items, flat = np.unique(_joined([histories[row] for row in order], np.int64), return_inverse=True)
+        local = np.zeros((len(order), int(lengths.max(initial=0))), dtype=np.int64)
+        local[np.arange(local.shape[1]) < lengths[:, None]] = flat
+        said, heard = self.history_rows[items], self.candidate_rows[items]
+        columns = np.intersect1d(said.indices, heard.indices)  # in others nothing that is said is heard
+        said, heard, relation = said[:, columns], heard[:, columns], self.column_relation[columns]
+        said.eliminate_zeros()  # an edge of weight 0 ties nothing
+        decay, growth = 0.5 ** (1.0 / self.half_life), 1.0
+        # in place of letting the past fade at each step, what comes is weighed more: by `growth`
+        profile = np.zeros((len(order), len(columns)))
+        newest = np.full(profile.shape, -1, dtype=np.int32)  # where each column was last spoken of
+        state = _Walk.start(len(order), self.num_relations)
+        yield 0, order, state
+        for place in range(local.shape[1]):
+            alive = int((lengths > place).sum())
+            profile, newest, state = profile[:alive], newest[:alive], state.first(alive)
+            item = local[:alive, place]
+            if place:
+                row, at, weights = _entries(heard, item)
+                cells = row * self.num_relations + relation[at]
+                size = alive * self.num_relations
+                strength = np.bincount(cells, weights * profile[row, at], minlength=size)
+                tied = np.bincount(cells, weights * (newest[row, at] == place - 1), minlength=size) > 0
+                strength = strength.reshape(alive, -1) / (growth * state.mass) / self.scale
+                state = state.step(strength, tied.reshape(alive, -1))
+            state = state.read_item(self._expected[items[item]] / self.scale, decay)
+            growth /= decay
+            if growth > 1e100:
+                profile /= growth
+                growth = 1.0
+            row, at, weights = _entries(said, item)
+            profile[row, at] += growth * weights
+            newest[row, at] = place
+            yield place + 1, order[:alive], state
+
+    @cached_property
+    def _expected(self) -> np.ndarray:
+        """Evidence, not yet scaled, that each item gives to an average candidate, shape (num_items + 1, R)."""
+        mean = self.candidate_rows.sum(axis=0) / max(self.num_items, 1)
+        rows = self.history_rows
+        owners = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+        cells = owners * self.num_relations + self.column_relation[rows.indices]
+        sums = np.bincount(cells, rows.data * mean[rows.indices], minlength=rows.shape[0] * self.num_relations)
+        return sums.reshape(rows.shape[0], self.num_relations)
 
 
-def _users_of_nodes(graph: KnowledgeGraph, user_ids: Sequence[str]) -> np.ndarray:
-    """Dense user of every node, 0 where the node is none, shape (N,)."""
-    users = np.zeros(graph.num_nodes, dtype=np.int64)
-    if USER in graph.entity_types:
-        nodes = np.flatnonzero(np.asarray(graph.node_types) == graph.entity_types.index(USER))
-        keys = [str(key) for key in graph.node_keys[nodes]]
-        dense = {str(raw): row + 1 for row, raw in enumerate(user_ids or keys)}
-        users[nodes] = [dense.get(key, UNKNOWN_USER) for key in keys]
-    return users
+@dataclass(frozen=True)
+class _Walk:
+    """Running sums over the steps of B histories, each of shape (B, R) unless said otherwise.
+
+    Args:
+        count, recent_count, mass: steps, steps by recency, and items by recency so far; numbers.
+        total, recent, last, tied: strength of the steps, the same by recency, of the last one, and tied steps.
+        expected: evidence for an average item, by recency.
+    """
+
+    count: int
+    recent_count: float
+    mass: float
+    total: np.ndarray
+    recent: np.ndarray
+    last: np.ndarray
+    tied: np.ndarray
+    expected: np.ndarray
+    length: int = 0
+
+    @classmethod
+    def start(cls, size: int, relations: int) -> _Walk:
+        return cls(0, 0.0, 0.0, *np.zeros((5, size, relations)))
+
+    def first(self, size: int) -> _Walk:
+        """What has been seen of the first `size` histories."""
+        arrays = ("total", "recent", "last", "tied", "expected")
+        return replace(self, **{name: getattr(self, name)[:size] for name in arrays})
+
+    def step(self, strength: np.ndarray, tied: np.ndarray) -> _Walk:
+        fade = 0.5 ** (1.0 / RECENT_STEPS)
+        return replace(
+            self,
+            count=self.count + 1,
+            recent_count=self.recent_count * fade + 1.0,
+            total=self.total + strength,
+            recent=self.recent * fade + strength,
+            last=strength,
+            tied=self.tied + tied,
+        )
+
+    def read_item(self, expected: np.ndarray, decay: float) -> _Walk:
+        return replace(
+            self,
+            length=self.length + 1,
+            mass=self.mass * decay + 1.0,
+            expected=self.expected * decay + expected,
+        )
+
+    def read(self, rows: np.ndarray | slice) -> np.ndarray:
+        """The statistics of some of the histories, shape (rows, R, len(STATISTICS))."""
+        values = np.zeros((len(STATISTICS), *self.total[rows].shape))
+        values[-1] = np.log1p(self.length) / 5.0
+        if self.count:
+            mean, expected = self.total[rows] / self.count, self.expected[rows] / self.mass
+            logs = np.log1p([self.recent[rows] / self.recent_count, mean, self.last[rows], expected])
+            values[:-1] = [*logs, self.tied[rows] / self.count, np.log((mean + 0.05) / (expected + 0.05))]
+        return np.moveaxis(values, 0, -1).astype(np.float32)
+
+
+def _entries(rows: sparse.csr_array, items: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Index into `items`, column and value of every entry of these rows."""
+    starts = rows.indptr[items]
+    lengths = rows.indptr[items + 1] - starts
+    which = np.repeat(np.arange(len(items)), lengths)
+    entries = np.arange(len(which)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+    return which, rows.indices[entries], rows.data[entries]
+
+
+def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype), *(np.asarray(array, dtype) for array in arrays)])

@@ -78,9 +78,7 @@ def find(
             continue
         levels = _levels(graph, source_node, np.unique(target_nodes[target_nodes >= 0]), max_hops)
         for target_index, target_node in enumerate(target_nodes.tolist()):
-            if target_node < 0 or target_node == source_node:
-                continue
-            pair = _backtrack(levels, target_node)
+            pair = _backtrack(levels, target_node)  # none where the target is the source, or has no node
             if len(pair) > max_paths_per_pair:  # specific entities first: a hub explains little
                 degree = graph.offsets[1:] - graph.offsets[:-1]
                 pair.sort(key=lambda path: (sum(int(degree[node]) for node in path[0][1:-1]), path))

@@ -1,60 +1,77 @@
-"""Which files make a saved folder or a repository, by part."""
+"""Which files make a saved folder or a repository, by part.
+
+```text
+config.json                       the model's
+model.safetensors                 its weights (or model-*-of-*.safetensors with an index)
+adapter/                          its adapters, as PEFT writes them
+processor_config.json, items.parquet, tokenizer files, knowledge_graph/
+retriever/                        the first stage
+private/                          what is about people, only where a user table was asked for
+modeling_llamarec_lkg_hub.py      for `trust_remote_code=True`
+```
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 
-RETRIEVER_FOLDER = "retriever"
+from ..utils.files import atomic_file
+from ..utils.hub import RULES_FILE, template_text
 
 
 MODEL_TYPE = "llamarec_lkg"
+CARD_FILE, CARD_FACTS, REPORT_FILE = "README.md", "card.json", "report.json"
 
-
-CONFIG_FILE, PROCESSOR_FILE, CARD_FILE = "config.json", "processor_config.json", "README.md"
-
-
-ITEMS_FILE, USERS_FILE, WEIGHTS_FILE = "items.parquet", "users.parquet", "model.safetensors"
-
-
-GRAPH_FOLDER = "knowledge_graph"
-
-
-SHIM = "modeling_llamarec_lkg_hub"
-
-
-ADAPTER_FOLDER, WEIGHTS_INDEX = "adapter", "model.safetensors.index.json"
-
-
-GRAPH_FILES = ("graph.json", "graph.safetensors", "nodes.parquet")
-
-
+CONFIG_FILE, WEIGHTS_FILE, WEIGHTS_INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+ADAPTER_FOLDER, ADAPTER_FILES = "adapter", ("adapter_config.json", "adapter_model.safetensors")
+PROCESSOR_FILE, ITEMS_FILE = "processor_config.json", "items.parquet"
+GRAPH_FOLDER, GRAPH_FILES = "knowledge_graph", ("graph.json", "graph.safetensors", "nodes.parquet")
 TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
                    "tokenizer*.model", "spiece.model", "sentencepiece*.model", "*.tiktoken", "chat_template.*",
                    "additional_chat_templates/*")  # fmt: skip
+RETRIEVER_FOLDER = "retriever"
 
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
+PRIVATE_FOLDER = "private"
+USERS_FILE, USER_EMBEDDING_FILE = f"{PRIVATE_FOLDER}/users.parquet", f"{PRIVATE_FOLDER}/user_embedding.safetensors"
+USER_EMBEDDING = "preference.user_embedding.weight"
+"""The one tensor of `USER_EMBEDDING_FILE`."""
 
 PARTS = {
     "model": (CONFIG_FILE, "generation_config.json", WEIGHTS_FILE, WEIGHTS_INDEX, "model-*-of-*.safetensors",
               *(f"{ADAPTER_FOLDER}/{name}" for name in ADAPTER_FILES),
               *(f"{ADAPTER_FOLDER}/*/{name}" for name in ADAPTER_FILES)),
-    "processor": (PROCESSOR_FILE, ITEMS_FILE, USERS_FILE, *TOKENIZER_FILES,
-                  *(f"{GRAPH_FOLDER}/{name}" for name in GRAPH_FILES)),
+    "processor": (PROCESSOR_FILE, ITEMS_FILE, *TOKENIZER_FILES, *(f"{GRAPH_FOLDER}/{name}" for name in GRAPH_FILES)),
     "retriever": (f"{RETRIEVER_FOLDER}/{CONFIG_FILE}", f"{RETRIEVER_FOLDER}/{WEIGHTS_FILE}"),
 }  # fmt: skip
 """The files of each part of a repository, as patterns; everything else in a folder stays there."""
 
+PRIVATE_PARTS = {"model": (USER_EMBEDDING_FILE,), "processor": (USERS_FILE,), "retriever": ()}
+"""The files about people that belong to each part, and are pushed only with `share_users=True`."""
 
 ROOT_ADAPTER = (*ADAPTER_FILES, "adapter_model.bin")
 """Beside `config.json` these make `AutoModel` load the adapter's backbone without preferences: never pushed."""
 
-
-USER_WEIGHTS = "preference.user_"
-
-
+SHIM = "modeling_llamarec_lkg_hub"
 MODEL_MAP = {"AutoConfig": f"{SHIM}.LlamaRecLKGConfig", "AutoModel": f"{SHIM}.LlamaRecLKGForRanking"}
-
-
 PROCESSOR_MAP = {"AutoProcessor": f"{SHIM}.LlamaRecLKGProcessor"}
 """What `trust_remote_code=True` runs: a file that imports the installed package, or says how to install it."""
+
+
+def shim_text() -> str:
+    """The content of the file that `MODEL_MAP` and `PROCESSOR_MAP` name."""
+    return template_text(f"{SHIM}.py.j2")
+
+
+def write_shim(folder: str | Path) -> None:
+    """Write the file that `MODEL_MAP` and `PROCESSOR_MAP` name."""
+    (Path(folder) / f"{SHIM}.py").write_text(shim_text(), encoding="utf-8")
+
+
+def ignore_private(folder: str | Path) -> None:
+    """Have the `.gitignore` of a folder name `private/`, so that git and uploads of the whole folder
+    (`upload_folder`, `hf upload`, `transformers.Trainer.push_to_hub`) leave it alone. Its other lines stay."""
+    path, line = Path(folder) / RULES_FILE, f"{PRIVATE_FOLDER}/"
+    rules = path.read_text(encoding="utf-8") if path.exists() else ""
+    if line not in rules.splitlines():
+        with atomic_file(path) as temporary:
+            temporary.write_text(f"{rules.rstrip()}\n{line}\n".lstrip(), encoding="utf-8")

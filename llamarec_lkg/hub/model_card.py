@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-import re
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData, RepoCard
 from huggingface_hub import ModelCard as HubModelCard
-from transformers import Trainer
-from transformers.utils import logging
 
-from ..evaluation.report import AS_PUBLISHED, CEILING, RANKER, REFERENCE, Report, table, verdict
+from ..evaluation.report import CEILING, RANKER, REFERENCE, Report, table, verdict
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file, read_json
-from ..utils.hub import HUB_IDS, template_text
-from .repository import MARK
+from ..utils.hub import HUB_IDS, is_hub_id, template_text
+from .layout import USER_EMBEDDING_FILE, USERS_FILE
 
 
-logger = logging.get_logger(__name__)
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+logger = logging.getLogger(__name__)
+
+
+MARK = "<!-- llamarec_lkg: every push writes this card anew; remove this line to keep your own text -->"
+
+
+OWN_TAGS = ("recommendation", "knowledge-graph", "llamarec-lkg", "peft", "lora")
+
+
+PRIVATE_WORDS = {USERS_FILE: "user ids", USER_EMBEDDING_FILE: "weights of single users"}
 
 
 CITATION = """@article{llamarec_lkg_rag_2025,
@@ -44,6 +56,8 @@ EMISSIONS_FILE = "emissions.csv"  # codecarbon's
 class ModelCard:
     """What a card says. `card.json` holds it without the report.
 
+    Without `training` the card is a short one: what the repository holds and how to load it.
+
     Args:
         model_id (`str`): name on the Hub, or of the folder. The card's snippets load it by this name.
         dataset_name, base_model, language, license, tags: what the user may set.
@@ -51,10 +65,11 @@ class ModelCard:
             CO2 equivalent, and optionally `source`, `training_type`, `geographical_location`, `hardware_used`.
         training: settings of the run, from the trainer.
         adapter (`str`): the PEFT adapter in words; empty where the backbone itself was trained, or none.
-        uses_language_model, has_retriever (`bool`): what the repository holds beside preferences and fusion.
+        uses_language_model (`bool`): whether the ranker has one.
+        has_model, has_processor, has_retriever (`bool`): what the repository holds.
+        backbone_by_name (`bool`): whether the backbone is loaded by its name, and not from the repository.
+        private_files: what the repository holds of `private/`.
         metrics: of the trainer's own evaluation, shown where there is no report.
-        withheld: what the row "ranker" was measured with and the repository does not hold.
-        published_row (`str`): the row of the report that is about what the repository holds.
         report: the evaluation, if there is one.
         graph (`str`): one line on the knowledge graph.
     """
@@ -62,22 +77,24 @@ class ModelCard:
     model_id: str
     dataset_name: str = "unknown"
     base_model: str | None = None
-    language: str = "en"
+    language: str | None = "en"
     license: str | None = None
     tags: list[str] = field(default_factory=list)
     emissions: dict[str, Any] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     adapter: str = ""
     uses_language_model: bool = True
+    has_model: bool = True
+    has_processor: bool = True
     has_retriever: bool = False
+    backbone_by_name: bool = False
+    private_files: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     graph: str = ""
     prompt: dict[str, Any] = field(default_factory=dict)
     data_citation: str = ""
     data_license: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
-    withheld: list[str] = field(default_factory=list)
-    published_row: str = RANKER
     report: Report | None = None
 
     def __post_init__(self) -> None:
@@ -116,6 +133,7 @@ class ModelCard:
         known = {
             "model_id": trainer.hub_model_id or args.hub_model_id or Path(args.output_dir).resolve().name,
             "base_model": config.backbone_name_or_path,
+            "backbone_by_name": trainer.model.has_adapter,
             "training": {key: value for key, value in training.items() if value is not None},
             "adapter": _adapter_words(trainer.model),
             "uses_language_model": config.use_language_model,
@@ -143,29 +161,43 @@ class ModelCard:
             logger.warning(f"{path} holds {unknown}, which this version does not know; the card is made without.")
         return cls(**{name: value for name, value in content.items() if name in known})
 
-    def to_hub_card(self) -> HubModelCard:
-        """The rendered card with its metadata, as `huggingface_hub` knows it."""
+    @classmethod
+    def from_config(cls, model_id: str, config: Mapping[str, Any], **given: Any) -> ModelCard:
+        """A short card, from the configuration of a ranker; empty where there is none."""
+        known = {
+            "base_model": config.get("backbone_name_or_path"),
+            "uses_language_model": bool(config.get("use_language_model", True)),
+            "backbone_by_name": bool(config.get("external_backbone")),
+            "language": None,
+        }
+        return cls(model_id, **{**known, **given})
+
+    def to_hub_card(self, before: str | None = None) -> HubModelCard:
+        """The rendered card with its metadata, as `huggingface_hub` knows it.
+
+        Args:
+            before: the card that this one takes the place of. Its tags stay, and so does its licence where this one
+                states none: the Hub's pages let owners set both.
+        """
+        earlier = RepoCard(before, ignore_metadata_errors=True).data.to_dict() if before else {}
+        keys = ("license", "license_name", "license_link")
+        licence = {"license": self.license} if self.license else {key: earlier[key] for key in keys if key in earlier}
+        tags = [tag for tag in earlier.get("tags") or [] if tag not in OWN_TAGS]
+        kind = ["peft", "lora"] if "LORA" in self.adapter else ["peft"] if self.adapter else []
+        base = self.base_id
         results = None if self.report is None else self._eval_results()
-        base = self._base_id()
-        relation = "adapter" if self.adapter else "finetune"
         data = ModelCardData(
             model_name=self.model_id if results else None,
             language=self.language,
-            license=self.license,
+            **licence,
             library_name="llamarec_lkg",
-            pipeline_tag="text-ranking",
+            pipeline_tag="text-ranking" if self.has_model else None,
             base_model=base,
-            base_model_relation=relation if base else None,
-            datasets=[self.dataset_name] if _is_hub_id(self.dataset_name) else None,
+            base_model_relation=("adapter" if self.adapter or self.backbone_by_name else "finetune") if base else None,
+            datasets=[self.dataset_name] if is_hub_id(self.dataset_name) else None,
             metrics=sorted({name.split("@")[0] for name in self.report.rows[0]["metrics"]}) if results else None,
             co2_eq_emissions=self.emissions,
-            tags=[
-                "recommendation",
-                "knowledge-graph",
-                "llamarec-lkg",
-                *(["peft", "lora"] if "LORA" in self.adapter else ["peft"] if self.adapter else []),
-                *self.tags,
-            ],
+            tags=list(dict.fromkeys([*OWN_TAGS[:3], *kind, *self.tags, *tags])),
             eval_results=results,
         )
         rows = None if self.report is None else self.report.rows
@@ -175,31 +207,26 @@ class ModelCard:
             card=self,
             results=None if rows is None else "\n".join(table(rows)),
             verdicts=None if rows is None else "\n".join(verdict(r) for r in rows if r["name"].startswith(RANKER)),
-            as_published=AS_PUBLISHED,
+            license=licence.get("license"),
+            people=[words for path, words in PRIVATE_WORDS.items() if path in self.private_files],
             mark=MARK,
             citation=CITATION,
-            base_id=base,
+            hub_id=HUB_IDS.get(self.base_model or ""),
         )
 
     def _eval_results(self) -> list[EvalResult]:
-        """Every metric of every row, first those of what the repository holds: retriever and controls stand beside
-        it on the Hub as well. (The ceiling is no system, and on the Hub it would be taken for one.)
+        """Every metric of every row, first those of the ranker: retriever and controls stand beside it on the Hub as
+        well. (The ceiling is no system, and on the Hub it would be taken for one.)
 
         `metric_args` names the row, its 95% interval, and the paired difference to the retriever with its own.
         """
         protocol = self.report.protocol
         rows = [row for row in self.report.rows if row["name"] != CEILING]
         results = []
-        for row in sorted(rows, key=lambda row: row["name"] != self.published_row):
-            suffix = "" if row["name"] == self.published_row else f" ({row['name']})"
+        for row in sorted(rows, key=lambda row: row["name"] != RANKER):
+            suffix = "" if row["name"] == RANKER else f" ({row['name']})"
             for metric, value in row["metrics"].items():
                 details = {"row": row["name"], "ci95": _rounded(row["ci95"][metric])}
-                if (
-                    self.withheld
-                    and row["name"].startswith((RANKER, "no-lm"))
-                    and not row["name"].startswith(AS_PUBLISHED)
-                ):
-                    details["measured_with_what_is_not_here"] = list(self.withheld)
                 if row["name"] != REFERENCE:
                     details["minus_retriever"] = round(row["difference_to_retriever"][metric], 5)
                     details["minus_retriever_ci95"] = _rounded(row["difference_ci95"][metric])
@@ -219,12 +246,13 @@ class ModelCard:
                 )
         return results
 
-    def _base_id(self) -> str | None:
+    @property
+    def base_id(self) -> str | None:
         """The backbone's name on the Hub, if it has one."""
         if not self.uses_language_model or not self.base_model:
             return None
         name = HUB_IDS.get(self.base_model, self.base_model)
-        return name if _is_hub_id(name) else None
+        return name if is_hub_id(name) else None
 
     def save(self, path: str | Path) -> None:
         """Write the card, whole or not at all."""
@@ -279,11 +307,6 @@ def _trainer_metrics(trainer: Trainer) -> dict[str, float]:
 
 def _rounded(interval: Any) -> list[float]:
     return [round(float(end), 5) for end in interval]
-
-
-def _is_hub_id(name: str) -> bool:
-    """Whether a name looks like owner/name and is no folder here."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
 
 
 def _adapter_words(model: Any) -> str:

@@ -1,149 +1,183 @@
-"""Pushing a finished run: the folder of the trainer or the command line, with a card that knows where it lies."""
+"""The one way up: a saved folder becomes one commit of a repository.
+
+Files are taken by name (layout.py), so what else lies in a folder (checkpoints, logs, settings of the machine) stays
+there, and so does `private/` unless it is asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import replace
+import difflib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from huggingface_hub import CommitInfo
-from transformers.utils import logging
 
-from ..data.schema import USER_ID
-from ..evaluation.report import AS_PUBLISHED, RANKER, REFERENCE, WITH_CO_RATINGS, Report
-from ..graph.co_ratings import has_co_ratings
-from ..graph.knowledge_graph import KnowledgeGraph
-from ..utils.files import read_json
-from ..utils.fingerprints import weights_fingerprint
-from ..utils.hub import is_local
-from .layout import CONFIG_FILE, GRAPH_FOLDER, RETRIEVER_FOLDER, USERS_FILE
-from .model_card import ModelCard
-from .public_copy import push_saved
+from ..utils.hub import answers_in_time, is_local, make_repository, matches, push_files, whole_id
+from .layout import CARD_FILE, PARTS, PRIVATE_PARTS, ROOT_ADAPTER
+from .model_card import MARK, ModelCard
+from .repository import Repository
+from .saved_folder import SavedFolder
 
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
-CARD_FACTS, REPORT_FILE = "card.json", "report.json"
+SAVING_OPTIONS = frozenset(
+    """
+    include_backbone is_main_process max_shard_size safe_serialization save_function save_original_format
+    save_peft_format state_dict variant distributed_checkpoint
+    """.split()
+)
+"""Arguments of the `save_pretrained` of models and processors. Scripts give them to all parts alike."""
 
 
-def push_folder(folder: str | Path, repo_id: str, **options: Any) -> CommitInfo:
-    """Push ranker, processor and retriever of a run, as one commit, with a card made from what the run wrote down.
+@dataclass(frozen=True)
+class PushOptions:
+    """How to push.
+
+    Args:
+        private: whether a new repository is private; None leaves it to the owner's settings.
+        revision: branch to write to, made if it does not exist.
+        create_pr: propose the commit as a pull request.
+        commit_message, commit_description: of the commit.
+        token: as `huggingface_hub` takes it.
+        tags: further tags of the card.
+        backbone: the name by which others load the backbone of a model that is saved without it, where the saved one
+            is a folder of this machine.
+        share_users: take `private/` along: user ids, and the weights of single users.
+        remove_retriever: delete the repository's retriever where none is pushed.
+        card: text of README.md; by default it is made of what the run wrote down, or a short one.
+    """
+
+    private: bool | None = None
+    revision: str | None = None
+    create_pr: bool = False
+    commit_message: str | None = None
+    commit_description: str | None = None
+    token: str | bool | None = None
+    tags: Sequence[str] = ()
+    backbone: str | None = None
+    share_users: bool = False
+    remove_retriever: bool = False
+    card: str | None = None
+
+    @classmethod
+    def take(cls, kwargs: dict[str, Any], *, strict: bool = True) -> PushOptions:
+        """Take the arguments of a push out of those of a `save_pretrained` or `push_to_hub`.
+
+        Args:
+            kwargs: what belongs to a push is removed from it.
+            strict: raise where something remains that is no argument of saving either. (Passed over, a misspelt
+                `private` would make a repository public.)
+
+        Raises:
+            TypeError: with `strict`, an argument that nobody knows.
+        """
+        names = {field.name for field in fields(cls)}
+        options = cls(**{name: kwargs.pop(name) for name in names & kwargs.keys()})
+        known = names | SAVING_OPTIONS | {"repo_id"}
+        for name in sorted(kwargs.keys() - known) if strict else ():
+            near = difflib.get_close_matches(name, known, n=1)
+            raise TypeError(
+                f"{name!r} is no argument of saving or pushing{f'; {near[0]!r} is' if near else ''}. Nothing was "
+                f"uploaded. There are {', '.join(sorted(known))}."
+            )
+        return options
+
+
+@answers_in_time()
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    parts: Sequence[str] = tuple(PARTS),
+    options: PushOptions | None = None,
+    **kwargs: Any,
+) -> CommitInfo:
+    """Push ranker, processor and retriever of a saved folder, as one commit, with a card.
+
+    What earlier pushes left of the parts that are pushed, and is no more, is deleted in the same commit; other parts
+    and files stay. (As in every repository they stay in its history: what was pushed once is gone only with the
+    repository.)
 
     Args:
         folder: what the trainer, `llamarec-lkg train` or a `save_pretrained` wrote.
-        repo_id (`str`): "owner/name"; made if it does not exist.
-        options: of [`~hub_repository.push_saved`].
+        repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
+        parts: which of "model", "processor" and "retriever" to push, so far as they are there.
+        options: how to push; or give its fields as `kwargs`.
 
     Raises:
         LKGError: the folder is not whole, its backbone has no name that others can load, or the upload failed.
+        TypeError: an argument is no field of [`PushOptions`].
     """
-    if options.get("card") is None and (Path(folder) / CARD_FACTS).exists():
-        ModelCard.from_json(Path(folder) / CARD_FACTS)  # where it cannot be read, no repository is made
-        users = bool(options.get("include_users"))
-        weights = options.get("include_user_embedding")
-        sharing = {
-            "interactions": bool(options.get("include_interactions")),
-            "user_weights": users if weights is None else weights,
-        }
-
-        def card(repo: str, holds: Collection[str], graph: KnowledgeGraph | None) -> str:
-            has = {"graph": graph, "has_retriever": "retriever" in holds}
-            found = run_card(folder, repo, options.get("backbone"), **has, **sharing)
-            _say_what_it_costs(found)
-            if found.data_license and not options.get("private"):
-                logger.warning(f"Titles and facts of the data go along. Their terms: {found.data_license}.")
-            return str(found.to_hub_card())
-
-        options["card"] = card
-    return push_saved(folder, repo_id, **options)
-
-
-def run_card(
-    folder: str | Path,
-    repo_id: str,
-    backbone: str | None = None,
-    *,
-    graph: KnowledgeGraph | None = None,
-    interactions: bool = False,
-    user_weights: bool = False,
-    has_retriever: bool | None = None,
-) -> ModelCard:
-    """The card of a run's folder as that of a repository: no folder of this machine is named, the graph is the one
-    that is published, and the figures that come first are those of what is published, where they were measured.
-
-    Args:
-        graph: the one that is published.
-        interactions, user_weights: whether these are published.
-        has_retriever: whether the repository then holds a retriever; by default, whether the folder does.
-    """
-    folder = Path(folder)
-    withheld, described = [], {}
-    if graph is not None and not interactions:
-        described["graph"] = graph.describe()
-        known = pd.read_parquet(folder / USERS_FILE)[USER_ID].astype(str).tolist()
-        people = KnowledgeGraph.from_pretrained(folder / GRAPH_FOLDER).people(known)
-        withheld += ["the edges of users"] if people.any() else []
-    if (folder / CONFIG_FILE).exists() and read_json(folder / CONFIG_FILE).get("num_users") and not user_weights:
-        withheld.append("the weights of single users")
-    card = ModelCard.from_json(folder / CARD_FACTS)
-    if has_retriever is None:
-        has_retriever = (folder / RETRIEVER_FOLDER / CONFIG_FILE).exists()
-    base = backbone or card.base_model
-    report = _report(folder)
-    row = WITH_CO_RATINGS if graph is not None and has_co_ratings(graph) else AS_PUBLISHED
-    exact = not interactions and not user_weights and report is not None and report.has_row(row)
-    return replace(
-        card,
-        model_id=repo_id,
-        base_model=base if base and (base == backbone or not is_local(base)) else None,
-        dataset_name=_public_name(card.dataset_name),
-        report=report,
-        withheld=withheld,
-        published_row=row if exact and withheld else RANKER,
-        **described,
-        has_retriever=has_retriever,
+    options = options or PushOptions(**kwargs)
+    saved = SavedFolder(folder, parts)
+    content = saved.content(share_users=options.share_users, backbone=options.backbone)
+    card = saved.card  # where it cannot be read, no repository is made
+    repo_id = whole_id(repo_id, options.token)
+    place = {"revision": options.revision, "token": options.token}
+    make_repository(repo_id, private=options.private, create_pr=options.create_pr, **place)
+    there = Repository(repo_id, **place)
+    if "model" in saved.parts:
+        there.refuse_foreign_adapter()
+    if "processor" in saved.parts and "retriever" not in saved.parts and not options.remove_retriever:
+        there.refuse_other_retriever(saved.item_ids)
+    replaced = {*saved.parts, *(["retriever"] if options.remove_retriever else [])}
+    replaces = [pattern for part in replaced for pattern in (*PARTS[part], *PRIVATE_PARTS[part])]
+    replaces += ROOT_ADAPTER if "model" in saved.parts else ()
+    holds = {*saved.parts, *(there.parts() - replaced)}
+    stay = {path for path in there.files if not matches(path, replaces)}
+    private_files = [path for each in PRIVATE_PARTS.values() for path in each if path in stay | content.keys()]
+    text = _card_text(saved, card, there, options, holds, private_files)
+    return push_files(
+        repo_id,
+        {**content, CARD_FILE: text.encode()},
+        what=f"The {' and '.join(saved.parts)}",
+        replaces=replaces,
+        private=options.private,
+        create_pr=options.create_pr,
+        commit_message=options.commit_message or f"Upload {', '.join(saved.parts)} with llamarec_lkg",
+        commit_description=options.commit_description,
+        **place,
     )
 
 
-def _say_what_it_costs(card: ModelCard, metric: str = "ndcg@10") -> None:
-    """Tell who publishes less than was measured what it is worth, before readers find out."""
-    if card.published_row == RANKER:
-        return
-    values = {row["name"]: row["metrics"][metric] for row in card.report.rows}
-    if values[card.published_row] < values[RANKER]:
-        better = values.get(WITH_CO_RATINGS, 0.0) if card.published_row == AS_PUBLISHED else 0.0
-        hint = (
-            f" With `include_co_ratings=True` (--include-co-ratings), sums over people in their place, it has "
-            f"{better:.4f}."
-        )
-        instead = ", with co-ratings in their place" if card.published_row == WITH_CO_RATINGS else ""
+def _card_text(
+    saved: SavedFolder,
+    card: ModelCard | None,
+    there: Repository,
+    options: PushOptions,
+    holds: set[str],
+    private_files: list[str],
+) -> str:
+    """The card of the repository after the push: the given one; one that somebody wrote there; else one made of what
+    the run wrote down, or a short one."""
+    if options.card is not None:
+        return options.card
+    if there.card is not None and MARK not in there.card:
         logger.warning(
-            f"As published, without {' and '.join(card.withheld)}{instead}, this ranker has {metric} "
-            f"{values[card.published_row]:.4f}; here it has {values[RANKER]:.4f}, its retriever alone "
-            f"{values[REFERENCE]:.4f}. The card says so.{hint if better > values[card.published_row] else ''}"
+            f"The card of {there.repo_id!r} stays: somebody wrote it, or removed the line by which a push renews it. "
+            "See that what it says is still true"
+            f"{', and that it says that there are data about people' if private_files else ''}."
         )
-
-
-def _report(folder: Path) -> Report | None:
-    """The run's report, if it is about the weights that are in the folder now."""
-    if not (folder / REPORT_FILE).exists():
-        return None
-    try:
-        report = Report(**read_json(folder / REPORT_FILE))
-    except TypeError as error:
-        logger.warning(f"{folder / REPORT_FILE} is that of another version ({error}); it is left out.")
-        return None
-    if report.protocol.get("weights") != weights_fingerprint(folder):
-        logger.warning(f"{folder / REPORT_FILE} is about other weights than those in the folder; it is left out.")
-        return None
-    protocol = report.protocol
-    if "dataset" in protocol:
-        protocol = {**protocol, "dataset": _public_name(str(protocol["dataset"]))}
-    return replace(report, protocol=protocol)
-
-
-def _public_name(name: str) -> str:
-    return Path(name).name if is_local(name) else name
+        return there.card
+    config = saved.config or there.config
+    if card is None:
+        card = ModelCard.from_config(there.repo_id, config)
+    elif card.data_license and not options.private:
+        logger.warning(f"Titles and facts of the data go along. Their terms: {card.data_license}.")
+    base = options.backbone or card.base_model
+    named = base and (base == options.backbone or not is_local(base))
+    card = replace(
+        card,
+        model_id=there.repo_id,
+        base_model=base if named else None,
+        backbone_by_name=bool(config.get("external_backbone")),
+        tags=list(dict.fromkeys([*card.tags, *options.tags])),
+        private_files=private_files,
+        **{f"has_{part}": part in holds for part in PARTS},
+    )
+    return str(card.to_hub_card(there.card))

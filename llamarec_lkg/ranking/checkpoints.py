@@ -1,11 +1,12 @@
-"""The files of a saved ranker: written all together or not at all, and read with every weight accounted for.
+"""Saving a ranker and loading it again: written all together or not at all, and read with every weight accounted for.
 
-A folder holds one form of a ranker at a time. Weights and adapters that an earlier save left there, and that are no
-part of this one, go with it: a loader would take them for the model, and a push would publish them.
+A folder holds one form of a ranker at a time: whole, or only what was trained beside a backbone that lies elsewhere.
+What an earlier save left there goes: a loader would take it for the model, and a push would publish it.
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,168 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from ..hub.home_file import stays_home
-from ..hub.layout import ADAPTER_FOLDER, MODEL_MAP
-from ..hub.mixin import saving, take_push_options
-from ..hub.public_copy import push_saved, refuse_root_adapter, write_shim
+from ..hub.layout import (
+    ADAPTER_FILES,
+    ADAPTER_FOLDER,
+    MODEL_MAP,
+    PRIVATE_FOLDER,
+    USER_EMBEDDING,
+    USER_EMBEDDING_FILE,
+    ignore_private,
+    write_shim,
+)
+from ..hub.push import PushOptions, push_folder
+from ..hub.saved_folder import refuse_root_adapter
 from ..utils.errors import LKGError
-from ..utils.files import exchanged, read_json
-from .weight_files import ADAPTER, _weight_patterns, is_own, load_heads, weight_files
+from ..utils.files import atomic_files, read_json
+from ..utils.hub import HUB_ERRORS, RULES_FILE, fetch, hub_options, lasting_name, pinned
+from ..utils.precision import resolve_dtype
+from .adapters import DEFAULT_ADAPTER
+from .backbones import check_same_backbone, missing_backbone, one_device
+from .configuration_llamarec_lkg import LlamaRecLKGConfig
+from .weight_files import is_own, load_heads, load_users, replaced_files, user_embedding, weight_files
 
 
-class ModelFiles:
-    """Saving a [`LlamaRecLKGForRanking`], and putting the weights of a checkpoint in place."""
+class CheckpointMixin:
+    """`from_pretrained` and `save_pretrained` of a [`LlamaRecLKGForRanking`], and resuming from a checkpoint."""
+
+    _keys_to_ignore_on_save = [USER_EMBEDDING]  # it has a file of its own
+
+    # -- loading ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """Load any of the forms `save_pretrained` writes, from a folder or from the Hub.
+
+        Afterwards `model.config.name_or_path` and `model.config._commit_hash` say where it came from.
+
+        Args:
+            config: a `LlamaRecLKGConfig`, of which a copy is used, or the place of one, to use instead of the saved.
+            backbone: a folder, Hub id or model to use in place of the one that a small form names; its branch is then
+                the default one. False leaves the language model out and ranks by retriever and evidence, as
+                `use_language_model=False` does. None and True are what was saved.
+            dtype: of the backbone; by default, or "auto", what the device computes fast (`utils.precision`).
+                Preferences and fusion stay in float32.
+            is_trainable (`bool`): whether a saved adapter can be trained on. Default False.
+            adapter_name (`str`): what a saved adapter is called, where `load_adapter` adds further ones. Default
+                "default".
+            kwargs: fields of the configuration, which have the last word; `HUB_KEYS` of hub.py for all files; for the
+                backbone `quantization_config`, `device_map`, `attn_implementation`, ...; `output_loading_info=True`
+                returns what loading the backbone found, too.
+
+        Raises:
+            LKGError: weights are missing, or are not of the configured shapes, the backbone cannot be found or is
+                another, one was given where the saved model has its own, `config` is neither, or a field is none that
+                it can be.
+        """
+        name = str(pretrained_model_name_or_path)
+        hub = pinned(name, hub_options(kwargs))
+        kwargs.update(hub)
+        device = one_device(kwargs.get("device_map"))
+        kwargs["dtype"] = resolve_dtype(kwargs.get("dtype"), device)
+        config = _config_to_load_with(name, kwargs, hub)
+        if Path(name).is_dir():
+            refuse_root_adapter(Path(name, hub.get("subfolder") or ""))
+        is_trainable, backbone = kwargs.pop("is_trainable", False), kwargs.pop("backbone", None)
+        adapter_name = kwargs.pop("adapter_name", DEFAULT_ADAPTER)
+        wants_info, info = kwargs.pop("output_loading_info", False), {}
+        left_out = backbone is False or not config.use_language_model and _has_language_model(name, hub)
+        if left_out:
+            config.use_language_model = config.has_adapter = False
+        elif backbone not in (None, True) and not (config.external_backbone and config.use_language_model):
+            raise LKGError(
+                f"backbone={str(backbone)[:200]!r} was given, but {name} names no backbone that it could stand for: "
+                "it was saved whole, or ranks without one. Leave `backbone=` out."
+            )
+        if not config.use_language_model:
+            model = cls(config)
+        elif config.external_backbone:
+            model, info = cls._around_backbone(name, None if backbone is True else backbone, config, kwargs)
+        else:
+            model, info = cls._from_whole(name, *args, config=config, **kwargs)
+        if not model._own_backbone:
+            load_heads(model, *weight_files(name, own=True, **hub), beside_backbone=left_out)
+        if config.has_adapter:
+            model._attach_adapter(name, adapter_name, is_trainable, **hub)
+        load_users(model.preference, model.config, name, **hub)
+        model._left_backbone_out = left_out
+        model.eval()
+        revision = hub.get("revision")
+        model.config.name_or_path = model.name_or_path = lasting_name(name)
+        model.config._commit_hash = getattr(revision, "resolved", revision)
+        empty = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+        return (model, {**empty, **info}) if wants_info else model
+
+    @classmethod
+    def _around_backbone(
+        cls, name: str, backbone: Any, config: LlamaRecLKGConfig, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """A new ranker around the backbone of a small form, or the given one, which must be the same architecture."""
+        # these say where the ranker is, not where its backbone is
+        elsewhere = ("revision", "subfolder", "adapter_kwargs", "_from_auto")
+        kwargs = {key: value for key, value in kwargs.items() if key not in elsewhere}
+        saved, wanted = config.text_config, config.backbone_name_or_path if backbone is None else backbone
+        if wanted is None:
+            raise LKGError(f"{name} holds no backbone and does not name one. Give `backbone=`, a folder or Hub id.")
+        if isinstance(backbone, str | Path):
+            config.backbone_revision = None  # of the one that this one stands for; its own is the default branch
+        try:
+            model, info = cls.from_backbone(wanted, config, output_loading_info=True, **kwargs)
+        except HUB_ERRORS as error:
+            raise missing_backbone(name, wanted, config.backbone_revision, error) from error
+        check_same_backbone(name, saved, config.text_config)
+        return model, info
+
+    @classmethod
+    def _from_whole(cls, name: str, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """A checkpoint with its backbone; a weight that is missing in it is an error, not a new start."""
+        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        missing = sorted(info["missing_keys"], key=lambda key: (not is_own(key), key))
+        if missing:
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise LKGError(
+                f"{name} lacks the weights {missing[:5]}{more}. It is damaged, its files are of two models, or it is "
+                "no checkpoint of this class: save or download it again, or make a ranker from a plain backbone with "
+                "`LlamaRecLKGForRanking.from_backbone`."
+            )
+        model._own_backbone = True
+        return model, info
+
+    def load_trained_weights(self, folder: str | Path) -> None:
+        """Put the weights of a checkpoint of this very model in place: own weights and adapter, or all of them.
+
+        Raises:
+            LKGError: the checkpoint does not fit.
+        """
+        folder = Path(folder)
+        if self.config.num_users and not (folder / USER_EMBEDDING_FILE).exists():
+            raise LKGError(
+                f"{folder} lacks {USER_EMBEDDING_FILE}, the weights of this model's {self.config.num_users:,} users. "
+                "Copy the checkpoint with its hidden and private files."
+            )
+        if self.has_adapter or self.language_model is None:
+            load_heads(self, folder / SAFE_WEIGHTS_NAME)
+            if self.has_adapter:
+                self._load_adapter_weights(folder / ADAPTER_FOLDER)
+        else:
+            weights = {name: value for path in weight_files(folder) for name, value in load_file(path).items()}
+            result = self.load_state_dict(weights, strict=False)
+            if result.unexpected_keys or {*result.missing_keys} - {
+                *(self.all_tied_weights_keys or ()),
+                USER_EMBEDDING,
+            }:
+                raise LKGError(f"The checkpoint in {folder} does not fit this model: {result}.")
+            self.mark_backbone_changed()
+        if self.config.num_users:  # in place: an optimizer may hold the table already
+            with torch.no_grad():
+                self.preference.user_embedding.weight.copy_(user_embedding(self.config, folder)[0])
+
+    # -- saving -----------------------------------------------------------------------------------------------------
 
     def own_state_dict(self, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """The weights of everything but the backbone, of this model or out of a gathered `state_dict`."""
-        return {
-            name: value.detach().contiguous()
-            for name, value in (state_dict or self.state_dict()).items()
-            if is_own(name)
-        }
+        weights = (state_dict or self.state_dict()).items()
+        return {name: value.detach().contiguous() for name, value in weights if is_own(name)}
 
     def save_pretrained(
         self, save_directory: str | Path, *, include_backbone: bool | None = None, **kwargs: Any
@@ -39,9 +183,10 @@ class ModelFiles:
         """Save the whole model or, by default when it has an adapter, only what was trained.
 
         The small form holds `config.json`, the preference and fusion weights in `model.safetensors`, and the adapter
-        in `adapter/`; the backbone is named, not copied. A model that was saved in the folder before is replaced as a
-        whole: a save that fails leaves the earlier one. One that is killed in the moment of replacing leaves no
-        `config.json`, so that nobody loads a mixture; the files of both are then in a hidden folder `.writing.*`.
+        in `adapter/`; the backbone is named, not copied. The weights of single users, where there are any, are in
+        `private/`, which `.gitignore` names. A model that was saved in the folder before is replaced as a whole: a
+        save that fails leaves the earlier one, and one that is killed while it replaces leaves no `config.json`, so
+        that nobody loads a mixture (the files of both are then in a hidden folder `.writing.*`).
 
         Args:
             include_backbone: False saves the small form of a model without adapter as well (its backbone is then
@@ -55,11 +200,11 @@ class ModelFiles:
             TypeError: the model is to be pushed, and an argument is none of these.
         """
         folder, wanted = Path(save_directory), kwargs.pop("push_to_hub", False)
-        push = take_push_options(kwargs, *saving(type(self)), pushing=wanted)
+        options = PushOptions.take(kwargs, strict=wanted)
         repo_id = kwargs.pop("repo_id", folder.name)
         self._save(folder, include_backbone, **kwargs)
         if wanted and kwargs.get("is_main_process", True):
-            push_saved(folder, repo_id, parts=(self.hub_part,), **push)
+            push_folder(folder, repo_id, parts=(self.hub_part,), options=options)
 
     def _save(self, folder: Path, include_backbone: bool | None, **kwargs: Any) -> None:
         refuse_root_adapter(folder)
@@ -74,9 +219,12 @@ class ModelFiles:
         if not external and (kwargs.get("distributed_checkpoint") or not self.should_save_on_this_rank(writes)):
             super().save_pretrained(folder, **kwargs)  # writes a part, or hands weights to the process that writes
             return
+        weights = kwargs.get("state_dict") or self.state_dict()
         try:
-            with exchanged(folder, CONFIG_NAME, [*ADAPTER, *_weight_patterns(kwargs.get("variant"))]) as new:
-                write_shim(new, about_people=bool(self.config.num_users) and stays_home(folder))
+            with atomic_files(folder, CONFIG_NAME, replaced_files(kwargs.get("variant"))) as new:
+                write_shim(new)
+                if USER_EMBEDDING in weights:
+                    self._save_users(new, weights[USER_EMBEDDING], folder / RULES_FILE)
                 if external:
                     self._save_small(new, kwargs.get("state_dict"))
                 else:
@@ -88,15 +236,15 @@ class ModelFiles:
     def _saved_without_backbone(self, folder: Path, include_backbone: bool | None) -> bool:
         """Whether the small form is to be saved; raises `LKGError` where a form cannot be, or not there."""
         if self._left_backbone_out and (folder / CONFIG_NAME).exists():
-            if (folder / ADAPTER[0]).exists() or read_json(folder / CONFIG_NAME).get("use_language_model", True):
+            adapter = folder / ADAPTER_FOLDER / ADAPTER_FILES[0]
+            if adapter.exists() or read_json(folder / CONFIG_NAME).get("use_language_model", True):
                 raise LKGError(
                     f"{folder} holds a ranker with its language model, and this one was loaded without it "
                     "(`backbone=False` or `use_language_model=False`): saved there it would take the place of the "
                     "other's weights. Save it in a folder of its own."
                 )
-        external = (
-            (self.has_adapter or self.language_model is None) if include_backbone is None else not include_backbone
-        )
+        small = self.has_adapter or self.language_model is None
+        external = small if include_backbone is None else not include_backbone
         if self.has_adapter and not external:
             raise LKGError("A model with an adapter is saved whole after `model.merge_adapter()`.")
         if external and self.language_model is not None and self._own_backbone:
@@ -109,28 +257,48 @@ class ModelFiles:
         return external
 
     def _save_small(self, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
-        own = {name: value.cpu() for name, value in self.own_state_dict(state_dict).items()}
+        own = self.own_state_dict(state_dict)
+        own = {name: value.cpu() for name, value in own.items() if name != USER_EMBEDDING}
         save_file(own, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
         if self.has_adapter:
             self._save_adapter(folder / ADAPTER_FOLDER, state_dict)
         self.config.architectures = [type(self).__name__.removeprefix("FSDP")]
         self.config.save_pretrained(folder)
 
-    def load_trained_weights(self, folder: str | Path) -> None:
-        """Put the weights of a checkpoint of this very model in place: own weights and adapter, or all of them.
+    def _save_users(self, folder: Path, weight: torch.Tensor, rules: Path) -> None:
+        (folder / PRIVATE_FOLDER).mkdir()
+        metadata = {"format": "pt", **({"users": self.config.users} if self.config.users else {})}
+        table = {USER_EMBEDDING: weight.detach().cpu().contiguous()}
+        save_file(table, folder / USER_EMBEDDING_FILE, metadata=metadata)
+        if rules.exists():
+            (folder / RULES_FILE).write_bytes(rules.read_bytes())
+        ignore_private(folder)
 
-        Raises:
-            LKGError: the checkpoint does not fit.
-        """
-        folder = Path(folder)
-        if not self.has_adapter and self.language_model is not None:
-            weights = {name: value for path in weight_files(folder) for name, value in load_file(path).items()}
-            result = self.load_state_dict(weights, strict=False)
-            tied = set(self.all_tied_weights_keys or ())
-            if result.unexpected_keys or set(result.missing_keys) - tied:
-                raise LKGError(f"The checkpoint in {folder} does not fit this model: {result}.")
-            self.mark_backbone_changed()
-            return
-        load_heads(self, folder / SAFE_WEIGHTS_NAME)
-        if self.has_adapter:
-            self._load_adapter_weights(folder / ADAPTER_FOLDER)
+
+def _config_to_load_with(name: str, kwargs: dict[str, Any], hub: dict[str, Any]) -> LlamaRecLKGConfig:
+    """The saved configuration, or a copy of the given one; takes `config` and its fields out of `kwargs`."""
+    config = kwargs.pop("config", None)
+    fields = {key: kwargs.pop(key) for key in list(kwargs) if key in LlamaRecLKGConfig.__annotations__}
+    if isinstance(config, str | Path):
+        elsewhere = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
+        config = LlamaRecLKGConfig.from_pretrained(config, **elsewhere)
+    elif config is None:
+        config = LlamaRecLKGConfig.from_pretrained(name, **hub)
+    elif isinstance(config, LlamaRecLKGConfig):
+        config = deepcopy(config)  # what is loaded is written down in it
+    else:
+        raise LKGError(
+            f"config is a {type(config).__name__}; it is a LlamaRecLKGConfig, or the folder or Hub id of one. "
+            "Give single fields by their names: `from_pretrained(..., num_paths=2)`."
+        )
+    for key, value in fields.items():
+        setattr(config, key, value)
+    config.num_users, config.users = 0, None  # `private/` says who they are
+    config.check()
+    return config
+
+
+def _has_language_model(name: str, hub: dict[str, Any]) -> bool:
+    """Whether a ranker was saved with a language model, in its place or beside it."""
+    path = fetch(name, CONFIG_NAME, optional=True, **hub)
+    return path is None or read_json(path).get("use_language_model", True)

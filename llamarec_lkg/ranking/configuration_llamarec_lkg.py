@@ -34,7 +34,9 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
         backbone_revision (`str`, optional): branch, tag or commit of a backbone on the Hub.
         has_adapter (`bool`): the checkpoint holds an adapter, in `adapter/`.
         relations (`list[str]`): the graph's R relations, in the order of `evidence` and `path_relation_weights`.
-        num_users (`int`): users with an embedding of their own, ids 1 to `num_users`; 0 keeps no embedding.
+        num_users (`int`): users with weights of their own, ids 1 to `num_users`; needs `use_user_embedding`. Their
+            weights are saved in `private/`, and `config.json` says 0: without that folder every user is the average
+            user.
         user_embedding_size (`int`): 0 gives each known user one logit a relation, which `user_shrinkage` keeps
             small where there is little to learn from; otherwise the published form, an embedding of that size with
             layer norm and a linear map.
@@ -43,7 +45,8 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
             users.
         user_shrinkage (`float`): weight of the squared logits that ids add, in the training loss: a known user departs
             from what the history says only as far as the lists insist.
-        use_history_preferences, use_user_embedding (`bool`): the two inputs of the preference module.
+        use_history_preferences, use_user_embedding (`bool`): the two inputs of the preference module. The second, a
+            table of weights by user id, is off unless asked for.
         use_language_model (`bool`): off, only retriever and evidence rank, and no backbone is needed.
         use_evidence_fusion (`bool`): gradient route 1, the evidence term.
         use_path_gate (`bool`): gradient route 2, preferences weigh the paths inside the backbone.
@@ -64,6 +67,7 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
         catalogue (`str`, optional): fingerprint of the items it was trained to rank, set from the processor; None
             leaves it unchecked.
         users (`str`, optional): fingerprint of the users it has weights for, in the same way.
+        heads_trained (`bool`): whether preferences and fusion weights have been fitted; set by whoever fits them.
     """
 
     model_type = "llamarec_lkg"
@@ -83,7 +87,7 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
     user_dropout: float = 0.5
     user_shrinkage: float = 1.0
     use_history_preferences: bool = True
-    use_user_embedding: bool = True
+    use_user_embedding: bool = False
     use_language_model: bool = True
     use_evidence_fusion: bool = True
     use_path_gate: bool = True
@@ -108,6 +112,7 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
     prior_input_ids: list[int] | None = None
     catalogue: str | None = None
     users: str | None = None
+    heads_trained: bool = False
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
@@ -140,6 +145,10 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
     def num_relations(self) -> int:
         return len(self.relations)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What `config.json` holds: all fields, without the users, who are in `private/`."""
+        return {**super().to_dict(), "num_users": 0, "users": None}
+
     @classmethod
     def paper(cls, relations: list[str], num_users: int, **overrides: Any) -> LlamaRecLKGConfig:
         """The published recipe (arXiv 2506.07449) with nothing added: prompt alone, preferences from the user's id
@@ -147,8 +156,8 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
 
         No evidence term, no retrieval score and no letter prior. The preferences choose the paths by the published
         formula. In the released code they then leave the graph of gradients; pass `use_path_gate=True` for the closest
-        honest reading of "trained end to end". Leave RATED out of the graph's relations (its edges lie on no path);
-        paths are at most two edges long here, which is what items that share an entity have.
+        honest reading of "trained end to end". Paths are at most two edges long here, which is what items that share
+        an entity have.
         """
         published: dict[str, Any] = {
             "user_embedding_size": 128,
@@ -156,6 +165,7 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
             "user_dropout": 0.0,
             "user_shrinkage": 0.0,
             "use_history_preferences": False,
+            "use_user_embedding": True,
             "use_evidence_fusion": False,
             "use_path_gate": False,
             "use_retrieval_scores": False,

@@ -1,26 +1,8 @@
-"""From a user's history and a list of candidates to the parts of a batch. It never imports the model.
-
-The prompt, piece by piece (each line of the sketch is made of pieces that are tokenized on their own and cached):
-
-    ### Instruction: ...            prefix
-    ### History:
-    Heat (1995)
-    ### Paths:
-    Heat (1995) -> DIRECTED_BY Michael Mann -> (B)      one for each path; the model chooses which
-    ### Candidates:                 suffix
-    (A) Toy Story (1995)
-    (B) Insider, The (1999)
-    ### Response:
-                                    <- the next token is the answer, a bare letter without a space before it
-
-The letter rule: an answer is the single token that the tokenizer makes of a letter right after the line end of the
-response cue. It is looked up once, by tokenizing cue and letter together, and checked to be one distinct token for
-every letter.
-"""
+"""From a user's history and a list of candidates to the parts of a batch; the prompt's text is in prompts.py. It never
+imports the model."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cached_property
@@ -32,25 +14,29 @@ import pandas as pd
 import torch
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..data.schema import ITEM_ID, RATED, TITLE, UNKNOWN_USER, USER_ID, RankingExample, clean_text, raw_id_list
+from ..data.schema import CO_RATED, ITEM_ID, TITLE, UNKNOWN_USER, USER_ID, RankingExample, raw_id_list
 from ..graph import paths
 from ..graph.evidence import EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
-from ..hub.layout import GRAPH_FILES, GRAPH_FOLDER, PROCESSOR_FILE, PROCESSOR_MAP, USERS_FILE
-from ..hub.mixin import HubCitizen, take_push_options
-from ..hub.public_copy import push_saved, write_shim
+from ..hub.layout import (
+    GRAPH_FILES,
+    GRAPH_FOLDER,
+    ITEMS_FILE,
+    PROCESSOR_FILE,
+    PROCESSOR_MAP,
+    USERS_FILE,
+    ignore_private,
+    write_shim,
+)
+from ..hub.mixin import HubMixin
+from ..hub.push import PushOptions, push_folder
 from ..hub.saved_folder import check_graph
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file, read_json, write_json
 from ..utils.fingerprints import catalogue_fingerprint
 from ..utils.hub import fetch, hub_options, pinned
 from .configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
-
-
-INSTRUCTION = (
-    "### Instruction: Given what the user liked, oldest first, choose what the user will like next. "
-    "Answer with its letter."
-)
+from .prompts import PromptMixin
 
 
 # settings of the configuration that shape the batch; model and processor must agree on them
@@ -67,26 +53,25 @@ SHARED_SETTINGS = (
 )
 
 
-def sanitize(text: str) -> str:
-    """A title or name that cannot pass for a part of the prompt: no line ends, no "(B)", no "### Response:", no " ->
-    "."""
-    text = re.sub(r"\(\s*([A-Za-z])\s*\)", r"[\1]", clean_text(text))
-    return re.sub(r"-+>", "-", re.sub(r"#{2,}", "#", text))
-
-
-class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
+class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
     """Tokenizer, knowledge graph and item titles -> batches for [`LlamaRecLKGForRanking`].
 
     Args:
         tokenizer: the backbone's.
-        knowledge_graph: its items are dense items 1, 2, ...
+        knowledge_graph: its items are dense items 1, 2, ...; there are no people in it.
         item_ids, titles (`Sequence[str]`): of dense items 1, 2, ...
-        user_ids (`Sequence[str]`): raw ids of dense users 1, 2, ...; without them every user is unknown.
+        user_ids (`Sequence[str]`): raw ids of dense users 1, 2, ..., for a model with weights of single users
+            (`use_user_embedding`); without them every user is unknown. They are saved in `private/`.
         evidence_scale (`Sequence[float]`, optional): set by `fit`.
         settings: values for `SHARED_SETTINGS`; see [`LlamaRecLKGConfig`], whose defaults they have.
 
     Raises:
-        LKGError: graph and titles differ in number, or the tokenizer cannot tell the letters apart.
+        LKGError: graph and titles differ in number, people are in the graph, or the tokenizer cannot tell the letters
+            apart.
+
+    Attributes:
+        reads_carried_features (`bool`): whether evidence and history statistics that an example carries are used.
+            Not with another graph (`with_knowledge_graph`): they were read from the first one.
     """
 
     tokenizer_class = "AutoTokenizer"
@@ -120,7 +105,8 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         self.dense_item = {raw: row + 1 for row, raw in enumerate(self.item_ids)}
         self.dense_user = {raw: row + 1 for row, raw in enumerate(self.user_ids)}
         self.evidence_scale = None if evidence_scale is None else [float(value) for value in evidence_scale]
-        self.use_knowledge_graph(knowledge_graph)
+        self.knowledge_graph = _without_people(knowledge_graph)
+        self.reads_carried_features = True
         super().__init__(tokenizer)
         self._token_cache: dict[str | int, tuple[int, ...]] = {}
         self.letter_token_ids = self._find_letters()
@@ -141,7 +127,9 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         processor = cls(tokenizer, knowledge_graph, item_ids, titles, user_ids, **settings)
         config.letter_token_ids = list(processor.letter_token_ids)
         config.prior_input_ids = processor.empty_prompt_ids()
-        config.catalogue, config.users = processor.catalogue, processor.users
+        config.catalogue = processor.catalogue
+        if config.use_user_embedding:
+            config.num_users, config.users = processor._known_users.values()
         if not config.relations:
             config.relations = list(processor.relations)
         processor.check_model(config)
@@ -152,11 +140,10 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         return LlamaRecLKGConfig(
             **{
                 "relations": list(self.relations),
-                "num_users": len(self.user_ids),
                 "letter_token_ids": list(self.letter_token_ids),
                 "prior_input_ids": self.empty_prompt_ids(),
                 "catalogue": self.catalogue,
-                "users": self.users,
+                **(self._known_users if overrides.get("use_user_embedding") else {}),
                 **self.settings,
                 **overrides,
             }
@@ -170,11 +157,6 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
                 f"The model was made for the relations {config.relations}, the processor's graph has "
                 f"{list(self.relations)}. Load model and processor from the same place, or train a new model for this "
                 "graph."
-            )
-        if list(config.letter_token_ids) != list(self.letter_token_ids):
-            raise LKGError(
-                "The model reads other letter tokens than this processor's tokenizer writes. Load model and "
-                "processor from the same place; a model is tied to its tokenizer."
             )
         others = config.num_users != len(self.user_ids) or config.users not in (None, self.users)
         if self.user_ids and config.num_users and others:
@@ -191,7 +173,8 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         differing = {n: (getattr(config, n), v) for n, v in self.settings.items() if getattr(config, n) != v}
         if differing:
             raise LKGError(f"Model and processor differ in their prompt settings; (model, processor): {differing}.")
-        if config.prior_input_ids and list(config.prior_input_ids) != self.empty_prompt_ids():
+        prior = list(config.prior_input_ids) or self.empty_prompt_ids()
+        if list(config.letter_token_ids) != list(self.letter_token_ids) or prior != self.empty_prompt_ids():
             raise LKGError(
                 "This processor's tokenizer writes the prompt in other tokens than those the model was trained with. "
                 "Load model and processor from the same place; a model is tied to its tokenizer."
@@ -207,48 +190,48 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         """Fingerprint of the users, in their order; None where none is known."""
         return catalogue_fingerprint(self.user_ids) if self.user_ids else None
 
+    @property
+    def _known_users(self) -> dict[str, Any]:
+        return {"num_users": len(self.user_ids), "users": self.users}
+
     # -- graph and evidence -----------------------------------------------------------------------------------------
 
     @property
     def relations(self) -> tuple[str, ...]:
         return self.knowledge_graph.relations
 
-    def use_knowledge_graph(self, graph: KnowledgeGraph) -> None:
-        """Put another graph in place, for example a shuffled one as a control. Its items and relations must be the
-        same."""
-        if "knowledge_graph" in self.__dict__ and graph.relations != self.relations:
+    def with_knowledge_graph(self, graph: KnowledgeGraph) -> LlamaRecLKGProcessor:
+        """A processor that shares everything with this one but reads another graph with the same items and relations,
+        for example a shuffled one as a control."""
+        if graph.relations != self.relations:
             raise LKGError(
                 f"The new graph has the relations {graph.relations}; this processor needs {self.relations}."
             )
-        self.knowledge_graph = graph
-        for name in ("evidence_index", "_path_graph"):
-            self.__dict__.pop(name, None)
-
-    def with_knowledge_graph(self, graph: KnowledgeGraph) -> LlamaRecLKGProcessor:
-        """A processor that shares everything with this one but reads another graph with the same items and
-        relations."""
         other = copy(self)
-        other.use_knowledge_graph(graph)
+        other.knowledge_graph, other.reads_carried_features = _without_people(graph), False
+        for name in ("evidence_index", "_path_graph"):
+            other.__dict__.pop(name, None)
         return other
 
     @cached_property
     def evidence_index(self) -> EvidenceIndex:
-        index = EvidenceIndex.from_graph(self.knowledge_graph, self.user_ids, half_life=self.evidence_half_life)
+        index = EvidenceIndex.from_graph(self.knowledge_graph, half_life=self.evidence_half_life)
         return index if self.evidence_scale is None else index.with_scale(self.evidence_scale)
 
     @cached_property
     def _path_graph(self) -> KnowledgeGraph:
-        # through users run thousands of paths without a word to say; what they know is in the evidence along RATED
-        return self.knowledge_graph.without_relations([RATED])
+        # through co-ratings run thousands of paths without a word to say; what they know is in the evidence
+        return self.knowledge_graph.without_relations([CO_RATED])
 
     def fit(self, examples: Sequence[RankingExample | Mapping[str, Any]]) -> LlamaRecLKGProcessor:
         """Set the scale of each relation's evidence to its standard deviation over the candidates of training
         examples."""
+        lists = [_as_example(example) for example in examples]
         index = self.evidence_index.with_scale(np.ones(len(self.relations)))
-        rows = [
-            index.evidence(example.history, example.candidates, example.user) for example in map(_as_example, examples)
-        ]
-        spread = np.concatenate(rows).std(axis=0) if rows else np.zeros(len(self.relations))
+        evidence = index.evidence([one.history for one in lists], [one.candidates for one in lists])
+        counts = np.array([len(one.candidates) for one in lists])
+        real = evidence[np.arange(evidence.shape[1]) < counts[:, None]] if lists else np.zeros((1, evidence.shape[2]))
+        spread = real.std(axis=0, dtype=np.float64)
         self.set_evidence_scale(np.where(spread > 1e-6, spread, 1.0))
         return self
 
@@ -303,21 +286,6 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
             candidates=np.zeros(0, dtype=np.int64),
             retrieval_scores=np.zeros(0, dtype=np.float32),
         )
-
-    def known_history(self, user: str) -> np.ndarray:
-        """Dense items that the graph says a user has rated, oldest first; empty where it does not say.
-
-        Raises:
-            LKGError: the user is not known.
-        """
-        if not self.user_ids:
-            raise LKGError("This model was saved without its users. Give the history with --history or `history=`.")
-        if str(user) not in self.dense_user:
-            raise LKGError(
-                f"User {user!r} is not one of the {len(self.user_ids):,} known users. Known ids look like "
-                f"{list(self.user_ids[:3])}; for anybody else give the history."
-            )
-        return self.knowledge_graph.rated_items(str(user))
 
     def user_index(self, user: str | None) -> int:
         """Dense id of a raw user id; 0, the average user, where it is None or not known."""
@@ -393,20 +361,19 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         examples = [_as_example(example) for example in examples]
         for example in examples:
             self.check_example(example)
-        index = self.evidence_index
         count = pad_to_candidates or max(len(example.candidates) for example in examples)
         batch: dict[str, Any] = {
             "evidence": np.zeros((len(examples), count, len(self.relations)), dtype=np.float32),
             "retrieval_scores": np.zeros((len(examples), count), dtype=np.float32),
             "candidate_mask": np.zeros((len(examples), count), dtype=bool),
             "user_ids": np.array([example.user for example in examples], dtype=np.int64),
-            "history_relations": np.stack([self.history_features(example) for example in examples]),
+            "history_relations": np.stack(self._features("history_relations", examples)).astype(np.float32),
             "labels": np.array([example.label for example in examples], dtype=np.int64),
         }
-        for row, example in enumerate(examples):
-            size = len(example.candidates)
-            batch["evidence"][row, :size] = index.evidence(example.history, example.candidates, example.user)
-            batch["retrieval_scores"][row, :size] = example.retrieval_scores
+        evidence = self._features("evidence", examples)
+        for row, size in enumerate(len(example.candidates) for example in examples):
+            batch["evidence"][row, :size] = evidence[row][:size]
+            batch["retrieval_scores"][row, :size] = examples[row].retrieval_scores
             batch["candidate_mask"][row, :size] = True
         batch = {name: torch.from_numpy(value) for name, value in batch.items()}
         if with_prompt:
@@ -415,7 +382,19 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
 
     def history_features(self, example: RankingExample) -> np.ndarray:
         """`history_relations` of one example, shape (R, S); see `evidence.STATISTICS`."""
-        return self.evidence_index.history_statistics(example.history, example.user)
+        return self._features("history_relations", [example])[0]
+
+    def _features(self, name: str, examples: Sequence[RankingExample]) -> list[np.ndarray]:
+        """The "evidence" (C, R) or "history_relations" (R, S) of each example, as it carries them; those of the others
+        are read from the graph at once."""
+        found = [getattr(example, name) if self.reads_carried_features else None for example in examples]
+        rows = [row for row, value in enumerate(found) if value is None]
+        histories, candidates = ([getattr(examples[row], one) for row in rows] for one in ("history", "candidates"))
+        index = self.evidence_index
+        read = index.evidence(histories, candidates) if name == "evidence" else index.statistics(histories)
+        for row, values in zip(rows, read, strict=True):
+            found[row] = values
+        return found
 
     def _prompt_parts(self, examples: Sequence[RankingExample]) -> dict[str, torch.Tensor]:
         prefixes, suffixes, path_ids, path_weights, path_sources = [], [], [], [], []
@@ -426,18 +405,13 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
             path_ids.append([self._join(self.path_pieces(example, found, row)) for row in range(len(found))])
             path_weights.append(weights)
             path_sources.append(found.source_index)
-        num_paths, longest = (
-            max(1, *map(len, path_ids)),
-            max((len(ids) for rows in path_ids for ids in rows), default=1),
+        num_paths = max(1, *map(len, path_ids))
+        path_tokens, path_mask = _pad(
+            [ids for rows in path_ids for ids in [*rows, *[[]] * (num_paths - len(rows))]], left=False
         )
-        paths_input_ids = np.zeros((len(examples), num_paths, longest), dtype=np.int64)
-        paths_mask = np.zeros_like(paths_input_ids)
         weights = np.zeros((len(examples), num_paths, len(self.relations)), dtype=np.float32)
         sources = np.full((len(examples), num_paths), -1, dtype=np.int64)
         for row, rows in enumerate(path_ids):
-            for column, ids in enumerate(rows):
-                paths_input_ids[row, column, : len(ids)] = ids
-                paths_mask[row, column, : len(ids)] = 1
             weights[row, : len(rows)] = path_weights[row]
             sources[row, : len(rows)] = path_sources[row]
         prefix_ids, prefix_mask = _pad(prefixes, left=True)
@@ -445,8 +419,8 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         return {
             "prefix_input_ids": prefix_ids,
             "prefix_attention_mask": prefix_mask,
-            "path_input_ids": torch.from_numpy(paths_input_ids),
-            "path_attention_mask": torch.from_numpy(paths_mask),
+            "path_input_ids": path_tokens.view(len(examples), num_paths, -1),
+            "path_attention_mask": path_mask.view(len(examples), num_paths, -1),
             "path_relation_weights": torch.from_numpy(weights),
             "path_sources": torch.from_numpy(sources),
             "suffix_input_ids": suffix_ids,
@@ -470,75 +444,6 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         kept = paths.keep_selectable(weights, self.num_paths, sources)
         return found.take(kept), weights[kept]
 
-    def _shown(self, example: RankingExample) -> np.ndarray:
-        return example.history[-self.history_length :] if self.history_length else example.history[:0]
-
-    # -- text -------------------------------------------------------------------------------------------------------
-
-    def prefix_pieces(self, example: RankingExample, room: int | None = None) -> list[str | int]:
-        """Instruction and history. Text pieces are tokenized; an `int` stands for the title of that dense item.
-
-        With `room` (tokens), the oldest items of the history are left out until the rest fits.
-        """
-        head: list[str | int] = [f"{INSTRUCTION}\n### History:\n"]
-        tail: list[str | int] = ["### Paths:\n"] if self.num_paths else []
-        lines: list[list[str | int]] = []
-        for item, rating in zip(
-            self._shown(example), example.ratings[len(example.ratings) - len(self._shown(example)) :], strict=True
-        ):
-            if self.path_style == "published":
-                lines.append(["The user rated the", int(item), f" {rating:.1f} stars.\n"])
-            else:
-                lines.append([int(item), "\n"])
-        if room is not None:
-            room -= len(self._join([*head, *tail]))
-            lengths = [len(self._join(line)) for line in lines]
-            while lines and sum(lengths) > room:
-                lines, lengths = lines[1:], lengths[1:]
-            if room < 0:
-                raise LKGError(
-                    f"max_length is {self.max_length} tokens, but instruction and candidates alone need {-room} more. "
-                    "Raise max_length, shorten titles (max_title_tokens), or rank fewer candidates at a time."
-                )
-        return [*head, *(piece for line in lines for piece in line), *tail]
-
-    def suffix_pieces(self, example: RankingExample) -> list[str | int]:
-        """Candidates behind their letters, and the response cue."""
-        pieces: list[str | int] = ["### Candidates:\n"]
-        for letter, item in zip(LETTERS, example.candidates.tolist(), strict=False):
-            pieces += [f"({letter})", item, "\n"]
-        return [*pieces, RESPONSE_CUE]
-
-    def path_pieces(self, example: RankingExample, found: paths.Paths, row: int) -> list[str | int]:
-        """One path as text, from an item of the history to the letter of a candidate."""
-        source = int(self._shown(example)[found.source_index[row]])
-        letter = LETTERS[found.target_index[row]]
-        if self.path_style == "published":
-            length = int(found.lengths[row])
-            names = [sanitize(str(self.knowledge_graph.node_names[node])) for node in found.nodes[row, 1:length]]
-            relations = [sanitize(self.relations[code // 2]) for code in found.edge_codes[row, :length]]
-            steps = [step for pair in zip(relations, [*names, ""], strict=True) for step in pair if step]
-            target = int(example.candidates[found.target_index[row]])
-            return [source, f" -> {' -> '.join(steps)} -> ({letter})", target, " \n "]
-        return [source, f"{self._steps(found, row)} -> ({letter})\n"]
-
-    def _steps(self, found: paths.Paths, row: int) -> str:
-        """Relations and entities between the ends of a path; a relation that leads there and back is named once."""
-        length = int(found.lengths[row])
-        text, previous = "", None
-        for hop in range(length):
-            relation = sanitize(self.relations[found.edge_codes[row, hop] // 2])
-            text += "" if relation == previous else f" -> {relation}"
-            if hop + 1 < length:
-                name = sanitize(str(self.knowledge_graph.node_names[found.nodes[row, hop + 1]]))
-                text += f" {name}" if name else ""
-            previous = relation
-        return text
-
-    def piece_text(self, piece: str | int) -> str:
-        """The text of a piece; a title is shortened to `max_title_tokens`."""
-        return piece if isinstance(piece, str) else self.tokenizer.decode(self._ids(piece))
-
     def render(self, example: RankingExample, selected: Sequence[int] | None = None) -> list[str]:
         """The prompt's pieces as text, with the `selected` of its candidate paths (all by default)."""
         found, _ = self.candidate_paths(example)
@@ -548,50 +453,6 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         pieces += [piece for row in rows for piece in self.path_pieces(example, found, row)]
         texts = [self.piece_text(piece) for piece in [*pieces, *suffix]]
         return [self.tokenizer.bos_token, *texts] if self._bos() else texts
-
-    def empty_prompt_ids(self) -> list[int]:
-        """The prompt without a history, paths or titles: what the letters alone make of themselves."""
-        pieces = [f"{INSTRUCTION}\n### History:\n", "### Paths:\n" if self.num_paths else "", "### Candidates:\n"]
-        pieces += [piece for letter in LETTERS[: self.num_candidates] for piece in (f"({letter})", "\n")]
-        return self._bos() + [token for piece in [*pieces, RESPONSE_CUE] for token in self._ids(piece)]
-
-    def _join(self, pieces: Sequence[str | int]) -> list[int]:
-        start = self._bos() if pieces and isinstance(pieces[0], str) and pieces[0].startswith(INSTRUCTION) else []
-        return start + [token for piece in pieces for token in self._ids(piece)]
-
-    def _ids(self, piece: str | int) -> tuple[int, ...]:
-        """Tokens of a piece, each made once. Text that looks like a special token is text."""
-        ids = self._token_cache.get(piece)
-        if ids is None:
-            text = piece if isinstance(piece, str) else f" {sanitize(self.titles[piece - 1])}"
-            ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            ids = tuple(ids if isinstance(piece, str) else ids[: self.max_title_tokens])
-            if len(self._token_cache) < TOKEN_CACHE_SIZE:
-                self._token_cache[piece] = ids
-        return ids
-
-    def _bos(self) -> list[int]:
-        """The beginning-of-sequence token where this tokenizer sets one by itself."""
-        bos = self.tokenizer.bos_token_id
-        return [bos] if bos is not None and self.tokenizer("x")["input_ids"][:1] == [bos] else []
-
-    def _find_letters(self) -> list[int]:
-        cue = self._ids(RESPONSE_CUE)
-        letters = []
-        for letter in LETTERS[: self.num_candidates]:
-            ids = self._ids(RESPONSE_CUE + letter)
-            if ids[: len(cue)] != cue or len(ids) != len(cue) + 1:
-                raise LKGError(
-                    f"This tokenizer writes the response cue followed by {letter!r} as {list(ids)}, not as the cue's "
-                    f"tokens {list(cue)} and one more. The verbalizer needs one token a letter: use another backbone, "
-                    "or fewer candidates."
-                )
-            letters.append(ids[-1])
-        if len(set(letters)) < len(letters):
-            raise LKGError(
-                "This tokenizer writes two letters as the same token, so their scores cannot be told apart."
-            )
-        return letters
 
     # -- keeping it -------------------------------------------------------------------------------------------------
 
@@ -606,24 +467,27 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         }
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write the tokenizer, `processor_config.json`, `items.parquet`, `users.parquet` and the graph in its
-        folder; and, where there are people in them, a `.gitignore` or a warning (`home_file.stays_home`).
+        """Write the tokenizer, `processor_config.json`, `items.parquet` and the graph in its folder; and, where users
+        are known, `private/users.parquet` and a `.gitignore` that names `private/`.
 
         With `push_to_hub=True` it is then pushed, to `repo_id` or the folder's name; unknown arguments then raise.
         """
-        push = take_push_options(kwargs, super().save_pretrained, pushing=push_to_hub)
+        options = PushOptions.take(kwargs, strict=push_to_hub)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        write_shim(folder, about_people=bool(self.user_ids) or bool(self.knowledge_graph.people().any()))
+        write_shim(folder)
         self.tokenizer.save_pretrained(folder)
-        with atomic_file(folder / "items.parquet") as temporary:
+        with atomic_file(folder / ITEMS_FILE) as temporary:
             pd.DataFrame({ITEM_ID: list(self.item_ids), TITLE: list(self.titles)}).to_parquet(temporary)
-        with atomic_file(folder / "users.parquet") as temporary:
-            pd.DataFrame({USER_ID: list(self.user_ids)}).astype(str).to_parquet(temporary)
+        (folder / USERS_FILE).unlink(missing_ok=True)
+        if self.user_ids:
+            ignore_private(folder)
+            with atomic_file(folder / USERS_FILE) as temporary:
+                pd.DataFrame({USER_ID: list(self.user_ids)}).astype(str).to_parquet(temporary)
         self.knowledge_graph.save_pretrained(folder / GRAPH_FOLDER)
         write_json(folder / PROCESSOR_FILE, self.to_dict())  # last: with it the folder is a processor
         if push_to_hub:
-            push_saved(folder, kwargs.get("repo_id", folder.name), parts=(self.hub_part,), **push)
+            push_folder(folder, kwargs.get("repo_id", folder.name), parts=(self.hub_part,), options=options)
         return sorted(str(path) for path in folder.iterdir())
 
     @classmethod
@@ -638,14 +502,15 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
         hub = pinned(name, hub_options(kwargs))
         description = read_json(fetch(name, PROCESSOR_FILE, **hub))
         graph_files = [fetch(name, f"{GRAPH_FOLDER}/{file}", **hub) for file in GRAPH_FILES]
+        items_path, users_path = (
+            fetch(name, file, optional=file == USERS_FILE, **hub) for file in (ITEMS_FILE, USERS_FILE)
+        )
         try:
-            items = pd.read_parquet(fetch(name, "items.parquet", **hub))
-            users = pd.read_parquet(fetch(name, USERS_FILE, **hub))
-        except LKGError:
-            raise
+            items = pd.read_parquet(items_path)
+            users = () if users_path is None else tuple(pd.read_parquet(users_path)[USER_ID])
         except ValueError as error:
             raise LKGError(
-                f"items.parquet or users.parquet in {name} is damaged ({error}). Save or download it again."
+                f"{ITEMS_FILE} or {USERS_FILE} in {name} is damaged ({error}). Save or download it again."
             ) from error
         graph = KnowledgeGraph.from_pretrained(Path(graph_files[0]).parent)
         check_graph(name, description["relations"], graph, tuple(items[ITEM_ID]))
@@ -654,16 +519,10 @@ class LlamaRecLKGProcessor(HubCitizen, ProcessorMixin):
             graph,
             tuple(items[ITEM_ID]),
             tuple(items[TITLE]),
-            tuple(users[USER_ID]),
+            users,
             evidence_scale=description["evidence_scale"],
             **description["settings"],
         )
-
-
-TOKEN_CACHE_SIZE = 200_000
-
-
-RESPONSE_CUE = "### Response:\n"
 
 
 def _as_example(example: RankingExample | Mapping[str, Any]) -> RankingExample:
@@ -678,6 +537,17 @@ def _pad(rows: Sequence[Sequence[int]], *, left: bool) -> tuple[torch.Tensor, to
         part = slice(ids.shape[1] - len(tokens), None) if left else slice(0, len(tokens))
         ids[row, part], mask[row, part] = tokens, 1
     return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def _without_people(graph: KnowledgeGraph) -> KnowledgeGraph:
+    """The graph; raises `LKGError` where people are in it, who would be saved with the processor."""
+    if graph.has_people:
+        raise LKGError(
+            "There are people in this graph (nodes of users, or RATED edges), and a processor is saved with its "
+            "graph. Build it with `KnowledgeGraph.from_dataset(dataset)`; what interactions say is added by "
+            "`graph.with_co_ratings(co_ratings(dataset))`, summed over people."
+        )
+    return graph
 
 
 AutoProcessor.register(LlamaRecLKGConfig, LlamaRecLKGProcessor, exist_ok=True)

@@ -46,9 +46,8 @@ def ranker_scores(
             part = own[start : start + batch_size]
             batch = processor([examples[row] for row in part], with_prompt=with_prompt)
             if preferences_of is not None:
-                others = [preferences_of[row] for row in part]
-                batch["user_ids"] = torch.tensor([other.user for other in others])
-                batch["history_relations"] = torch.from_numpy(np.stack([*map(processor.history_features, others)]))
+                others = processor([preferences_of[row] for row in part], with_prompt=False)
+                batch |= {name: others[name] for name in ("user_ids", "history_relations")}
             logits = model.score(batch)
             for row, values in zip(part, logits.float().cpu().numpy(), strict=True):
                 values = values[: len(examples[row].candidates)]
@@ -96,8 +95,6 @@ def catalogue_scores(
     retriever: Retriever,
     histories: Sequence[np.ndarray],
     users: Sequence[int] | None = None,
-    *,
-    progress: bool = False,
 ) -> np.ndarray:
     """Logits of the whole catalogue without the backbone: retriever and personal evidence, with the model's weights.
 
@@ -108,24 +105,16 @@ def catalogue_scores(
     Returns:
         `np.ndarray` of `float32`, shape (B, num_items + 1); -inf for the padding item and for items of the history.
     """
-    users = [UNKNOWN_USER] * len(histories) if users is None else users
-    scores = exclude_history(retriever.score(histories), histories)
-    rows = []
-    bar = tqdm(total=len(histories), desc="score catalogue", unit="list", disable=not progress)
-    was_training = model.training
-    model.eval()
-    with bar, without_language_model(model):
-        for history, user, row in zip(histories, users, scores, strict=True):
-            known = np.isfinite(row)
-            batch = {
-                "evidence": processor.evidence_index.evidence(history, None, int(user)),
-                "retrieval_scores": np.where(known, row, 0.0).astype(np.float32),
-                "candidate_mask": known,
-                "user_ids": np.int64(user),
-                "history_relations": processor.evidence_index.history_statistics(history, int(user)),
-            }
-            batch = {name: torch.as_tensor(value)[None].to(model.device) for name, value in batch.items()}
-            rows.append(np.where(known, model(**batch).logits[0].cpu().numpy(), -np.inf))
-            bar.update()
-    model.train(was_training)
-    return np.stack(rows).astype(np.float32)
+    index, config, fusion = processor.evidence_index, model.config, model.fusion
+    first_stage = exclude_history(retriever.score(histories), histories)
+    known = np.isfinite(first_stage)
+    logits = np.zeros(first_stage.shape, dtype=np.float32)
+    if config.use_retrieval_scores:
+        mean = first_stage.mean(axis=1, where=known, keepdims=True)
+        logits += fusion.retrieval_weight.item() * (first_stage - mean)
+    if config.use_evidence_fusion:
+        users = np.full(len(histories), UNKNOWN_USER) if users is None else np.asarray(users)
+        statistics = torch.from_numpy(index.statistics(histories))
+        preferences = model.preferences({"user_ids": torch.from_numpy(users), "history_relations": statistics})
+        logits += index.catalogue(histories, fusion.evidence_weight.item() * preferences.float().cpu().numpy())
+    return np.where(known, logits, -np.inf).astype(np.float32)

@@ -37,7 +37,7 @@ def check_retriever(retriever: Retriever, item_ids: Sequence[str]) -> None:
 
     Args:
         retriever: beyond what a `Retriever` must have, a `catalogue` says which items it knows
-            ([`~storage.catalogue_fingerprint`]); without one, or with None, only their number is compared.
+            ([`~utils.fingerprints.catalogue_fingerprint`]); without one, or with None, only their number is compared.
         item_ids: raw ids of dense items 1, 2, ...
     """
     remedy = "Give the retriever that was trained on the same data set."
@@ -82,8 +82,17 @@ def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         scores end with the padding item and -inf.
     """
     k = min(k, scores.shape[1] - 1)
-    items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    items = np.sort(np.argpartition(scores, -k, axis=1)[:, -k:], axis=1)
     best = np.take_along_axis(scores, items, axis=1)
+    last = best.min(axis=1, keepdims=True)
+    # of items that tie for the last place, the partition kept any; those with the smallest ids have it
+    for row in np.flatnonzero(((scores >= last).sum(axis=1) > k) & np.isfinite(last[:, 0])):
+        level = np.flatnonzero(scores[row] == last[row])
+        above = items[row][best[row] > last[row]]
+        items[row] = np.sort(np.concatenate([above, level[: k - len(above)]]))
+        best[row] = scores[row, items[row]]
+    order = np.argsort(-best, axis=1, kind="stable")
+    items, best = np.take_along_axis(items, order, axis=1), np.take_along_axis(best, order, axis=1)
     return np.where(np.isfinite(best), items, PADDING_ITEM), best
 
 

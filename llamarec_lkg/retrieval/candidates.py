@@ -1,22 +1,30 @@
-"""Lists to rank: what the retriever finds for each target, at evaluation and, honestly, in training.
+"""Lists to rank: what a retriever finds for each target, at evaluation and, out of fold, in training.
 
-A retriever has learned its training transitions by heart: for them it puts the true next item far higher than it ever
-will at test time, and a ranker trained on such lists learns to trust it blindly. Training lists are therefore made at
-positions that the retriever making them has not seen (`SequenceDataset.without_last_training`).
+A retriever, or a table of co-ratings, that has seen a transition knows the answer: it puts the true next item far
+higher than it ever will at test time, and a ranker trained on such lists learns to trust it blindly. So users are
+parted into folds. For the users of a fold, lists and evidence come from a retriever and a graph that were fitted on
+the others (`SequenceDataset.without_users`), at all of their training positions. At test time all training
+interactions are used.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from ..data.schema import PADDING_ITEM, RankingExample
-from ..data.sequences import TRAIN, UNUSED, SequenceDataset
+from ..data.sequences import SequenceDataset
+from ..graph.evidence import EvidenceIndex
 from ..utils.errors import LKGError
 from .base import Retriever, exclude_history, top_k
+
+
+BLOCK = 512  # lists that are made at once
 
 
 def evaluation_examples(
@@ -27,45 +35,67 @@ def evaluation_examples(
     return list(_retrieve(dataset, retriever, dataset.positions(split), num_candidates, f"retrieve {split}", progress))
 
 
+def folds_of_users(num_users: int, folds: int, seed: int = 42) -> np.ndarray:
+    """The fold, from 0 on, of each dense user, shape (num_users + 1,), drawn by seed; folds differ by one user at
+    most.
+
+    Raises:
+        LKGError: there are fewer than two folds, or fewer users than folds.
+    """
+    if not 2 <= folds <= num_users:
+        raise LKGError(f"{folds} folds of {num_users} users were asked for; there are two folds or more, none empty.")
+    order = np.random.default_rng(seed).permutation(num_users)
+    return np.concatenate([[0], order % folds])
+
+
 def training_examples(
     dataset: SequenceDataset,
-    retriever: Retriever,
-    honest: SequenceDataset | None = None,
+    retrievers: Retriever | Sequence[Retriever],
+    fold_of_user: np.ndarray | None = None,
     *,
     num_candidates: int = 20,
     negatives: Literal["retrieved", "uniform"] = "retrieved",
+    per_user: int | None = None,
     shuffle: bool = True,
     seed: int = 42,
     progress: bool = True,
 ) -> list[RankingExample]:
-    """Lists with their target among the candidates.
+    """Lists at training positions that have a history, with their target among the candidates.
 
     Args:
         dataset: the full data.
-        retriever: fitted on `honest`.
-        honest: `dataset.without_last_training(n)`; the positions it leaves out become examples. None takes every
-            training position with at least one item of history, which suits `negatives="uniform"`.
+        retrievers: one for each fold, fitted on `dataset.without_users(users of the fold)`; or a single one for all
+            users, which suits `negatives="uniform"` as published.
+        fold_of_user (`np.ndarray`, shape (num_users + 1,)): from `folds_of_users`; needed with several retrievers.
         negatives: "retrieved" keeps the positions whose target the retriever finds, with what it found beside it: the
             very distribution of evaluation. "uniform" draws the other candidates from all items, as published.
-        shuffle: put the candidates into random order, so that a letter's place says nothing about the answer.
+        per_user: only the latest so many positions of each user; None takes all.
+        shuffle: put the candidates into random order, so that a place says nothing about the answer.
 
     Raises:
-        LKGError: no position is left to learn from.
+        LKGError: folds and retrievers do not go together, or no position is left to learn from.
     """
-    if honest is not None:
-        positions = np.flatnonzero((honest.labels == UNUSED) & (dataset.labels == TRAIN))
-    else:
-        positions = dataset.positions("train")
-        positions = positions[~np.isin(positions, dataset.offsets[:-1])]
     if negatives not in ("retrieved", "uniform"):
         raise LKGError(f"negatives is {negatives!r}; it is 'retrieved' or 'uniform'.")
-    generator = np.random.default_rng(seed)
-    if negatives == "uniform":
-        examples = _uniform(dataset, retriever, positions, num_candidates, generator, progress)
-    else:
-        found = _retrieve(dataset, retriever, positions, num_candidates, "retrieve train", progress)
-        examples = (example for example in found if example.label >= 0)
-    examples = [_shuffled(example, generator) if shuffle else example for example in examples]
+    retrievers = list(retrievers) if isinstance(retrievers, Sequence) else [retrievers]
+    fold_of_user = np.zeros(dataset.num_users + 1, dtype=int) if fold_of_user is None else fold_of_user
+    if len(fold_of_user) != dataset.num_users + 1 or fold_of_user.max() != len(retrievers) - 1:
+        raise LKGError(
+            f"{len(retrievers)} retrievers were given for {int(fold_of_user.max()) + 1} folds of "
+            f"{len(fold_of_user) - 1} users; the data have {dataset.num_users} users. Give one retriever a fold, and "
+            "`folds_of_users(dataset.num_users, ...)`."
+        )
+    positions = _positions(dataset, per_user)
+    folds = fold_of_user[dataset.user_of(positions)]
+    generator, examples = np.random.default_rng(seed), []
+    for fold, retriever in enumerate(retrievers):
+        part = positions[folds == fold]
+        text = "training lists" if len(retrievers) == 1 else f"training lists, fold {fold + 1} of {len(retrievers)}"
+        if negatives == "uniform":
+            found = _uniform(dataset, retriever, part, num_candidates, generator, text, progress)
+        else:
+            found = (e for e in _retrieve(dataset, retriever, part, num_candidates, text, progress) if e.label >= 0)
+        examples += [_shuffled(example, generator) if shuffle else example for example in found]
     if not examples:
         raise LKGError(
             f"None of {len(positions)} training positions gives an example: the retriever finds no target among its "
@@ -74,50 +104,87 @@ def training_examples(
     return examples
 
 
+def with_features(
+    examples: Sequence[RankingExample],
+    indexes: EvidenceIndex | Sequence[EvidenceIndex],
+    fold_of_user: np.ndarray | None = None,
+    *,
+    progress: bool = True,
+) -> list[RankingExample]:
+    """The lists with what the graph says of their candidates and histories, read once.
+
+    Args:
+        indexes: one for each fold, of a graph whose co-ratings leave the users of the fold out; or a single one.
+        fold_of_user: as for `training_examples`.
+    """
+    indexes = list(indexes) if isinstance(indexes, Sequence) else [indexes]
+    result: list[RankingExample | None] = [None] * len(examples)
+    rows_of_user: dict[int, list[int]] = defaultdict(list)
+    for row, example in enumerate(examples):
+        rows_of_user[example.user].append(row)
+    with tqdm(total=len(examples), desc="read evidence", unit="list", disable=not progress) as bar:
+        for user, rows in rows_of_user.items():
+            index = indexes[0 if fold_of_user is None else int(fold_of_user[user])]
+            histories = [examples[row].history for row in rows]
+            evidence = index.evidence(histories, [examples[row].candidates for row in rows])
+            for row, values, statistics in zip(rows, evidence, _statistics(index, histories), strict=True):
+                own = values[: len(examples[row].candidates)]
+                result[row] = replace(examples[row], evidence=own, history_relations=statistics)
+            bar.update(len(rows))
+    return result
+
+
+def _statistics(index: EvidenceIndex, histories: Sequence[np.ndarray]) -> np.ndarray:
+    """`index.statistics`; where the histories are beginnings of one, as a user's are, at the price of that one."""
+    longest = max(histories, key=len)
+    if len(histories) > 1 and all(np.array_equal(longest[: len(history)], history) for history in histories):
+        return index.statistics_along(longest)[[len(history) for history in histories]]
+    return index.statistics(histories)
+
+
 def to_dataset(examples: Sequence[RankingExample]) -> Any:
     """A `datasets.Dataset` with one row an example, in dense ids: what the trainer takes."""
     from datasets import Dataset
 
-    return Dataset.from_list(
-        [
-            {name: _plain(getattr(example, name)) for name in RankingExample.__dataclass_fields__}
-            for example in examples
-        ]
-    )
+    columns = {}
+    for name in RankingExample.__dataclass_fields__:
+        values = [getattr(example, name) for example in examples]
+        if any(value is not None for value in values):
+            columns[name] = [value.tolist() if isinstance(value, np.ndarray) else value for value in values]
+    return Dataset.from_dict(columns)
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
+def _positions(dataset: SequenceDataset, per_user: int | None) -> np.ndarray:
+    """Training positions with a history, the latest `per_user` of each user."""
+    positions = dataset.positions("train")
+    positions = positions[~np.isin(positions, dataset.offsets[:-1])]
+    if per_user is None:
+        return positions
+    users = dataset.user_of(positions)
+    later = np.searchsorted(users, users, side="right") - np.arange(len(users))  # how many of the user's are left
+    return positions[later <= per_user]
+
+
+def _scored(
+    dataset: SequenceDataset, retriever: Retriever, positions: np.ndarray, description: str, progress: bool
+) -> Iterator[tuple[np.ndarray, list[np.ndarray], np.ndarray]]:
+    """Positions in blocks, with the history before each and the retriever's scores of all items."""
+    with tqdm(total=len(positions), desc=description, unit="list", disable=not progress) as bar:
+        for start in range(0, len(positions), BLOCK):
+            block = positions[start : start + BLOCK]
+            histories = [dataset.item_sequence[dataset.history(position)] for position in block]
+            yield block, histories, retriever.score(histories)
+            bar.update(len(block))
 
 
 def _retrieve(
-    dataset: SequenceDataset,
-    retriever: Retriever,
-    positions: np.ndarray,
-    count: int,
-    description: str,
-    progress: bool,
-    block: int = 512,
+    dataset: SequenceDataset, retriever: Retriever, positions: np.ndarray, count: int, description: str, progress: bool
 ) -> Iterator[RankingExample]:
-    users = dataset.user_of(positions)
-    with tqdm(total=len(positions), desc=description, unit="list", disable=not progress) as bar:
-        for start in range(0, len(positions), block):
-            part = positions[start : start + block]
-            slices = [dataset.history(position) for position in part]
-            histories = [dataset.item_sequence[piece] for piece in slices]
-            items, scores = top_k(exclude_history(retriever.score(histories), histories), count)
-            for row, position in enumerate(part):
-                real = items[row] != PADDING_ITEM
-                label = np.flatnonzero(items[row] == dataset.item_sequence[position])
-                yield RankingExample(
-                    user=int(users[start + row]),
-                    history=histories[row].astype(np.int64),
-                    ratings=dataset.ratings[slices[row]],
-                    candidates=items[row][real].astype(np.int64),
-                    retrieval_scores=scores[row][real],
-                    label=int(label[0]) if len(label) else -1,
-                )
-            bar.update(len(part))
+    for block, histories, scores in _scored(dataset, retriever, positions, description, progress):
+        items, best = top_k(exclude_history(scores, histories), count)
+        for row, position in enumerate(block):
+            real = items[row] != PADDING_ITEM
+            yield _example(dataset, position, items[row][real], best[row][real])
 
 
 def _uniform(
@@ -126,38 +193,37 @@ def _uniform(
     positions: np.ndarray,
     count: int,
     generator: np.random.Generator,
+    description: str,
     progress: bool,
-    block: int = 512,
 ) -> Iterator[RankingExample]:
-    users = dataset.user_of(positions)
-    with tqdm(total=len(positions), desc="draw train", unit="list", disable=not progress) as bar:
-        for start in range(0, len(positions), block):
-            part = positions[start : start + block]
-            slices = [dataset.history(position) for position in part]
-            histories = [dataset.item_sequence[piece] for piece in slices]
-            scores = retriever.score(histories)
-            for row, position in enumerate(part):
-                target = int(dataset.item_sequence[position])
-                free = np.setdiff1d(np.arange(1, dataset.num_items + 1), np.append(histories[row], target))
-                drawn = generator.choice(free, size=min(count - 1, len(free)), replace=False)
-                candidates = np.append(target, drawn).astype(np.int64)
-                yield RankingExample(
-                    user=int(users[start + row]),
-                    history=histories[row].astype(np.int64),
-                    ratings=dataset.ratings[slices[row]],
-                    candidates=candidates,
-                    retrieval_scores=scores[row][candidates],
-                    label=0,
-                )
-            bar.update(len(part))
+    for block, histories, scores in _scored(dataset, retriever, positions, description, progress):
+        for row, position in enumerate(block):
+            target = dataset.item_sequence[position]
+            free = np.setdiff1d(np.arange(1, dataset.num_items + 1), np.append(histories[row], target))
+            drawn = generator.choice(free, size=min(count - 1, len(free)), replace=False)
+            candidates = np.append(target, drawn)
+            yield _example(dataset, position, candidates, scores[row][candidates])
+
+
+def _example(
+    dataset: SequenceDataset, position: int, candidates: np.ndarray, retrieval_scores: np.ndarray
+) -> RankingExample:
+    history = dataset.history(position)
+    label = np.flatnonzero(candidates == dataset.item_sequence[position])
+    return RankingExample(
+        user=int(dataset.user_of(position)),
+        history=dataset.item_sequence[history].astype(np.int64),
+        ratings=dataset.ratings[history],
+        candidates=candidates.astype(np.int64),
+        retrieval_scores=retrieval_scores,
+        label=int(label[0]) if len(label) else -1,
+    )
 
 
 def _shuffled(example: RankingExample, generator: np.random.Generator) -> RankingExample:
     order = generator.permutation(len(example.candidates))
-    return RankingExample(
-        user=example.user,
-        history=example.history,
-        ratings=example.ratings,
+    return replace(
+        example,
         candidates=example.candidates[order],
         retrieval_scores=example.retrieval_scores[order],
         label=int(np.flatnonzero(order == example.label)[0]),

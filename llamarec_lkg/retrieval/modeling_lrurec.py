@@ -15,39 +15,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..data.schema import PADDING_ITEM
 from .base import pad_left
-
-
-class LRURecConfig(PreTrainedConfig):
-    """Sizes of LRURec. The defaults are the reference settings for MovieLens.
-
-    Args:
-        num_items (`int`): dense items, without padding.
-        hidden_size (`int`): width of item embeddings. The complex state is twice as wide.
-        num_hidden_layers (`int`): blocks of recurrence and feed-forward.
-        hidden_dropout_prob (`float`).
-        max_length (`int`): how much history is read; older items are cut off.
-        radius_min, radius_max (`float`): ring of the complex plane in which the eigenvalues start. Nearer 1 is longer
-            memory.
-        catalogue (`str`, optional): [`~storage.catalogue_fingerprint`] of the items it was trained to find; None, as
-            in what was saved before there was this field, is not compared with anything.
-    """
-
-    model_type = "lrurec"
-
-    num_items: int = 1
-    hidden_size: int = 64
-    num_hidden_layers: int = 2
-    hidden_dropout_prob: float = 0.2
-    max_length: int = 200
-    radius_min: float = 0.8
-    radius_max: float = 0.99
-    initializer_range: float = 0.02
-    catalogue: str | None = None
+from .configuration_lrurec import LRURecConfig
 
 
 @dataclass
@@ -256,9 +229,6 @@ class LRURecRetriever:
             scores[rows] = self.model(batch).logits.float().cpu().numpy()
         self.model.train(training)
         return scores
-
-
-AutoConfig.register(LRURecConfig.model_type, LRURecConfig, exist_ok=True)
 
 
 AutoModel.register(LRURecConfig, LRURecForRetrieval, exist_ok=True)

@@ -1,11 +1,12 @@
 """`pipeline("recommendation", model=...)`: the [`Recommender`] behind the interface of `transformers` pipelines.
 
-Importing this module registers the task. Retrieval, ranking and reasons are the `Recommender`'s own; what stands here
-is requests as dictionaries, batches, and finding the retriever beside the model.
+Importing this module registers the task. Retrieval, ranking and reasons are the `Recommender`'s; here are requests as
+dictionaries, batches of them, and the search for the retriever beside the model.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict
 from itertools import islice
@@ -15,9 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from huggingface_hub import CommitInfo
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
-from transformers.utils import logging
 
-from ..data.schema import RankingExample
 from ..hub.layout import RETRIEVER_FOLDER
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
@@ -25,19 +24,15 @@ from ..retrieval.auto import load_retriever
 from ..retrieval.base import Retriever
 from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from ..utils.errors import LKGError
-from .recommender import Recommender, Request
+from ..utils.upstream import quiet_upstream
+from .recommender import Ranking, Recommender, Request
+
+
+logger = logging.getLogger(__name__)
 
 
 TASK = "recommendation"
-
-
 REQUEST_KEYS = ("history", "user", "candidates")
-
-
-Ranked = tuple[Request, RankingExample, np.ndarray, np.ndarray]
-
-
-logger = logging.get_logger(__name__)
 
 
 class RecommendationPipeline(Pipeline):
@@ -81,7 +76,7 @@ class RecommendationPipeline(Pipeline):
         retriever: Retriever | LRURecForRetrieval | str | Path | Literal[False] | None = None,
         **kwargs: Any,
     ):
-        kwargs.pop("local_files_only", None)  # `pipeline` has loaded by it, and passes it on
+        local = kwargs.pop("local_files_only", None)  # `pipeline` has loaded by it, and passes it on
         for given, needed in ((model, LlamaRecLKGForRanking), (processor, LlamaRecLKGProcessor)):
             if not isinstance(given, needed):
                 raise LKGError(
@@ -90,15 +85,13 @@ class RecommendationPipeline(Pipeline):
                 )
         super().__init__(model=model, processor=processor, **kwargs)
         if retriever is None:
-            retriever = _find_retriever(model, processor)
+            retriever = _find_retriever(model, {} if local is None else {"local_files_only": local})
         elif retriever is False:
             retriever = None
         elif isinstance(retriever, str | Path):
             retriever = LRURecForRetrieval.from_pretrained(str(retriever))
         if isinstance(retriever, LRURecForRetrieval):
-            retriever = LRURecRetriever(retriever.eval())
-        if isinstance(retriever, LRURecRetriever):
-            retriever.model.to(self.device)
+            retriever = LRURecRetriever(retriever)
         self.recommender = Recommender(model, processor, retriever)
 
     def __call__(
@@ -152,15 +145,13 @@ class RecommendationPipeline(Pipeline):
             inputs["history"], user=inputs.get("user"), candidates=inputs.get("candidates")
         )
 
-    def _forward(self, requests: Sequence[Request], top_k: int = 10) -> list[Ranked]:
+    def _forward(self, requests: Sequence[Request], top_k: int = 10) -> list[Ranking]:
         """All requests in the same passes through retriever and ranker."""
-        examples = self.recommender.retrieve(requests, top_k)
-        rankings = self.recommender.rank(examples)
-        return [(one, example, *pair) for one, example, pair in zip(requests, examples, rankings, strict=True)]
+        return self.recommender.rank(self.recommender.retrieve(requests, top_k))
 
-    def postprocess(self, ranked: Ranked, top_k: int = 10, num_reasons: int = 3) -> list[dict[str, Any]]:
+    def postprocess(self, ranking: Ranking, top_k: int = 10, num_reasons: int = 3) -> list[dict[str, Any]]:
         """The best items as plain dictionaries."""
-        return [asdict(item) for item in self.recommender.describe(*ranked, k=top_k, num_reasons=num_reasons)]
+        return [asdict(item) for item in self.recommender.describe(ranking, k=top_k, num_reasons=num_reasons)]
 
     def get_iterator(
         self,
@@ -187,22 +178,21 @@ class RecommendationPipeline(Pipeline):
 
         requests = checked()
         while batch := list(islice(requests, batch_size)):
-            for ranked in self.forward(batch, **forward_params):
-                yield self.postprocess(ranked, **postprocess_params)
+            for ranking in self.forward(batch, **forward_params):
+                yield self.postprocess(ranking, **postprocess_params)
 
     def run_single(
         self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict
     ) -> list[dict[str, Any]]:
-        (ranked,) = self.forward([self.preprocess(inputs, **preprocess_params)], **forward_params)
-        return self.postprocess(ranked, **postprocess_params)
+        (ranking,) = self.forward([self.preprocess(inputs, **preprocess_params)], **forward_params)
+        return self.postprocess(ranking, **postprocess_params)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save ranker, processor and retriever in one folder: `Recommender.save_pretrained`."""
         self.recommender.save_pretrained(save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Push them to the Hub as one commit, without user ids and interactions unless they are asked for:
-        `Recommender.push_to_hub`."""
+        """Push them to the Hub as one commit: `Recommender.push_to_hub`."""
         return self.recommender.push_to_hub(repo_id, **kwargs)
 
 
@@ -213,20 +203,17 @@ def _each(inputs: Any) -> Iterator[Any]:
     return (request for request in inputs)
 
 
-def _find_retriever(model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor) -> LRURecRetriever | None:
-    """The retriever in the repository that the model came from, or in the processor's folder."""
-    place, hub = model.place or ("", {})
-    retriever = load_retriever(place, hub) if place else None
-    beside = processor.tokenizer.name_or_path
-    if retriever is None and beside and (Path(beside) / RETRIEVER_FOLDER).is_dir():
-        retriever = load_retriever(beside, {})
-    if retriever is not None:
-        return retriever
-    logger.warning(
-        f"There is no folder {RETRIEVER_FOLDER!r} beside the model, so every request must bring its candidates, whose "
-        "first-stage scores are 0. Give `retriever=`, or `retriever=False` if that is meant."
-    )
-    return None
+def _find_retriever(model: LlamaRecLKGForRanking, hub: dict[str, Any]) -> LRURecRetriever | None:
+    """The retriever in the folder, or in the commit of the repository, that the model was loaded from."""
+    place, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+    with quiet_upstream():
+        retriever = load_retriever(place, {**hub, **({"revision": commit} if commit else {})}) if place else None
+    if retriever is None:
+        logger.warning(
+            f"There is no folder {RETRIEVER_FOLDER!r} beside the model, so every request must bring its candidates, "
+            "whose first-stage scores are 0. Give `retriever=`, or `retriever=False` if that is meant."
+        )
+    return retriever
 
 
 PIPELINE_REGISTRY.register_pipeline(TASK, RecommendationPipeline, pt_model=LlamaRecLKGForRanking)

@@ -1,8 +1,8 @@
-"""Why an item stands where it stands: the parts of its score, as records, as a sentence and as a drawing.
+"""Why an item stands where it stands: the parts of its score, as records and as a sentence.
 
-A score is a sum (see `ScoreFusion`): what the language model reads, what the retriever says, and for each relation
-the user's preference times the evidence, which is itself a sum over the paths from the history to the item. Nothing is
-estimated after the fact, and nothing is left out: the shares of all reasons add up to the score.
+A score is a sum (see `ScoreFusion`): what the language model reads and what the retriever says, both relative to the
+mean of the list, and for each relation the user's preference times the evidence, which is itself a sum over the paths
+from the history to the item. The shares of all reasons add up to the score.
 """
 
 from __future__ import annotations
@@ -11,17 +11,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..data.schema import RATED, RankingExample, clean_text
-from ..data.user_ids import USER
+from ..data.schema import RankingExample, clean_text
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 
 
 SHOWN_REASONS = 4  # in print
-
-
 FAINT = 0.05  # of the strongest path's share
-
-
 LANGUAGE_MODEL, RETRIEVER, PATH, OTHER_PATHS = "language model", "retriever", "path", "other paths"
 
 
@@ -50,9 +45,7 @@ class Reason:
             through = " ".join(name for name in (self.relation, *self.nodes[1:-1]) if name)
             return f"{self.nodes[0]} -> {through} -> {self.nodes[-1]}"
         if self.kind == OTHER_PATHS:
-            return (
-                "people who rated the same items" if self.relation == RATED else f"other paths along {self.relation}"
-            )
+            return f"other paths along {self.relation}"
         return "the order of the history (retriever)" if self.kind == RETRIEVER else "what the language model reads"
 
     def __str__(self) -> str:
@@ -70,7 +63,7 @@ class Recommendation:
         score (`float`): the ranker's logit; comparable within one pass, so not across windows of a long list.
         retrieval_score (`float`): the first stage's.
         relations (`dict[str, float]`): part of the score that came through each relation of the graph, largest first.
-        paths (`list[str]`): the named paths from the history, in the order of `reasons`; none runs through users.
+        paths (`list[str]`): the named paths from the history, in the order of `reasons`.
         reasons (`list[Reason]`): the whole score taken apart, largest share first; their shares sum to `score`.
             Empty where there was nothing to compare with: a list of one is not ranked.
     """
@@ -152,7 +145,7 @@ def reasons_for(
 def evidence_paths(
     processor: LlamaRecLKGProcessor, example: RankingExample, row: int
 ) -> list[tuple[str, list[str], float]]:
-    """Every path that the evidence of candidate `row` runs through, but for those through users.
+    """Every path that the evidence of candidate `row` runs through.
 
     Returns:
         for each path its relation, the names along it (item of the history, entity if there is one, candidate),
@@ -160,15 +153,13 @@ def evidence_paths(
     """
     graph, index, candidate = processor.knowledge_graph, processor.evidence_index, int(example.candidates[row])
     parts: dict[tuple[int, int], float] = {}
-    for place, column, weight in zip(*index.contributions(example.history, candidate, example.user), strict=True):
+    for place, column, weight in zip(*index.contributions(example.history, candidate), strict=True):
         key = int(example.history[place]), int(column)
         parts[key] = parts.get(key, 0.0) + float(weight)
     records = []
     for (item, column), weight in parts.items():
         node = int(index.column_node[column])
         relation = processor.relations[index.column_relation[column]]
-        if relation == RATED or graph.entity_types[graph.node_types[node]] == USER:  # people, or the sum of them
-            continue
         direct = node == graph.item_nodes[candidate]
         inner = [] if direct else [clean_text(graph.node_names[node])]
         nodes = [processor.titles[item - 1], *inner, processor.titles[candidate - 1]]
@@ -196,7 +187,7 @@ def _shared(reason: Reason) -> tuple[str | None, str]:
 def _spoken(group: Sequence[Reason]) -> str:
     """Reasons of one kind or relation in words, after their share."""
     best = max(group, key=lambda reason: (reason.kind == PATH, abs(reason.share)))
-    if best.relation is None or best.relation == RATED:
+    if best.relation is None:
         return f"for {best.text}"
     weight = f"preference {best.preference:.0%}"
     if best.kind != PATH:

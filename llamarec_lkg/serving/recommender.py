@@ -15,9 +15,8 @@ import torch
 from huggingface_hub import CommitInfo
 
 from ..data.schema import UNKNOWN_USER, RankingExample, raw_id_list
-from ..hub.layout import PARTS, RETRIEVER_FOLDER
-from ..hub.mixin import saving, take_push_options
-from ..hub.push import CARD_FACTS, REPORT_FILE, push_folder
+from ..hub.layout import CARD_FACTS, PARTS, REPORT_FILE, RETRIEVER_FOLDER
+from ..hub.push import PushOptions, push_folder
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..retrieval.auto import load_retriever
@@ -25,8 +24,9 @@ from ..retrieval.base import Retriever, check_retriever, exclude_history, top_k
 from ..retrieval.modeling_lrurec import LRURecRetriever
 from ..utils.errors import LKGError
 from ..utils.hub import hub_options, pinned
+from ..utils.upstream import quiet_upstream
 from .reasons import LANGUAGE_MODEL, PATH, RETRIEVER, Reason, Recommendation, reasons_for
-from .sliding_windows import rank_many
+from .sliding_windows import rank_windows
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,32 @@ class Request:
     """One checked question to a [`Recommender`]; `Recommender.request` makes it.
 
     Args:
-        history (`tuple[str, ...]`): raw item ids, oldest first.
-        user (`str`, optional): raw id.
-        dense_history (`np.ndarray`, shape (H,)): the history in dense items.
+        history (`np.ndarray`, shape (H,)): dense items, oldest first.
+        user (`int`): dense user, 0 unknown.
         candidates (`np.ndarray`, shape (C,), optional): dense items to rank; None asks the retriever for them.
     """
 
-    history: tuple[str, ...]
-    user: str | None
-    dense_history: np.ndarray
+    history: np.ndarray
+    user: int
     candidates: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A ranked list.
+
+    Args:
+        example: the list.
+        order (`np.ndarray`, shape (C,)): indices into its candidates, best first.
+        parts (`np.ndarray`, shape (C, 2 + R)): what each candidate's score is the sum of: language model, retriever,
+            and each relation.
+        preferences (`np.ndarray`, shape (R,), optional): the user's; None for a list of one, which is not scored.
+    """
+
+    example: RankingExample
+    order: np.ndarray
+    parts: np.ndarray
+    preferences: np.ndarray | None
 
 
 class Recommender:
@@ -52,6 +68,13 @@ class Recommender:
     Where the model holds several adapters, a recommender belongs to the one that was in use when it was made, and
     switches to it whenever it answers: recommenders may share a model (`load_adapter`). Not from several threads at
     once: a model has one adapter in use.
+
+    Args:
+        retriever: finds candidates; an LRURec is moved to the model's device. None: every request brings its
+            candidates.
+
+    Raises:
+        LKGError: model, processor and retriever do not belong together.
     """
 
     def __init__(
@@ -60,16 +83,26 @@ class Recommender:
         processor.check_model(model.config)
         if retriever is not None:
             check_retriever(retriever, processor.item_ids)
+        if isinstance(retriever, LRURecRetriever):
+            retriever.model.to(model.device)
         self.model, self.processor, self.retriever = model.eval(), processor, retriever
         self.adapter_name = model.active_adapter
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Recommender:
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        **kwargs: Any,
+    ) -> Recommender:
         """Load what the quickstart, the command line or the trainer saved or pushed.
 
         Where there is no retriever beside the ranker, every request must bring its candidates.
 
         Args:
+            device: where ranker and retriever compute; by default where the ranker is loaded, the CPU unless
+                `device_map` says otherwise.
             kwargs: for the ranker's `from_pretrained`.
 
         Raises:
@@ -78,11 +111,10 @@ class Recommender:
         """
         name = str(pretrained_model_name_or_path)
         hub = pinned(name, hub_options(kwargs))  # all parts from the same commit, whatever is pushed meanwhile
-        return cls(
-            LlamaRecLKGForRanking.from_pretrained(name, **{**kwargs, **hub}),
-            LlamaRecLKGProcessor.from_pretrained(name, **hub),
-            load_retriever(name, hub),
-        )
+        with quiet_upstream():
+            model = LlamaRecLKGForRanking.from_pretrained(name, **{**kwargs, **hub})
+            processor, retriever = LlamaRecLKGProcessor.from_pretrained(name, **hub), load_retriever(name, hub)
+        return cls(model if device is None else model.to(device), processor, retriever)
 
     def load_adapter(
         self, pretrained_model_name_or_path: str | Path, adapter_name: str, *, same_backbone: bool = False, **hub: Any
@@ -110,8 +142,6 @@ class Recommender:
             check_retriever(retriever, processor.item_ids)  # before the model changes
         self.model.load_adapter(name, adapter_name, processor=processor, same_backbone=same_backbone, **hub)
         self.model.set_adapter(adapter_name)
-        if retriever is not None:
-            retriever.model.to(self.model.device)
         return type(self)(self.model, processor, retriever)
 
     def _switch(self) -> None:
@@ -131,7 +161,7 @@ class Recommender:
         """
         self._switch()
         folder, wanted = Path(save_directory), kwargs.pop("push_to_hub", False)
-        push = take_push_options(kwargs, *saving(type(self.model)), pushing=wanted)
+        options = PushOptions.take(kwargs, strict=wanted)
         repo_id = kwargs.pop("repo_id", folder.name)
         if self.retriever is not None and not isinstance(self.retriever, LRURecRetriever):
             raise LKGError(
@@ -148,35 +178,34 @@ class Recommender:
             for name in PARTS["retriever"]:
                 (folder / name).unlink(missing_ok=True)  # of an earlier recommender
         if wanted:
-            push_folder(folder, repo_id, **push)
+            push_folder(folder, repo_id, options=options)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Push ranker, processor and retriever to the Hub, as one commit, from which `from_pretrained` loads.
 
-        User ids, interactions and the weights of single users stay at home unless they are asked for.
+        Nothing in it is about people unless `share_users=True`.
 
         Args:
             repo_id (`str`): "owner/name"; made if it does not exist.
-            kwargs: of [`~hub_repository.push_saved`] (`include_users`, `private`, `revision`, ...), and of the
-                ranker's `save_pretrained`.
+            kwargs: fields of [`~push.PushOptions`], and arguments of the ranker's `save_pretrained`.
 
         Raises:
             LKGError: the retriever cannot be saved, the backbone has no name that others can load, or the upload
                 failed.
         """
-        push = take_push_options(kwargs, *saving(type(self.model)))
+        options = PushOptions.take(kwargs)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
             self._bring_run(Path(folder))
-            return push_folder(folder, repo_id, **push)
+            return push_folder(folder, repo_id, options=options)
 
     def _bring_run(self, folder: Path) -> None:
         """Copy what the run wrote down that the ranker was loaded from, for the card. (Its report only counts for the
         very weights that it is about.)"""
-        place = self.model.place[0] if self.model.place else None
         for name in (CARD_FACTS, REPORT_FILE):
-            if place and (Path(place) / name).is_file():
-                shutil.copyfile(Path(place) / name, folder / name)
+            path = Path(self.model.config.name_or_path, name)
+            if path.is_file():
+                shutil.copyfile(path, folder / name)
 
     @property
     def item_ids(self) -> tuple[str, ...]:
@@ -203,16 +232,14 @@ class Recommender:
             LKGError: history or candidates are no list, an item is not known, or candidates repeat.
         """
         request = self.request(history, user=user, candidates=candidates)
-        (example,) = self.retrieve([request], k)
-        ((order, parts),) = self.rank([example])
-        return self.describe(request, example, order, parts, k=k, num_reasons=num_reasons)
+        (ranking,) = self.rank(self.retrieve([request], k))
+        return self.describe(ranking, k=k, num_reasons=num_reasons)
 
     def request(
         self, history: Sequence[str], *, user: str | None = None, candidates: Sequence[str] | None = None
     ) -> Request:
         """Check raw ids; the arguments and errors of `recommend`."""
-        history = raw_id_list("history", history)
-        dense_history = self.processor.dense_items(history)
+        dense_history = self.processor.dense_items(raw_id_list("history", history))
         if candidates is None and self.retriever is None:
             raise LKGError("There is no retriever to find candidates; give `candidates`, or a retriever.")
         chosen = None
@@ -222,11 +249,11 @@ class Recommender:
             raw_id, times = Counter(map(str, candidates)).most_common(1)[0] if len(candidates) else ("", 0)
             if times > 1:
                 raise LKGError(f"Candidate {raw_id!r} appears {times} times. Give each candidate once.")
-        return Request(tuple(history), user, dense_history, chosen)
+        return Request(dense_history, self.processor.user_index(user), chosen)
 
     def retrieve(self, requests: Sequence[Request], k: int = 10) -> list[RankingExample]:
         """The lists to rank, one a request: its candidates, or what the retriever finds, history excluded."""
-        histories = [request.dense_history for request in requests]
+        histories = [request.history for request in requests]
         if self.retriever is None:
             scores = np.zeros((len(requests), len(self.item_ids) + 1), dtype=np.float32)
         else:
@@ -234,61 +261,50 @@ class Recommender:
         examples = []
         for row, request in enumerate(requests):
             if request.candidates is None:
-                allowed = exclude_history(scores[row : row + 1], [request.dense_history])
+                allowed = exclude_history(scores[row : row + 1], [request.history])
                 items, values = top_k(allowed, max(k, self.processor.num_candidates))
                 chosen, first_stage = items[0][items[0] > 0], values[0][items[0] > 0]
             else:
                 chosen, first_stage = request.candidates, scores[row][request.candidates]
             examples.append(
                 RankingExample(
-                    user=self.processor.user_index(request.user),
-                    history=request.dense_history,
-                    ratings=np.ones(len(request.dense_history), dtype=np.float32),
+                    user=request.user,
+                    history=request.history,
+                    ratings=np.ones(len(request.history), dtype=np.float32),
                     candidates=chosen,
                     retrieval_scores=first_stage.astype(np.float32),
                 )
             )
         return examples
 
-    def rank(self, examples: Sequence[RankingExample]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Order and score parts of every list, as [`~windows.rank_windows`] gives them, all lists in the same forward
-        passes.
-
-        The parts of a candidate, (C, 2 + R), are those of the language model, the retriever and each relation. A list
-        of one is not scored: its first-stage score is all it has.
-        """
+    def rank(self, examples: Sequence[RankingExample]) -> list[Ranking]:
+        """Rank lists of any length, all of them in the same forward passes. A list of one is not scored: its
+        first-stage score is all it has."""
         self._switch()
-        results = []
-        for example in examples:
-            parts = np.zeros((len(example.candidates), 2 + len(self.processor.relations)), dtype=np.float32)
-            parts[:, 1] = example.retrieval_scores
-            results.append((np.arange(len(example.candidates)), parts))
-        lists = [row for row, example in enumerate(examples) if len(example.candidates) > 1]
-        ranked = rank_many(self._score, [examples[row] for row in lists], self.processor.num_candidates)
-        for row, result in zip(lists, ranked, strict=True):
-            results[row] = result
-        return results
+        rankings, several = [], [example for example in examples if len(example.candidates) > 1]
+        preferences: dict[int, np.ndarray] = {}
 
-    def describe(
-        self,
-        request: Request,
-        example: RankingExample,
-        order: np.ndarray,
-        parts: np.ndarray,
-        *,
-        k: int = 10,
-        num_reasons: int = 3,
-    ) -> list[Recommendation]:
+        def score(rows: list[int], windows: list[RankingExample]) -> list[np.ndarray]:
+            parts, given = self._score(windows)
+            preferences.update(zip(rows, given, strict=True))
+            return list(parts)
+
+        ranked = enumerate(rank_windows(score, several, self.processor.num_candidates))
+        for example in examples:
+            if len(example.candidates) > 1:
+                row, (order, parts) = next(ranked)
+                rankings.append(Ranking(example, order, parts, preferences[row]))
+            else:
+                parts = np.zeros((len(example.candidates), 2 + len(self.processor.relations)), dtype=np.float32)
+                parts[:, 1] = example.retrieval_scores
+                rankings.append(Ranking(example, np.arange(len(parts)), parts, None))
+        return rankings
+
+    def describe(self, ranking: Ranking, *, k: int = 10, num_reasons: int = 3) -> list[Recommendation]:
         """The best `k` of a ranked list, with reasons."""
         self._switch()
-        preferences = None
-        if len(order) < 2:
-            num_reasons = 0  # a list of one was not ranked: there is nothing to give reasons for
-        else:
-            preferences = self.preferences(request.history, user=request.user)
         return [
-            self._describe(rank, example, int(row), parts[row].astype(float), preferences, num_reasons)
-            for rank, row in enumerate(order[:k], start=1)
+            self._describe(rank, ranking, int(row), num_reasons) for rank, row in enumerate(ranking.order[:k], start=1)
         ]
 
     @torch.inference_mode()
@@ -296,45 +312,37 @@ class Recommender:
         """The user's distribution over relations, largest first.
 
         Args:
-            use_id: False leaves out what a known user's id adds. The user's own ratings are left out of the history's
-                statistics in any case.
+            user: raw id, for models with weights for single users.
+            use_id: False leaves out what a known user's id adds.
         """
         self._switch()
         dense_history = self.processor.dense_items(raw_id_list("history", history))
-        example = self.processor.history_example(dense_history, user)
         batch = {
-            "user_ids": torch.tensor([example.user if use_id else UNKNOWN_USER]),
-            "history_relations": torch.from_numpy(self.processor.history_features(example))[None],
+            "user_ids": torch.tensor([self.processor.user_index(user) if use_id else UNKNOWN_USER]),
+            "history_relations": torch.from_numpy(self.processor.evidence_index.statistics([dense_history])),
         }
         values = self.model.preferences(batch)[0].tolist()
         return dict(sorted(zip(self.processor.relations, values, strict=True), key=lambda pair: -pair[1]))
 
-    def _score(self, examples: Sequence[RankingExample]) -> np.ndarray:
-        """Score parts of every candidate, (B, C, 2 + R)."""
+    def _score(self, examples: Sequence[RankingExample]) -> tuple[np.ndarray, np.ndarray]:
+        """Score parts of every candidate, (B, C, 2 + R), and preferences, (B, R)."""
         parts = self.model.score_parts(self.processor(examples, with_prompt=self.model.config.use_language_model))
+        preferences = parts["preferences"]
         whole = [parts["language model"][..., None], parts["retriever"][..., None]]
-        if "evidence" in parts:
-            whole.append(parts["evidence"])
-        else:
-            whole.append(whole[0].new_zeros(*whole[0].shape[:2], len(self.processor.relations)))
-        return torch.cat(whole, dim=-1).float().cpu().numpy()
+        none = whole[0].new_zeros(*whole[0].shape[:2], preferences.shape[1])
+        whole.append(parts.get("evidence", none))
+        return torch.cat(whole, dim=-1).float().cpu().numpy(), preferences.float().cpu().numpy()
 
-    def _describe(
-        self,
-        rank: int,
-        example: RankingExample,
-        row: int,
-        parts: np.ndarray,
-        preferences: dict[str, float] | None,
-        num_reasons: int,
-    ) -> Recommendation:
+    def _describe(self, rank: int, ranking: Ranking, row: int, num_reasons: int) -> Recommendation:
+        example, parts, names = ranking.example, ranking.parts[row].astype(float), self.processor.relations
         item = int(example.candidates[row])
         relations: dict[str, float] = {}
         reasons: list[Reason] = []
-        if preferences is not None:
-            named = dict(zip((LANGUAGE_MODEL, RETRIEVER, *self.processor.relations), parts.tolist(), strict=True))
-            spoke = {name: named[name] for name in self.processor.relations if named[name]}
+        if ranking.preferences is not None:
+            named = dict(zip((LANGUAGE_MODEL, RETRIEVER, *names), parts.tolist(), strict=True))
+            spoke = {name: named[name] for name in names if named[name]}
             relations = dict(sorted(spoke.items(), key=lambda pair: -pair[1]))
+            preferences = dict(zip(names, ranking.preferences.tolist(), strict=True))
             weight = self.model.fusion.evidence_weight.item()
             reasons = reasons_for(self.processor, example, row, named, preferences, weight, num_reasons)
         return Recommendation(

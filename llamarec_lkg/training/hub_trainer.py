@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
+import logging
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
-from transformers.utils import PushInProgress, logging
+from transformers.utils import PushInProgress
 
-from ..hub.layout import CARD_FILE
+from ..hub.layout import CARD_FACTS, CARD_FILE
 from ..hub.model_card import ModelCard
-from ..hub.public_copy import link_parts, public_backbone, push_saved, staging
-from ..hub.push import CARD_FACTS, push_folder
+from ..hub.push import PushOptions, push_folder
+from ..hub.saved_folder import SavedFolder, public_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..utils.errors import LKGError
 from ..utils.files import write_json
@@ -23,7 +23,7 @@ from ..utils.hub import make_repository, whole_id
 from .training_args import LlamaRecLKGTrainingArguments
 
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 CARD_ARGUMENTS = ("language", "license", "tags", "model_name", "finetuned_from", "tasks", "dataset", "dataset_tags",
@@ -32,7 +32,7 @@ CARD_ARGUMENTS = ("language", "license", "tags", "model_name", "finetuned_from",
 
 
 class PushingTrainer(Trainer):
-    """`transformers.Trainer` that pushes small forms, each as one commit, without what is about people."""
+    """`transformers.Trainer` that pushes what others load, each time as one commit."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the model card into `args.output_dir`, and what it says as `card.json`: at the end of training, and
@@ -76,11 +76,10 @@ class PushingTrainer(Trainer):
         Args:
             blocking: False returns a `Future` at once.
             token, revision, private: by default those of the training arguments.
-            kwargs: `create_pr`, `include_users`, `include_interactions`, `include_co_ratings`,
-                `include_user_embedding`, `backbone` as in
-                [`~hub_repository.push_saved`], by default as the training arguments say; `language`, `license`,
-                `tags`, `dataset` and `finetuned_from` of the card. What else `transformers` takes for its card
-                (`model_name`, `tasks`, `dataset_tags`, `dataset_args`) is known here and has no effect.
+            kwargs: further fields of [`~push.PushOptions`] (`create_pr`, `share_users`, `backbone`, ...), by default
+                as the training arguments say; `language`, `license`, `tags`, `dataset` and `finetuned_from` of the
+                card. What else `transformers` takes for its card (`model_name`, `tasks`, `dataset_tags`,
+                `dataset_args`) is known here and has no effect.
 
         Raises:
             LKGError: the backbone has no name that others can load, or the upload failed; what was saved in
@@ -95,33 +94,23 @@ class PushingTrainer(Trainer):
         card = {name: kwargs.pop(name) for name in CARD_ARGUMENTS if name in kwargs}
         self.create_model_card(**card)
         self._finish_current_push()
-        options = {
-            **self._push_options(),
-            **({} if token is None else {"token": token}),
-            **({} if revision is None else {"revision": revision}),
-            **({} if private is None else {"private": private}),
-            "commit_message": commit_message,
-            **kwargs,
-        }
-        if not blocking:
-            # training may go on and save over these files before the push is done
-            staged = staging(self.args.output_dir)
-            shutil.copytree(
-                self.args.output_dir, staged.name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoint-*")
-            )
+        given = {"token": token, "revision": revision, "private": private}
+        given = {name: value for name, value in given.items() if value is not None}
+        options = PushOptions(**{**self._push_options(), **given, "commit_message": commit_message, **kwargs})
+        if blocking:
+            return push_folder(self.args.output_dir, self.hub_model_id, options=options)
+        # training may go on and save over these files before the push is done
+        snapshot = SavedFolder(self.args.output_dir).snapshot(link=False)
 
-            def push() -> CommitInfo:
-                with staged:
-                    return push_folder(staged.name, self.hub_model_id, **options)
+        def push() -> CommitInfo:
+            with snapshot:
+                return push_folder(snapshot.name, self.hub_model_id, options=options)
 
-            return HfApi().run_as_future(push)
-        return push_folder(self.args.output_dir, self.hub_model_id, **options)
+        return HfApi().run_as_future(push)
 
     def _push_options(self) -> dict[str, Any]:
         return {
-            "include_users": self.args.hub_include_users,
-            "include_interactions": self.args.hub_include_interactions,
-            "include_co_ratings": self.args.hub_include_co_ratings,
+            "share_users": self.args.hub_share_users,
             "backbone": self.args.hub_backbone,
             "private": self.args.hub_private_repo,
             "revision": self.args.hub_revision,
@@ -138,14 +127,15 @@ class PushingTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         steps = self.args.save_strategy == SaveStrategy.STEPS
         when = f"step {self.state.global_step}" if steps else f"epoch {int(self.state.epoch)}"
-        options = {**self._push_options(), "commit_message": f"Training in progress, {when}"}
-        staged = staging(checkpoint_folder)  # the checkpoint itself may be gone before the push is done
-        link_parts(Path(checkpoint_folder), Path(staged.name))
+        options = PushOptions(**self._push_options(), commit_message=f"Training in progress, {when}")
+        snapshot = SavedFolder(checkpoint_folder).snapshot(
+            link=True
+        )  # the checkpoint may be gone before the push is done
 
         def push() -> None:
-            with staged:
+            with snapshot:
                 try:
-                    push_saved(staged.name, self.hub_model_id, **options)
+                    push_folder(snapshot.name, self.hub_model_id, options=options)
                 except LKGError as error:
                     logger.warning(f"Training goes on. {error}")
 
@@ -173,8 +163,8 @@ def check_push(args: LlamaRecLKGTrainingArguments, model: LlamaRecLKGForRanking)
     """Raise `LKGError` before training where pushing would fail after it."""
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         raise LKGError(
-            f"hub_strategy={args.hub_strategy.value!r} would publish whole checkpoints, with the optimiser's state "
-            "and the weights of single users. Use 'every_save', which pushes what others load, or 'end'."
+            f"hub_strategy={args.hub_strategy.value!r} would publish whole checkpoints, with the optimiser's "
+            "state and any weights of single users. Use 'every_save', which pushes what others load, or 'end'."
         )
     if model.has_adapter:
         public_backbone(model.config.backbone_name_or_path, args.hub_backbone)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -38,31 +38,34 @@ class GraphSection:
     """
     Args:
         use_triples: take the data set's own facts beside the items' attributes.
-        exclude_relations: leave these out.
+        exclude_relations: leave these out; CO_RATED is what interactions say.
         whole_values: attribute relations whose values are joined into one entity, as published for genres.
-        include_heldout: add validation and test interactions. Only to reproduce published counts.
+        co_rating_min_people: a pair of items that fewer people interacted with is not tied by co-ratings.
+        co_ratings_per_item: how many other items each is tied to by co-ratings.
     """
 
     use_triples: bool = True
     exclude_relations: list[str] = field(default_factory=list)
     whole_values: list[str] = field(default_factory=list)
-    include_heldout: bool = False
+    co_rating_min_people: int = 5
+    co_ratings_per_item: int = 50
 
 
 @dataclass
 class ExamplesSection:
     """
     Args:
-        holdout: how many of each user's last training interactions become the ranker's lists, made by a second
-            retriever that has not seen them. 0 makes lists of all training positions with the one retriever, as
-            published.
+        folds: parts of the users. The training lists of a part are made by a retriever and read with co-ratings that
+            were fitted on the other parts. 1 makes all of them with the one retriever and graph, as published.
+        per_user: lists of each user's latest training positions; None takes all positions.
         negatives: see `candidates.training_examples`.
         shuffle: random order of candidates in training.
         max_train, max_validation: lists that the language model is trained and validated on; None takes all.
             Preferences and fusion warm up on all of them in any case.
     """
 
-    holdout: int = 20
+    folds: int = 4
+    per_user: int | None = None
     negatives: Literal["retrieved", "uniform"] = "retrieved"
     shuffle: bool = True
     max_train: int | None = None
@@ -74,7 +77,7 @@ def default_backbone() -> ModelConfig:
     quickstart."""
     return ModelConfig(
         model_name_or_path=SMOLLM2_NAME,
-        dtype="bfloat16",
+        dtype="auto",
         use_peft=True,
         lora_r=8,
         lora_alpha=32,
@@ -90,10 +93,9 @@ class EvaluationSection:
         split: "test" or "validation".
         batch_size: lists in a forward pass.
         resamples: of the bootstrap.
-        controls: names of `evaluation.CONTROLS` to run with the whole ranker. Without the language model, where they
+        controls: names of `ablations.CONTROLS` to run with the whole ranker. Without the language model, where they
             cost nothing, all of them are always run.
         untrained: whether to score the ranker before training, too.
-        as_published: whether to score what a push publishes, too, by default and with co-ratings.
         seed: of bootstrap and shuffling.
     """
 
@@ -102,7 +104,6 @@ class EvaluationSection:
     resamples: int = 2000
     controls: list[str] = field(default_factory=list)
     untrained: bool = True
-    as_published: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -184,27 +185,17 @@ class RunConfig:
         Raises:
             LKGError: a section or a key in one is not known, or a section is none.
         """
-        if not isinstance(content, Mapping):
-            raise LKGError(f"A configuration is a mapping of sections; this is a {type(content).__name__}.")
-        known = {f.name: f for f in dataclasses.fields(cls)}
-        _require_known("the file", content, known)
+        _check(content, "the configuration")
         values: dict[str, Any] = {}
-        for name, value in content.items():
-            default = known[name].default_factory() if known[name].default is dataclasses.MISSING else None
-            if default is not None and not isinstance(value, Mapping | None):
-                raise LKGError(f"{name} is a section; it holds keys with values, and is {value!r} here.")
-            if dataclasses.is_dataclass(default):
-                _require_known(name, value or {}, {f.name for f in dataclasses.fields(default)})
-                values[name] = dataclasses.replace(default, **(value or {}))
-            else:
-                values[name] = value if value is not None else default
-        config = cls(**values)
-        keys = _known_keys()
-        for name in ("prompt", "model", "training"):
-            _require_known(name, getattr(config, name), keys[name])
-        _require_numbers("training", config.training, dataclasses.fields(LlamaRecLKGTrainingArguments))
-        _require_known("adapter", config.adapter, _adapter_fields(config.adapter))
-        return config
+        for field_ in dataclasses.fields(cls):
+            given = content.get(field_.name)
+            if given is None:
+                continue
+            default = None if field_.default_factory is dataclasses.MISSING else field_.default_factory()
+            values[field_.name] = dataclasses.replace(default, **given) if dataclasses.is_dataclass(default) else given
+        if values.get("adapter"):
+            _check_adapter(values["adapter"])
+        return cls(**values)
 
     @classmethod
     def from_yaml(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -220,25 +211,23 @@ class RunConfig:
                 content = _parse(Path(path).read_text(encoding="utf-8")) or {}
             except OSError as error:
                 raise LKGError(f"The configuration {path} cannot be read: {error}.") from error
-        if not isinstance(content, Mapping) or not overrides:
-            return cls.from_mapping(content)
-        known = _known_keys()
+        _check(content, f"the file {path}")
         for override in overrides:
-            key, separator, value = override.partition("=")
+            key, separator, text = override.partition("=")
             if not separator or not key:
                 raise LKGError(
                     f"The override {override!r} is not of the form section.key=value, as in training.seed=1."
                 )
-            parsed = _parse(value)
-            _require_known_override(override, parsed, known)
-            target = content
             *sections, last = key.split(".")
+            value = named = {last: _parse(text)}
+            for section in reversed(sections):
+                named = {section: named}
+            _check(named, f"the override {override!r}")
+            target = content
             for section in sections:
-                if not isinstance(target.get(section), Mapping | None):
-                    raise _no_section(override, section)
                 target[section] = dict(target.get(section) or {})
                 target = target[section]
-            target[last] = parsed
+            target.update(value)
         return cls.from_mapping(content)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -266,83 +255,59 @@ def _known_keys() -> dict[str, dict[str, Any]]:
     return known
 
 
-def _require_known_override(override: str, value: Any, known: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise `LKGError` where an override names what there is not; `known` is what `_known_keys` says."""
-    section, *rest = override.partition("=")[0].split(".")
-    if section not in known:
-        raise LKGError(
-            f"Unknown section {section!r} in the override {override!r}{_hint(_near(section, rest, known))} "
-            f"The sections are {', '.join(known)}."
-        )
-    keys = known[section]
-    if not rest:
-        if keys and not isinstance(value, Mapping | None):
+def _check(content: Any, where: str) -> None:
+    """Raise `LKGError` where sections, keys or values are not what a run takes; `where` says who gave them."""
+    if not isinstance(content, Mapping):
+        raise LKGError(f"A configuration is a mapping of sections; {where} is a {type(content).__name__}.")
+    known = _known_keys()
+    for section, given in content.items():
+        if section not in known:
             raise LKGError(
-                f"{section} is a section; the override {override!r} gives it {value!r}. Name a key of it, as in "
-                f"{section}.key=value; {section} knows {', '.join(sorted(keys))}."
+                f"Unknown section {section!r} in {where}{_near(section, given, known)} The sections are "
+                f"{', '.join(known)}."
             )
-        rest = [key for key in (value or {}) if key not in keys] if keys else []  # the whole section at once
-        if not rest:
-            return
-    if not keys:
-        raise _no_section(override, section)
-    if rest[0] not in keys:
-        near = _near(section, rest, known)
-        listed = "" if near else f" The section {section} knows {', '.join(sorted(keys))}."
-        raise LKGError(f"Unknown key {rest[0]!r} in the override {override!r}{_hint(near)}{listed}")
-    holds = (type(None), Mapping, str, type(dataclasses.MISSING))  # a text may stand for a mapping, as json
-    if rest[1:] and not isinstance(keys[rest[0]], holds):
-        raise _no_section(override, f"{section}.{rest[0]}")
+        keys = known[section]
+        if not keys and isinstance(given, Mapping):
+            raise LKGError(f"{where} goes into {section}, which is no section. Give it a value.")
+        if keys and not isinstance(given, Mapping | None):
+            raise LKGError(
+                f"{section} is a section; {where} gives it {given!r}. Name a key of it, as in {section}.key=value; "
+                f"{section} knows {', '.join(sorted(keys))}."
+            )
+        for key, value in (given or {}).items() if keys else ():
+            if key not in keys:
+                near = _near(section, [key], known)
+                listed = "" if near != "." else f" The section {section} knows {', '.join(sorted(keys))}."
+                raise LKGError(f"Unknown key {key!r} of {section} in {where}{near}{listed}")
+            default, number = keys[key], isinstance(value, int | float) and not isinstance(value, bool)
+            if isinstance(value, Mapping) and isinstance(default, bool | int | float | list):
+                raise LKGError(f"{where} goes into {section}.{key}, which is no section. Give it a value.")
+            if isinstance(default, int | float) and not isinstance(default, bool) and not number and value is not None:
+                raise LKGError(f"{section}.{key} is {value!r} in {where}; it must be a number.")
 
 
-def _near(section: str, rest: Sequence[Any], known: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What may have been meant: the same key in another section, else keys of this one that are spelt alike."""
-    key = str(rest[0]) if rest else section
+def _check_adapter(given: Mapping[str, Any]) -> None:
+    """Raise `LKGError` unless the section names a kind of adapter that PEFT knows, and fields that this kind has."""
+    kinds = {kind.value: settings for kind, settings in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kind = kinds.get(given.get("peft_type"))
+    if kind is None:
+        raise LKGError(
+            f"adapter.peft_type is {given.get('peft_type')!r}; PEFT knows {sorted(kinds)}. Leave the section out for "
+            "LoRA with the settings of `backbone`."
+        )
+    if unknown := sorted(set(given) - {field.name for field in dataclasses.fields(kind)}):
+        raise LKGError(f"{unknown} in adapter are no fields of PEFT's {kind.__name__}. Leave them out.")
+
+
+def _near(section: str, keys: Iterable[Any] | None, known: Mapping[str, Mapping[str, Any]]) -> str:
+    """What may have been meant, as the end of a sentence: the same key in another section, else keys of this one that
+    are spelt alike."""
+    key = str(next(iter(keys))) if isinstance(keys, Mapping | list) and keys else section
     places = [name for name in known if key in known[name]]
     places = difflib.get_close_matches(section, places, n=1) or places
     names = [f"{name}.{key}" for name in places]
     if not names and section in known:
         names = [f"{section}.{match}" for match in difflib.get_close_matches(key, known[section], n=3)]
-    return names
-
-
-def _hint(names: Sequence[str]) -> str:
+    if not names:
+        names = difflib.get_close_matches(section, [name for name in known if name != section], n=1)
     return f"; did you mean {' or '.join(map(repr, names))}?" if names else "."
-
-
-def _no_section(override: str, place: str) -> LKGError:
-    return LKGError(f"The override {override!r} goes into {place}, which is no section. Give {place}=value.")
-
-
-def _adapter_fields(given: Mapping[str, Any]) -> set[str]:
-    """Fields of the PEFT configuration that `given` names by its `peft_type`."""
-    if not given:
-        return set()
-    kinds = {kind.value: settings for kind, settings in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    if given.get("peft_type") not in kinds:
-        raise LKGError(
-            f"adapter.peft_type is {given.get('peft_type')!r}; PEFT knows {sorted(kinds)}. Leave the section out for "
-            "LoRA with the settings of `backbone`."
-        )
-    return {f.name for f in dataclasses.fields(kinds[given["peft_type"]])}
-
-
-def _require_numbers(section: str, given: Mapping[str, Any], fields: Sequence[dataclasses.Field]) -> None:
-    """Raise `LKGError` where a field whose default is a number was given something else."""
-    for field_ in fields:
-        value, default = given.get(field_.name), field_.default
-        if value is None or isinstance(default, bool) or not isinstance(default, int | float):
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise LKGError(f"{section}.{field_.name} must be a number, got {value!r}.")
-
-
-def _require_known(where: str, given: Mapping[str, Any], known: Any) -> None:
-    unknown = sorted(set(given) - set(known))
-    close = [match for key in unknown for match in difflib.get_close_matches(key, known, n=1)]
-    if close:
-        raise LKGError(f"Unknown {unknown} in {where}; did you mean {close}?")
-    if unknown:
-        raise LKGError(
-            f"Unknown {'key' if len(unknown) == 1 else 'keys'} {unknown} in {where}; known are {sorted(known)}."
-        )

@@ -3,19 +3,18 @@ card."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoConfig, BatchFeature, EarlyStoppingCallback, EvalPrediction
-from transformers.utils import logging
 
 from ..data.schema import RankingExample
 from ..evaluation.metrics import mean_metrics, require_finite, target_ranks
-from ..graph.knowledge_graph import KnowledgeGraph
 from ..hub.layout import RETRIEVER_FOLDER
 from ..ranking.adapter_files import trained_outside_adapters
 from ..ranking.backbones import resolve_backbone
@@ -23,7 +22,6 @@ from ..ranking.configuration_llamarec_lkg import LlamaRecLKGConfig
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..retrieval.base import check_retriever
-from ..retrieval.candidates import to_dataset
 from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file
@@ -32,7 +30,7 @@ from .training_args import LlamaRecLKGTrainingArguments
 from .warm_up import fit_heads, heads_batch
 
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -60,14 +58,12 @@ class LlamaRecLKGTrainer(PushingTrainer):
         model: a [`LlamaRecLKGForRanking`], the place of a saved one, or the name of a causal language model to build
             one on.
         args: [`LlamaRecLKGTrainingArguments`].
-        train_dataset, eval_dataset: `datasets.Dataset` with the columns of [`RankingExample`], or lists of examples.
-            Rows of `eval_dataset` with label -1 (target not retrieved) count as misses and are not run through the
-            model.
+        train_dataset, eval_dataset: [`RankingExample`]s, or a `datasets.Dataset` with their columns; they are kept as
+            lists of examples. Features that training lists carry are used as they are (see
+            `retrieval.candidates.with_features`). Rows of `eval_dataset` with label -1 (target not retrieved) count as
+            misses and are not run through the model.
         processing_class: the [`LlamaRecLKGProcessor`]. If it has no evidence scale yet, it is fitted on
             `train_dataset`.
-        train_knowledge_graph: the graph that training lists are read with, by default the processor's. Give the one
-            that knows no more than the retriever that made the lists: a graph that holds their targets' interactions
-            promises more than it can keep at test time.
         peft_config: for the backbone; preferences and fusion are always trained.
         quantization_config: for a backbone given by name.
         retriever: an [`LRURecForRetrieval`] to save and push beside the ranker, so that a `Recommender` can load both.
@@ -88,7 +84,6 @@ class LlamaRecLKGTrainer(PushingTrainer):
         processing_class: LlamaRecLKGProcessor | None = None,
         peft_config: Any = None,
         quantization_config: Any = None,
-        train_knowledge_graph: KnowledgeGraph | None = None,
         config: LlamaRecLKGConfig | None = None,
         retriever: LRURecForRetrieval | LRURecRetriever | None = None,
         data_collator: Any = None,
@@ -100,21 +95,15 @@ class LlamaRecLKGTrainer(PushingTrainer):
                 f"processing_class is {type(processing_class).__name__}; the trainer needs the LlamaRecLKGProcessor "
                 "that holds graph, titles and tokenizer."
             )
-        train_dataset, eval_dataset = _as_dataset(train_dataset), _as_dataset(eval_dataset)
-        if train_dataset is not None:
-            labels = np.asarray(train_dataset["label"])
-            if (labels < 0).any():
-                raise LKGError(
-                    f"{int((labels < 0).sum())} of {len(labels)} training rows have no target among their candidates "
-                    "(label -1). Make them with `candidates.training_examples`, or filter them out."
-                )
-        train_processor = processing_class
-        if train_knowledge_graph is not None:
-            train_processor = processing_class.with_knowledge_graph(train_knowledge_graph)
-        if train_dataset is not None and processing_class.evidence_scale is None:
-            scale = train_processor.fit(train_dataset).evidence_scale
-            for processor in (processing_class, train_processor):
-                processor.set_evidence_scale(scale)
+        train_dataset, eval_dataset = _as_examples(train_dataset), _as_examples(eval_dataset)
+        missed = sum(example.label < 0 for example in train_dataset or ())
+        if missed:
+            raise LKGError(
+                f"{missed} of {len(train_dataset)} training rows have no target among their candidates (label -1). "
+                "Make them with `candidates.training_examples`, or filter them out."
+            )
+        if train_dataset and processing_class.evidence_scale is None:
+            processing_class.fit(train_dataset)
         if isinstance(model, str):
             model = _load(model, processing_class, config, args, quantization_config, peft_config)
         if not isinstance(model, LlamaRecLKGForRanking):
@@ -136,10 +125,9 @@ class LlamaRecLKGTrainer(PushingTrainer):
             model.enable_input_require_grads()
         if args.push_to_hub:
             check_push(args, model)
-        self.train_processor = train_processor
-        self._missed = 0
-        self._retriever_ranks: list[int] = []
         self._heads_are_warm = False
+        self._missed = 0
+        self._retriever_ranks = np.zeros(0, dtype=np.int64)
         if args.load_best_model_at_end and args.early_stopping_patience and eval_dataset is not None:
             kwargs["callbacks"] = [
                 *(kwargs.get("callbacks") or []),
@@ -174,31 +162,30 @@ class LlamaRecLKGTrainer(PushingTrainer):
             )
         if trained:
             self.model.mark_backbone_changed()  # what is saved from here on is the whole model
-        if not resume_from_checkpoint and self.args.heads_warm_up_epochs > 0 and not self._heads_are_warm:
-            if self.model.place is None:
+        config = self.model.config
+        if not resume_from_checkpoint and self.args.heads_warm_up_epochs > 0:
+            if not config.heads_trained:
                 self.warm_up_heads()
-            else:
+            elif not self._heads_are_warm:
                 logger.warning(
-                    f"Preferences and fusion come trained from {self.model.place[0]}: their warm-up is left out. "
+                    "Preferences and fusion are trained already (`config.heads_trained`): their warm-up is left out. "
                     "`trainer.warm_up_heads()` runs it all the same."
                 )
+        config.heads_trained = True  # they are trained on from here, and so is every checkpoint
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.create_model_card()
         return result
 
     def warm_up_heads(self) -> list[dict[str, float]]:
-        """Fit preferences and fusion on the training lists, the backbone left out; see `heads.fit_heads`."""
+        """Fit preferences and fusion on the training lists, the backbone left out; see `warm_up.fit_heads`."""
         self._heads_are_warm = True
         progress = self.is_world_process_zero() and not self.args.disable_tqdm
         self.model.to(self.args.device)
-        train = heads_batch(self.train_processor, self.train_dataset, progress=progress)
-        validation = None
-        if self.eval_dataset is not None and (np.asarray(self.eval_dataset["label"]) >= 0).any():
-            validation = heads_batch(self.processing_class, self.eval_dataset, progress=progress)
-        return fit_heads(
+        retrieved = [example for example in self.eval_dataset or () if example.label >= 0]
+        log = fit_heads(
             self.model,
-            train,
-            validation,
+            heads_batch(self.processing_class, self.train_dataset, progress=progress),
+            heads_batch(self.processing_class, retrieved, progress=progress) if retrieved else None,
             epochs=self.args.heads_warm_up_epochs,
             batch_size=self.args.heads_warm_up_batch_size,
             learning_rate=(
@@ -210,16 +197,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
             seed=self.args.seed,
             progress=progress,
         )
-
-    def get_train_dataloader(self) -> Any:
-        """As upstream, with the lists read through `train_knowledge_graph`."""
-        collator = self.data_collator
-        if isinstance(collator, RankingCollator):
-            self.data_collator = replace(collator, processor=self.train_processor)
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.data_collator = collator
+        self.model.config.heads_trained = self.model.config.heads_trained or bool(log)
+        return log
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As upstream, but preferences and fusion form a group with a learning rate of their own, and so do LoRA's B
@@ -247,33 +226,24 @@ class LlamaRecLKGTrainer(PushingTrainer):
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss over the re-ranked lists, and metrics over all lists: `eval_ndcg@10`, beside
         `eval_retriever_ndcg@10`."""
-        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if eval_dataset is None or isinstance(eval_dataset, dict) or not len(eval_dataset):
+        examples = _as_examples(self.eval_dataset if eval_dataset is None else eval_dataset)
+        if not examples:
+            raise LKGError("evaluate() needs lists: there is no `eval_dataset`, or it is empty.")
+        retrieved = [example for example in examples if example.label >= 0]
+        if not retrieved:
             raise LKGError(
-                f"evaluate() was given {type(eval_dataset).__name__}; it needs one data set of lists that is not "
-                "empty."
+                f"The retriever found the target of none of {len(examples)} lists: there is nothing to re-rank."
             )
-        dataset = self._retrieved_only(eval_dataset)
-        return super().evaluate(dataset, *args, **kwargs)
+        self._missed = len(examples) - len(retrieved)
+        self._retriever_ranks = np.concatenate(
+            [target_ranks(example.retrieval_scores[None], np.array([example.label])) for example in retrieved]
+        )
+        return super().evaluate(retrieved, *args, **kwargs)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Logits of every row, also of those whose target was not retrieved."""
-        self._missed, self._retriever_ranks = 0, []
-        return super().predict(_as_dataset(test_dataset), *args, **kwargs)
-
-    def _retrieved_only(self, dataset: Any) -> Any:
-        dataset = _as_dataset(dataset)
-        retrieved = np.flatnonzero(np.asarray(dataset["label"]) >= 0)
-        self._missed = len(dataset) - len(retrieved)
-        self._retriever_ranks = [
-            int(target_ranks(np.asarray([row["retrieval_scores"]]), np.asarray([row["label"]]))[0])
-            for row in (dataset[int(index)] for index in retrieved)
-        ]
-        if not len(retrieved):
-            raise LKGError(
-                f"The retriever found the target of none of {len(dataset)} lists: there is nothing to re-rank."
-            )
-        return dataset if self._missed == 0 else dataset.select(retrieved)
+        self._missed, self._retriever_ranks = 0, np.zeros(0, dtype=np.int64)
+        return super().predict(_as_examples(test_dataset), *args, **kwargs)
 
     def _ranking_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         require_finite(prediction.predictions)
@@ -313,11 +283,13 @@ class LlamaRecLKGTrainer(PushingTrainer):
         self.accelerator.unwrap_model(self.model).load_trained_weights(self.state.best_model_checkpoint)
 
 
-def _as_dataset(dataset: Any) -> Any:
-    """Examples as a `datasets.Dataset`; any other kind of data set is passed through."""
-    if isinstance(dataset, Sequence) and not isinstance(dataset, str) and len(dataset):
-        return to_dataset([e if isinstance(e, RankingExample) else RankingExample.from_mapping(e) for e in dataset])
-    return dataset
+def _as_examples(dataset: Any) -> list[RankingExample] | None:
+    """Any rows as a list of examples."""
+    if dataset is None or isinstance(dataset, Mapping):
+        if dataset is None:
+            return None
+        raise LKGError(f"A mapping of data sets ({sorted(dataset)}) was given; the trainer takes one. Choose one.")
+    return [row if isinstance(row, RankingExample) else RankingExample.from_mapping(row) for row in dataset]
 
 
 def _load(
@@ -333,7 +305,8 @@ def _load(
     kwargs = {} if quantization_config is None else {"quantization_config": quantization_config}
     # frozen weights may be half as wide; weights that are trained need float32 for their small steps
     frozen = peft_config is not None or quantization_config is not None or getattr(saved, "has_adapter", False)
-    kwargs["dtype"] = torch.bfloat16 if args.bf16 and frozen else torch.float32
+    narrow = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    kwargs["dtype"] = narrow if frozen else torch.float32
     if isinstance(saved, LlamaRecLKGConfig):
         return LlamaRecLKGForRanking.from_pretrained(path, is_trainable=True, **kwargs)
     return LlamaRecLKGForRanking.from_backbone(name, config or processor.model_config(), **kwargs)

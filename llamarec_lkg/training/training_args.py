@@ -58,15 +58,8 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
         },
     )
     heads_warm_up_batch_size: int = field(default=256, metadata={"help": "Lists in a batch of that warm-up."})
-    hub_include_users: bool = field(
-        default=False,
-        metadata={"help": "Push raw user ids and the weights of single users, which stay home otherwise."},
-    )
-    hub_include_interactions: bool = field(
-        default=False, metadata={"help": "Push the graph with who rated what and when."}
-    )
-    hub_include_co_ratings: bool = field(
-        default=False, metadata={"help": "Push what people's ratings say of pairs of items, summed over people."}
+    hub_share_users: bool = field(
+        default=False, metadata={"help": "Push `private/` as well: user ids and the weights of single users."}
     )
     hub_backbone: str | None = field(
         default=None, metadata={"help": "Name for a backbone that is a local folder: its id on the Hub."}

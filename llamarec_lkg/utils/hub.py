@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import re
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionResolutionError,
 )
-from transformers.utils import cached_file
+from huggingface_hub.utils import validate_repo_id
 
 from .errors import LKGError
 
@@ -41,6 +40,15 @@ def is_local(name_or_path: str) -> bool:
         return False
     path = Path(name_or_path).expanduser()
     return path.is_absolute() or name_or_path.startswith((".", "~")) or path.exists()
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form owner/name and is no place on this machine."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name and not is_local(name)
 
 
 def lasting_name(name_or_path: str) -> str:
@@ -167,6 +175,8 @@ def fetch(name: str | Path, file: str, *, optional: bool = False, **hub: Any) ->
         LKGError: the download broke off; it goes on where it stopped when it is tried again.
         OSError: the file or the repository is not there, or not for this token.
     """
+    from transformers.utils import cached_file  # here, for the commands that need no model
+
     try:
         return cached_file(str(name), file, _raise_exceptions_for_missing_entries=not optional, **hub)
     except (HTTPError, RuntimeError) as error:
@@ -187,8 +197,10 @@ def whole_id(repo_id: str, token: str | bool | None = None) -> str:
     Raises:
         LKGError: the id has a wrong form, or the Hub does not know the token.
     """
-    if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", repo_id):
-        raise LKGError(f"repo_id={repo_id!r} was given; it has the form 'owner/name'.")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise LKGError(f"repo_id={repo_id!r} was given; it has the form 'owner/name' ({error}).") from error
     if "/" in repo_id:
         return repo_id
     try:

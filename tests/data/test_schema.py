@@ -13,6 +13,7 @@ from llamarec_lkg.data.schema import (
     USER_ID,
     Interactions,
     ItemTable,
+    RankingExample,
     Triples,
     as_id_strings,
     clean_text,
@@ -65,11 +66,6 @@ def test_interactions_without_ratings_are_implicit_feedback():
     assert Interactions.from_frame(interactions_frame().drop(columns=RATING)).ratings.tolist() == [1.0, 1.0, 1.0]
 
 
-def test_interactions_need_their_columns():
-    with pytest.raises(LKGError, match=r"interactions table .* lacks \['timestamp'\]"):
-        Interactions.from_frame(interactions_frame().drop(columns=TIMESTAMP))
-
-
 def test_an_empty_interactions_table_is_refused():
     with pytest.raises(LKGError, match="interactions table has no rows"):
         Interactions.from_frame(interactions_frame().iloc[:0])
@@ -100,20 +96,13 @@ def test_text_where_a_number_belongs_is_named(column, values, first):
         Interactions.from_frame(interactions_frame(**{column: values}))
 
 
-def test_dates_as_text_become_seconds():
+@pytest.mark.parametrize("kind", ["text", "dates", "dates with a zone"])
+def test_dates_become_seconds_in_utc(kind):
     dates = ["1970-01-01 00:00:10", "1970-01-01 00:00:20", "1970-01-02 00:00:00"]
-    assert Interactions.from_frame(interactions_frame(timestamp=dates)).timestamps.tolist() == [10, 20, 86400]
-
-
-def test_dates_become_seconds():
-    dates = pd.to_datetime(["1970-01-01 00:00:10", "1970-01-01 00:00:20", "1970-01-02 00:00:00"])
-    assert Interactions.from_frame(interactions_frame(timestamp=dates)).timestamps.tolist() == [10, 20, 86400]
-
-
-def test_dates_with_a_time_zone_become_seconds_in_utc():
-    dates = pd.to_datetime(["1970-01-01 01:00:10", "1970-01-01 01:00:20", "1970-01-02 01:00:00"]).tz_localize(
-        "Etc/GMT-1"
-    )
+    if kind != "text":
+        dates = pd.to_datetime(dates, utc=kind == "dates with a zone")
+    if kind == "dates with a zone":
+        dates = dates.tz_convert("Etc/GMT-1")
     assert Interactions.from_frame(interactions_frame(timestamp=dates)).timestamps.tolist() == [10, 20, 86400]
 
 
@@ -190,3 +179,27 @@ def test_triples_need_every_column_and_value():
         Triples.from_frame(frame, {})
     with pytest.raises(LKGError, match=r"triples table .* lacks \['relation'\]"):
         Triples.from_frame(frame.drop(columns=RELATION), {})
+
+
+@pytest.mark.parametrize("name", ["RATED", "CO_RATED"])
+def test_the_names_of_what_interactions_say_are_kept_for_them(name):
+    items = pd.DataFrame({ITEM_ID: [1], TITLE: ["A"], name.lower(): ["x"]})
+    with pytest.raises(LKGError, match=f"relation is called '{name}'.* Rename the column"):
+        ItemTable.from_frame(items)
+    assert ItemTable.from_frame(items, {name.lower(): "RATING_IS"}).attributes == {"RATING_IS": (("x",),)}
+    triples = pd.DataFrame({HEAD: ["a", "a"], RELATION: ["R", name], TAIL: ["b", "b"]})
+    with pytest.raises(LKGError, match=f"relation is called '{name}'.* Rename the relation .*leave them out"):
+        Triples.from_frame(triples, {})
+
+
+def test_an_example_keeps_what_the_graph_says_where_the_list_brings_it():
+    row = {"history": [3, 1], "candidates": [2, 4, 5]}
+    plain = RankingExample.from_mapping(row)
+    assert plain.evidence is None and plain.history_relations is None and plain.label == -1
+    assert plain.ratings.tolist() == [1, 1] and plain.retrieval_scores.tolist() == [0, 0, 0]
+    full = RankingExample.from_mapping({**row, "evidence": [[1, 0.5]] * 3, "history_relations": [[1], [2]]})
+    assert full.evidence.dtype == full.history_relations.dtype == np.float32
+    assert full.evidence.tolist() == [[1, 0.5]] * 3 and full.history_relations.tolist() == [[1], [2]]
+    assert RankingExample.from_mapping({**row, "evidence": None}).evidence is None
+    with pytest.raises(LKGError, match=r"lacks \['candidates'\]"):
+        RankingExample.from_mapping({"history": [1]})

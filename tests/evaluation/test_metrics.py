@@ -1,8 +1,10 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from llamarec_lkg.evaluation import metrics
 from llamarec_lkg.evaluation.metrics import MISS, bootstrap_interval, mean_metrics, metrics_per_user, target_ranks
 
 
@@ -96,8 +98,13 @@ def test_a_paired_difference_that_is_constant_has_no_width():
     assert bootstrap_interval({"gain": (base + 0.25) - base})["gain"] == pytest.approx((0.25, 0.25))
 
 
-def test_any_number_of_resamples_is_used_in_full():
-    values = {"a": np.r_[np.zeros(50), np.ones(50)]}
-    for resamples in (1, 255, 257, 600):
-        low, high = bootstrap_interval(values, resamples=resamples)["a"]
-        assert 0.2 < low <= high < 0.8
+def test_resampling_takes_the_same_little_memory_for_any_number_of_users(monkeypatch):
+    """And in whatever blocks, the intervals are the same."""
+    values = {"a": np.random.default_rng(0).random(60_000)}
+    tracemalloc.start()
+    whole = bootstrap_interval(values, resamples=300)["a"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6, f"{peak / 1e6:.0f} MB; all resamples at once would be 288"
+    monkeypatch.setattr(metrics, "BLOCK_CELLS", 60_000 * 7)
+    assert bootstrap_interval(values, resamples=300)["a"] == pytest.approx(whole, abs=1e-12)

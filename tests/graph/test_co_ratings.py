@@ -1,132 +1,132 @@
-"""Co-ratings: the evidence that strangers would have from all people, without the people."""
+"""Co-ratings: what all people together say about pairs of items."""
 
-from dataclasses import replace
-
-import networkx as nx
 import numpy as np
 import pytest
-from same_graph import assert_same
-from tiny import examples, processor
+from graphs import weighted_pairs
 
-from llamarec_lkg import LKGError
-from llamarec_lkg.data.schema import RATED, UNKNOWN_USER
-from llamarec_lkg.graph.co_ratings import with_co_ratings
+from llamarec_lkg.data.schema import CO_RATED
+from llamarec_lkg.data.sequences import TRAIN, UNUSED, SequenceDataset
+from llamarec_lkg.graph import co_ratings as module
+from llamarec_lkg.graph.co_ratings import CoRatings, co_ratings
 from llamarec_lkg.graph.evidence import EvidenceIndex
-from llamarec_lkg.graph.knowledge_graph import UNDATED, KnowledgeGraph
-from llamarec_lkg.serving.reasons import evidence_paths
+from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
+from llamarec_lkg.utils.errors import LKGError
 
 
-@pytest.fixture(scope="module")
-def graph(film_dataset) -> KnowledgeGraph:
-    return KnowledgeGraph.from_dataset(film_dataset)
-
-
-@pytest.fixture(scope="module")
-def movielens(movielens_dataset) -> KnowledgeGraph:
-    return KnowledgeGraph.from_dataset(movielens_dataset)
-
-
-def rated_pairs(graph) -> dict[tuple[int, int], float]:
-    """Co-ratings as dense items, the smaller first."""
-    if graph.weights is None:
-        return {}
-    items, rated = graph.item_of_node(), np.asarray(graph.edge_relations) == 2 * graph.relations.index(RATED)
-    ends = items[graph.edge_sources()[rated]], items[np.asarray(graph.targets)[rated]]
-    return {(int(a), int(b)): float(w) for a, b, w in zip(*ends, np.asarray(graph.weights)[rated], strict=True)}
-
-
-def test_a_stranger_has_the_evidence_that_the_people_gave(graph, film_dataset):
-    whole = EvidenceIndex.from_graph(graph, film_dataset.user_ids)
-    public = EvidenceIndex.from_graph(with_co_ratings(graph, min_people=1, per_item=99), [])
-    rated = graph.relations.index(RATED)
-    for history in ([1], [2, 5], [6, 3, 1, 4]):
-        candidates = np.setdiff1d(np.arange(1, 7), history)
-        wanted = whole.evidence(np.array(history), candidates)
-        found = public.evidence(np.array(history), candidates)
-        assert found == pytest.approx(wanted, abs=6e-4), "weights are rounded to a thousandth"
-        assert found[:, rated].any() and not np.array_equal(found[:, rated], wanted[:, rated])
-        others = np.arange(len(graph.relations)) != rated
-        assert np.array_equal(found[:, others], wanted[:, others])
-
-
-def test_weights_by_hand(make_dataset):
-    """Two people rated 1 and 2, one of them 3 as well: all in training but each one's last two."""
-    rows = [(u, i, t) for u, items in ((1, [1, 2, 3, 8, 9]), (2, [1, 2, 7, 9])) for t, i in enumerate(items)]
-    graph = KnowledgeGraph.from_dataset(make_dataset(rows))
-    dense = {raw: row + 1 for row, raw in enumerate(make_dataset(rows).items.ids)}
-    found = rated_pairs(with_co_ratings(graph, min_people=1))
-    num_items = graph.num_items
-    one, two = np.log1p(num_items / 3), np.log1p(num_items / 2)  # person 1 rated three items, person 2 two
-    row = np.array([one, two]) / np.hypot(one, two)  # of items 1 and 2; item 3 has person 1 alone
-    assert found == pytest.approx(
-        {
-            (dense["1"], dense["2"]): 1.0,
-            (dense["1"], dense["3"]): row[0],
-            (dense["2"], dense["3"]): row[0],
-        },
-        abs=5e-4,
+def pairs_of(table: CoRatings) -> dict[tuple[int, int], float]:
+    return dict(
+        zip(zip(table.items.tolist(), table.others.tolist(), strict=True), table.weights.tolist(), strict=True)
     )
-    assert rated_pairs(with_co_ratings(graph, min_people=2)) == {(dense["1"], dense["2"]): 1.0}
-    assert with_co_ratings(graph, min_people=3).weights is None
 
 
-def test_nothing_of_a_person_is_left(movielens, movielens_dataset, tmp_path):
-    public = with_co_ratings(movielens, min_people=5, per_item=20)
-    assert not public.people(movielens_dataset.user_ids).any()
-    assert public.num_nodes == movielens.without_people().num_nodes
-    rated = np.asarray(public.edge_relations) // 2 == public.relations.index(RATED)
-    assert (np.asarray(public.timestamps)[rated] == UNDATED).all()
-    raters: dict[int, set[int]] = {}
-    for position in np.flatnonzero(movielens_dataset.labels == 0):
-        user = int(movielens_dataset.user_of(np.array([position]))[0])
-        raters.setdefault(int(movielens_dataset.item_sequence[position]), set()).add(user)
-    pairs = rated_pairs(public)
-    assert len(pairs) > 1000 and min(len(raters[a] & raters[b]) for a, b in pairs) == 5
-    assert {round(weight, 3) for weight in pairs.values()} == {round(weight, 6) for weight in pairs.values()}
-    ties = np.bincount(np.array(list(pairs)).ravel())
-    assert ties.max() > 20 and np.median(ties[ties > 0]) <= 40, "twenty of its own, and those that chose it"
-    public.save_pretrained(tmp_path)
-    assert_same(KnowledgeGraph.from_pretrained(tmp_path), public)
+def by_hand(dataset: SequenceDataset, min_people: int, per_item: int) -> dict[tuple[int, int], float]:
+    """The same from a dense item x person matrix, item by item."""
+    took = np.zeros((dataset.num_items + 1, dataset.num_users + 1))
+    for position in np.flatnonzero(dataset.labels == TRAIN):
+        took[dataset.item_sequence[position], dataset.user_of(position)] = 1
+    ties = took * np.log1p(dataset.num_items / np.maximum(took.sum(axis=0), 1))
+    ties /= np.maximum(np.linalg.norm(ties, axis=1, keepdims=True), 1e-12)
+    people, weights = took @ took.T, (ties @ ties.T).round(3)
+    found = {}
+    for item in range(1, dataset.num_items + 1):
+        others = [o for o in range(1, dataset.num_items + 1) if o != item and people[item, o] >= min_people]
+        for other in sorted(others, key=lambda o: (-weights[item, o], o))[:per_item]:
+            found[min(item, other), max(item, other)] = weights[item, other]
+    return found
 
 
-def test_a_graph_that_has_co_ratings_keeps_them(graph, film_dataset):
-    public = with_co_ratings(graph, min_people=1)
-    assert_same(with_co_ratings(public, film_dataset.user_ids, min_people=1), public)
-    assert_same(public.without_people(film_dataset.user_ids), public)
-    assert not rated_pairs(public.without_relations([RATED]))
-    assert graph.without_people().weights is None and RATED in graph.without_people().relations
-    no_ratings = graph.without_relations([RATED]).without_people()
-    assert_same(with_co_ratings(no_ratings), no_ratings)
+@pytest.fixture(scope="module")
+def random_data(make_dataset) -> SequenceDataset:
+    """Sixty people, forty items of which some are popular; some are taken twice."""
+    generator = np.random.default_rng(4)
+    popularity = 1 / np.arange(1, 41)
+    rows = [
+        (user, int(item), step)
+        for user in range(1, 61)
+        for step, item in enumerate(generator.choice(40, size=14, p=popularity / popularity.sum()) + 1)
+    ]
+    return make_dataset(rows)
 
 
-def test_co_ratings_go_with_their_items(graph):
-    public = with_co_ratings(graph, min_people=1)
-    ids = [str(public.node_keys[node]) for node in public.item_nodes[1:]]
-    assert rated_pairs(KnowledgeGraph.from_networkx(public.to_networkx(), ids)) == rated_pairs(public)
-    shuffled = rated_pairs(public.shuffle_items(3))
-    assert sorted(shuffled.values()) == sorted(rated_pairs(public).values()) and shuffled != rated_pairs(public)
+def test_weights_are_cosines_of_rare_ties(make_dataset):
+    """Person 1 trains on items 1, 2 and 3 and person 2 on 1 and 2; each one's last two interactions are held out."""
+    rows = [(u, i, t) for u, items in ((1, [1, 2, 3, 8, 9]), (2, [1, 2, 7, 9])) for t, i in enumerate(items)]
+    data = make_dataset(rows)
+    assert data.num_items == 6
+    one, two = np.log1p(6 / 3), np.log1p(6 / 2)  # of people who took three items and two
+    share = round(one / np.hypot(one, two), 3)  # item 3 has person 1 alone
+    assert pairs_of(co_ratings(data, min_people=1)) == pytest.approx({(1, 2): 1.0, (1, 3): share, (2, 3): share})
+    assert pairs_of(co_ratings(data, min_people=2)) == {(1, 2): 1.0}
+    nothing = co_ratings(data)
+    assert len(nothing) == 0 and (nothing.items.dtype, nothing.weights.dtype) == (np.int64, np.float32)
 
 
-def test_no_path_and_no_reason_names_a_co_rating(film_dataset):
-    proc = processor(film_dataset).fit(examples(film_dataset))
-    proc.use_knowledge_graph(with_co_ratings(proc.knowledge_graph, min_people=1))
-    rated, example = proc.relations.index(RATED), replace(examples(film_dataset)[0], user=UNKNOWN_USER)
-    batch = proc([example])
-    assert batch["evidence"][0, :, rated].any()
-    assert not batch["path_relation_weights"][..., rated].any()
-    for row in range(len(example.candidates)):
-        assert all(relation != RATED for relation, _, _ in evidence_paths(proc, example, row))
+@pytest.mark.parametrize("min_people, per_item", [(1, 99), (5, 99), (5, 4), (8, 1)])
+def test_they_equal_a_dense_computation(random_data, min_people, per_item):
+    table = co_ratings(random_data, min_people=min_people, per_item=per_item)
+    assert pairs_of(table) == pytest.approx(by_hand(random_data, min_people, per_item), abs=1e-6)
+    assert (table.items < table.others).all() and len(table) > 10
+    order = table.items * 1000 + table.others
+    assert (np.diff(order) > 0).all(), "each pair once, in order"
 
 
-def test_weights_of_a_networkx_graph_are_evidence_between_items():
-    graph = nx.Graph()
-    graph.add_edge("a", "b", relation="LIKE", weight=0.5)
-    graph.add_edge("a", "c", relation="LIKE", weight=2)
-    graph.add_edge("a", "d", relation="LIKE")
-    index = EvidenceIndex.from_graph(KnowledgeGraph.from_networkx(graph, ["a", "b", "c", "d"]))
-    (b,), (c,), (d,) = index.evidence(np.array([1]), np.array([2, 3, 4]))
-    assert (b, c) == pytest.approx((0.5, 2.0)) and d == pytest.approx(1 / np.sqrt(3))
-    for wrong in (-1, "much", True, float("inf")):
-        graph.add_edge("a", "b", relation="LIKE", weight=wrong)
-        with pytest.raises(LKGError, match="A weight is a number from 0 up"):
-            KnowledgeGraph.from_networkx(graph, ["a", "b", "c", "d"])
+def test_blocks_change_nothing(random_data, monkeypatch):
+    whole = pairs_of(co_ratings(random_data, per_item=4))
+    monkeypatch.setattr(module, "BLOCK", 3)
+    assert pairs_of(co_ratings(random_data, per_item=4)) == whole
+
+
+def test_of_equally_strong_ties_those_of_the_first_items_stay(make_dataset):
+    rows = [(user, item, step) for user in range(1, 6) for step, item in enumerate([1, 2, 3, 4, 5, 8, 9])]
+    data = make_dataset(rows)
+    assert pairs_of(co_ratings(data, per_item=1)) == {(1, 2): 1.0, (1, 3): 1.0, (1, 4): 1.0, (1, 5): 1.0}
+
+
+def test_what_somebody_took_twice_is_one_tie(make_dataset):
+    once = [(user, item, step) for user in (1, 2) for step, item in enumerate([1, 2, 3, 8, 9])]
+    twice = [*once, (1, 1, -1), (1, 1, -2)]
+    tables = [co_ratings(make_dataset(rows), min_people=2) for rows in (once, twice)]
+    assert pairs_of(tables[0]) == pairs_of(tables[1]) != {}
+    assert not pairs_of(co_ratings(make_dataset(twice), min_people=3)), "two people are two however often they come"
+
+
+def test_only_training_positions_count(random_data):
+    out = np.arange(1, 31)
+    rest = random_data.without_users(out)
+    assert (rest.labels[rest.user_of(np.arange(len(rest.labels))) <= 30] == UNUSED).all()
+    found = pairs_of(co_ratings(rest, min_people=2))
+    assert found == pytest.approx(by_hand(rest, 2, 50), abs=1e-6)
+    assert found != pairs_of(co_ratings(random_data, min_people=2))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_pair_of_fewer_than_five_people_is_nowhere(make_dataset, seed):
+    generator = np.random.default_rng(seed)
+    rows = [(u, int(i), t) for u in range(1, 25) for t, i in enumerate(generator.integers(1, 15, size=9))]
+    data = make_dataset(rows)
+    people: dict[tuple[int, int], set[int]] = {}
+    for user, (start, stop) in enumerate(zip(data.offsets[:-1], data.offsets[1:], strict=True)):
+        own = np.unique(data.item_sequence[start:stop][data.labels[start:stop] == TRAIN]).tolist()
+        for a in own:
+            for b in own:
+                people.setdefault((a, b), set()).add(user)
+    graph = KnowledgeGraph.from_dataset(data).with_co_ratings(co_ratings(data))
+    counts = [len(people[pair]) for pair in weighted_pairs(graph)]
+    assert min(counts) == 5 < max(counts)
+    assert min(len(users) for users in people.values()) < 5, "there are pairs to leave out"
+
+
+@pytest.mark.parametrize("wrong", [{"min_people": 0}, {"per_item": 0}])
+def test_at_least_one_person_and_one_item(film_dataset, wrong):
+    with pytest.raises(LKGError, match="both are whole numbers from 1 up"):
+        co_ratings(film_dataset, **wrong)
+
+
+def test_the_graph_gives_their_weights_as_evidence_both_ways(film_dataset):
+    table = co_ratings(film_dataset, min_people=1)
+    index = EvidenceIndex.from_graph(KnowledgeGraph.from_dataset(film_dataset).with_co_ratings(table))
+    items = np.arange(1, 7)
+    evidence = index.evidence([[item] for item in items], [items] * 6)[:, :, index.relations.index(CO_RATED)]
+    wanted = np.zeros((6, 6))
+    wanted[table.items - 1, table.others - 1] = wanted[table.others - 1, table.items - 1] = table.weights
+    assert evidence == pytest.approx(wanted) and wanted.any()

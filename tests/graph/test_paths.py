@@ -1,21 +1,13 @@
 import math
 
-import networkx as nx
 import numpy as np
-import pandas as pd
 import pytest
+from graphs import graph_of
 
-from llamarec_lkg.data.schema import HEAD, RELATION, TAIL, Triples
 from llamarec_lkg.graph import paths
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.graph.paths import Paths, keep_selectable, tfidf
 from llamarec_lkg.utils.errors import LKGError
-
-
-def graph_of(facts, num_items) -> KnowledgeGraph:
-    items = [str(item) for item in range(1, num_items + 1)]
-    triples = Triples.from_frame(pd.DataFrame(facts, columns=[HEAD, RELATION, TAIL]), {raw: raw for raw in items})
-    return KnowledgeGraph.from_triples(triples, items)
 
 
 def texts(graph: KnowledgeGraph, found: Paths) -> list[str]:
@@ -51,60 +43,6 @@ def test_all_shortest_paths_of_each_pair_are_found(graph):
     assert len(found) == 3
 
 
-def test_only_the_shortest_paths_are_kept(graph):
-    assert texts(graph, paths.find(graph, [3, 4], [4, 3], max_hops=4)) == ["3 NEXT 4", "4 ~NEXT 3"]
-
-
-def test_paths_are_no_longer_than_asked_for(graph):
-    def lengths(hops):
-        found = {target: paths.find(graph, [1], [target], max_hops=hops) for target in range(2, 7)}
-        return {target: some.lengths.tolist() for target, some in found.items() if len(some)}
-
-    assert lengths(1) == {}
-    assert lengths(2) == {2: [2, 2], 3: [2]}
-    assert lengths(3) == {2: [2, 2], 3: [2], 4: [3]}
-    assert lengths(5) == {2: [2, 2], 3: [2], 4: [3], 5: [5]}
-    assert texts(graph, paths.find(graph, [3], [4], max_hops=1)) == ["3 NEXT 4"]
-
-
-def test_four_hops_lead_through_another_item():
-    graph = graph_of([("1", "BY", "x"), ("2", "BY", "x"), ("2", "IN", "g"), ("3", "IN", "g")], 3)
-    assert len(paths.find(graph, [1], [3], max_hops=2)) == 0
-    found = paths.find(graph, [1], [3, 2], max_hops=4)
-    assert texts(graph, found) == ["1 BY x ~BY 2 IN g ~IN 3", "1 BY x ~BY 2"]
-    assert found.relation_counts(2).tolist() == [[2.0, 2.0], [2.0, 0.0]]
-
-
-def test_a_path_is_the_same_whatever_else_is_asked_for(graph):
-    alone = texts(graph, paths.find(graph, [2], [5], max_hops=5))
-    together = paths.find(graph, [1, 2, 5], [1, 3, 5], max_hops=5)
-    mine = together.take(np.flatnonzero((together.source_index == 1) & (together.target_index == 2)))
-    assert texts(graph, mine) == alone and len(alone) == 1
-
-
-def test_identical_items_and_padding_have_no_path(graph):
-    assert len(paths.find(graph, [2, 0], [2, 0])) == 0
-    assert texts(graph, paths.find(graph, [1, 2], [1, 2])) == [
-        *("1 BY x ~BY 2", "1 IN g ~IN 2", "2 BY x ~BY 1", "2 IN g ~IN 1")
-    ]
-
-
-def test_unconnected_items_and_empty_lists_have_no_path(graph):
-    assert len(paths.find(graph, [6], [1, 2, 3])) == 0
-    assert len(paths.find(graph, [1], [6], max_hops=8)) == 0
-    for sources, targets in (([], [1]), ([1], []), ([], [])):
-        found = paths.find(graph, sources, targets)
-        assert len(found) == 0 and found.nodes.shape == (0, 3) and found.edge_codes.shape == (0, 2)
-
-
-def test_an_item_without_a_node_has_no_path():
-    plain = nx.MultiDiGraph()
-    plain.add_edge("a", "x", relation="BY", both_ways=True)
-    plain.add_edge("b", "x", relation="BY", both_ways=True)
-    built = KnowledgeGraph.from_networkx(plain, ["a", "none", "b"])
-    assert texts(built, paths.find(built, [1, 2], [2, 3])) == ["a BY x ~BY b"]
-
-
 @pytest.mark.parametrize("sources, targets, name, item", [([7], [1], "source", 7), ([1], [-1], "target", -1)])
 def test_an_unknown_item_is_refused(graph, sources, targets, name, item):
     with pytest.raises(LKGError, match=f"A {name} item is {item}, but the graph has items 1 to 6"):
@@ -131,31 +69,6 @@ def test_the_cap_does_not_depend_on_the_order_of_the_facts():
     assert found.nodes[:, 1].tolist() == [2, 3, 4], "of equally rare entities the first ones"
 
 
-def test_the_order_is_by_source_target_nodes_and_edges():
-    facts = [
-        ("1", "BY", "x"),
-        ("1", "IN", "x"),
-        ("2", "IN", "x"),
-        ("2", "BY", "x"),
-        ("3", "BY", "x"),
-        ("2", "BY", "a"),
-    ]
-    graph = graph_of([*facts, ("1", "BY", "a")], 3)
-    found = paths.find(graph, [2, 1], [3, 1, 2])
-    keys = [
-        (source, target, tuple(nodes), tuple(codes))
-        for source, target, nodes, codes in zip(
-            found.source_index.tolist(),
-            found.target_index.tolist(),
-            found.nodes.tolist(),
-            found.edge_codes.tolist(),
-            strict=True,
-        )
-    ]
-    assert keys == sorted(keys)
-    assert len(keys) == len(set(keys)) == 14
-
-
 def brute_force(graph, source, target, max_hops):
     """All shortest paths by trying every walk."""
     edges = {}
@@ -172,24 +85,25 @@ def brute_force(graph, source, target, max_hops):
 
 
 def test_paths_equal_those_of_a_brute_force_search():
+    """In this order: source, target, nodes, edges. Padding, an item itself and an item without facts have none."""
     generator = np.random.default_rng(2)
     facts = {
         (str(generator.integers(1, 9)), f"R{generator.integers(2)}", f"e{generator.integers(9)}") for _ in range(22)
     } | {("1", "NEXT", "2"), ("3", "NEXT", "4")}
-    graph = graph_of(sorted(facts), 8)
-    items = np.arange(1, 9)
+    graph, items = graph_of(sorted(facts), 9), np.arange(10)
     for hops in (1, 2, 3, 4):
         found = paths.find(graph, items, items, max_hops=hops, max_paths_per_pair=1000)
-        for source in items:
-            for target in items:
-                rows = np.flatnonzero((found.source_index == source - 1) & (found.target_index == target - 1))
-                mine = [
-                    (tuple(nodes[: length + 1]), tuple(codes[:length]))
-                    for nodes, codes, length in zip(
-                        found.nodes[rows].tolist(), found.edge_codes[rows].tolist(), found.lengths[rows], strict=True
-                    )
-                ]
-                assert mine == ([] if source == target else brute_force(graph, source, target, hops))
+        rows = zip(found.source_index, found.target_index, found.nodes, found.edge_codes, found.lengths, strict=True)
+        mine = [(a, b, tuple(nodes[: n + 1].tolist()), tuple(codes[:n].tolist())) for a, b, nodes, codes, n in rows]
+        pairs = [(a, b) for a in items for b in items if a != b]
+        assert mine == [(a, b, *path) for a, b in pairs for path in brute_force(graph, a, b, hops)]
+        assert all((nodes[n + 1 :] == -1).all() for nodes, n in zip(found.nodes, found.lengths, strict=True))
+
+
+def test_empty_lists_have_no_path(graph):
+    for sources, targets in (([], [1]), ([1], []), ([], [])):
+        found = paths.find(graph, sources, targets)
+        assert len(found) == 0 and found.nodes.shape == (0, 3) and found.edge_codes.shape == (0, 2)
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
@@ -235,15 +149,14 @@ def test_no_paths_have_empty_weights(graph):
 # -- what can be selected ---------------------------------------------------------------------------------------------
 
 
-def best(weights, preferences, count, rows) -> list[int]:
-    """The `count` best of `rows`, ties by index."""
+def best(weights, preferences, count, rows, source=None) -> list[int]:
+    """The `count` best of `rows`, ties by index; with `source`, of the best of each source."""
+    if source is not None:
+        rows = np.array(
+            [best(weights, preferences, 1, rows[source[rows] == one])[0] for one in np.unique(source[rows])]
+        )
     scores = (weights[rows] * preferences).sum(axis=1)
     return rows[np.lexsort((rows, -scores))[:count]].tolist()
-
-
-def best_of_each_source(weights, preferences, count, rows, source) -> list[int]:
-    winners = [best(weights, preferences, 1, rows[source[rows] == one])[0] for one in np.unique(source[rows])]
-    return best(weights, preferences, count, np.array(sorted(winners)))
 
 
 @pytest.fixture(scope="module")
@@ -260,28 +173,18 @@ def random_weights() -> list[np.ndarray]:
     return tables
 
 
+@pytest.mark.parametrize("one_of_each_source", [False, True])
 @pytest.mark.parametrize("count", [1, 3, 10])
-def test_no_row_that_some_preferences_would_select_is_lost(random_weights, count):
+def test_no_row_that_some_preferences_would_select_is_lost(random_weights, count, one_of_each_source):
     generator = np.random.default_rng(count)
     for weights in random_weights:
-        everything, kept = np.arange(len(weights)), keep_selectable(weights, count)
+        source = np.sort(generator.integers(0, 12, size=len(weights))) if one_of_each_source else None
+        everything, kept = np.arange(len(weights)), keep_selectable(weights, count, source)
         assert kept.tolist() == sorted(set(kept.tolist()))
         for _ in range(60):
             preferences = generator.integers(1, 6, size=4).astype(float)
-            assert best(weights, preferences, count, kept) == best(weights, preferences, count, everything)
-
-
-@pytest.mark.parametrize("count", [1, 3, 10])
-def test_no_row_is_lost_where_each_history_item_gives_one_path(random_weights, count):
-    generator = np.random.default_rng(count)
-    for weights in random_weights:
-        source = np.sort(generator.integers(0, 12, size=len(weights)))
-        everything, kept = np.arange(len(weights)), keep_selectable(weights, count, source)
-        for _ in range(60):
-            preferences = generator.integers(1, 6, size=4).astype(float)
-            assert best_of_each_source(weights, preferences, count, kept, source) == best_of_each_source(
-                weights, preferences, count, everything, source
-            )
+            wanted = best(weights, preferences, count, everything, source)
+            assert best(weights, preferences, count, kept, source) == wanted
 
 
 def test_rows_that_can_never_be_selected_are_left_out():
@@ -291,3 +194,4 @@ def test_rows_that_can_never_be_selected_are_left_out():
     assert keep_selectable(weights, 100).tolist() == list(range(8))
     sources = np.array([0, 0, 0, 0, 0, 0, 1, 1])
     assert keep_selectable(weights, 5, sources).tolist() == [1, 3, 4, 6, 7]
+    assert keep_selectable(np.array([[4.0, 1], [3, 3]]), 1).tolist() == [0, 1], "preferences say which is better"

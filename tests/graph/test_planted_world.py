@@ -124,7 +124,7 @@ def test_it_is_a_data_set_and_a_graph_like_any_other(world):
     graph = world.graph()
     assert graph.relations == world.relations and graph.num_items == 400
     assert graph.num_edges == 2 * 400 * 3 * 2
-    assert KnowledgeGraph.from_dataset(dataset, bundle.triples).relations == ("RATED", *world.relations)
+    assert KnowledgeGraph.from_dataset(dataset, bundle.triples).relations == ("CO_RATED", *world.relations)
 
 
 @pytest.mark.parametrize(

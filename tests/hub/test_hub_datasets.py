@@ -43,14 +43,6 @@ def plain(bundle):
     return [{k: v.tolist() if hasattr(v, "tolist") else v for k, v in table.items()} for table in tables]
 
 
-def test_a_data_set_comes_back_as_it_went(hub, bundle):
-    push_dataset(bundle, NAME, anonymize=False, private=True)
-    assert hub.repository(NAME, "dataset").private
-    assert TABLES | {"README.md"} <= set(hub.files(NAME, repo_type="dataset"))
-    again = load_dataset_bundle(NAME)
-    assert plain(again) == plain(bundle) and again.citation == "Me"
-
-
 def test_a_private_data_set_is_read_with_a_token_and_without_a_login(hub, bundle, tmp_path):
     push_dataset(bundle, NAME, anonymize=False, private=True)
     with use_hub(hub, tmp_path / "nobody", token=None):
@@ -101,17 +93,6 @@ def test_a_card_that_cannot_be_read_is_told_and_the_tables_are_loaded(hub, bundl
     monkeypatch.setattr("llamarec_lkg.data.sources.logger.warning", said.append)
     assert plain(load_dataset_bundle(NAME)) == plain(bundle)
     assert len(said) == 1 and "card of tester/films could not be read" in said[0]
-
-
-@pytest.mark.parametrize("how", ["401", "429", "cut"])
-def test_a_push_that_fails_leaves_nothing_and_works_again(hub, bundle, how):
-    failure = hub.fail("POST */commit/*", how, times=None)
-    with pytest.raises(LKGError, match="(?s)The data set could not be pushed to .*push again"):
-        push_dataset(bundle, NAME)
-    assert failure.happened and not TABLES & set(hub.files(NAME, repo_type="dataset"))
-    hub.heal()
-    push_dataset(bundle, NAME, anonymize=False)
-    assert plain(load_dataset_bundle(NAME)) == plain(bundle)
 
 
 @pytest.mark.parametrize("how", ["401", "429", "cut"])

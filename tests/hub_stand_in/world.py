@@ -8,10 +8,17 @@ from dataclasses import replace
 import pandas as pd
 import torch
 from peft import LoraConfig
-from tiny import backbone, examples, processor
+from tiny import SETTINGS, backbone, examples, tokenizer
 
-from llamarec_lkg import LlamaRecLKGForRanking, LlamaRecLKGProcessor, LRURecConfig, LRURecForRetrieval
+from llamarec_lkg import (
+    KnowledgeGraph,
+    LlamaRecLKGForRanking,
+    LlamaRecLKGProcessor,
+    LRURecConfig,
+    LRURecForRetrieval,
+)
 from llamarec_lkg.data.schema import UNKNOWN_USER
+from llamarec_lkg.graph.co_ratings import co_ratings
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecRetriever
 from llamarec_lkg.serving.recommender import Recommender
 
@@ -32,6 +39,14 @@ def named_dataset(make_dataset, film_items):
     return make_dataset(rows, film_items)
 
 
+def processor(dataset, **settings) -> LlamaRecLKGProcessor:
+    """One that knows its users by name, and its items by co-ratings of at least two people."""
+    graph, items = KnowledgeGraph.from_dataset(dataset), dataset.items
+    graph = graph.with_co_ratings(co_ratings(dataset, min_people=2))
+    settings = {**SETTINGS, **settings}
+    return LlamaRecLKGProcessor(tokenizer(), graph, items.ids, items.titles, dataset.user_ids, **settings)
+
+
 def push_backbone(name: str = BACKBONE, **sizes) -> None:
     backbone(**sizes).push_to_hub(name)
 
@@ -45,9 +60,11 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> None:
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
 
 
-def ranker(proc: LlamaRecLKGProcessor, name: str = BACKBONE, adapter: bool = True) -> LlamaRecLKGForRanking:
+def ranker(
+    proc: LlamaRecLKGProcessor, name: str = BACKBONE, adapter: bool = True, **settings
+) -> LlamaRecLKGForRanking:
     """Around a backbone that is on the Hub, with an adapter; as if trained."""
-    config = proc.model_config(letter_scale=1.0, evidence_weight=2.0)
+    config = proc.model_config(**{"letter_scale": 1.0, "evidence_weight": 2.0, **settings})
     model = LlamaRecLKGForRanking.from_backbone(name, config, dtype=torch.float32)
     if adapter:
         model.add_adapter(LORA)

@@ -1,18 +1,16 @@
 """Which backbone is loaded: the very one that was trained around, wherever its branch is now; and what is none."""
 
 import json
-import logging
 
 import pytest
 import torch
-from hub_stand_in.world import BACKBONE, LORA, RANKER, logits, named_dataset, push_backbone, ranker, readable, uploaded
+from hub_stand_in.world import BACKBONE, LORA, RANKER, logits, named_dataset, push_backbone, ranker, uploaded
 from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
 from tiny import backbone, examples, processor
 from transformers import AutoModel, AutoModelForCausalLM
 
 from llamarec_lkg import LKGError, LlamaRecLKGForRanking
-from llamarec_lkg.hub.public_copy import push_saved
 from llamarec_lkg.utils.hub import HUB_IDS, SMOLLM2_NAME, is_local, lasting_name
 
 
@@ -91,35 +89,16 @@ def test_one_configuration_makes_rankers_around_several_backbones(first, proc, t
     assert found == [(BACKBONE, first), ("tester/copy", head("tester/copy")), (str(tmp_path / "base"), None)]
 
 
-def test_a_commit_that_is_gone_is_told_with_the_remedy_which_says_what_it_costs(
-    first, proc, dataset, tmp_path, caplog
-):
+def test_a_commit_that_is_gone_is_told_with_the_remedy_which_says_what_it_costs(first, proc, dataset, tmp_path):
     trained, gone = ranker(proc), "0" * 40
     trained.config.backbone_revision = gone
     trained.save_pretrained(tmp_path / "run")
-    message = f"(?s)could not be loaded at {gone}.*`backbone='{BACKBONE}'` loads what its default branch has now"
+    message = f"(?s)could not be loaded at {gone}.*Give `backbone=`.* loaded as it is now"
     with pytest.raises(LKGError, match=message):
         AutoModel.from_pretrained(tmp_path / "run")
-    with caplog.at_level(logging.WARNING):
-        again = AutoModel.from_pretrained(tmp_path / "run", backbone=BACKBONE)
-    assert f"was trained around '{BACKBONE}' at {gone}; what was given is at {first}" in caplog.text
+    again = AutoModel.from_pretrained(tmp_path / "run", backbone=BACKBONE)
     assert again.config.backbone_revision == first
     assert torch.equal(logits(again, proc, dataset), logits(trained, proc, dataset))
-
-
-def test_another_place_for_the_same_backbone_is_no_matter_of_commits(first, proc, tmp_path, caplog):
-    ranker(proc).save_pretrained(tmp_path / "run")
-    backbone().save_pretrained(tmp_path / "base")
-    push_backbone("tester/copy")
-    with caplog.at_level(logging.WARNING):
-        folder = AutoModel.from_pretrained(tmp_path / "run", backbone=str(tmp_path / "base"))
-        copy = AutoModel.from_pretrained(tmp_path / "run", backbone="tester/copy")
-        same = AutoModel.from_pretrained(tmp_path / "run", backbone=BACKBONE)
-        given = AutoModel.from_pretrained(tmp_path / "run", backbone=backbone())
-    assert "was trained around" not in caplog.text
-    places = [(m.config.backbone_name_or_path, m.config.backbone_revision) for m in (folder, copy, same, given)]
-    here = (BACKBONE, first)
-    assert places == [(str(tmp_path / "base"), None), ("tester/copy", head("tester/copy")), here, here]
 
 
 def test_what_is_pushed_under_another_backbones_name_does_not_ask_for_the_firsts_commit(hub, first, proc, dataset):
@@ -169,70 +148,24 @@ def test_an_adapter_that_names_no_commit_takes_the_backbone_that_is_there(hub, p
 # -- a backbone that is loaded already
 
 
-def test_a_loaded_backbone_from_the_hub_is_pinned_too(first, proc, dataset):
-    loaded = AutoModelForCausalLM.from_pretrained(BACKBONE)
-    model = LlamaRecLKGForRanking.from_backbone(loaded, proc.model_config())
-    assert (model.config.backbone_name_or_path, model.config.backbone_revision) == (BACKBONE, first)
-
-
-def test_a_loaded_backbone_of_several_versions_is_not_guessed_at(first, proc, caplog):
-    AutoModelForCausalLM.from_pretrained(BACKBONE)
-    second = move()
-    loaded = AutoModelForCausalLM.from_pretrained(BACKBONE)
-    with caplog.at_level(logging.WARNING):
-        model = LlamaRecLKGForRanking.from_backbone(loaded, proc.model_config())
-    assert "holds 2 versions of the backbone 'tester/backbone'" in caplog.text
-    assert (model.config.backbone_name_or_path, model.config.backbone_revision) == (BACKBONE, None)
-    caplog.clear()
-    model = LlamaRecLKGForRanking.from_backbone(loaded, proc.model_config(backbone_revision=second))
-    assert model.config.backbone_revision == second and not caplog.text, "the remedy"
-
-
-def test_a_folder_of_a_directory_that_was_left_is_not_published_as_an_id(
-    hub, first, proc, tmp_path, monkeypatch, caplog
+def test_a_loaded_backbone_is_named_as_it_was_loaded_and_its_commit_is_not_guessed_at(
+    first, proc, tmp_path, monkeypatch
 ):
-    backbone().save_pretrained(tmp_path / "work" / "secret" / "base")
-    monkeypatch.chdir(tmp_path / "work")
-    loaded = AutoModelForCausalLM.from_pretrained("secret/base")
-    here = LlamaRecLKGForRanking.from_backbone(loaded, proc.model_config())
-    assert here.config.backbone_name_or_path == str(tmp_path / "work" / "secret" / "base")
+    loaded = AutoModelForCausalLM.from_pretrained(BACKBONE)
+    backbone().save_pretrained(tmp_path / "base")
     monkeypatch.chdir(tmp_path)
-    with caplog.at_level(logging.WARNING):
-        model = LlamaRecLKGForRanking.from_backbone(loaded, proc.model_config())
-    assert "calls itself 'secret/base': there is no such folder" in caplog.text and "asks for `backbone" in caplog.text
-    assert model.config.backbone_name_or_path is None
-    named = LlamaRecLKGForRanking.from_backbone(loaded, proc.model_config(backbone_name_or_path="secret/base"))
-    assert named.config.backbone_name_or_path == "secret/base", "who names it knows better"
-    model.add_adapter(LORA)
-    with pytest.raises(LKGError, match="no name that others can load"):
-        model.push_to_hub(RANKER)
-    model.push_to_hub(RANKER, backbone=BACKBONE)
-    assert b"secret" not in readable(uploaded(hub))
-    model.save_pretrained(tmp_path / "run")
-    with pytest.raises(LKGError, match="no name that others can load"):
-        push_saved(tmp_path / "run", RANKER)
-
-
-@pytest.mark.parametrize("form", ["adapter", "heads"])
-def test_a_loaded_backbone_of_another_cache_is_found_again(hub, first, proc, dataset, tmp_path, caplog, form):
-    loaded = AutoModelForCausalLM.from_pretrained(BACKBONE, cache_dir=tmp_path / "cache")
-    with caplog.at_level(logging.WARNING):
-        model = LlamaRecLKGForRanking.from_backbone(loaded, proc.model_config(letter_scale=1.0))
-    assert "It may be a repository in another cache (`cache_dir`)" in caplog.text
-    if form == "adapter":
-        model.add_adapter(LORA)
-    model.save_pretrained(tmp_path / "run", include_backbone=False)
-    with pytest.raises(LKGError, match="no name that others can load"):
-        push_saved(tmp_path / "run", RANKER)
-    for again in (
-        AutoModel.from_pretrained(tmp_path / "run", cache_dir=tmp_path / "cache", local_files_only=True),
-        AutoModel.from_pretrained(tmp_path / "run"),
+    folder = AutoModelForCausalLM.from_pretrained("base")
+    found = []
+    for model, said in (
+        (loaded, {}),
+        (loaded, {"backbone_revision": first}),
+        (loaded, {"backbone_name_or_path": "you/same"}),
+        (folder, {}),
     ):
-        assert torch.equal(logits(again, proc, dataset), logits(model, proc, dataset))
-        assert again.config.backbone_name_or_path == BACKBONE, "loaded by it, so it is known now"
-        assert again.config.backbone_revision == first
-    again.push_to_hub(RANKER)
-    assert json.loads(uploaded(hub)["config.json"])["backbone_name_or_path"] == BACKBONE
+        config = proc.model_config(**said)
+        LlamaRecLKGForRanking.from_backbone(model, config)
+        found.append((config.backbone_name_or_path, config.backbone_revision))
+    assert found == [(BACKBONE, None), (BACKBONE, first), ("you/same", None), (str(tmp_path / "base"), None)]
 
 
 def test_what_is_a_folder_and_what_is_an_id(tmp_path, monkeypatch):

@@ -13,22 +13,21 @@ from tiny import backbone, examples, processor
 from transformers import AutoModel, PreTrainedModel
 
 from llamarec_lkg import LKGError, LlamaRecLKGForRanking
-from llamarec_lkg.hub.public_copy import public_copy
+from llamarec_lkg.hub.saved_folder import SavedFolder
 from llamarec_lkg.ranking import checkpoints as module
 
 
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
-HOME = ".gitignore"  # keeps weights of single users at home
 WEIGHTS, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter/adapter_model.safetensors"
 SHIM = "modeling_llamarec_lkg_hub.py"
-SMALL = {"config.json", WEIGHTS, SHIM, HOME}
+SMALL = {"config.json", WEIGHTS, SHIM}
 SHARDS = {f"model-0000{n}-of-00005.safetensors" for n in range(1, 6)}
 FORMS = {
     "adapter": SMALL | {ADAPTER, "adapter/adapter_config.json"},
     "heads": SMALL,
     "no backbone": SMALL,
     "whole": SMALL,
-    "sharded": {"config.json", INDEX, SHIM, HOME} | SHARDS,
+    "sharded": {"config.json", INDEX, SHIM} | SHARDS,
 }
 
 
@@ -96,7 +95,7 @@ def lose(folder, *names, file=WEIGHTS):
 def test_a_folder_holds_the_form_that_was_saved_last_and_nothing_of_another(
     proc, batch, base, tmp_path, first, second
 ):
-    folder, public = tmp_path / "run", tmp_path / "public"
+    folder = tmp_path / "run"
     ranker, options = ranker_of(first, proc, base)
     ranker.save_pretrained(folder, **options)
     assert files_in(folder).keys() == FORMS[first]
@@ -105,9 +104,8 @@ def test_a_folder_holds_the_form_that_was_saved_last_and_nothing_of_another(
     ranker.save_pretrained(folder, **options)
     assert files_in(folder).keys() == FORMS[second] | {"items.parquet"}
     assert same(scores(AutoModel.from_pretrained(folder), batch), scores(ranker, batch))
-    public.mkdir()
-    public_copy(folder, public, parts=("model",), backbone="owner/base", include_user_embedding=True)
-    assert files_in(public).keys() == FORMS[second] - {HOME}, "what is pushed is what is loaded"
+    pushed = SavedFolder(folder, ("model",)).content(backbone="owner/base")
+    assert pushed.keys() == FORMS[second], "what is pushed is what is loaded"
 
 
 @pytest.mark.parametrize("form", ["whole", "adapter"])
@@ -123,15 +121,6 @@ def test_somebodys_own_folder_of_the_name_adapter_stays(proc, batch, base, tmp_p
         assert files_in(tmp_path).items() >= own.items()
         assert files_in(tmp_path).keys() == FORMS[first] | own.keys()
         assert same(scores(AutoModel.from_pretrained(tmp_path), batch), scores(ranker, batch))
-
-
-def test_an_adapter_in_a_folder_of_its_name_goes_with_the_model_it_was_of(proc, base, tmp_path):
-    ranker_of("adapter", proc, base)[0].save_pretrained(tmp_path)
-    (tmp_path / "adapter" / "second").mkdir()
-    for path in (tmp_path / "adapter").glob("adapter_*"):
-        path.rename(tmp_path / "adapter" / "second" / path.name)
-    ranker_of("whole", proc, base)[0].save_pretrained(tmp_path)
-    assert files_in(tmp_path).keys() == FORMS["whole"] and not (tmp_path / "adapter").exists()
 
 
 @pytest.mark.parametrize("form", ["whole", "adapter"])
@@ -152,17 +141,9 @@ def test_shards_become_other_shards(proc, batch, base, tmp_path):
     ranker = varied(ranker, 1)
     ranker.save_pretrained(tmp_path, max_shard_size="100KB")
     assert files_in(tmp_path).keys() == {
-        "config.json", INDEX, SHIM, HOME, *(f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+        "config.json", INDEX, SHIM, *(f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
     }  # fmt: skip
     assert same(scores(AutoModel.from_pretrained(tmp_path), batch), scores(ranker, batch))
-
-
-def test_a_variant_takes_the_place_of_that_variant_alone(proc, base, tmp_path):
-    ranker, options = ranker_of("whole", proc, base)
-    ranker.save_pretrained(tmp_path)
-    ranker.save_pretrained(tmp_path, variant="x", max_shard_size="40KB")
-    ranker.save_pretrained(tmp_path, variant="x")
-    assert files_in(tmp_path).keys() == SMALL | {"model.x.safetensors"}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -270,15 +251,7 @@ def test_a_configuration_of_a_whole_model_beside_the_weights_of_a_small_one_is_r
     with pytest.raises(LKGError, match=r"lacks the weights \['language_model.* and 16 more. It is damaged, its fi"):
         AutoModel.from_pretrained(tmp_path)
     with pytest.raises(LKGError, match=r"not whole: \['language_model.\*'\] is missing"):
-        public_copy(tmp_path, tmp_path / "public", parts=("model",))
-
-
-def test_sizes_that_do_not_fit_are_not_ignored_where_they_are_ours(proc, base, tmp_path):
-    ranker_of("whole", proc, base)[0].save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "relations": [*config["relations"], "NEW"]}))
-    with pytest.raises(LKGError, match=r"\('preference.bias', .*\[3\]\), .*\[4\]\)\).*would start them anew"):
-        AutoModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+        SavedFolder(tmp_path, ("model",)).content()
 
 
 @pytest.mark.parametrize("form", ["adapter", "heads"])
@@ -290,9 +263,8 @@ def test_a_small_form_beside_the_weights_of_a_whole_model_is_refused(proc, base,
     said = f"{WEIGHTS} holds 21 weights of a backbone, such as 'language_model.lm_head.weight', but its config"
     with pytest.raises(LKGError, match=said):
         AutoModel.from_pretrained(tmp_path / "run")
-    (tmp_path / "public").mkdir()
     with pytest.raises(LKGError, match="hold 21 weights of one: the files are of two models"):
-        public_copy(tmp_path / "run", tmp_path / "public", parts=("model",), backbone="owner/base")
+        SavedFolder(tmp_path / "run", ("model",)).content(backbone="owner/base")
     if form == "adapter":
         with pytest.raises(LKGError, match=said):
             ranker.load_adapter(tmp_path / "run", "second", same_backbone=True)
@@ -351,16 +323,13 @@ def test_of_a_folder_with_the_files_of_several_models_goes_up_what_is_loaded(pro
     ranker.save_pretrained(tmp_path / "run", **options)
     mixed(tmp_path / "run", tmp_path / "other adapter", tmp_path / "other sharded")
     assert files_in(tmp_path / "run").keys() == FORMS["adapter"] | FORMS["sharded"]
-    (tmp_path / "public").mkdir()
-    public_copy(tmp_path / "run", tmp_path / "public", backbone=base, include_user_embedding=True)
-    assert files_in(tmp_path / "public").keys() == FORMS[form] - {HOME}
-    assert same(scores(AutoModel.from_pretrained(tmp_path / "public"), batch), scores(ranker, batch))
+    assert SavedFolder(tmp_path / "run", ("model",)).content(backbone=base).keys() == FORMS[form]
+    assert same(scores(AutoModel.from_pretrained(tmp_path / "run"), batch), scores(ranker, batch))
 
 
 def test_a_shard_that_is_missing_is_named_before_the_push(proc, base, tmp_path):
     ranker, options = ranker_of("sharded", proc, base)
     ranker.save_pretrained(tmp_path / "run", **options)
     (tmp_path / "run" / "model-00002-of-00005.safetensors").unlink()
-    (tmp_path / "public").mkdir()
     with pytest.raises(LKGError, match=r"not whole: \['model-00002-of-00005.safetensors'\] is missing"):
-        public_copy(tmp_path / "run", tmp_path / "public", parts=("model",))
+        SavedFolder(tmp_path / "run", ("model",)).content()

@@ -12,8 +12,9 @@ from transformers import AutoProcessor
 from llamarec_lkg.graph.evidence import STATISTICS
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.ranking.configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
-from llamarec_lkg.ranking.processing_llamarec_lkg import INSTRUCTION, RESPONSE_CUE, LlamaRecLKGProcessor, sanitize
+from llamarec_lkg.ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from llamarec_lkg.ranking.prompt_assembly import assemble_prompt, select_paths
+from llamarec_lkg.ranking.prompts import INSTRUCTION, RESPONSE_CUE, sanitize
 from llamarec_lkg.utils.errors import LKGError
 
 
@@ -85,9 +86,14 @@ def test_batch_tensors_have_the_documented_shapes_and_values(proc, film_dataset)
 
 def test_evidence_scale_is_the_spread_over_training_candidates(proc, film_dataset):
     lists = examples(film_dataset)
-    raw = np.concatenate([proc.evidence_index.evidence(e.history, e.candidates, e.user) for e in lists])
-    proc.fit(lists)
-    scaled = np.concatenate([proc.evidence_index.evidence(e.history, e.candidates, e.user) for e in lists])
+    lists[0] = replace(lists[0], candidates=lists[0].candidates[:2])  # what pads it does not count
+
+    def of_candidates(index):
+        evidence = index.evidence([e.history for e in lists], [e.candidates for e in lists])
+        return np.concatenate([rows[: len(e.candidates)] for e, rows in zip(lists, evidence, strict=True)])
+
+    raw = of_candidates(proc.evidence_index)
+    scaled = of_candidates(proc.fit(lists).evidence_index)
     alive = raw.std(axis=0) > 1e-6
     assert alive.any()
     np.testing.assert_allclose(scaled[:, alive].std(axis=0), 1.0, rtol=1e-4)
@@ -248,15 +254,42 @@ def test_graph_titles_and_model_must_fit_each_other(proc, film_dataset):
     config.relations = config.relations[::-1]
     with pytest.raises(LKGError, match="was made for the relations"):
         proc.check_model(config)
-    with pytest.raises(LKGError, match="other letter tokens"):
+    with pytest.raises(LKGError, match="tokenizer writes the prompt in other tokens"):
         proc.check_model(proc.model_config(letter_token_ids=[1, 2, 3, 4, 5]))
     with pytest.raises(LKGError, match="num_paths"):
         proc.check_model(proc.model_config(num_paths=9))
-    other = KnowledgeGraph.from_dataset(film_dataset, whole_values=()).without_relations(["RATED"])
-    proc.use_knowledge_graph(other)
-    renamed = replace(other, relations=tuple(f"{name}2" for name in other.relations))
+    renamed = replace(proc.knowledge_graph, relations=tuple(f"{name}2" for name in proc.relations))
     with pytest.raises(LKGError, match="needs"):
-        proc.use_knowledge_graph(renamed)
+        proc.with_knowledge_graph(renamed)
+
+
+def test_a_graph_with_people_is_refused(proc, film_dataset):
+    items, published = film_dataset.items, KnowledgeGraph.from_dataset(film_dataset, users=True)
+    with pytest.raises(LKGError, match="There are people in this graph"):
+        LlamaRecLKGProcessor(tokenizer(), published, items.ids, items.titles, **SETTINGS)
+    with pytest.raises(LKGError, match="There are people in this graph"):
+        proc.with_knowledge_graph(replace(published, relations=proc.relations))
+
+
+def test_what_an_example_carries_is_used_but_not_with_another_graph(proc, film_dataset):
+    lists = examples(film_dataset, count=3)
+    relations = len(proc.relations)
+    carried = replace(
+        lists[1],
+        evidence=np.full((5, relations), 0.25, dtype=np.float32),
+        history_relations=np.full((relations, len(STATISTICS)), 0.5, dtype=np.float32),
+    )
+    read, mixed = proc(lists), proc([lists[0], carried, lists[2]])
+    assert (mixed["evidence"][1] == 0.25).all() and (mixed["history_relations"][1] == 0.5).all()
+    for name in ("evidence", "history_relations"):
+        assert torch.equal(mixed[name][[0, 2]], read[name][[0, 2]])
+    shuffled = proc.knowledge_graph.shuffle_items(3)
+    other = proc.with_knowledge_graph(shuffled)
+    assert torch.equal(other([carried])["evidence"], other([lists[1]])["evidence"])
+    assert torch.equal(other([carried])["history_relations"], other([lists[1]])["history_relations"])
+    assert not torch.equal(other(lists)["evidence"], read["evidence"])
+    assert proc.reads_carried_features and proc.knowledge_graph is not shuffled, "the first one stays as it is"
+    assert torch.equal(proc(lists)["evidence"], read["evidence"])
 
 
 def test_other_users_are_told_from_as_many_of_them(proc):
@@ -264,7 +297,7 @@ def test_other_users_are_told_from_as_many_of_them(proc):
         parts = proc.tokenizer, proc.knowledge_graph, proc.item_ids, proc.titles, users
         return LlamaRecLKGProcessor(*parts, **proc.settings)
 
-    config, turned = proc.model_config(), known(proc.user_ids[::-1])
+    config, turned = proc.model_config(use_user_embedding=True), known(proc.user_ids[::-1])
     proc.check_model(config)
     with pytest.raises(LKGError, match="knows 4 users, the processor 4, not the same or in another order: a user"):
         turned.check_model(config)
@@ -273,8 +306,8 @@ def test_other_users_are_told_from_as_many_of_them(proc):
     known(()).check_model(config)  # everybody is the average user
     config.users = None  # as of a model that was saved before there was this name
     turned.check_model(config)
-    turned.check_model(proc.model_config(num_users=0))
-    config = proc.model_config(letter_token_ids=None, prior_input_ids=None)
+    turned.check_model(proc.model_config())  # nobody has weights of their own
+    config = proc.model_config(letter_token_ids=None, prior_input_ids=None, use_user_embedding=True)
     made = LlamaRecLKGProcessor.from_config(
         config, proc.tokenizer, proc.knowledge_graph, proc.item_ids, proc.titles, proc.user_ids[::-1]
     )

@@ -26,19 +26,18 @@ def test_the_whole_history_is_excluded():
     assert result.tolist() == [[0, -np.inf, 2, 3, -np.inf], [5, 6, 7, 8, 9]]
 
 
-def test_the_best_items_come_first_and_ties_by_item_id():
-    scores = np.array([[-np.inf, 1.0, 3.0, 3.0, 2.0], [-np.inf, 5.0, 5.0, 5.0, 5.0]])
-    items, best = top_k(scores, 3)
-    assert items.tolist() == [[2, 3, 4], [1, 2, 3]]
-    assert best.tolist() == [[3.0, 3.0, 2.0], [5.0, 5.0, 5.0]]
-
-
-def test_rows_with_too_few_items_end_with_padding():
-    scores = np.array([[-np.inf, -np.inf, 1.0, -np.inf]])
-    for k in (3, 50):
+def test_the_best_are_those_of_a_full_sort():
+    """Few levels of scores, so that many tie, also for the last place; some rows have too few items, one has none."""
+    generator = np.random.default_rng(0)
+    scores = generator.integers(0, 6, size=(200, 31)).astype(np.float32)
+    scores[generator.random(scores.shape) < generator.random((200, 1))] = -np.inf
+    scores[:, 0] = scores[7] = -np.inf
+    for k in (1, 2, 5, 20, 30, 31, 99):
         items, best = top_k(scores, k)
-        assert items.tolist() == [[2, 0, 0]]
-        assert best.tolist() == [[1.0, -np.inf, -np.inf]]
+        order = np.argsort(-scores[:, 1:], axis=1, kind="stable")[:, :k] + 1
+        wanted = np.take_along_axis(scores, order, axis=1)
+        assert np.array_equal(best, wanted)
+        assert np.array_equal(items, np.where(np.isfinite(wanted), order, 0))
 
 
 def test_popularity_scores_by_training_counts(film_dataset):

@@ -1,8 +1,23 @@
+"""Lists to rank: what a retriever finds, in training out of fold, and what the graph says of it."""
+
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from llamarec_lkg.data.schema import RankingExample
 from llamarec_lkg.data.sequences import TRAIN, UNUSED
-from llamarec_lkg.retrieval.candidates import _retrieve, _uniform, evaluation_examples, to_dataset, training_examples
+from llamarec_lkg.graph.co_ratings import co_ratings
+from llamarec_lkg.graph.evidence import EvidenceIndex
+from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
+from llamarec_lkg.retrieval import candidates as module
+from llamarec_lkg.retrieval.candidates import (
+    evaluation_examples,
+    folds_of_users,
+    to_dataset,
+    training_examples,
+    with_features,
+)
 from llamarec_lkg.utils.errors import LKGError
 
 
@@ -80,36 +95,23 @@ def test_a_list_is_shorter_where_too_few_items_are_left(data):
     assert 0 not in third.candidates
 
 
-def test_lists_do_not_depend_on_blocks(data):
-    positions = data.positions("train")[1:]
-    whole = list(_retrieve(data, ByItem(12), positions, 5, "x", False))
-    blocks = list(_retrieve(data, ByItem(12), positions, 5, "x", False, block=2))
-    drawn = list(_uniform(data, ByItem(12), positions, 5, np.random.default_rng(0), False))
-    drawn_in_blocks = list(_uniform(data, ByItem(12), positions, 5, np.random.default_rng(0), False, block=2))
-    for one, other in ((whole, blocks), (drawn, drawn_in_blocks)):
-        assert to_dataset(one).to_dict() == to_dataset(other).to_dict()
-        assert len(one) == len(positions)
-
-
-def test_a_progress_bar_counts_the_lists(data, capsys):
-    evaluation_examples(data, ByItem(12), "test", num_candidates=4)
-    assert "retrieve test" in capsys.readouterr().err
-    evaluation_examples(data, ByItem(12), "test", num_candidates=4, progress=False)
-    assert capsys.readouterr().err == ""
+@pytest.mark.parametrize("negatives", ["retrieved", "uniform"])
+def test_lists_do_not_depend_on_blocks(data, monkeypatch, negatives):
+    settings = {"num_candidates": 5, "negatives": negatives, "progress": False}
+    whole = to_dataset(training_examples(data, ByItem(12), **settings)).to_dict()
+    monkeypatch.setattr(module, "BLOCK", 2)
+    assert to_dataset(training_examples(data, ByItem(12), **settings)).to_dict() == whole
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("negatives", ["retrieved", "uniform"])
-def test_training_lists_come_only_from_what_the_honest_data_left_out(cycle_dataset, negatives):
-    honest = cycle_dataset.without_last_training(2)
-    examples = training_examples(
-        cycle_dataset, NextItem(), honest, num_candidates=6, negatives=negatives, progress=False
-    )
-    left_out = np.flatnonzero((honest.labels == UNUSED) & (cycle_dataset.labels == TRAIN))
-    assert [position_of(cycle_dataset, example) for example in examples] == left_out.tolist()
-    assert len(left_out) == 2 * cycle_dataset.num_users
+def test_every_training_position_with_a_history_gives_a_list(cycle_dataset, negatives):
+    examples = training_examples(cycle_dataset, NextItem(), num_candidates=6, negatives=negatives, progress=False)
+    positions = cycle_dataset.positions("train")
+    wanted = [position for position in positions if position not in cycle_dataset.offsets]
+    assert [position_of(cycle_dataset, example) for example in examples] == wanted
     for example in examples:
         assert example.candidates[example.label] == target_of(cycle_dataset, example)
         assert len(example.candidates) == len(set(example.candidates.tolist())) == 6
@@ -122,24 +124,25 @@ def test_held_out_targets_of_a_time_split_never_become_training_lists(make_datas
         (user, int(item), int(generator.integers(100))) for user in range(8) for item in generator.permutation(12)[:9]
     ]
     data = make_dataset(rows, split="time", validation_fraction=0.2, test_fraction=0.2)
-    assert (data.labels == UNUSED).any()
-    honest = data.without_last_training(1)
-    for base in (honest, None):
-        examples = training_examples(data, ByItem(data.num_items), base, negatives="uniform", progress=False)
-        positions = [position_of(data, example) for example in examples]
-        assert set(data.labels[positions].tolist()) == {TRAIN}
+    examples = training_examples(data, ByItem(data.num_items), negatives="uniform", progress=False)
+    positions = [position_of(data, example) for example in examples]
+    assert (data.labels == UNUSED).any() and set(data.labels[positions].tolist()) == {TRAIN}
 
 
-def test_without_honest_data_every_training_position_with_a_history_is_used(data):
-    examples = training_examples(data, ByItem(12), negatives="uniform", num_candidates=4, progress=False)
-    assert [position_of(data, example) for example in examples] == [1, 2, 3, 4, 5, 6, 10, 11, 12, 13, 14]
-    assert min(len(example.history) for example in examples) == 1
+def test_the_latest_positions_of_each_user_can_be_enough(data):
+    def lengths(per_user):
+        examples = training_examples(
+            data, ByItem(12), negatives="uniform", num_candidates=4, per_user=per_user, progress=False
+        )
+        return [(example.user, len(example.history)) for example in examples]
+
+    assert lengths(2) == [(1, 5), (1, 6), (2, 4), (2, 5)]
+    assert lengths(6) == [(1, n) for n in range(1, 7)] + [(2, n) for n in range(1, 6)] == lengths(None)
 
 
 def test_retrieved_lists_keep_only_targets_that_the_retriever_finds(data):
     # user 1 goes up and is found late, user 2 goes down from the best item and is always found
-    honest = data.without_last_training(3)
-    examples = training_examples(data, ByItem(12), honest, num_candidates=3, shuffle=False, progress=False)
+    examples = training_examples(data, ByItem(12), per_user=3, num_candidates=3, shuffle=False, progress=False)
     assert [(example.user, len(example.history)) for example in examples] == [(2, 3), (2, 4), (2, 5)]
     assert [example.candidates.tolist() for example in examples] == [[9, 8, 7], [8, 7, 6], [7, 6, 5]]
     assert [example.label for example in examples] == [0, 0, 0]
@@ -167,9 +170,8 @@ def test_uniform_lists_are_shorter_where_too_few_items_are_left(data):
 
 def test_shuffling_puts_the_target_anywhere_and_keeps_scores_with_their_items(cycle_dataset):
     settings = {"num_candidates": 5, "progress": False}
-    honest = cycle_dataset.without_last_training(2)
-    plain = training_examples(cycle_dataset, NextItem(), honest, shuffle=False, **settings)
-    mixed = training_examples(cycle_dataset, NextItem(), honest, **settings)
+    plain = training_examples(cycle_dataset, NextItem(), shuffle=False, **settings)
+    mixed = training_examples(cycle_dataset, NextItem(), **settings)
     assert {example.label for example in plain} == {0}
     assert np.bincount([example.label for example in mixed], minlength=5).min() >= 10
     for one, other in zip(plain, mixed, strict=True):
@@ -195,13 +197,116 @@ def test_training_lists_are_the_same_for_the_same_seed_only(cycle_dataset, negat
     assert candidates(1) == candidates(1) != candidates(2)
 
 
-def test_a_retriever_that_finds_nothing_is_reported(make_dataset):
+def test_lists_that_cannot_be_made_are_reported(make_dataset):
     data = make_dataset([(1, item, item) for item in range(1, 10)])
     with pytest.raises(LKGError, match="None of 6 training positions .* its best 2.*negatives='uniform'"):
         training_examples(data, ByItem(9), num_candidates=2, progress=False)
-    nothing_left_out = data.without_last_training(1)
+    short = make_dataset([(user, item, item) for user in (1, 2) for item in (1, 2, 3)])
     with pytest.raises(LKGError, match="None of 0 training positions"):
-        training_examples(nothing_left_out, ByItem(9), nothing_left_out, negatives="uniform", progress=False)
+        training_examples(short, ByItem(3), negatives="uniform", progress=False)
+    with pytest.raises(LKGError, match="negatives is 'popular'; it is 'retrieved' or 'uniform'"):
+        training_examples(data, ByItem(9), negatives="popular")
+
+
+# -- out of fold ------------------------------------------------------------------------------------------------------
+
+
+class Memory:
+    """Knows what followed each history that it was fitted on, and nothing else."""
+
+    def __init__(self, data):
+        self.num_items, self.asked = data.num_items, []
+        positions = [position for position in data.positions("train") if position not in data.offsets]
+        self.next = {tuple(data.item_sequence[data.history(p)].tolist()): data.item_sequence[p] for p in positions}
+
+    def score(self, histories):
+        self.asked += [tuple(history.tolist()) for history in histories]
+        scores = np.zeros((len(histories), self.num_items + 1), dtype=np.float32)
+        scores[:, 0] = -np.inf
+        for row, history in enumerate(histories):
+            if tuple(history.tolist()) in self.next:
+                scores[row, self.next[tuple(history.tolist())]] = 1.0
+        return scores
+
+
+@pytest.fixture(scope="module")
+def people(make_dataset):
+    """Twenty users, each of whom begins with an item of his or her own: no two histories are alike."""
+    generator = np.random.default_rng(0)
+    orders = [[user, *generator.permutation(np.arange(21, 36))[:8]] for user in range(1, 21)]
+    return make_dataset([(order[0], int(item), step) for order in orders for step, item in enumerate(order)])
+
+
+def test_folds_are_balanced_and_drawn_by_seed():
+    folds = folds_of_users(22, 4, seed=1)
+    assert folds.shape == (23,) and sorted(np.bincount(folds[1:])) == [5, 5, 6, 6]
+    assert np.array_equal(folds, folds_of_users(22, 4, seed=1))
+    assert not np.array_equal(folds, folds_of_users(22, 4, seed=2))
+    assert sorted(folds_of_users(3, 3)[1:]) == [0, 1, 2]
+    for folds in (1, 4):
+        with pytest.raises(LKGError, match=f"{folds} folds of 3 users were asked for"):
+            folds_of_users(3, folds)
+
+
+@pytest.mark.parametrize("negatives", ["retrieved", "uniform"])
+def test_nobody_is_retrieved_by_what_was_fitted_on_them(people, negatives):
+    """A retriever that knows by heart what it has seen gives every answer away, but not out of fold."""
+    settings = {"num_candidates": 35, "negatives": negatives, "progress": False}
+    folds = folds_of_users(20, 4)
+    rest = [people.without_users(np.flatnonzero(folds == fold)) for fold in range(4)]
+    retrievers = [Memory(data) for data in rest]
+    honest = training_examples(people, retrievers, folds, **settings)
+    leaky = training_examples(people, Memory(people), **settings)
+    assert len(honest) == len(leaky) == 20 * 6
+    known = [[example.retrieval_scores[example.label] for example in examples] for examples in (honest, leaky)]
+    assert set(known[0]) == {0.0} and set(known[1]) == {1.0}
+    for fold, retriever in enumerate(retrievers):
+        own = [example for example in honest if folds[example.user] == fold]
+        assert sorted(retriever.asked) == sorted(tuple(example.history.tolist()) for example in own) != []
+        assert np.isin(folds[people.user_of(rest[fold].positions("train"))], fold).sum() == 0
+
+
+def test_co_ratings_out_of_fold_have_nothing_of_the_users_of_the_fold(make_dataset):
+    """Items 1 and 2 are tied by five users alone, all of one fold; items 3 and 4 by all others."""
+    rows = [(user, item, step) for user in range(5) for step, item in enumerate([1, 2, 8, 9])]
+    rows += [(user, item, step) for user in range(5, 10) for step, item in enumerate([3, 4, 8, 9])]
+    data = make_dataset(rows)
+    tied = [co_ratings(data.without_users(users)).items.tolist() for users in ([], np.arange(1, 6), np.arange(6, 11))]
+    assert tied == [[1, 3], [3], [1]]
+
+
+def test_folds_and_retrievers_go_together(people):
+    folds, one = folds_of_users(20, 2), ByItem(35)
+    for retrievers, given in (([one], folds), ([one] * 3, folds), ([one] * 2, None), ([one] * 2, folds[1:])):
+        with pytest.raises(LKGError, match="Give one retriever a fold"):
+            training_examples(people, retrievers, given, progress=False)
+
+
+# -- features ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def features(film_dataset):
+    """Two indexes that differ, the fold of each of the four users, and lists of all of them and of a stranger."""
+    graph = KnowledgeGraph.from_dataset(film_dataset)
+    indexes = [EvidenceIndex.from_graph(graph), EvidenceIndex.from_graph(graph).with_scale([1.0, 3.0, 5.0])]
+    examples = training_examples(film_dataset, ByItem(6), negatives="uniform", num_candidates=5, progress=False)
+    strangers = [replace(examples[row], user=0, candidates=np.array([6, 5])) for row in (1, 5)]
+    return indexes, np.array([0, 1, 0, 1, 0]), [*examples[::-1], *strangers]
+
+
+def test_features_are_those_of_each_list_read_by_itself_by_the_index_of_its_fold(features):
+    indexes, folds, examples = features
+    found = with_features(examples, indexes, folds, progress=False)
+    assert len(found) == len(examples) == 4 * 2 + 2
+    for before, after in zip(examples, found, strict=True):
+        index = indexes[folds[before.user]]
+        assert replace(after, evidence=None, history_relations=None) == before
+        assert after.evidence.shape == (len(before.candidates), 3)
+        assert after.evidence == pytest.approx(index.evidence([before.history], [before.candidates])[0], rel=1e-6)
+        assert after.history_relations == pytest.approx(index.statistics([before.history])[0], abs=1e-6)
+    alone = with_features(examples, indexes[1], progress=False)
+    assert alone[0].evidence == pytest.approx(indexes[1].evidence([alone[0].history], [alone[0].candidates])[0])
 
 
 # -- as a data set ----------------------------------------------------------------------------------------------------
@@ -223,3 +328,16 @@ def test_examples_become_rows_of_a_data_set(data):
     restored = type(examples[0]).from_mapping(table[0])
     for name in table.column_names:
         assert np.array_equal(getattr(restored, name), getattr(examples[0], name))
+
+
+def test_rows_carry_features_where_there_are_some(features):
+    indexes, folds, examples = features
+    found = with_features(examples[:3], indexes, folds, progress=False)
+    for example, row in zip(found, to_dataset(found), strict=True):
+        restored = RankingExample.from_mapping(row)
+        for name in ("evidence", "history_relations"):
+            assert getattr(restored, name).dtype == np.float32
+            assert np.array_equal(getattr(restored, name), getattr(example, name))
+    some, none = to_dataset([found[0], examples[1]])
+    assert RankingExample.from_mapping(some).evidence is not None
+    assert RankingExample.from_mapping(none).evidence is None

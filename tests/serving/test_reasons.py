@@ -10,11 +10,11 @@ import torch
 from tiny import backbone, examples, processor, tokenizer
 
 from llamarec_lkg import LlamaRecLKGForRanking, LlamaRecLKGProcessor, Recommender
-from llamarec_lkg.data.schema import RATED, Triples
+from llamarec_lkg.data.schema import CO_RATED, Triples
+from llamarec_lkg.graph.co_ratings import co_ratings
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.serving.drawings import draw_preferences, draw_reasons
 from llamarec_lkg.serving.reasons import OTHER_PATHS, PATH, Reason, Recommendation, evidence_paths
-from llamarec_lkg.utils.errors import LKGError
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -22,8 +22,11 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture(scope="module")
 def recommender(film_dataset):
-    proc = processor(film_dataset).fit(examples(film_dataset))
-    config = proc.model_config(evidence_weight=1.7, letter_scale=0.8, retrieval_weight=0.6)
+    proc = processor(film_dataset)
+    proc = proc.with_knowledge_graph(proc.knowledge_graph.with_co_ratings(co_ratings(film_dataset, min_people=2)))
+    proc.fit(examples(film_dataset))
+    weights = {"evidence_weight": 1.7, "letter_scale": 0.8, "retrieval_weight": 0.6}
+    config = proc.model_config(use_user_embedding=True, **weights)
     torch.manual_seed(0)
     ranker = LlamaRecLKGForRanking.from_backbone(backbone(), config)
     torch.nn.init.normal_(ranker.preference.user_embedding.weight)
@@ -57,6 +60,21 @@ def test_the_score_is_the_models(recommender):
     assert {item.item_id: item.score for item in items} == pytest.approx(wanted, abs=1e-5)
 
 
+def test_language_model_and_retriever_say_what_sets_an_item_apart_from_the_list(recommender):
+    (ranking,) = recommender.rank([recommender.processor.example(["4"], CANDIDATES, retrieval_scores=[9, 7, 4, 2])])
+    assert ranking.parts[:, :2].std(0).min() > 1e-3
+    assert ranking.parts[:, :2].mean(0) == pytest.approx([0.0, 0.0], abs=1e-5)
+
+
+def test_preferences_are_computed_once_a_request(recommender, monkeypatch):
+    calls, forward = [], recommender.model.preference.forward
+    monkeypatch.setattr(recommender.model.preference, "forward", lambda *inputs: calls.append(1) or forward(*inputs))
+    best = recommender.recommend(["4", "1"], user="2", candidates=CANDIDATES)[0]
+    assert len(calls) == 1
+    named = next(reason for reason in best.reasons if reason.relation)
+    assert named.preference == pytest.approx(recommender.preferences(["4", "1"], user="2")[named.relation])
+
+
 def test_long_lists_have_the_parts_of_the_window_that_scored_them(recommender):
     everything = recommender.recommend(["1"], candidates=["1", "2", "3", "4", "5", "6"], k=6)
     assert len(everything) == 6, "six candidates, five at a time"
@@ -64,18 +82,17 @@ def test_long_lists_have_the_parts_of_the_window_that_scored_them(recommender):
         assert sum(reason.share for reason in item.reasons) == pytest.approx(item.score, abs=1e-5)
 
 
-def test_with_all_paths_named_nothing_is_left_of_relations_to_entities(recommender):
-    """What is not named is what runs through users. A path's share is weight x preference x its part of the
-    evidence."""
+def test_with_all_paths_named_nothing_is_left_of_any_relation(recommender):
+    """A path's share is weight x preference x its part of the evidence. Co-ratings are paths, too."""
     items = recommender.recommend(["4", "1"], user="2", candidates=CANDIDATES, k=4, num_reasons=100)
-    left = {reason.relation for item in items for reason in item.reasons if reason.kind == OTHER_PATHS}
-    assert left == {RATED}
+    assert not [reason for item in items for reason in item.reasons if reason.kind == OTHER_PATHS]
+    assert any(reason.relation == CO_RATED for item in items for reason in item.reasons)
     insider = next(item for item in items if item.item_id == "2")
-    (path,) = [reason for reason in insider.reasons if reason.kind == PATH]
+    (path,) = [reason for reason in insider.reasons if reason.relation == "DIRECTED_BY"]
     preferences = recommender.preferences(["4", "1"], user="2")
     index, dense = recommender.processor.evidence_index, recommender.processor.dense_items
     relation = recommender.processor.relations.index("DIRECTED_BY")
-    evidence = index.evidence(dense(["4", "1"]), dense(["2"]), 2)[0, relation]
+    evidence = index.evidence([dense(["4", "1"])], [dense(["2"])])[0, 0, relation]
     assert path.nodes == ["Heat (1995)", "Mann", "Insider, The (1999)"]
     assert path.preference == pytest.approx(preferences["DIRECTED_BY"])
     assert path.share == pytest.approx(1.7 * path.preference * float(evidence), rel=1e-5)
@@ -91,7 +108,7 @@ def test_records_go_through_json(recommender):
 def test_a_sentence_by_hand():
     reasons = [
         Reason(PATH, 1.25, "DIRECTED_BY", 0.4, ["Heat", "Mann", "Insider"]),
-        Reason(OTHER_PATHS, 0.5, RATED, 0.3),
+        Reason(OTHER_PATHS, 0.5, CO_RATED, 0.3),
         Reason(OTHER_PATHS, 0.25, "DIRECTED_BY", 0.4),
         Reason("retriever", -0.75),
         Reason("language model", 0.1),
@@ -99,7 +116,7 @@ def test_a_sentence_by_hand():
     item = Recommendation(1, "2", "Insider", 1.35, 0.0, reasons=reasons)
     assert item.sentence() == (
         "Insider scores +1.35: +1.50 along DIRECTED_BY (Mann, as in Heat; preference 40%), -0.75 for the order of the "
-        "history (retriever), +0.50 for people who rated the same items and +0.10 for 1 smaller reason."
+        "history (retriever), +0.50 along CO_RATED (preference 30%) and +0.10 for 1 smaller reason."
     )
     assert item.sentence(count=4).endswith("and +0.10 for what the language model reads.")
     assert "was not compared" in Recommendation(1, "2", "Insider", 0.0, 0.0).sentence()
@@ -120,20 +137,9 @@ def test_paths_are_all_there_beside_a_direct_edge_and_told_once_a_film(make_data
     example = proc.example(["1", "3", "1"], ["2", "4"])
     found = {(relation, tuple(nodes)): weight for relation, nodes, weight in evidence_paths(proc, example, 0)}
     assert set(found) == {("SEQUEL", ("A", "B")), ("DIRECTED_BY", ("A", "m", "B"))}
-    evidence = proc.evidence_index.evidence(example.history, example.candidates)[0]
+    evidence = proc.evidence_index.evidence([example.history], [example.candidates])[0, 0]
     for (relation, _), weight in found.items():
         assert weight == pytest.approx(float(evidence[graph.relations.index(relation)]), rel=1e-5)
-
-
-def test_own_edges_are_no_paths_and_no_part(film_dataset):
-    proc = processor(film_dataset).fit(examples(film_dataset))
-    example = proc.example(["4", "1"], CANDIDATES, user="2")
-    for row in range(4):
-        index = proc.evidence_index
-        _, columns, weights = index.contributions(example.history, int(example.candidates[row]), example.user)
-        sums = np.bincount(index.column_relation[columns], weights, minlength=len(proc.relations))
-        wanted = index.evidence(example.history, example.candidates[[row]], example.user)[0]
-        np.testing.assert_allclose(sums, wanted, rtol=1e-5, atol=1e-7)
 
 
 def test_what_the_history_says_alone_is_with_an_id_that_adds_nothing(recommender):
@@ -171,11 +177,6 @@ def test_paths_through_different_entities_are_named_first(make_dataset):
     assert {reason.nodes[1] for reason in best.reasons if reason.kind == PATH} == {"m", "g"}
 
 
-def test_a_direct_edge_has_no_entity_between():
-    reason = Reason(PATH, 0.1, "FOLLOWED_BY", 0.5, ["One", "Two"])
-    assert reason.text == "One -> FOLLOWED_BY -> Two"
-
-
 def picture(path):
     from matplotlib import image
 
@@ -200,15 +201,3 @@ def test_preferences_are_drawn_as_long_as_they_are(tmp_path):
     blue = (pixels[..., 2] - pixels[..., 0] > 0.5).sum(axis=1)
     top, bottom = blue[: len(blue) // 2].max(), blue[len(blue) // 2 :].max()
     assert top / bottom == pytest.approx(3, rel=0.1)
-
-
-def test_the_history_of_a_known_user_is_in_the_graph(recommender, film_dataset):
-    proc = recommender.processor
-    for user in (1, 3):
-        trained = film_dataset.history(int(film_dataset.offsets[user]) - 2)
-        wanted = film_dataset.item_sequence[trained]
-        np.testing.assert_array_equal(proc.known_history(str(user)), wanted)
-    with pytest.raises(LKGError, match="'nobody' is not one of the 4 known users"):
-        proc.known_history("nobody")
-    bare = proc.with_knowledge_graph(proc.knowledge_graph.without_relations(proc.relations))
-    assert bare.known_history("1").size == 0

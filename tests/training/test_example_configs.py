@@ -117,13 +117,13 @@ def test_a_configuration_takes_a_step_with_its_own_settings(world, tmp_path, nam
     assert set(adapter["target_modules"]) == set(whole.backbone.lora_target_modules)
     log = json.loads((folder / "training_log.json").read_text())
     assert any("train_loss" in record for record in log) and any("eval_ndcg@10" in record for record in log)
-    model = LlamaRecLKGForRanking.from_pretrained(folder, **workflow._backbone_arguments())
+    model = LlamaRecLKGForRanking.from_pretrained(folder, **workflow.backbone_arguments())
     four_bit = any("Linear4bit" in type(module).__name__ for module in model.language_model.modules())
     assert four_bit == whole.backbone.load_in_4bit
     weights = [p for n, p in model.language_model.named_parameters() if "lora_B" in n]
     assert weights and any(bool(p.any()) for p in weights), "the adapter learned something"
     processor = LlamaRecLKGProcessor.from_pretrained(folder)
-    lists = workflow.lists(workflow.train_retriever(), "validation")[:3]
+    lists = workflow.lists("validation")[:3]
     scores = ranker_scores(model, processor, lists, progress=False)
     assert scores.shape == (3, 12)
 
@@ -144,7 +144,7 @@ def test_the_published_run_is_the_published_recipe(world):
     expected = {"learning_rate": 1e-4, "num_train_epochs": 1, "per_device_train_batch_size": 12, "warmup_steps": 100}
     expected |= {"eval_steps": 100, "early_stopping_patience": 20, "metric_for_best_model": "eval_ndcg@10"}
     assert {name: training[name] for name in expected} == expected
-    assert (config.examples.holdout, config.examples.negatives, config.examples.shuffle) == (0, "uniform", True)
+    assert (config.examples.folds, config.examples.negatives, config.examples.shuffle) == (1, "uniform", True)
     assert config.retriever.learning_rate == 1e-3 and config.retriever.batch_size == 16
 
 

@@ -2,11 +2,13 @@
 pickled away."""
 
 import logging
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from tiny import backbone, examples, model, processor, tokenizer
 
@@ -25,7 +27,8 @@ from llamarec_lkg.retrieval.candidates import to_dataset
 from llamarec_lkg.training.warm_up import fit_heads, heads_batch
 
 
-LORA = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+def lora() -> LoraConfig:
+    return LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
 def arguments(folder, **settings):
@@ -53,8 +56,10 @@ def lists(film_dataset):
 
 
 def test_every_trainable_parameter_moves_the_preference_modules_included(proc, lists, tmp_path):
-    ranker = model(proc, letter_scale=1.0, user_dropout=0.0, preference_dropout=0.0)
-    trainer = LlamaRecLKGTrainer(ranker, arguments(tmp_path, num_train_epochs=4), lists, None, proc, peft_config=LORA)
+    ranker = model(proc, letter_scale=1.0, user_dropout=0.0, preference_dropout=0.0, use_user_embedding=True)
+    trainer = LlamaRecLKGTrainer(
+        ranker, arguments(tmp_path, num_train_epochs=4), lists, None, proc, peft_config=lora()
+    )
     before = {n: p.detach().clone() for n, p in ranker.named_parameters() if p.requires_grad}
     frozen = {n: p.detach().clone() for n, p in ranker.named_parameters() if not p.requires_grad}
     trainer.train()
@@ -86,13 +91,13 @@ def test_gradient_accumulation_gives_the_update_of_one_big_batch(proc, lists, tm
     start = dict(model(proc).named_parameters())
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-5)
-        moved += float((value - start[name]).abs().sum())
+        moved += (value - start[name]).abs().sum().item()
     assert moved > 0.1
 
 
 def test_preferences_and_fusion_have_their_own_learning_rate(proc, lists, tmp_path):
     ranker = model(proc)
-    trainer = LlamaRecLKGTrainer(ranker, arguments(tmp_path, heads_learning_rate=0.07), lists, None, proc, LORA)
+    trainer = LlamaRecLKGTrainer(ranker, arguments(tmp_path, heads_learning_rate=0.07), lists, None, proc, lora())
     groups = trainer.create_optimizer().param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     for name, parameter in ranker.named_parameters():
@@ -138,7 +143,7 @@ def test_best_model_is_loaded_and_a_stopped_run_resumes_to_the_same_weights(proc
     def run(folder, **extra):
         ranker = model(proc, user_dropout=0.0, preference_dropout=0.0)
         args = arguments(folder, **{**settings, **extra})
-        return LlamaRecLKGTrainer(ranker, args, lists, lists, proc, peft_config=LORA)
+        return LlamaRecLKGTrainer(ranker, args, lists, lists, proc, peft_config=lora())
 
     whole = run(tmp_path / "whole")
     whole.train()
@@ -160,7 +165,7 @@ def test_what_is_saved_loads_in_one_line_and_holds_no_pickle(proc, lists, tmp_pa
     folder = tmp_path / "backbone"
     backbone().save_pretrained(folder)
     trainer = LlamaRecLKGTrainer(
-        str(folder), arguments(tmp_path / "out", max_steps=1), lists, lists, proc, peft_config=LORA
+        str(folder), arguments(tmp_path / "out", max_steps=1), lists, lists, proc, peft_config=lora()
     )
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
@@ -177,10 +182,10 @@ def test_weights_that_stay_as_they_are_may_be_half_as_wide_and_no_others(proc, l
     backbone().save_pretrained(tmp_path / "base")
     ranker = LlamaRecLKGForRanking.from_backbone(str(tmp_path / "base"), proc.model_config())
     ranker.save_pretrained(tmp_path / "saved heads", include_backbone=False)
-    ranker.add_adapter(LORA)
+    ranker.add_adapter(lora())
     ranker.save_pretrained(tmp_path / "saved adapter")
     place = str(tmp_path / (kind if kind.startswith("saved") else "base"))
-    peft_config = LORA if kind == "new adapter" else None
+    peft_config = lora() if kind == "new adapter" else None
     trainer = LlamaRecLKGTrainer(place, arguments(tmp_path, bf16=True), lists, None, proc, peft_config=peft_config)
     widths = {name: p.dtype for name, p in trainer.model.named_parameters()}
     trained = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
@@ -194,10 +199,10 @@ def test_weights_that_stay_as_they_are_may_be_half_as_wide_and_no_others(proc, l
 @pytest.mark.parametrize("start", ["new", "saved"])
 def test_the_adapter_moves_with_activation_checkpointing_whether_new_or_saved(proc, lists, tmp_path, start):
     backbone().save_pretrained(tmp_path / "base")
-    place, peft_config = str(tmp_path / "base"), LORA
+    place, peft_config = str(tmp_path / "base"), lora()
     if start == "saved":
         ranker = LlamaRecLKGForRanking.from_backbone(place, proc.model_config())
-        ranker.add_adapter(LORA)
+        ranker.add_adapter(lora())
         ranker.save_pretrained(tmp_path / "saved")
         place, peft_config = str(tmp_path / "saved"), None
     args = arguments(tmp_path, max_steps=2, learning_rate=1e-2, warmup_steps=0, activation_checkpointing=True)
@@ -224,17 +229,35 @@ def test_processor_without_scale_is_fitted_on_the_training_lists(proc, lists, tm
     assert len(proc.evidence_scale) == len(proc.relations)
 
 
-def test_training_lists_are_read_with_their_own_graph_and_evaluation_with_the_processors(
-    film_dataset, proc, lists, tmp_path
-):
-    honest = KnowledgeGraph.from_dataset(film_dataset.without_last_training(1))
-    trainer = LlamaRecLKGTrainer(model(proc), arguments(tmp_path), lists, lists, proc, train_knowledge_graph=honest)
-    assert proc.evidence_scale == trainer.train_processor.evidence_scale
-    rated = proc.relations.index("RATED")
-    train = torch.cat([batch["evidence"] for batch in trainer.get_train_dataloader()])
-    evaluation = torch.cat([batch["evidence"] for batch in trainer.get_eval_dataloader()])
-    assert train[..., rated].sum() < evaluation[..., rated].sum()
-    assert proc.knowledge_graph is not honest and trainer.data_collator.processor is proc
+def test_features_that_lists_carry_are_used_as_they_are_in_training_and_in_the_warm_up(proc, lists, tmp_path):
+    index = proc.fit(lists).evidence_index
+    carried = [
+        replace(example, evidence=values + 1, history_relations=index.statistics([example.history])[0] + 1)
+        for example, values in zip(
+            lists, index.evidence([e.history for e in lists], [e.candidates for e in lists]), strict=True
+        )
+    ]
+    for data in (carried, to_dataset(carried)):
+        trainer = LlamaRecLKGTrainer(model(proc), arguments(tmp_path, seed=3), data, lists, proc)
+        train, evaluation = (
+            torch.cat([batch["evidence"] for batch in loader])
+            for loader in (trainer.get_train_dataloader(), trainer.get_eval_dataloader())
+        )
+        assert float((train.sum() - evaluation.sum()) / train.numel()) == pytest.approx(1.0, rel=1e-4)
+        batch = heads_batch(proc, trainer.train_dataset, progress=False)
+        torch.testing.assert_close(batch["evidence"], evaluation + 1)
+        torch.testing.assert_close(
+            batch["history_relations"], heads_batch(proc, lists, progress=False)["history_relations"] + 1
+        )
+
+
+def test_a_data_set_is_read_once_however_often_it_is_evaluated(proc, lists, tmp_path, monkeypatch):
+    reads, read = [], Dataset.__iter__
+    monkeypatch.setattr(Dataset, "__iter__", lambda self: reads.append(1) or read(self))
+    monkeypatch.setattr(Dataset, "__getitem__", lambda self, key: pytest.fail("it is read row by row"))
+    trainer = LlamaRecLKGTrainer(model(proc), arguments(tmp_path), None, to_dataset(lists), proc)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"])
+    assert reads == [1]
 
 
 def test_wrong_inputs_are_refused(proc, lists, tmp_path):
@@ -274,9 +297,10 @@ def test_the_warm_up_shrinks_ids_whatever_mode_the_model_is_in(proc, film_datase
     batch = heads_batch(proc.fit(lists), lists, progress=False)
     sizes = []
     for shrinkage, training in ((10.0, True), (10.0, False), (0.0, False)):
-        ranker = model(proc, user_shrinkage=shrinkage, use_history_preferences=False).train(training)
+        ranker = model(proc, user_shrinkage=shrinkage, use_history_preferences=False, use_user_embedding=True)
+        ranker.train(training)
         fit_heads(ranker, batch, epochs=20, batch_size=20, learning_rate=0.05, weight_decay=0.0, progress=False)
-        sizes.append(float(ranker.preference.user_embedding.weight.norm()))
+        sizes.append(ranker.preference.user_embedding.weight.norm().item())
     assert sizes[0] == pytest.approx(sizes[1]) and sizes[2] > 2 * sizes[0] > 0
 
 
@@ -291,17 +315,33 @@ def test_heads_keep_their_start_when_training_only_hurts(proc, lists):
     assert all(torch.equal(value, ranker.own_state_dict()[name]) for name, value in before.items())
 
 
-def test_heads_that_come_trained_are_not_warmed_up_again(proc, lists, tmp_path, caplog, monkeypatch):
+def test_a_warm_up_that_fails_leaves_the_model_in_its_mode(proc, lists):
+    ranker = model(proc).eval()
+    batch = heads_batch(proc.fit(lists), lists, progress=False)
+    with pytest.raises(IndexError, match="Target 99"):
+        fit_heads(ranker, {**batch, "labels": batch["labels"] + 99 - batch["labels"]}, batch, epochs=1, progress=False)
+    assert not any(module.training for module in ranker.modules()) and ranker.config.use_language_model
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_heads_that_come_trained_are_not_warmed_up_again(proc, lists, tmp_path, caplog, monkeypatch, gone):
+    """Their configuration says so, wherever they came from."""
     monkeypatch.setattr(logging.getLogger("llamarec_lkg"), "propagate", True)
-    model(proc).save_pretrained(tmp_path / "saved")
-    ranker = LlamaRecLKGForRanking.from_pretrained(tmp_path / "saved")
     rates = {"learning_rate": 0.0, "heads_learning_rate": 0.0, "heads_warm_up_learning_rate": 1e-2}
     args = arguments(tmp_path, heads_warm_up_epochs=3, max_steps=1, **rates)
+    first = model(proc)
+    assert not first.config.heads_trained
+    LlamaRecLKGTrainer(first, args, lists, None, proc).warm_up_heads()
+    first.save_pretrained(tmp_path / "saved")
+    ranker = LlamaRecLKGForRanking.from_pretrained(tmp_path / "saved")
+    assert ranker.config.heads_trained
+    if gone:
+        shutil.rmtree(tmp_path / "saved")
     trainer = LlamaRecLKGTrainer(ranker, args, lists, None, proc)
     before = {name: weight.clone() for name, weight in ranker.own_state_dict().items()}
     trainer.train()
     assert all(torch.equal(weight, before[name]) for name, weight in ranker.own_state_dict().items())
-    assert f"come trained from {tmp_path / 'saved'}: their warm-up is left out" in caplog.text
+    assert "trained already (`config.heads_trained`): their warm-up is left out" in caplog.text
     trainer.warm_up_heads()
     assert any(not torch.equal(weight, before[name]) for name, weight in ranker.own_state_dict().items())
 
@@ -314,7 +354,7 @@ def test_warm_up_runs_before_training_and_only_there(proc, lists, tmp_path, monk
     )  # fmt: skip
     calls = []
     fit = "llamarec_lkg.training.trainer.fit_heads"
-    monkeypatch.setattr(fit, lambda *args, **kwargs: calls.append(kwargs["epochs"]))
+    monkeypatch.setattr(fit, lambda *args, **kwargs: calls.append(kwargs["epochs"]) or [{"epoch": 1}])
     trainer.train()
     assert calls == [3] and trainer.state.global_step == 1
     trainer.train()
@@ -330,7 +370,7 @@ def test_paper_configuration_trains_and_its_preferences_stay(film_dataset, lists
     ranker = LlamaRecLKGForRanking.from_backbone(backbone(), config)
     before = {n: p.clone() for n, p in ranker.preference.named_parameters()}
     args = arguments(tmp_path, heads_warm_up_epochs=2, max_steps=2)
-    LlamaRecLKGTrainer(ranker, args, lists, lists, proc, peft_config=LORA).train()
+    LlamaRecLKGTrainer(ranker, args, lists, lists, proc, peft_config=lora()).train()
     assert all(torch.equal(value, dict(ranker.preference.named_parameters())[name]) for name, value in before.items())
 
 

@@ -1,6 +1,6 @@
 import os
 import stat
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,22 +8,20 @@ import pytest
 
 from llamarec_lkg.utils import files as storage
 from llamarec_lkg.utils.errors import LKGError
-from llamarec_lkg.utils.files import atomic_file, atomic_folder, cache_dir, exchanged, read_json, write_json
-from llamarec_lkg.utils.fingerprints import as_plain, fingerprint, hash_file
+from llamarec_lkg.utils.files import atomic_file, atomic_files, atomic_folder, cache_dir, read_json, write_json
+from llamarec_lkg.utils.fingerprints import fingerprint, hash_file
 
 
 @dataclass(frozen=True)
 class Settings:
     size: int = 1
     name: str = "a"
-    _private: int = 0
 
 
 @dataclass(frozen=True)
 class OtherSettings:
     size: int = 1
     name: str = "a"
-    _private: int = 0
 
 
 def names_in(folder: Path) -> list[str]:
@@ -88,7 +86,7 @@ NEW = {"key.json": "new", "a.bin": "new", "b.bin": "new", "part/x": "new", "part
 
 
 def exchange(folder: Path) -> None:
-    with exchanged(folder, "key.json", ["stale-*.bin", "b.bin", "absent"]) as new:
+    with atomic_files(folder, "key.json", ["stale-*.bin", "b.bin", "absent"]) as new:
         for path, text in NEW.items():
             if text == "new":
                 (new / path).parent.mkdir(exist_ok=True)
@@ -139,7 +137,7 @@ def test_an_exchange_that_fails_is_taken_back_and_one_that_is_killed_is_seen(old
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_exchange_leaves_nothing_and_keeps_the_old(old_folder, tmp_path, error):
     for folder in (old_folder, tmp_path / "fresh"):
-        with pytest.raises(error), exchanged(folder, "key.json", ["*.bin"]) as new:
+        with pytest.raises(error), atomic_files(folder, "key.json", ["*.bin"]) as new:
             (new / "a.bin").write_text("half")
             raise error
     assert contents(old_folder) == OLD and not (tmp_path / "fresh").exists()
@@ -220,19 +218,6 @@ def test_different_content_has_different_fingerprints(one, other):
     assert fingerprint(*one) != fingerprint(*other)
 
 
-def test_a_field_may_count_not_at_all_or_only_when_it_is_given():
-    @dataclass
-    class Extended:
-        size: int = 1
-        _private: int = 0
-        since: str | None = field(default=None, metadata={"fingerprint": "if given"})
-        note: str = field(default="", metadata={"fingerprint": False})
-
-    Before = make_dataclass("Extended", [("size", int, 1), ("_private", int, 0)])
-    assert fingerprint(Extended()) == fingerprint(Extended(note="b")) == fingerprint(Before())
-    assert fingerprint(Extended(since="")) != fingerprint(Extended()) != fingerprint(Extended(2))
-
-
 def test_the_fingerprint_of_a_path_is_that_of_its_content(tmp_path):
     (tmp_path / "a").write_text("same")
     (tmp_path / "b").write_text("same")
@@ -254,7 +239,3 @@ def test_line_ends_do_not_change_the_hash_of_text(tmp_path):
 def test_the_hash_is_sha256(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     assert hash_file(tmp_path / "empty").startswith("e3b0c44298fc1c14")
-
-
-def test_settings_become_plain_without_private_fields():
-    assert as_plain(Settings(size=3)) == {"size": 3, "name": "a"}

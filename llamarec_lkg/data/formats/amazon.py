@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from ...utils.errors import LKGError
-from ..raw_dataset import ID_TYPES, INTERACTION_COLUMNS, Catalogue, RawDataset, folder_of
-from ..readers import csv_batches, record_batches, records
+from ..raw_dataset import ID_TYPES, INTERACTION_COLUMNS, Catalogue, Format, RawDataset, folder_of
+from ..readers import csv_batches, field_batches, records
 from ..schema import HEAD, ITEM_ID, RATING, RELATION, TAIL, TIMESTAMP, TITLE, USER_ID, ItemTable, Triples
 
 
@@ -22,16 +22,12 @@ AMAZON_2014_CITATION = (
     "Styles and Substitutes. SIGIR 2015."
 )
 
-
 AMAZON_2023_CITATION = (
     "Yupeng Hou, Jiacheng Li, Zhankui He, An Yan, Xiusi Chen and Julian McAuley. 2024. Bridging Language and Items "
     "for Retrieval and Recommendation. arXiv preprint arXiv:2403.03952."
 )
 
-
 BRAND, CATEGORY = "BRAND", "CATEGORY"
-
-
 RELATED = {"also_bought": "ALSO_BOUGHT", "also_viewed": "ALSO_VIEWED", "bought_together": "BOUGHT_TOGETHER"}
 
 
@@ -50,7 +46,7 @@ def amazon_2014(path: Path) -> RawDataset:
             columns = [USER_ID, ITEM_ID, RATING, TIMESTAMP]
             return csv_batches(reviews, header=None, names=columns, dtype=ID_TYPES)
         fields = ("reviewerID", "asin", "overall", "unixReviewTime")
-        return record_batches(reviews, dict(zip(INTERACTION_COLUMNS, fields, strict=True)))
+        return field_batches(reviews, dict(zip(INTERACTION_COLUMNS, fields, strict=True)))
 
     def describe(record: dict[str, Any]) -> dict[str, Any]:
         related = record.get("related") or {}
@@ -74,7 +70,7 @@ def amazon_2023(path: Path) -> RawDataset:
 
     def batches() -> Iterator[pd.DataFrame]:
         fields = ("user_id", "parent_asin", "rating", "timestamp")
-        for frame in record_batches(reviews, dict(zip(INTERACTION_COLUMNS, fields, strict=True))):
+        for frame in field_batches(reviews, dict(zip(INTERACTION_COLUMNS, fields, strict=True))):
             milliseconds = pd.to_numeric(frame[TIMESTAMP], errors="coerce")
             if milliseconds.notna().all():  # else the check of the interactions names the wrong value
                 frame[TIMESTAMP] = milliseconds // 1000
@@ -149,3 +145,19 @@ def _text(value: Any) -> str:
 
 def _texts(values: list[Any]) -> list[str]:
     return [intern(_text(value)) for value in values if value]
+
+
+FORMATS = (
+    Format(
+        "amazon-2014",
+        amazon_2014,
+        (r"(ratings_.+\.csv|reviews_.+\.json)(\.gz)?", r"meta_.+\.json(\.gz)?"),
+        "ratings_X.csv or reviews_X_5.json.gz, with meta_X.json.gz",
+    ),
+    Format(
+        "amazon-2023",
+        amazon_2023,
+        (r"(?!meta_).+\.jsonl(\.gz)?", r"meta_.+\.jsonl(\.gz)?"),
+        "X.jsonl.gz, with meta_X.jsonl.gz",
+    ),
+)

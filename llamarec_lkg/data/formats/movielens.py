@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from ...utils.errors import LKGError
-from ..raw_dataset import ID_TYPES, Catalogue, RawDataset, folder_of, only
+from ..raw_dataset import ID_TYPES, Catalogue, Format, RawDataset, folder_of, only
 from ..readers import csv_batches, read_lines, read_table
 from ..schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, ItemTable, require_columns
 
@@ -18,15 +18,9 @@ MOVIELENS_CITATION = (
     "ACM Transactions on Interactive Intelligent Systems 5, 4: 19:1-19:19."
 )
 
-
 MOVIELENS_LICENSE = "GroupLens terms: research use, acknowledge the source, no commercial use without permission"
-
-
 GENRE, YEAR, DIRECTOR, ACTOR = "GENRE_IS", "RELEASED_YEAR_IS", "DIRECTED_BY", "HAS_ACTOR"
-
-
 NO_GENRE = ("(no genres listed)", "unknown")  # what MovieLens writes where it knows none
-
 
 ML_100K_GENRES = (
     "unknown|Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|Film-Noir|Horror|Musical|"
@@ -44,20 +38,18 @@ def movielens_latest(path: Path) -> RawDataset:
         for frame in csv_batches(folder / "ratings.csv", dtype=dict.fromkeys(columns, str)):
             yield frame.rename(columns=columns)
 
-    def catalogue(wanted: Container[str] | None) -> Catalogue:
+    def films() -> pd.DataFrame:
         movies = read_table(folder / "movies.csv", dtype={"movieId": str})
         require_columns(movies, ["movieId", "title", "genres"], "movies.csv")
-        items = _films(movies["movieId"], movies["title"], movies["genres"])
-        relations = [GENRE, YEAR]
-        if (folder / "movies_metadata.csv").exists():
-            metadata = read_table(folder / "movies_metadata.csv", dtype={"movieId": str})
-            require_columns(metadata, ["movieId", "directors", "actors"], "movies_metadata.csv")
-            people = metadata.rename(columns={"movieId": ITEM_ID, "directors": DIRECTOR, "actors": ACTOR})
-            items = items.merge(people[[ITEM_ID, DIRECTOR, ACTOR]], on=ITEM_ID, how="left")
-            relations += [DIRECTOR, ACTOR]
-        return only(ItemTable.from_frame(items, {relation: relation for relation in relations}), wanted), None
+        table = _films(movies["movieId"], movies["title"], movies["genres"])
+        if not (folder / "movies_metadata.csv").exists():
+            return table
+        metadata = read_table(folder / "movies_metadata.csv", dtype={"movieId": str})
+        require_columns(metadata, ["movieId", "directors", "actors"], "movies_metadata.csv")
+        people = metadata.rename(columns={"movieId": ITEM_ID, "directors": DIRECTOR, "actors": ACTOR})
+        return table.merge(people[[ITEM_ID, DIRECTOR, ACTOR]], on=ITEM_ID, how="left")
 
-    return RawDataset(folder.resolve().name, batches, catalogue, MOVIELENS_CITATION, MOVIELENS_LICENSE)
+    return _release(folder, batches, films)
 
 
 def movielens_1m(path: Path) -> RawDataset:
@@ -72,7 +64,7 @@ def movielens_1m(path: Path) -> RawDataset:
             names=[USER_ID, "_1", ITEM_ID, "_2", RATING, "_3", TIMESTAMP], dtype=ID_TYPES,
         )  # fmt: skip
 
-    def catalogue(wanted: Container[str] | None) -> Catalogue:
+    def films() -> pd.DataFrame:
         rows = []
         for number, line in enumerate(read_lines(folder / "movies.dat"), 1):
             raw, _, rest = line.partition("::")
@@ -83,9 +75,9 @@ def movielens_1m(path: Path) -> RawDataset:
                     "file whole? Make or copy it again."
                 )
             rows.append((raw, title, genres))
-        return only(ItemTable.from_frame(_films(*_columns(rows)), {GENRE: GENRE, YEAR: YEAR}), wanted), None
+        return _films(*_columns(rows))
 
-    return RawDataset(folder.resolve().name, batches, catalogue, MOVIELENS_CITATION, MOVIELENS_LICENSE)
+    return _release(folder, batches, films)
 
 
 def movielens_100k(path: Path) -> RawDataset:
@@ -93,7 +85,11 @@ def movielens_100k(path: Path) -> RawDataset:
     says about people is not read, as in `movielens_1m`."""
     folder = folder_of(path)
 
-    def catalogue(wanted: Container[str] | None) -> Catalogue:
+    def batches() -> Iterator[pd.DataFrame]:
+        columns = [USER_ID, ITEM_ID, RATING, TIMESTAMP]
+        return csv_batches(folder / "u.data", sep="\t", header=None, names=columns, dtype=ID_TYPES)
+
+    def films() -> pd.DataFrame:
         genres = ML_100K_GENRES
         if (folder / "u.genre").exists():
             genres = [line.rpartition("|")[0] for line in read_lines(folder / "u.genre")]
@@ -107,20 +103,24 @@ def movielens_100k(path: Path) -> RawDataset:
                     f"the {len(genres)} genres. Is the file whole? Make or copy it again."
                 )
             rows.append((fields[0], fields[1], "|".join(g for g, on in zip(genres, flags, strict=True) if on == "1")))
-        return only(ItemTable.from_frame(_films(*_columns(rows)), {GENRE: GENRE, YEAR: YEAR}), wanted), None
+        return _films(*_columns(rows))
 
-    return RawDataset(
-        folder.resolve().name,
-        lambda: csv_batches(
-            folder / "u.data", sep="\t", header=None, names=[USER_ID, ITEM_ID, RATING, TIMESTAMP], dtype=ID_TYPES
-        ),
-        catalogue,
-        MOVIELENS_CITATION,
-        MOVIELENS_LICENSE,
-    )
+    return _release(folder, batches, films)
 
 
-def _columns(rows: list[tuple[str, ...]]) -> list[pd.Series]:
+def _release(
+    folder: Path, batches: Callable[[], Iterator[pd.DataFrame]], films: Callable[[], pd.DataFrame]
+) -> RawDataset:
+    """A release from what reads its ratings and what reads its films; the columns of `_films` and others are
+    relations already."""
+
+    def catalogue(wanted: Container[str] | None) -> Catalogue:
+        return only(ItemTable.from_frame(films()), wanted), None
+
+    return RawDataset(folder.resolve().name, batches, catalogue, MOVIELENS_CITATION, MOVIELENS_LICENSE)
+
+
+def _columns(rows: list[tuple[str, str, str]]) -> list[pd.Series]:
     frame = pd.DataFrame(rows, columns=["id", "title", "genres"], dtype=str)
     return [frame[column] for column in frame.columns]
 
@@ -130,3 +130,18 @@ def _films(ids: pd.Series, titles: pd.Series, genres: pd.Series) -> pd.DataFrame
     marks films made for video."""
     years = titles.str.extract(r"\((\d{4})\)\s*(?:\(V\)\s*)?$")[0]
     return pd.DataFrame({ITEM_ID: ids, TITLE: titles, GENRE: genres.mask(genres.isin(NO_GENRE)), YEAR: years})
+
+
+_DAT = (r"ratings\.dat", r"movies\.dat")
+
+FORMATS = (
+    Format(
+        "movielens-latest",
+        movielens_latest,
+        (r"ratings\.csv", r"movies\.csv"),
+        "ml-latest, ml-latest-small, ml-20m, ml-25m, ml-32m: ratings.csv and movies.csv",
+    ),
+    Format("movielens-1m", movielens_1m, _DAT, "ml-1m: ratings.dat and movies.dat"),
+    Format("movielens-10m", movielens_1m, _DAT, "ml-10m: files as of ml-1m, which the same reader takes"),
+    Format("movielens-100k", movielens_100k, (r"u\.data", r"u\.item"), "ml-100k: u.data and u.item"),
+)

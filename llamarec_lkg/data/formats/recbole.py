@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from ...utils.errors import LKGError
-from ..raw_dataset import Catalogue, RawDataset, _links, folder_of, only
+from ..raw_dataset import Catalogue, Format, RawDataset, folder_of, links_of, only
 from ..readers import csv_batches, read_table
 from ..schema import HEAD, ITEM_ID, RELATION, TAIL, TITLE, ItemTable, Triples
 from .movielens import GENRE, YEAR
@@ -39,7 +39,7 @@ def recbole_atomic(path: Path, name: str | None = None) -> RawDataset:
         table = ItemTable.from_frame(items.rename(columns={title_column: TITLE}), attributes)
         triples = None
         if (folder / f"{name}.kg").exists():
-            links = _links(_atomic(read_table(folder / f"{name}.link", **_ATOMIC)), f"{name}.link")
+            links = links_of(_atomic(read_table(folder / f"{name}.link", **_ATOMIC)), f"{name}.link")
             facts = _atomic(read_table(folder / f"{name}.kg", **_ATOMIC))
             names = {"head_id": HEAD, "relation_id": RELATION, "tail_id": TAIL}
             triples = Triples.from_frame(facts.rename(columns=names), links)
@@ -58,3 +58,6 @@ def _atomic(frame: pd.DataFrame) -> pd.DataFrame:
             frame[column] = frame[column].str.replace(" ", "|")
     frame.columns = [column.split(":")[0] for column in frame.columns]
     return frame
+
+
+FORMATS = (Format("recbole", recbole_atomic, (r".+\.inter",), "X.inter and X.item, optionally X.kg with X.link"),)

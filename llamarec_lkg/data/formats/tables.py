@@ -8,7 +8,17 @@ from pathlib import Path
 import pandas as pd
 
 from ...utils.errors import LKGError
-from ..raw_dataset import CARD, ID_TYPES, Catalogue, RawDataset, catalogue_of_tables, folder_of, only, read_source
+from ..raw_dataset import (
+    CARD,
+    ID_TYPES,
+    Catalogue,
+    Format,
+    RawDataset,
+    catalogue_of_tables,
+    folder_of,
+    only,
+    read_source,
+)
 from ..readers import csv_batches, parquet_batches, read_table
 from ..schema import ITEM_ID, RATING, TIMESTAMP, USER_ID
 
@@ -48,3 +58,13 @@ def _plain_ids(frame: pd.DataFrame) -> pd.DataFrame:
         if pd.api.types.is_string_dtype(values) and values.str.fullmatch(r"-?\d+\.0", na=False).all():
             frame[column] = values.str.removesuffix(".0")
     return frame
+
+
+FORMATS = (
+    Format(
+        "tables",
+        tables,
+        (r"interactions\.(parquet|csv)", r"items\.(parquet|csv)"),
+        "interactions and items, optionally triples and links, as parquet or csv",
+    ),
+)

@@ -1,0 +1,145 @@
+"""What the ranker trains beside the backbone: the preferences over relations, and the fusion of all scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..data.schema import UNKNOWN_USER
+from ..graph.evidence import STATISTICS
+from .configuration_llamarec_lkg import LlamaRecLKGConfig
+
+
+class UserPreferenceModule(nn.Module):
+    """Relation logits of a user, from the history's relation statistics and an id embedding that known users add.
+
+    One small network reads each relation's statistics, and how they differ from the mean over relations; a vector of
+    its own tells it which relation it is. What "the user keeps to it" looks like is much the same for all relations,
+    so few users teach many of them.
+    """
+
+    def __init__(self, config: LlamaRecLKGConfig):
+        super().__init__()
+        self.user_dropout = config.user_dropout
+        self.dropout = nn.Dropout(config.preference_dropout)
+        self.bias = nn.Parameter(torch.zeros(config.num_relations))
+        self.history_in = self.history_out = self.history_skip = self.relation_embedding = None
+        self.user_embedding = self.user_norm = self.user_out = None
+        if config.use_history_preferences:
+            hidden = config.preference_hidden_size
+            self.history_in = nn.Linear(2 * len(STATISTICS), hidden)
+            self.relation_embedding = nn.Parameter(torch.zeros(config.num_relations, hidden))
+            self.history_out = nn.Linear(hidden, 1, bias=False)
+            self.history_skip = nn.Linear(2 * len(STATISTICS), 1, bias=False)
+        if config.use_user_embedding:
+            size = config.user_embedding_size or config.num_relations
+            if config.num_users:
+                self.user_embedding = nn.Embedding(config.num_users + 1, size, padding_idx=UNKNOWN_USER)
+            if config.user_embedding_size:
+                self.user_norm = nn.LayerNorm(size)
+                self.user_out = nn.Linear(size, config.num_relations, bias=False)
+
+    def forward(self, user_ids: torch.Tensor, history_relations: torch.Tensor) -> torch.Tensor:
+        """(B,) dense users and (B, R, S) statistics -> (B, R) logits. User 0 and unseen ids get the history's part
+        alone."""
+        logits = self.bias.float().expand(len(user_ids), -1)
+        if self.history_in is not None:
+            statistics = history_relations.to(self.history_in.weight.dtype)
+            statistics = torch.cat([statistics, statistics - statistics.mean(1, keepdim=True)], dim=-1)
+            hidden = self.dropout(F.gelu(self.history_in(statistics) + self.relation_embedding))
+            logits = logits + (self.history_out(hidden) + self.history_skip(statistics))[..., 0].float()
+        if self.training and self.user_dropout > 0:
+            hide = torch.rand(user_ids.shape, device=user_ids.device) < self.user_dropout
+            user_ids = user_ids.masked_fill(hide, UNKNOWN_USER)
+        return logits + self.personal(user_ids)
+
+    def personal(self, user_ids: torch.Tensor) -> torch.Tensor:
+        """What known users' ids add to the logits, (B, R); zero for all others."""
+        if self.user_embedding is None:
+            return self.bias.new_zeros(len(user_ids), len(self.bias), dtype=torch.float32)
+        user_ids = user_ids.masked_fill(user_ids >= self.user_embedding.num_embeddings, UNKNOWN_USER)
+        personal = self.user_embedding(user_ids)
+        if self.user_out is not None:
+            personal = self.user_out(self.dropout(self.user_norm(personal)))
+        return personal.float() * (user_ids != UNKNOWN_USER)[:, None]
+
+    def take_users(self, weight: torch.Tensor) -> None:
+        """Put the weights of single users in place, (num_users + 1, size); row 0 is the average user's."""
+        table = nn.Embedding.from_pretrained(weight.float(), freeze=False, padding_idx=UNKNOWN_USER)
+        self.user_embedding = table.to(self.bias.device).requires_grad_(self.bias.requires_grad)
+
+
+class ScoreFusion(nn.Module):
+    """logits = s * (letters - prior) + a * evidence . preferences + b * retrieval, each part behind its switch.
+
+    What the language model and the retriever say is taken relative to the list's mean. Order and loss are the same; a
+    part of a score then says what tells a candidate from the others.
+    """
+
+    def __init__(self, config: LlamaRecLKGConfig):
+        super().__init__()
+        self.config = config
+        for name in ("letter_scale", "evidence_weight", "retrieval_weight"):
+            # of shape (1,): FSDP2 cannot shard what has no dimension
+            self.register_parameter(name, nn.Parameter(torch.tensor([float(getattr(config, name))])))
+        self.letter_scale.requires_grad_(config.use_language_model and config.learn_letter_scale)
+        self.evidence_weight.requires_grad_(config.use_evidence_fusion)
+        self.retrieval_weight.requires_grad_(config.use_retrieval_scores)
+
+    def forward(
+        self,
+        letter_logits: torch.Tensor | None,
+        preferences: torch.Tensor,
+        evidence: torch.Tensor,
+        retrieval_scores: torch.Tensor,
+        candidate_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        parts = self.parts(letter_logits, preferences, evidence, retrieval_scores, candidate_mask)
+        logits = sum(part.sum(-1) if name == "evidence" else part for name, part in parts.items())
+        return logits.masked_fill(~candidate_mask, torch.finfo(torch.float32).min)
+
+    def parts(
+        self,
+        letter_logits: torch.Tensor | None,
+        preferences: torch.Tensor,
+        evidence: torch.Tensor,
+        retrieval_scores: torch.Tensor,
+        candidate_mask: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """The terms of the sum: "language model" and "retriever" (B, C), "evidence" by relation (B, C, R)."""
+        none = torch.zeros_like(retrieval_scores, dtype=torch.float32)
+        parts = {"language model": none, "retriever": none}
+        if letter_logits is not None:
+            parts["language model"] = self.letter_scale * _less_mean(letter_logits, candidate_mask)
+        if self.config.use_retrieval_scores:
+            parts["retriever"] = self.retrieval_weight * _less_mean(retrieval_scores, candidate_mask)
+        if self.config.use_evidence_fusion:
+            parts["evidence"] = self.evidence_weight * preferences[:, None, :] * evidence.float()
+        return parts
+
+
+def _less_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(B, C) values less each row's mean over its real candidates; what is none counts as 0."""
+    values = values.float().masked_fill(~mask, 0.0)
+    return values - values.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def straight_through(gate: torch.Tensor) -> torch.Tensor:
+    """1 in the forward pass; in the backward pass the gradient of `gate`."""
+    return 1.0 + gate - gate.detach()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside, a module is in eval mode; after it, also after an error, each of its parts is in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -1,0 +1,95 @@
+"""Facts become edges: order, inverses, repeated and merged facts."""
+
+import numpy as np
+from graphs import edges_of, triples_of
+
+from llamarec_lkg.graph.builder import UNDATED, merge_inverses
+from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
+
+
+def test_triples_become_edges_in_both_directions_ordered_by_source_code_and_target(graph):
+    assert graph.relations == ("BY", "NEXT")
+    assert graph.entity_types == ("item", "entity")
+    assert graph.node_keys.tolist() == ["1", "2", "3", "x", "y"]
+    assert graph.node_names.tolist() == ["One", "Two", "Three", "", ""]
+    assert graph.node_types.tolist() == [0, 0, 0, 1, 1]
+    assert graph.item_nodes.tolist() == [-1, 0, 1, 2]
+    assert graph.offsets.tolist() == [0, 2, 5, 5, 7, 8]
+    assert graph.targets.tolist() == [3, 1, 3, 4, 0, 0, 1, 1]
+    assert graph.edge_relations.tolist() == [0, 2, 0, 0, 3, 1, 1, 1]
+    assert set(graph.timestamps.tolist()) == {UNDATED}
+    assert (graph.num_nodes, graph.num_edges, graph.num_items) == (5, 8, 3)
+
+
+def test_titles_default_to_ids():
+    assert KnowledgeGraph.from_triples(triples_of(), ["1", "2"]).node_names[:2].tolist() == ["1", "2"]
+
+
+def test_repeated_facts_count_once():
+    graph = KnowledgeGraph.from_triples(triples_of(("1", "BY", "x"), ("1", "BY", "x"), ("1", "AS", "x")), ["1"])
+    assert [edge[:3] for edge in edges_of(graph)] == [
+        ("1", "AS", "x"),
+        ("1", "BY", "x"),
+        ("x", "~AS", "1"),
+        ("x", "~BY", "1"),
+    ]
+
+
+def test_linked_entities_are_the_items_and_unlinked_items_have_no_edges():
+    triples = triples_of(("m.7", "BY", "x"), ("m.8", "BY", "x"), links={"m.7": "1", "m.8": "unknown item"})
+    graph = KnowledgeGraph.from_triples(triples, ["1", "2"])
+    assert graph.node_keys.tolist() == ["1", "2", "m.8", "x"]
+    assert ("1", "BY", "x", UNDATED) in edges_of(graph)
+    assert graph.offsets[2] - graph.offsets[1] == 0
+    assert graph.item_of_node().tolist() == [1, 2, 0, 0]
+
+
+def test_a_graph_without_facts_has_items_and_no_edges():
+    graph = KnowledgeGraph.from_triples(triples_of(), ["1", "2"])
+    assert (graph.num_nodes, graph.num_edges, graph.num_items) == (2, 0, 2)
+    assert graph.before(5).num_edges == 0
+    which, codes, reached = graph.neighbours(np.array([0, 1]))
+    assert len(which) == len(codes) == len(reached) == 0
+
+
+def test_relations_stated_in_both_directions_are_merged():
+    pairs = {
+        "BY": np.array([[1, 7], [2, 7], [3, 8]]),
+        "MADE": np.array([[7, 1], [7, 2], [8, 3]]),
+        "OTHER": np.array([[7, 1], [9, 9]]),
+    }
+    merged = merge_inverses(pairs)
+    assert list(merged) == ["BY", "OTHER"]
+    assert merged["BY"].tolist() == [[1, 7], [2, 7], [3, 8]]
+    assert merged["OTHER"].tolist() == [[7, 1], [9, 9]]
+
+
+def test_merging_adds_facts_that_only_the_inverse_states():
+    by = np.array([[i, 100 + i] for i in range(10)])
+    made = np.array([[100 + i, i] for i in range(11)])
+    assert merge_inverses({"BY": by, "MADE": made})["BY"].tolist() == [[i, 100 + i] for i in range(11)]
+
+
+def test_relations_that_overlap_too_little_or_differ_much_in_size_stay_apart():
+    by = np.array([[i, 100 + i] for i in range(10)])
+    eight = np.array([[100 + i, i] for i in range(8)] + [[100, 50], [100, 51]])
+    assert list(merge_inverses({"A": by, "B": eight})) == ["A", "B"]
+    assert list(merge_inverses({"A": by, "B": eight}, overlap=0.8)) == ["A"]
+    large = np.concatenate([by[:, ::-1], np.array([[200 + i, i] for i in range(11)])])
+    assert list(merge_inverses({"A": by, "B": large})) == ["A", "B"]
+    assert list(merge_inverses({"A": by, "B": by})) == ["A", "B"]
+
+
+def test_of_several_relations_that_fit_the_first_takes_the_facts():
+    by = np.array([[i, 100 + i] for i in range(10)])
+    made = np.array([[100 + i, i] for i in range(11)])
+    merged = merge_inverses({"A": by, "B": by, "C": made})
+    assert {name: len(pairs) for name, pairs in merged.items()} == {"A": 11, "B": 10}
+
+
+def test_a_graph_of_triples_merges_inverse_relations():
+    graph = KnowledgeGraph.from_triples(
+        triples_of(("1", "a.by", "x"), ("2", "a.by", "y"), ("x", "b.made", "1"), ("y", "b.made", "2")), ["1", "2"]
+    )
+    assert graph.relations == ("a.by",)
+    assert graph.num_edges == 4

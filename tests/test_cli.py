@@ -1,0 +1,137 @@
+"""The command line: what it prints, what it refuses, and that it starts at once where no model is needed.
+
+The stages of a run are tested with the workflow (tests/training), what `convert` writes with the formats (tests/data),
+and what a push uploads with the Hub (tests/hub).
+"""
+
+import json
+import types
+
+import pytest
+from test_entry import HEAVY, run_python
+from tiny import processor
+
+from llamarec_lkg import LlamaRecLKGForRanking
+from llamarec_lkg.cli import main
+
+
+LIGHT = {
+    "help": ["--help"],
+    "help of a command with formats": ["convert", "--help"],
+    "an unknown command": ["conver"],
+    "a missing argument": ["recommend", "--model", "x"],
+    "convert": ["convert", "world", "tables"],
+    "export-metrics": ["export-metrics", "metrics"],
+}
+
+
+@pytest.mark.parametrize("arguments", LIGHT.values(), ids=LIGHT.keys())
+def test_what_needs_no_model_loads_no_model_library(arguments, tmp_path):
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world" / "interactions.csv").write_text("user_id,item_id,timestamp\n1,a,1\n1,b,2\n")
+    (tmp_path / "world" / "items.csv").write_text("item_id,title\na,A\nb,B\n")
+    code = f"""
+import os, sys
+os.chdir({str(tmp_path)!r})
+sys.argv[0] = "llamarec-lkg"
+import runpy
+try:
+    runpy.run_module("llamarec_lkg.cli", run_name="__main__")
+except SystemExit as error:
+    print(error.code, [name for name in {HEAVY} if name in sys.modules])
+"""
+    status = 2 if arguments in (["conver"], ["recommend", "--model", "x"]) else 0
+    assert run_python(code, *arguments).splitlines()[-1] == f"{status} []"
+    if arguments[0] in ("convert", "export-metrics") and "--help" not in arguments:
+        assert list((tmp_path / arguments[-1]).iterdir())
+
+
+def save(folder, dataset, **config):
+    proc = processor(dataset)
+    ranker = LlamaRecLKGForRanking(proc.model_config(use_language_model=False, **config))
+    ranker.save_pretrained(folder)
+    proc.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(film_dataset, tmp_path_factory):
+    """A ranker without language model, without weights of single users and without a retriever."""
+    return save(tmp_path_factory.mktemp("ranker"), film_dataset)
+
+
+def test_recommend_prints_titles_and_json(folder, capsys):
+    command = ["recommend", "--model", str(folder), "--history", "1", "2", "--candidates", "3", "4", "5"]
+    assert main([*command, "-k", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    ranked = [line for line in lines if not line.startswith("      ")]
+    assert [line[:5] for line in ranked] == ["  1. ", "  2. "] and "Alien (1979)" in lines[0]
+    assert main([*command, "--user", "7", "--json"]) == 0
+    said = capsys.readouterr()
+    assert [record["rank"] for record in json.loads(said.out)] == [1, 2, 3]
+    assert "no weights for user '7': the history alone decides" in said.err
+
+
+def test_recommend_says_why_and_draws_it(folder, tmp_path, capsys):
+    command = ["recommend", "--model", str(folder), "--history", "1", "--candidates", "2", "3"]
+    assert main([*command, "--sentences", "--draw", str(tmp_path / "why.png")]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("  1. ") and " scores " in said.out and "why.png" in said.err
+    assert (tmp_path / "why.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_preferences_are_printed_and_drawn(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["preferences", "--model", str(folder), "--history", "1", "2"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "an unknown user follows, from a history of 2 items" in said
+    assert "DIRECTED_BY" in said and "All alike would be" in said
+    (tmp_path / "preferences.png").rename(tmp_path / "seen.png")
+    assert main([*command, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert sum(record["preferences"].values()) == pytest.approx(1.0, abs=1e-5) and not record["known"]
+    assert record["preferences"] == record["history_alone"], "nobody's id adds nothing"
+    assert not (tmp_path / "preferences.png").exists()
+
+
+def test_a_user_with_weights_of_their_own_is_known(film_dataset, tmp_path, capsys):
+    folder = save(tmp_path, film_dataset, use_user_embedding=True)
+    command = ["preferences", "--model", str(folder), "--history", "1", "--json", "--user"]
+    assert main([*command, "2"]) == 0 and json.loads(capsys.readouterr().out)["known"]
+    assert main([*command, "99"]) == 0 and not json.loads(capsys.readouterr().out)["known"]
+
+
+@pytest.mark.parametrize("command", ["recommend", "preferences"])
+def test_a_history_is_needed(command, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "--model", "anywhere", "--user", "3"])
+    assert "the following arguments are required: --history" in capsys.readouterr().err
+
+
+def test_expected_failures_are_one_clear_line(folder, tmp_path, capsys):
+    assert main(["recommend", "--model", str(folder), "--history", "404"]) == 1
+    assert "llamarec-lkg recommend: " in (said := capsys.readouterr().err) and "'404'" in said
+    assert main(["preferences", "--model", str(tmp_path), "--history", "1"]) == 1
+    assert "holds no trained model (no config.json)" in capsys.readouterr().err
+    assert main(["prepare", "data.dataset=no-such-data"]) == 1
+    assert "No data set 'no-such-data'" in capsys.readouterr().err
+    assert main(["prepare", "--config", str(tmp_path / "absent.yaml")]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_push_hands_its_options_on(monkeypatch, capsys):
+    calls = []
+
+    def push_folder(folder, repo_id, **options):
+        calls.append((folder, repo_id, options))
+        return types.SimpleNamespace(pr_url=None, commit_url="https://hub/commit")
+
+    monkeypatch.setattr("llamarec_lkg.hub.push.push_folder", push_folder)
+    assert main(["push", "run", "you/name"]) == 0
+    assert main(["push", "run", "you/name", "--share-users", "--private", "--backbone", "org/base"]) == 0
+    assert capsys.readouterr().out == "https://hub/commit\n" * 2
+    plain = {"private": None, "revision": None, "create_pr": False, "commit_message": None, "share_users": False}
+    plain |= {"remove_retriever": False, "backbone": None}
+    assert calls[0] == ("run", "you/name", plain)
+    assert calls[1][2] == plain | {"share_users": True, "private": True, "backbone": "org/base"}

@@ -1,0 +1,283 @@
+"""The whole run on a folder of tables: stages out of fold, reuse, what is said, two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny import backbone, tokenizer
+from tiny_run import settings, write_world
+
+from llamarec_lkg import LKGError, Recommender
+from llamarec_lkg.cli import main
+from llamarec_lkg.retrieval.candidates import folds_of_users
+from llamarec_lkg.training import workflow as workflows
+from llamarec_lkg.training.run_config import RunConfig
+from llamarec_lkg.training.workflow import Workflow
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run, its folder and its configuration file; the cache lasts as long as the module."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_world(folder / "world")
+    (folder / "world" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    backbone().save_pretrained(folder / "backbone")
+    tokenizer().save_pretrained(folder / "backbone")
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings(folder)))
+    old = os.environ.get("LLAMAREC_LKG_CACHE")
+    os.environ["LLAMAREC_LKG_CACHE"] = str(folder / "cache")
+    try:
+        status = main(["evaluate", "--config", str(folder / "config.yaml")])
+    finally:
+        os.environ.pop("LLAMAREC_LKG_CACHE") if old is None else os.environ.update(LLAMAREC_LKG_CACHE=old)
+    assert status == 0
+    return folder
+
+
+def test_one_command_leaves_model_report_and_card(run):
+    out = run / "run"
+    for name in (
+        "config.yaml",
+        "config.json",
+        "model.safetensors",
+        "adapter/adapter_model.safetensors",
+        "processor_config.json",
+        "knowledge_graph/graph.safetensors",
+        "retriever/model.safetensors",
+        "report.json",
+        "report.md",
+        "report.png",
+        "README.md",
+        "training_log.json",
+    ):
+        assert (out / name).exists(), name
+    report = json.loads((out / "report.json").read_text())
+    names = [row["name"] for row in report["rows"]]
+    assert names[:4] == ["popularity", "retriever", "ranker-untrained", "ranker"]
+    assert {"ranker-shuffled-kg", "no-lm", "no-lm-no-kg", "no-lm-shuffled-kg", "ceiling"} <= set(names)
+    ceiling = next(row for row in report["rows"] if row["name"] == "ceiling")["metrics"]["recall@1"]
+    assert ceiling == pytest.approx(report["protocol"]["retrieved"] / report["protocol"]["targets"])
+    assert not [p for p in out.glob("*") if p.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_the_card_holds_the_table_and_passes_the_hubs_parser(run):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(run / "run" / "README.md")
+    assert card.data.library_name == "llamarec_lkg" and card.data.pipeline_tag == "text-ranking"
+    assert {"ndcg@10", "mrr@10", "recall@10"} <= {result.metric_type for result in card.data.eval_results}
+    assert "| ranker |" in card.content and "FOLLOWED_BY" in card.content
+    assert "Data: cc-by-4.0" in card.content, "as the data set's own card says"
+
+
+def test_a_second_run_reuses_every_stage_and_says_so(run, monkeypatch, capsys):
+    def refuse(*args, **kwargs):
+        raise AssertionError("this stage was done already")
+
+    for name in ("train_lrurec", "training_examples", "LlamaRecLKGTrainer", "rows_of_report"):
+        monkeypatch.setattr(f"llamarec_lkg.training.workflow.{name}", refuse)
+    assert main(["evaluate", "--config", str(run / "config.yaml")]) == 0
+    out, err = capsys.readouterr()
+    assert "| ranker |" in out and "6/6 evaluation: reused" in err
+    assert main(["train", "--config", str(run / "config.yaml")]) == 0
+    assert "5/6 ranker: reused" in capsys.readouterr().err
+    assert main(["train-retriever", "--config", str(run / "config.yaml")]) == 0
+    assert "2/6 retriever: reused" in capsys.readouterr().err
+    with pytest.raises(AssertionError, match="done already"):
+        main(["train-retriever", "--config", str(run / "config.yaml"), "retriever.seed=7"])
+
+
+def workflow(run, **changes):
+    """Over the data of `run`, with some settings changed: `section__key=value`."""
+    mapping = settings(run)
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        mapping[section] = {**mapping.get(section, {}), field: value} if field else value
+    return Workflow(RunConfig.from_mapping(mapping), progress=False)
+
+
+def test_the_lists_of_a_fold_come_from_a_retriever_and_co_ratings_that_never_saw_its_users(run, tmp_path, monkeypatch):
+    flow = workflow(run, output_dir=str(tmp_path), examples__folds=3)
+    dataset, seen = flow.prepare().dataset, {"train_lrurec": [], "co_ratings": []}
+    for name, calls in seen.items():
+        original = getattr(workflows, name)
+        monkeypatch.setattr(
+            workflows,
+            name,
+            lambda data, *args, o=original, c=calls, **kwargs: c.append(data) or o(data, *args, **kwargs),
+        )
+    read, original = {}, workflows.with_features
+    monkeypatch.setattr(
+        workflows,
+        "with_features",
+        lambda lists, indexes, folds, **kwargs: (
+            read.update(indexes=indexes, folds=folds) or original(lists, indexes, folds, **kwargs)
+        ),
+    )
+    processor = flow.build_processor()
+    lists = flow.training_lists(processor)
+    folds = folds_of_users(dataset.num_users, 3, flow.config.retriever.seed)
+    np.testing.assert_array_equal(read["folds"], folds)
+    for data in seen.values():
+        for fold, part in enumerate(data):
+            trained = set(part.user_of(part.positions("train")).tolist())
+            assert trained == {user for user in range(1, dataset.num_users + 1) if folds[user] != fold}
+    assert [len(data) for data in seen.values()] == [3, 3]
+    assert {path.name for path in tmp_path.glob("retriever*")} == {f"retriever-fold-{fold}" for fold in range(3)}
+    # each list carries what the graph of its own fold says, on the scale that the processor keeps
+    stacked = np.concatenate([example.evidence for example in lists])
+    spoke = stacked.std(axis=0) > 0
+    assert spoke.any() and stacked.std(axis=0)[spoke] == pytest.approx(1.0, rel=1e-3)
+    for example in lists[::40]:
+        index = read["indexes"][folds[example.user]].with_scale(processor.evidence_scale)
+        wanted = index.evidence([example.history], [example.candidates])[0]
+        np.testing.assert_allclose(example.evidence, wanted, rtol=1e-4, atol=1e-5)
+    again = workflow(run, output_dir=str(tmp_path), examples__folds=3)
+    monkeypatch.setattr(workflows, "train_lrurec", lambda *args, **kwargs: pytest.fail("each is a finished stage"))
+    assert len(again.training_lists(again.build_processor())) == len(lists)
+
+
+def test_precision_is_the_devices_and_training_follows(run, monkeypatch):
+    for fast in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr("llamarec_lkg.utils.precision.fast_dtype", lambda device=None, fast=fast: fast)
+        flow = workflow(run, backbone__dtype="auto")
+        assert flow.backbone_arguments()["dtype"] == fast
+        assert flow.training_arguments().bf16 == (fast == torch.bfloat16)
+        four_bit = workflow(run, backbone__dtype="auto", backbone__load_in_4bit=True).backbone_arguments()
+        assert four_bit["quantization_config"].bnb_4bit_compute_dtype == fast
+        whole = workflow(run, backbone__dtype="auto", backbone__use_peft=False)
+        assert whole.backbone_arguments()["dtype"] == torch.float32, "what is trained takes small steps"
+        asked = workflow(run, backbone__dtype="float32")
+        assert asked.backbone_arguments()["dtype"] == torch.float32 and not asked.training_arguments().bf16
+        given = workflow(run, backbone__dtype="auto", training__bf16=False)
+        assert not given.training_arguments().bf16
+
+
+def test_nothing_untrained_passes_for_a_finished_ranker(run, tmp_path):
+    without = {"output_dir": str(tmp_path), "model__use_language_model": False}
+    for changes in (
+        {"training__heads_warm_up_epochs": 0},
+        {"model__use_evidence_fusion": False, "model__use_retrieval_scores": False},
+    ):
+        with pytest.raises(LKGError, match="Nothing of this ranker would be trained"):
+            workflow(run, **without, **changes).train()
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_what_is_said_names_each_stage_with_its_time_and_nothing_of_others(run):
+    """In a new process, as in a terminal: our lines and bars, none of the libraries' own."""
+    code = "import sys; from llamarec_lkg.cli import main; sys.exit(main(sys.argv[1:]))"
+    out = run / "said"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "evaluate", "--config", str(run / "config.yaml"), f"output_dir={out}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line.split("\r")[-1] for line in done.stderr.splitlines()]
+    for stage in ("1/6 data and graph", "2/6 retriever", "3/6 retriever of fold 2 of 2", "4/6 training lists",
+                  "5/6 ranker", "    float32, by backbone.dtype", "6/6 evaluation"):  # fmt: skip
+        assert stage in lines, done.stderr
+    assert sum(line.startswith("    ") and line.endswith(" s") for line in lines) == 7
+    for noise in ("Warning", "Loading weights", "gemm_4bit"):
+        assert noise not in done.stderr
+
+
+def test_prepare_and_train_retriever_say_what_they_made(run, tmp_path, capsys):
+    overrides = [f"output_dir={tmp_path}", "retriever.max_steps=5"]
+    assert main(["prepare", "--config", str(run / "config.yaml"), *overrides]) == 0
+    assert main(["train-retriever", "--config", str(run / "config.yaml"), *overrides]) == 0
+    text = capsys.readouterr().out
+    assert "40 users, 30 items" in text and "FOLLOWED_BY" in text and "recall@10" in text
+    assert {path.name for path in tmp_path.iterdir()} <= {"retriever", "checkpoints", "config.yaml"}
+
+
+def test_stage_keys_follow_what_matters_and_nothing_else(run):
+    def key(**changes):
+        return workflow(run, **changes)._ranker_key()
+
+    assert key() == key(training__logging_steps=3) == key(evaluation__seed=5)
+    changed = [
+        {"graph__use_triples": False}, {"training__seed": 3}, {"prompt__num_paths": 1}, {"retriever__seed": 1},
+        {"examples__folds": 3}, {"graph__co_rating_min_people": 4},
+    ]  # fmt: skip
+    keys = {key(**change) for change in changed}
+    assert len(keys) == len(changed) and key() not in keys
+
+
+def test_resume_needs_a_checkpoint_of_this_very_run(run, tmp_path, capsys):
+    command = ["train", "--resume", "--config", str(run / "config.yaml"), f"output_dir={tmp_path}"]
+    assert main(command) == 1
+    assert "no checkpoint of this very run" in capsys.readouterr().err
+
+
+def test_published_negatives_and_a_run_without_language_model(run, tmp_path):
+    flow = workflow(
+        run, output_dir=str(tmp_path / "published"), model={"use_language_model": False},
+        examples={"folds": 1, "negatives": "uniform", "max_train": 8, "max_validation": 4},
+        evaluation={"untrained": False, "resamples": 50}, training__heads_warm_up_epochs=2,
+    )  # fmt: skip
+    report = flow.run()
+    assert report.row("ranker")["metrics"] == report.row("no-lm")["metrics"]
+    assert "ranker-untrained" not in [row["name"] for row in report.rows]
+    recommender = Recommender.from_pretrained(tmp_path / "published")
+    assert recommender.recommend(["1"], k=2) and recommender.model.config.heads_trained
+
+
+def test_there_is_nobody_in_a_run_unless_asked_for(run, tmp_path):
+    assert not (run / "run" / "private").exists()
+    flow = workflow(
+        run, output_dir=str(tmp_path), model={"use_language_model": False, "use_user_embedding": True},
+        examples__folds=1,
+    )  # fmt: skip
+    flow.train()
+    assert {path.name for path in (tmp_path / "private").iterdir()} == {
+        "users.parquet", "user_embedding.safetensors"
+    }  # fmt: skip
+    assert Recommender.from_pretrained(tmp_path).processor.user_index("3") == 3
+
+
+def test_two_processes_give_the_metrics_of_one(run, tmp_path):
+    """Two gloo processes evaluate and train; no user is counted twice."""
+    environment = {**os.environ, "LLAMAREC_LKG_CACHE": str(run / "cache"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(ROOT)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = str(ROOT / "examples" / "train_ranker.py")
+    reports = []
+    for name, command in (("one", [sys.executable]), ("two", launch)):
+        # trained by one process, evaluated by one and by two
+        overrides = [f"output_dir={run / 'run'}", f"evaluation.resamples={100 + len(reports) + 1}"]
+        done = subprocess.run(
+            [*command, script, "--config", str(run / "config.yaml"), *overrides],
+            env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert f"{len(reports) + 1} process(es)" in done.stdout, name
+        reports.append(json.loads((run / "run" / "report.json").read_text()))
+    assert reports[0]["protocol"]["targets"] == reports[1]["protocol"]["targets"]
+    for first, second in zip(reports[0]["rows"], reports[1]["rows"], strict=True):
+        assert first["metrics"] == pytest.approx(second["metrics"], abs=1e-6), first["name"]
+    # training in two: what the trainer itself measures before its first step is what one process measures
+    logs = []
+    for name, command in (("one", [sys.executable]), ("two", launch)):
+        overrides = [f"output_dir={tmp_path / name}", "training.eval_on_start=true", "evaluation.untrained=false"]
+        done = subprocess.run(
+            [*command, script, "--config", str(run / "config.yaml"), *overrides],
+            env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert (tmp_path / name / "adapter" / "adapter_model.safetensors").exists()
+        log = json.loads((tmp_path / name / "training_log.json").read_text())
+        logs.append(next(record for record in log if "eval_loss" in record))
+    metrics = [name for name in logs[0] if "@" in name or name == "eval_loss"]
+    assert len(metrics) > 10
+    assert {m: logs[0][m] for m in metrics} == pytest.approx({m: logs[1][m] for m in metrics}, abs=1e-5)
