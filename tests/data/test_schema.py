@@ -145,7 +145,7 @@ def test_titles_are_one_line_and_never_empty():
 
 def test_item_ids_must_be_distinct():
     frame = pd.DataFrame({ITEM_ID: ["5", "6", "5", "5"], TITLE: list("abcd")})
-    with pytest.raises(LKGError, match=r"Item id '5' appears more than once .*\(2 repeated rows.*drop_duplicates"):
+    with pytest.raises(LKGError, match=r"Item id '5' appears more than once .*\(2 repeated rows.*Keep one row"):
         ItemTable.from_frame(frame)
 
 
