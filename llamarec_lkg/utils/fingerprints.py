@@ -39,8 +39,6 @@ def _feed(digest: Any, part: Any) -> None:
         for key in sorted(part):
             _feed(digest, key)
             _feed(digest, part[key])
-    elif isinstance(part, Path):
-        digest.update(hash_file(part).encode())
     else:
         text = repr(part).encode()
         digest.update(len(text).to_bytes(8, "little") + text)

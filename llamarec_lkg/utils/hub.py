@@ -229,14 +229,14 @@ def push_files(
     (`upload_folder` of the client is not used: with hf_xet installed it makes several commits of a large folder.)
 
     Args:
-        repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
+        repo_id (`str`): "owner/name", made if it does not exist.
         content: path in the repository -> file or bytes.
         replaces: patterns of files that an older version may have left; those that `content` lacks are deleted in the
             same commit, all others stay.
         private: whether a new repository is private; None leaves it to the owner's settings.
         revision: branch to write to, made if it does not exist.
     """
-    repo_id, api = whole_id(repo_id, token), HfApi(token=token)
+    api = HfApi(token=token)
     place = {"repo_type": repo_type, "revision": revision}
     said = {"commit_message": commit_message, "commit_description": commit_description}
 

@@ -210,14 +210,6 @@ def test_different_content_has_different_fingerprints(one, other):
     assert fingerprint(*one) != fingerprint(*other)
 
 
-def test_the_fingerprint_of_a_path_is_that_of_its_content(tmp_path):
-    (tmp_path / "a").write_text("same")
-    (tmp_path / "b").write_text("same")
-    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
-    (tmp_path / "b").write_text("other")
-    assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
-
-
 def test_line_ends_do_not_change_the_hash_of_text(tmp_path):
     (tmp_path / "lf").write_bytes(b"a\nb\n")
     (tmp_path / "crlf").write_bytes(b"a\r\nb\r\n")
