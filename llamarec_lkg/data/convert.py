@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 
@@ -37,9 +36,7 @@ def open_raw(path: str | Path, format: str | None = None) -> RawDataset:
     """Find a raw data set and its format by its file names; the arguments are those of `convert`."""
     path = Path(path)
     if format is not None and format not in FORMATS:
-        close = difflib.get_close_matches(format, FORMATS, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}? The formats are" if close else ". The formats are"
-        raise LKGError(f"format={format!r} was given{hint}:\n{describe_formats()}")
+        raise LKGError(f"format={format!r} was given. The formats are:\n{describe_formats()}")
     if not path.exists():
         raise LKGError(f"{path} does not exist. Pass a folder of raw files, or one of them.")
     format = format or _recognise(path)

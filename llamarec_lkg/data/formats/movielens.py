@@ -127,15 +127,12 @@ def _films(movies: pd.DataFrame) -> pd.DataFrame:
 
 
 _FILM = ["movieId", "title", "genres"]
+_LATEST = "ml-latest, ml-latest-small, ml-20m, ml-25m, ml-32m"
+_CSV = (r"ratings\.csv", r"movies\.csv")
 _DAT = (r"ratings\.dat", r"movies\.dat")
 
 FORMATS = (
-    Format(
-        "movielens-latest",
-        movielens_latest,
-        (r"ratings\.csv", r"movies\.csv"),
-        "ml-latest, ml-latest-small, ml-20m, ml-25m, ml-32m: ratings.csv and movies.csv",
-    ),
+    Format("movielens-latest", movielens_latest, _CSV, f"{_LATEST}: ratings.csv and movies.csv"),
     Format("movielens-1m", movielens_1m, _DAT, "ml-1m: ratings.dat and movies.dat"),
     Format("movielens-10m", movielens_1m, _DAT, "ml-10m: files as of ml-1m, which the same reader takes"),
     Format("movielens-100k", movielens_100k, (r"u\.data", r"u\.item"), "ml-100k: u.data and u.item"),

@@ -60,11 +60,7 @@ def _plain_ids(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+_SIGNS = (r"interactions\.(parquet|csv)", r"items\.(parquet|csv)")
 FORMATS = (
-    Format(
-        "tables",
-        tables,
-        (r"interactions\.(parquet|csv)", r"items\.(parquet|csv)"),
-        "interactions and items, optionally triples and links, as parquet or csv",
-    ),
+    Format("tables", tables, _SIGNS, "interactions and items, optionally triples and links, as parquet or csv"),
 )
