@@ -1,7 +1,6 @@
 """The command line: `llamarec-lkg prepare | train-retriever | train | evaluate | recommend | ...`.
 
-First the commands, one function each, then their arguments. A command imports what it needs when it runs, so that
-help, errors of usage and what needs no model start at once.
+A command imports what it needs when it runs, so that help, errors of usage and what needs no model start at once.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .utils.errors import LKGError
 
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Expected failures print one clear line instead of a traceback."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(*argv[:1]).parse_args(argv)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     try:
         args.run(args)
@@ -152,29 +152,23 @@ def _source(args: argparse.Namespace) -> RawDataset:
     from .data.sources import open_source
 
     raw = open_source(args.source, format=args.format)
-    if not args.triples:
-        return raw
-    from .data.facts import with_triples
+    if args.triples:
+        from .data.facts import with_triples
 
-    return with_triples(raw, args.triples)
+        raw = with_triples(raw, args.triples)
+    return raw
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from .data.k_core import filter_core
+    from .data.k_core import filtered_batches
     from .hub.push_dataset import write_dataset
 
     raw = _source(args)
-    filtered = max(args.min_user_interactions, args.min_item_interactions) > 1
-    if filtered:
-        raw = filter_core(raw, args.min_user_interactions, args.min_item_interactions)
-    card = write_dataset(
-        raw,
-        args.target,
-        overwrite=args.overwrite,
-        items_with_interactions_only=filtered,
-        license=args.license,
-        citation=args.citation,
-    )
+    bounds = args.min_user_interactions, args.min_item_interactions
+    if filtered := max(bounds) > 1:
+        raw = dataclasses.replace(raw, batches=filtered_batches(raw.batches, *bounds))
+    said = {"license": args.license, "citation": args.citation}
+    card = write_dataset(raw, args.target, overwrite=args.overwrite, items_with_interactions_only=filtered, **said)
     for table in card.tables:
         print(f"{Path(args.target) / table.name}.parquet: {table.rows:,} rows")
 
@@ -183,12 +177,10 @@ def _push_dataset(args: argparse.Namespace) -> None:
     from .hub.push_dataset import push_dataset
 
     names = ("revision", "create_pr", "include_interactions", "license", "citation", "language")
-    options = {name: getattr(args, name) for name in names}
+    options = {name: getattr(args, name) for name in names} | {"anonymize": not args.keep_user_ids}
     if args.commit_message is not None:
         options["commit_message"] = args.commit_message
-    done = push_dataset(
-        _source(args), args.repo_id, private=args.private or None, anonymize=not args.keep_user_ids, **options
-    )
+    done = push_dataset(_source(args), args.repo_id, private=args.private or None, **options)
     print(done.pr_url or done.commit_url)
 
 
@@ -202,27 +194,20 @@ def _export_metrics(args: argparse.Namespace) -> None:
 # -- arguments --------------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose help may end with the list of formats, which is made when somebody asks for it."""
-
-    lists_formats = False
-
-    def format_help(self) -> str:
-        if self.lists_formats:
-            from .data.convert import describe_formats
-
-            self.epilog, self.formatter_class = f"formats:\n{describe_formats()}", argparse.RawDescriptionHelpFormatter
-        return super().format_help()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="llamarec-lkg", description="Recommendation ranking with a language model and a graph.")
+def _parser(chosen: str = "") -> argparse.ArgumentParser:
+    description = "Recommendation ranking with a language model and a graph."
+    parser = argparse.ArgumentParser(prog="llamarec-lkg", description=description)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def add(name: str, run: Callable[[argparse.Namespace], None], help: str, more: str = "") -> Any:
+    def add(name: str, run: Callable[..., None], help: str, more: str = "") -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.{more}")
         command.add_argument("--verbose", action="store_true", help="say what is being done")
         command.set_defaults(run=run)
+        if name == chosen and run in (_convert, _push_dataset):
+            from .data.convert import describe_formats  # whose module the command imports in any case
+
+            command.epilog = f"formats:\n{describe_formats()}"
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
         return command
 
     _add_stage(add("prepare", _prepare, "load, filter and split the data, and build the knowledge graph"))
@@ -242,9 +227,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("preferences", _preferences, "print and draw which relations of the graph a user follows")
     _add_request(command, "+")
-    command.add_argument(
-        "--output", metavar="PNG", help="where to draw it; by default preferences.png, with --json nowhere"
-    )
+    text = "where to draw it; by default preferences.png, with --json nowhere"
+    command.add_argument("--output", metavar="PNG", help=text)
     command.add_argument("--json", action="store_true", help="print a record for machines")
 
     text = "push a trained ranker, with its processor and retriever, to the Hub, as one commit"
@@ -293,11 +277,9 @@ def _add_request(command: argparse.ArgumentParser, count: str) -> None:
     command.add_argument("--user", help="raw user id, for a model that has weights of single users")
 
 
-def _add_source(command: Any) -> None:
-    command.lists_formats = True
-    command.add_argument(
-        "source", help="folder of raw files (MovieLens, Amazon Reviews, RecBole, tables), one of them, or a name"
-    )
+def _add_source(command: argparse.ArgumentParser) -> None:
+    text = "folder of raw files (MovieLens, Amazon Reviews, RecBole, tables), one of them, or a name"
+    command.add_argument("source", help=text)
     command.add_argument("--format", metavar="NAME", help="one of those below; by default the file names tell")
     command.add_argument("--triples", metavar="FILE", help="further facts: .csv, .tsv, .parquet or .graphml")
     for name, text in (("license", 'a name of the Hub ("cc-by-4.0") or any text'), ("citation", "as text")):

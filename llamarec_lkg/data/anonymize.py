@@ -30,9 +30,6 @@ def anonymize_users(data: Data) -> Data:
     Args:
         data: a bundle, or a data set that has not been read yet: of its interactions some twenty bytes each are held,
             and each id once.
-
-    Raises:
-        LKGError: there are no interactions.
     """
     if isinstance(data, DatasetBundle):
         return anonymize_users(RawDataset.from_bundle(data)).to_bundle()

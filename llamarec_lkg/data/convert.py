@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 
@@ -24,30 +23,20 @@ def describe_formats() -> str:
 
 
 def convert(path: str | Path, format: str | None = None) -> DatasetBundle:
-    """Read a raw data set into memory.
+    """Read a raw data set into memory; an `LKGError` says that no format fits, or what is damaged or missing.
 
     Args:
         path: a folder of raw files, or one of them.
         format (`str`, optional): a name of `FORMATS`. By default the file names tell.
-
-    Raises:
-        LKGError: no format fits, a file is damaged, or a table lacks what it needs.
     """
     return open_raw(path, format).to_bundle()
 
 
 def open_raw(path: str | Path, format: str | None = None) -> RawDataset:
-    """Find a raw data set and its format, without reading more than file names; the arguments are those of
-    `convert`.
-
-    Raises:
-        LKGError: there is nothing at `path`, or no format fits.
-    """
+    """Find a raw data set and its format by its file names; the arguments are those of `convert`."""
     path = Path(path)
     if format is not None and format not in FORMATS:
-        close = difflib.get_close_matches(format, FORMATS, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}? The formats are" if close else ". The formats are"
-        raise LKGError(f"format={format!r} was given{hint}:\n{describe_formats()}")
+        raise LKGError(f"format={format!r} was given. The formats are:\n{describe_formats()}")
     if not path.exists():
         raise LKGError(f"{path} does not exist. Pass a folder of raw files, or one of them.")
     format = format or _recognise(path)

@@ -29,9 +29,6 @@ def with_triples(
         data: a bundle, or a data set that has not been read yet.
         source: what `as_triples` takes. Facts are published as they are given, so leave people out of them.
         citation, license: of the facts, named beside those of the data.
-
-    Raises:
-        LKGError: as `as_triples`; for a data set that has not been read, when its items are.
     """
     said = {"citation": join_sources(data.citation, citation), "license": join_sources(data.license, license)}
     if isinstance(data, DatasetBundle):
@@ -61,47 +58,34 @@ def as_triples(source: nx.Graph | pd.DataFrame | str | Path, items: ItemTable) -
             `relation` and `tail`, where what equals an item id is that item. Or the path of one or the other
             (`.graphml`, `.csv`, `.tsv`, `.parquet`).
         items: of the data set.
-
-    Raises:
-        LKGError: an edge lacks its relation, a table its columns, or the file cannot be read.
     """
     if isinstance(source, str | Path):
         path = Path(source)
         if path.suffix == ".graphml":
-            source = _read_graphml(path)
+            try:
+                source = nx.read_graphml(path)
+            except (OSError, SyntaxError, nx.NetworkXError, KeyError) as error:  # damaged xml is a SyntaxError
+                raise LKGError(f"{path} cannot be read as graphml ({error}). Make or copy it again.") from error
         elif path.suffix in (".csv", ".tsv", ".parquet"):
             options = {"sep": "\t"} if path.suffix == ".tsv" else {}
             source = read_table(path, dtype=ID_TYPES, **options)
         else:
-            raise LKGError(
-                f"{path} does not say what it is; name it .csv, .tsv or .parquet (head, relation, tail) or .graphml."
-            )
+            raise LKGError(f"{path} is no .csv, .tsv or .parquet (head, relation, tail) nor .graphml by its name.")
     if isinstance(source, pd.DataFrame):
         return Triples.from_frame(source, {raw: raw for raw in items.ids})
     return _triples_of_graph(source, items)
-
-
-def _read_graphml(path: Path) -> nx.Graph:
-    try:
-        return nx.read_graphml(path)
-    except (OSError, SyntaxError, nx.NetworkXError, KeyError) as error:  # a damaged xml file is a SyntaxError
-        raise LKGError(f"{path} cannot be read as graphml ({error}). Make or copy it again.") from error
 
 
 def _triples_of_graph(graph: nx.Graph, items: ItemTable) -> Triples:
     """Edges as facts. What interactions say is left out: the data set has the interactions themselves."""
     typed = any("type" in data for _, data in graph.nodes(data=True))
     known = set(items.ids)
-    keys = {node: str(data.get("key", node)) for node, data in graph.nodes(data=True)}
-    is_item = {
-        node: keys[node] in known and data.get("type", "" if typed else "item") == "item"
-        for node, data in graph.nodes(data=True)
-    }
-    # an entity with the key of an item is another thing than that item
-    entity = {
-        node: key if is_item[node] or key not in known else f"{graph.nodes[node].get('type', 'entity')}:{key}"
-        for node, key in keys.items()
-    }
+    entity, is_item = {}, {}
+    for node, data in graph.nodes(data=True):
+        key, kind = str(data.get("key", node)), data.get("type", "entity" if typed else "item")
+        is_item[node] = key in known and kind == "item"
+        # an entity with the key of an item is another thing than that item
+        entity[node] = key if is_item[node] or key not in known else f"{kind}:{key}"
     facts = []
     for head, tail, data in graph.edges(data=True):
         if "relation" not in data:
@@ -115,4 +99,4 @@ def _triples_of_graph(graph: nx.Graph, items: ItemTable) -> Triples:
             head, tail = tail, head  # an edge without direction is read from the item
         facts.append((entity[head], str(data["relation"]), entity[tail]))
     frame = pd.DataFrame(facts, columns=[HEAD, RELATION, TAIL], dtype=str)
-    return Triples.from_frame(frame, {keys[node]: keys[node] for node, found in is_item.items() if found})
+    return Triples.from_frame(frame, {entity[node]: entity[node] for node, found in is_item.items() if found})

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from ..utils.errors import LKGError
-from .raw_dataset import RawDataset, hash_ids, record_batches
+from .raw_dataset import hash_ids, record_batches
 from .schema import ITEM_ID, USER_ID
 
 
@@ -19,8 +18,7 @@ def core_rows(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int
     minimum.
 
     Args:
-        users, items (`np.ndarray`, shape (N,)): ids of any kind; equal ids are the same user or item.
-        min_user, min_item (`int`): how many interactions a user and an item need.
+        users, items (`np.ndarray`, shape (N,)): ids of any kind.
 
     Returns:
         `np.ndarray` of `bool`, shape (N,).
@@ -34,20 +32,11 @@ def core_rows(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int
     return keep
 
 
-def filter_core(raw: RawDataset, min_user_interactions: int, min_item_interactions: int) -> RawDataset:
-    """The data set without the interactions of users and items that have too few."""
-    return replace(raw, batches=filtered_batches(raw.batches, min_user_interactions, min_item_interactions))
-
-
 def filtered_batches(
     batches: Callable[[], Iterator[pd.DataFrame]], min_user: int, min_item: int
 ) -> Callable[[], Iterator[pd.DataFrame]]:
     """Reads the interactions that the k-core filter keeps. The source is read twice, first to count; ids are then held
-    as 64-bit hashes: among ten million of them two are the same with a chance of three in a million.
-
-    Raises:
-        LKGError: when it is read, if the filter leaves nothing.
-    """
+    as 64-bit hashes: among ten million of them two are the same with a chance of three in a million."""
 
     def filtered() -> Iterator[pd.DataFrame]:
         hashes: dict[str, list[np.ndarray]] = {USER_ID: [], ITEM_ID: []}

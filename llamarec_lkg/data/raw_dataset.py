@@ -68,25 +68,17 @@ class RawDataset:
             frame = bundle.interactions.to_frame()
             return (frame.iloc[start : start + BATCH_ROWS] for start in range(0, len(frame), BATCH_ROWS))
 
-        return cls(
-            bundle.name,
-            batches,
-            lambda wanted: (only(bundle.items, wanted), bundle.triples),
-            bundle.citation,
-            bundle.license,
-        )
+        def catalogue(wanted: Container[str] | None) -> Catalogue:
+            return only(bundle.items, wanted), bundle.triples
+
+        return cls(bundle.name, batches, catalogue, bundle.citation, bundle.license)
 
     def to_bundle(self) -> DatasetBundle:
-        """Read everything.
-
-        Raises:
-            LKGError: a file is damaged, or a table lacks what it needs.
-        """
+        """Read everything."""
         frames = list(self.batches())
         frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(INTERACTION_COLUMNS))
-        items, triples = self.catalogue(None)
         return DatasetBundle(
-            self.name, Interactions.from_frame(frame), items, triples, citation=self.citation, license=self.license
+            self.name, Interactions.from_frame(frame), *self.catalogue(None), self.citation, self.license
         )
 
 
@@ -116,9 +108,8 @@ def catalogue_of_tables(
     table = ItemTable.from_frame(items)
     if triples is None:
         return table, None
-    if links is None:
-        return table, Triples.from_frame(triples, {raw: raw for raw in table.ids})
-    return table, Triples.from_frame(triples, links_of(links, "links"))
+    item_of_entity = {raw: raw for raw in table.ids} if links is None else links_of(links, "links")
+    return table, Triples.from_frame(triples, item_of_entity)
 
 
 def only(items: ItemTable, wanted: Container[str] | None) -> ItemTable:
@@ -131,11 +122,7 @@ def folder_of(path: Path) -> Path:
 
 
 def read_source(card: Path) -> dict[str, str]:
-    """Citation and licence from the card (`README.md`) beside some tables, empty where it has none or is absent.
-
-    Raises:
-        LKGError: the card's metadata is no YAML.
-    """
+    """Citation and licence from the card (`README.md`) beside some tables, empty where it has none or is absent."""
     if not card.exists():
         return {"citation": "", "license": ""}
     try:
@@ -182,11 +169,7 @@ INTERACTIONS_SCHEMA = pa.schema(
 
 
 def record_batches(frames: Iterator[pd.DataFrame]) -> Iterator[pa.RecordBatch]:
-    """Frames of interactions, checked, as record batches of one schema.
-
-    Raises:
-        LKGError: as `Interactions.from_frame`, with the rows it is about.
-    """
+    """Frames of interactions, checked, as record batches of one schema."""
     start = 0
     for frame in frames:
         if frame.empty:
@@ -195,11 +178,8 @@ def record_batches(frames: Iterator[pd.DataFrame]) -> Iterator[pa.RecordBatch]:
             checked = Interactions.from_frame(frame)
         except LKGError as error:
             raise LKGError(f"{error} (Rows are counted from row {start} of the source.)") from error
-        columns = (checked.users, checked.items, checked.ratings, checked.timestamps)
-        yield pa.RecordBatch.from_arrays(
-            [pa.array(column, field.type) for column, field in zip(columns, INTERACTIONS_SCHEMA, strict=True)],
-            schema=INTERACTIONS_SCHEMA,
-        )
+        batch = pa.RecordBatch.from_pandas(checked.to_frame(), INTERACTIONS_SCHEMA, preserve_index=False)
+        yield batch.replace_schema_metadata(None)
         start += len(frame)
 
 

@@ -9,6 +9,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,44 +23,29 @@ from ..utils.errors import LKGError
 BATCH_ROWS = 1 << 17  # rows held at a time: some tens of megabytes of text
 
 
-class _Counted(io.RawIOBase):
+class _Counted(io.FileIO):
     """A file that moves a progress bar by the bytes read from it."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed in `close`)
-        # the bar appears only for files that take a while
-        self.bar = tqdm(
-            total=path.stat().st_size, desc=f"read {path.name}", unit="B", unit_scale=True, delay=2.0, leave=False
-        )
-
-    def readable(self) -> bool:
-        return True
+    def __init__(self, path: Path, bar: tqdm) -> None:
+        super().__init__(path)
+        self.bar = bar
 
     def readinto(self, buffer: Any) -> int:
-        count = self.file.readinto(buffer)
+        count = super().readinto(buffer)
         self.bar.update(count)
         return count
-
-    def close(self) -> None:
-        self.bar.close()
-        self.file.close()
-        super().close()
 
 
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """The content of a file, unpacked where its name ends in `.gz`.
-
-    Raises:
-        LKGError: the file is absent, or ends or breaks before its content does.
-    """
+    """The content of a file, unpacked where its name ends in `.gz`. A bar appears where reading takes a while."""
+    size = path.stat().st_size if path.exists() else 0
     try:
-        with io.BufferedReader(_Counted(path), buffer_size=1 << 20) as plain:
-            if path.suffix == ".gz":
-                with gzip.open(plain) as unpacked:
-                    yield unpacked
-            else:
-                yield plain
+        with (
+            tqdm(total=size, desc=f"read {path.name}", unit="B", unit_scale=True, delay=2.0, leave=False) as bar,
+            io.BufferedReader(_Counted(path, bar), buffer_size=1 << 20) as plain,
+        ):
+            yield gzip.open(plain) if path.suffix == ".gz" else plain
     except FileNotFoundError as error:
         raise LKGError(f"{path} does not exist. Put it there, or pass the folder that holds it.") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -67,8 +53,7 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines, other than empty ones, of a small text file in UTF-8 or, where it is none, in Latin-1, as the older
-    MovieLens files are."""
+    """The lines, but for empty ones, of a small text file in UTF-8 or, as older MovieLens files are, in Latin-1."""
     with open_bytes(path) as stream:
         content = stream.read()
     try:
@@ -84,11 +69,7 @@ _TEXT_STAYS = {"keep_default_na": False, "na_values": [""]}
 
 
 def read_table(path: Path, **options: Any) -> pd.DataFrame:
-    """A parquet or csv file as a frame; `options` are those of `pandas.read_csv`.
-
-    Raises:
-        LKGError: the file cannot be read as what its name says.
-    """
+    """A parquet or csv file as a frame; `options` are those of `pandas.read_csv`."""
     try:
         return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, **{**_TEXT_STAYS, **options})
     except (OSError, ValueError) as error:  # pyarrow and pandas parser errors are ValueErrors
@@ -96,11 +77,7 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
 
 
 def csv_batches(path: Path, **options: Any) -> Iterator[pd.DataFrame]:
-    """The rows of a csv file, `BATCH_ROWS` at a time; `options` are those of `pandas.read_csv`.
-
-    Raises:
-        LKGError: as `read_table` and `open_bytes`.
-    """
+    """The rows of a csv file, `BATCH_ROWS` at a time; `options` are those of `pandas.read_csv`."""
     with open_bytes(path) as stream:
         try:
             with pd.read_csv(stream, chunksize=BATCH_ROWS, **{**_TEXT_STAYS, **options}) as batches:
@@ -109,19 +86,13 @@ def csv_batches(path: Path, **options: Any) -> Iterator[pd.DataFrame]:
             raise _unreadable(path, error) from error
 
 
-def parquet_batches(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Iterator[pd.DataFrame]:
-    """The rows of a parquet file, `BATCH_ROWS` at a time. Other columns are not read, unless a required one is
-    missing: then all are, so that an error can list them.
-
-    Raises:
-        LKGError: as `read_table`.
-    """
+def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """The rows of a parquet file, `BATCH_ROWS` at a time. Other columns are read only where one of these is missing,
+    so that an error can list them."""
     try:
         with pq.ParquetFile(path) as file:
-            found = file.schema_arrow.names
-            whole = set(required) <= set(found)
-            columns = [*required, *(name for name in optional if name in found)] if whole else None
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+            wanted = list(columns) if set(columns) <= set(file.schema_arrow.names) else None
+            for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
                 yield batch.to_pandas()
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
@@ -132,12 +103,8 @@ def _unreadable(path: Path, error: Exception) -> LKGError:
     return LKGError(f"{path} cannot be read as {kind} ({error}). Is the file whole? Make or copy it again.")
 
 
-def parse_record(line: bytes) -> dict[str, Any]:
-    """One record: json or, as the older Amazon files have it, a Python dictionary written out. Nothing is evaluated.
-
-    Raises:
-        ValueError: the line is neither.
-    """
+def _parse_record(line: bytes) -> dict[str, Any]:
+    """One record: json or, as the older Amazon files have it, a Python dictionary written out. Nothing is run."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -151,36 +118,19 @@ def parse_record(line: bytes) -> dict[str, Any]:
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file with one a line; empty lines are passed over.
-
-    Raises:
-        LKGError: a line is no record, or as `open_bytes`.
-    """
+    """The records of a file with one a line; empty lines are passed over."""
     with open_bytes(path) as stream:
         for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
             try:
-                record = parse_record(line)
+                record = _parse_record(line) if line.strip() else None
             except ValueError as error:
-                raise LKGError(
-                    f"Line {number} of {path} is {error}. Is the file whole? Make or copy it again."
-                ) from error
-            yield record
+                raise LKGError(f"Line {number} of {path} is {error}. Make or copy the file again.") from error
+            if record is not None:
+                yield record
 
 
 def field_batches(path: Path, fields: Mapping[str, str]) -> Iterator[pd.DataFrame]:
-    """Some fields of the records of a file, `BATCH_ROWS` at a time.
-
-    Args:
-        fields: column -> field. A record without a field has `None` there.
-    """
-    names = list(fields.values())
-    rows: list[list[Any]] = []
-    for record in records(path):
-        rows.append([record.get(name) for name in names])
-        if len(rows) == BATCH_ROWS:
-            yield pd.DataFrame(rows, columns=list(fields))
-            rows = []
-    if rows:
-        yield pd.DataFrame(rows, columns=list(fields))
+    """Some fields (column -> field) of the records of a file, `BATCH_ROWS` at a time; None where one is absent."""
+    rows = ([record.get(name) for name in fields.values()] for record in records(path))
+    while batch := list(islice(rows, BATCH_ROWS)):
+        yield pd.DataFrame(batch, columns=list(fields))

@@ -112,7 +112,8 @@ class Interactions:
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> Interactions:
-        """Check and take a table with `user_id`, `item_id`, `timestamp` and, optionally, `rating`."""
+        """Take a table with `user_id`, `item_id`, `timestamp` and, optionally, `rating`; an `LKGError` names what is
+        missing or no number."""
         require_columns(frame, [USER_ID, ITEM_ID, TIMESTAMP], "interactions")
         if frame.empty:
             raise LKGError("The interactions table has no rows. At least one user with three interactions is needed.")
@@ -154,7 +155,8 @@ class ItemTable:
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, attribute_columns: Mapping[str, str] | None = None) -> ItemTable:
-        """Check and take a table with `item_id` and `title`; other columns become attributes.
+        """Take a table with `item_id` and `title`; other columns become attributes. An `LKGError` names what is
+        missing or there twice.
 
         Args:
             frame: attribute cells hold one value, a list of values, or several values separated by "|".
@@ -226,7 +228,7 @@ class Triples:
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, item_of_entity: Mapping[str, str]) -> Triples:
-        """Check and take a table with `head`, `relation` and `tail`."""
+        """Take a table with `head`, `relation` and `tail`; an `LKGError` names what is missing."""
         require_columns(frame, [HEAD, RELATION, TAIL], "triples")
         _require_present(frame, [HEAD, RELATION, TAIL], "triples")
         heads, relations, tails = (as_id_strings(frame[name]) for name in (HEAD, RELATION, TAIL))
@@ -255,7 +257,8 @@ class DatasetBundle:
 
 def raw_id_list(name: str, value: Any) -> list[Any]:
     """The raw item ids given as the argument `name`, as a list; an `LKGError` for a single id, and for a set."""
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set) and np.ndim(value):
+    dimensionless = getattr(value, "shape", None) == ()  # one id, as an array or a tensor
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set) and not dimensionless:
         return list(value)
     hint = f" Give {[str(value)]} for a single one." if isinstance(value, str | int) else ""
     raise LKGError(

@@ -97,7 +97,7 @@ class SequenceDataset:
         """Filter, order and split.
 
         Items without a row in the item table are dropped; then users and items with too few interactions, repeatedly;
-        then each user's interactions are ordered by (timestamp, item id).
+        then each user's interactions are ordered by (timestamp, item id). An `LKGError` says that nothing is left.
         """
         settings = settings or PreprocessingSettings()
         frame = bundle.interactions.to_frame()

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 def load_dataset_bundle(
     name_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None
 ) -> DatasetBundle:
-    """Load interactions, items and (where there are any) triples.
+    """Load interactions, items and (where there are any) triples; an `LKGError` says what is absent or damaged.
 
     Args:
         name_or_path: one of
@@ -42,9 +42,6 @@ def load_dataset_bundle(
               as `push_dataset` makes it.
         revision: branch, tag or commit of a Hub data set.
         token: for a private Hub data set, as `huggingface_hub` takes it; by default that of the login.
-
-    Raises:
-        LKGError: nothing is found there, a file is damaged, or a table lacks a column.
     """
     name = str(name_or_path)
     if Path(name_or_path).exists():
@@ -59,22 +56,11 @@ def load_dataset_bundle(
     )
 
 
-def open_source(
-    name_or_path: str | Path,
-    *,
-    format: str | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-) -> RawDataset:
-    """A data set whose interactions need not be in memory; the arguments are those of `stream_interactions`. Only a
-    known name or a Hub data set is loaded here, whole.
-
-    Raises:
-        LKGError: as `load_dataset_bundle`.
-    """
+def open_source(name_or_path: str | Path, *, format: str | None = None, token: str | bool | None = None) -> RawDataset:
+    """A data set whose interactions need not be in memory; a known name or a Hub data set is loaded here, whole."""
     if Path(name_or_path).exists() or format is not None:
         return open_raw(name_or_path, format)
-    return RawDataset.from_bundle(load_dataset_bundle(name_or_path, revision=revision, token=token))
+    return RawDataset.from_bundle(load_dataset_bundle(name_or_path, token=token))
 
 
 def stream_interactions(
@@ -86,7 +72,7 @@ def stream_interactions(
     min_item_interactions: int = 1,
     token: str | bool | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Iterate over the interactions of a data set without ever holding them all.
+    """Iterate over the interactions of a data set without ever holding them all; an `LKGError` names a bad row.
 
     ```python
     for batch in stream_interactions("path/to/Books.jsonl.gz"):
@@ -96,17 +82,13 @@ def stream_interactions(
     Args:
         name_or_path: as `load_dataset_bundle` takes it; a Hub data set is read over the network as it is needed.
         format: a name of `data.convert.FORMATS`; by default the file names tell.
-        revision: branch, tag or commit of a Hub data set.
+        revision, token: as `load_dataset_bundle`.
         min_user_interactions, min_item_interactions: leave out users and items with fewer, repeatedly, as
             `PreprocessingSettings` does; the source is then read twice, and sixteen bytes an interaction are held.
-        token: for a private Hub data set, as `huggingface_hub` takes it; by default that of the login.
 
     Yields:
         Batches of up to `readers.BATCH_ROWS` rows in file order: `user_id` and `item_id` (string), `rating`
         (float32), `timestamp` (int64).
-
-    Raises:
-        LKGError: nothing is found there, a file is damaged, or a row lacks a value.
     """
     name = str(name_or_path)
     if format is None and not Path(name).exists() and name not in KNOWN_DATASETS and is_hub_id(name):
@@ -118,21 +100,6 @@ def stream_interactions(
     return record_batches(batches())
 
 
-def bundle_from_frames(
-    name: str,
-    interactions: pd.DataFrame,
-    items: pd.DataFrame,
-    triples: pd.DataFrame | None = None,
-    links: pd.DataFrame | None = None,
-    citation: str = "",
-    license: str = "",
-) -> DatasetBundle:
-    """A bundle from tables in memory. `links` says which entity (`entity_id`) of the triples is which item
-    (`item_id`); without it, a head or tail that equals an item id is that item."""
-    item_table, facts = catalogue_of_tables(items, triples, links)
-    return DatasetBundle(name, Interactions.from_frame(interactions), item_table, facts, citation, license)
-
-
 def _load_hub(repo_id: str, revision: str | None, token: str | bool | None) -> DatasetBundle:
     from datasets import get_dataset_config_names, load_dataset
     from datasets.exceptions import DatasetsError
@@ -141,19 +108,14 @@ def _load_hub(repo_id: str, revision: str | None, token: str | bool | None) -> D
     try:
         configs = get_dataset_config_names(repo_id, **place)
         wanted = [name for name in ("interactions", "items", "triples", "links") if name in configs]
-        loaded = {name: load_dataset(repo_id, name, split="train", **place) for name in wanted}
-        frames = {name: dataset.to_pandas() for name, dataset in loaded.items()}
+        frames = {name: load_dataset(repo_id, name, split="train", **place).to_pandas() for name in wanted}
     except (OSError, ValueError, HTTPError, DatasetsError) as error:
         # what `datasets` raises for no network, no such id, no such config, or other rows than the card says
         raise _unreadable(repo_id, error) from error
     if "interactions" not in frames or "items" not in frames:
         raise LKGError(f"{repo_id} has the configs {configs}; it needs 'interactions' and 'items' ('triples' if any).")
-    info = loaded["interactions"].info
-    said = {"citation": info.citation or "", "license": info.license or ""}
-    if not all(said.values()):  # a card of other making says it in the Hub's own fields alone
-        card = _fetch_card(repo_id, **place)
-        said = {key: text or card[key] for key, text in said.items()}
-    return bundle_from_frames(repo_id, **frames, **said)
+    interactions = Interactions.from_frame(frames.pop("interactions"))
+    return DatasetBundle(repo_id, interactions, *catalogue_of_tables(**frames), **_fetch_card(repo_id, **place))
 
 
 def _hub_batches(repo_id: str, revision: str | None, token: str | bool | None) -> Iterator[pd.DataFrame]:

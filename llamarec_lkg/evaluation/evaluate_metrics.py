@@ -116,8 +116,6 @@ Returns:
 
 
 class MRR(RankingMetric, evaluate.Metric):
-    """Mean reciprocal rank."""
-
     metric = "mrr"
     text = (
         "Mean reciprocal rank (MRR@k) for recommendation: the mean over all lists of 1 / rank of the target item, 0 "
@@ -132,8 +130,6 @@ class MRR(RankingMetric, evaluate.Metric):
 
 
 class NDCG(RankingMetric, evaluate.Metric):
-    """Normalised discounted cumulative gain with one relevant item."""
-
     metric = "ndcg"
     text = (
         "Normalised discounted cumulative gain (NDCG@k) for recommendation with one target item a list: the mean over "
@@ -150,8 +146,6 @@ class NDCG(RankingMetric, evaluate.Metric):
 
 
 class Recall(RankingMetric, evaluate.Metric):
-    """Share of targets among the first k."""
-
     metric = "recall"
     text = (
         "Recall@k for recommendation with one target item a list: the share of lists whose target is among the first "

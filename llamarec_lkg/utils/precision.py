@@ -30,11 +30,7 @@ def fast_dtype(device: str | int | torch.device | None = None) -> torch.dtype:
 def resolve_dtype(
     dtype: str | torch.dtype | None = None, device: str | int | torch.device | None = None
 ) -> torch.dtype:
-    """A type by its name ("bfloat16") or as it is; "auto" and None are [`fast_dtype`] of the device.
-
-    Raises:
-        LKGError: torch has no floating point type of this name.
-    """
+    """A type by its name ("bfloat16") or as it is; "auto" and None are [`fast_dtype`] of the device."""
     if dtype in (None, "auto"):
         return fast_dtype(device)
     found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)

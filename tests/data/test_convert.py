@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 from dataclasses import replace
 
 import networkx as nx
@@ -43,14 +44,6 @@ def same(a, b):
 def plain(bundle):
     parts = [vars(bundle.interactions), vars(bundle.items), vars(bundle.triples) if bundle.triples else {}]
     return [{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in part.items()} for part in parts]
-
-
-def joined_rows(bundle, separator):
-    columns = plain(bundle)[0].values()
-    return (
-        separator.join((user, item, f"{rating:g}", str(time)))
-        for user, item, rating, time in zip(*columns, strict=True)
-    )
 
 
 def write_lines(path, lines):
@@ -360,8 +353,6 @@ def test_raw_folders_are_data_sets_everywhere(request, name):
 
 def test_a_format_can_be_named_and_an_unknown_one_lists_the_known(ml_1m_files):
     assert same(convert(ml_1m_files, "movielens-1m"), convert(ml_1m_files))
-    with pytest.raises(LKGError, match=r"format='ml-1m' was given; did you mean 'movielens-1m'\? The formats are"):
-        convert(ml_1m_files, "ml-1m")
     with pytest.raises(LKGError, match=r"(?s)format='x' was given. The formats are:\n.*movielens-10m .*ml-10m"):
         convert(ml_1m_files, "x")
     with pytest.raises(LKGError, match="nowhere does not exist"):
@@ -378,7 +369,6 @@ def test_every_format_is_named_in_the_help_and_in_the_error(ml_1m_files, tmp_pat
         assert all(f"{name} ({format.reads})" in said for name, format in FORMATS.items())
         assert main([command, str(ml_1m_files), str(tmp_path / "out"), "--format", "ml-10m"]) == 1
         said = capsys.readouterr().err
-        assert "did you mean 'movielens-10m'?" in said
         assert all(f"{name} ({format.reads})" in said for name, format in FORMATS.items())
 
 
@@ -431,17 +421,10 @@ def test_an_edge_needs_its_relation(bundle):
 
 def test_the_librarys_own_graph_comes_back_from_networkx(film_dataset):
     graph = KnowledgeGraph.from_dataset(film_dataset, users=True)
+    assert "RATED" in graph.relations
     triples = as_triples(graph.to_networkx(), film_dataset.items)
-    again = KnowledgeGraph.from_triples(triples, film_dataset.items.ids)
-    counts = [
-        {name: int((np.asarray(g.edge_relations) == 2 * code).sum()) for code, name in enumerate(g.relations)}
-        for g in (graph, again)
-    ]
-    assert (
-        counts[0].pop("RATED") > 0
-        and counts[0].pop("CO_RATED", 0) == 0
-        and counts[1] == counts[0] == {"DIRECTED_BY": 6, "GENRE_IS": 10}
-    )
+    assert Counter(triples.relations) == {"DIRECTED_BY": 6, "GENRE_IS": 10}
+    assert set(triples.heads) == set(triples.item_of_entity) == set(film_dataset.items.ids)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".graphml", "frame"])
@@ -476,7 +459,7 @@ def test_a_file_of_facts_that_cannot_be_read_is_named(bundle, tmp_path):
     (tmp_path / "g.graphml").write_text("<graphml><graph")
     with pytest.raises(LKGError, match="g.graphml cannot be read as graphml"):
         as_triples(tmp_path / "g.graphml", bundle.items)
-    with pytest.raises(LKGError, match="g.pickle does not say what it is"):
+    with pytest.raises(LKGError, match="g.pickle is no .csv, .tsv or .parquet"):
         as_triples(tmp_path / "g.pickle", bundle.items)
     with pytest.raises(LKGError, match=r"triples table .* lacks \['head'\]"):
         as_triples(pd.DataFrame({"h": [1], "relation": [1], "tail": [1]}), bundle.items)
@@ -520,12 +503,10 @@ def test_a_stream_reads_no_more_than_it_is_asked_for(tmp_path, monkeypatch):
         next(stream)
 
 
-def test_a_known_name_is_streamed_and_an_unknown_one_refused(monkeypatch, bundle):
+def test_a_known_name_is_streamed(monkeypatch, bundle):
     monkeypatch.setitem(load_dataset_bundle.__globals__["KNOWN_DATASETS"], "ml-100k", lambda: bundle)
     (batch,) = stream_interactions("ml-100k")
     assert batch.column("item_id").to_pylist() == ["1", "2", "3"]
-    with pytest.raises(LKGError, match="No data set 'ml-1b'"):
-        stream_interactions("ml-1b")
 
 
 @pytest.mark.parametrize("min_user, min_item", [(5, 5), (1, 20), (12, 1), (9, 11)])
@@ -570,15 +551,15 @@ def test_the_command_filters_and_adds_facts(amazon_2014_files, tmp_path, capsys)
 
 
 def test_the_command_replaces_no_folder_it_did_not_write(amazon_2014_files, tmp_path, capsys):
-    assert main(["convert", str(amazon_2014_files), str(amazon_2014_files)]) == 1
-    assert "holds ['meta_Beauty.json.gz', 'ratings_Beauty.csv'], which would be lost" in capsys.readouterr().err
-    assert len(list(amazon_2014_files.iterdir())) == 2
-    assert main(["convert", str(amazon_2014_files), str(amazon_2014_files / "ratings_Beauty.csv")]) == 1
-    assert "is a file" in capsys.readouterr().err
-    assert main(["convert", str(amazon_2014_files), str(amazon_2014_files), "--overwrite"]) == 1
-    assert "which would be lost" in capsys.readouterr().err, "what it did not write stays in any case"
-    assert len(list(amazon_2014_files.iterdir())) == 2
-    assert main(["convert", str(amazon_2014_files), str(tmp_path / "new" / "out")]) == 0
+    source = str(amazon_2014_files)
+    for target, more, said in (
+        (source, [], "holds ['meta_Beauty.json.gz', 'ratings_Beauty.csv'], which would be lost"),
+        (source, ["--overwrite"], "which would be lost"),
+        (f"{source}/ratings_Beauty.csv", [], "is a file"),
+    ):
+        assert main(["convert", source, target, *more]) == 1 and said in capsys.readouterr().err
+        assert len(list(amazon_2014_files.iterdir())) == 2
+    assert main(["convert", source, str(tmp_path / "new" / "out")]) == 0
     assert main(["convert", str(tmp_path / "absent"), str(tmp_path / "other")]) == 1
     assert "No data set" in capsys.readouterr().err
 
@@ -587,50 +568,32 @@ def test_the_command_replaces_tables_only_when_told_to(amazon_2014_files, ml_1m_
     target = tmp_path / "out"
     target.mkdir()
     assert main(["convert", str(amazon_2014_files), str(target)]) == 0, "an empty folder is as good as none"
-    capsys.readouterr()
     before = {path.name: path.read_bytes() for path in target.iterdir()}
     assert main(["convert", str(ml_1m_files), str(target)]) == 1
     said = capsys.readouterr().err
-    assert (
-        "holds a data set already (['README.md', 'interactions.parquet', 'items.parquet', 'triples.parquet'])" in said
-    )
+    assert f"holds a data set already ({sorted(before)})" in said
     assert "Name a new or an empty folder" in said and "--overwrite" in said
+    with pytest.raises(LKGError, match=r"holds a data set already .*overwrite=True"):
+        write_dataset(convert(ml_1m_files), target)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
     assert main(["convert", str(ml_1m_files), str(target), "--overwrite"]) == 0
     assert same(load_dataset_bundle(target), convert(ml_1m_files)), "the old triples are gone"
-    with pytest.raises(LKGError, match=r"holds a data set already .*overwrite=True"):
-        write_dataset(convert(amazon_2014_files), target)
-    write_dataset(convert(amazon_2014_files), target, overwrite=True)
-    assert same(load_dataset_bundle(target), convert(amazon_2014_files))
 
 
 # -- real data --------------------------------------------------------------------------------------------------------
 
 
-def write_as_1m(bundle, folder):
-    folder.mkdir()
-    write_lines(folder / "ratings.dat", joined_rows(bundle, "::"))
-    genres = ("|".join(values) or "(no genres listed)" for values in bundle.items.attributes[GENRE])
-    films = ("::".join(row) for row in zip(bundle.items.ids, bundle.items.titles, genres, strict=True))
-    write_lines(folder / "movies.dat", films)
-
-
-def test_ml_latest_small_is_read_as_before_and_survives_every_form(movielens_folder, tmp_path):
+def test_ml_latest_small_is_read_as_before_and_survives_conversion(movielens_folder, tmp_path):
     bundle = convert(movielens_folder)
     # content read by the loader this one took over from
     assert fingerprint(bundle.interactions) == "bc0f4bb5a2666f80" and fingerprint(bundle.items) == "a184d5e7d31506bf"
     assert same(load_dataset_bundle(movielens_folder), bundle)
     assert list(bundle.items.attributes) == [GENRE, YEAR, DIRECTOR, ACTOR]
-    write_as_1m(bundle, tmp_path / "dat")
-    other = convert(tmp_path / "dat")
-    assert plain(other)[0] == plain(bundle)[0]
-    assert other.items.ids == bundle.items.ids and other.items.titles == bundle.items.titles
-    assert other.items.attributes == {name: bundle.items.attributes[name] for name in (GENRE, YEAR)}
     assert main(["convert", str(movielens_folder), str(tmp_path / "tables")]) == 0
     assert same(load_dataset_bundle(tmp_path / "tables"), bundle)
 
 
-def test_ml_100k_is_read_as_before_and_survives_every_form(shared_cache, tmp_path):
+def test_ml_100k_is_read_as_before_and_survives_conversion(shared_cache, tmp_path):
     from llamarec_lkg.utils.files import cache_dir
 
     folder = cache_dir() / "ml-100k"
@@ -645,23 +608,3 @@ def test_ml_100k_is_read_as_before_and_survives_every_form(shared_cache, tmp_pat
     assert dict(bundle.triples.item_of_entity) == dict(known.triples.item_of_entity)
     assert main(["convert", str(folder), str(tmp_path / "tables")]) == 0
     assert same(load_dataset_bundle(tmp_path / "tables"), bundle)
-
-    original = tmp_path / "original"  # as GroupLens has it
-    original.mkdir()
-    write_lines(original / "u.data", joined_rows(known, "\t"))
-    # the RecBole files cut each title at its last parenthesis: a video is of the year "V", one film of "unkonwn"
-    cuts = [values[0] for values in known.items.attributes[YEAR]]
-    assert sorted(cut for cut in cuts if not cut.isdigit()) == ["V", "unkonwn"]
-    titles = [
-        title if cut == "unkonwn" else f"{title} ({cut})" for title, cut in zip(known.items.titles, cuts, strict=True)
-    ]
-    genres = known.items.attributes[GENRE]
-    lines = [item_line(raw, title, *names) for raw, title, names in zip(known.items.ids, titles, genres, strict=True)]
-    (original / "u.item").write_bytes("\n".join(lines).encode("latin-1"))
-    other = convert(original)
-    assert plain(other)[0] == plain(known)[0]
-    assert other.items.ids == known.items.ids and other.items.titles == tuple(titles)
-    years = [{"V": ("1995",), "unkonwn": ()}.get(cut, (cut,)) for cut in cuts]
-    assert list(other.items.attributes[YEAR]) == years
-    known_genres = [set(values) - {"unknown"} for values in known.items.attributes[GENRE]]
-    assert [set(values) for values in other.items.attributes[GENRE]] == known_genres

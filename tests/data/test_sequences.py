@@ -44,10 +44,10 @@ def test_an_unknown_split_is_refused(wrong):
         PreprocessingSettings(**wrong)
 
 
-@pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.0, 0.0), (0.9, 0.2)])
-def test_fractions_must_leave_something_to_train_on(fractions):
+@pytest.mark.parametrize("validation, test", [(0.5, 0.5), (0.0, 0.0)])
+def test_fractions_must_leave_something_to_train_on(validation, test):
     with pytest.raises(LKGError, match="it must lie between 0 and 1"):
-        PreprocessingSettings(validation_fraction=fractions[0], test_fraction=fractions[1])
+        PreprocessingSettings(validation_fraction=validation, test_fraction=test)
 
 
 # -- filter and order -------------------------------------------------------------------------------------------------
@@ -192,7 +192,8 @@ def test_users_can_be_left_out_of_all_parts(make_dataset):
 
 
 def test_a_data_set_comes_back_from_disk_as_it_was(film_dataset, make_dataset, film_items, tmp_path):
-    film_dataset.save(tmp_path / "films")
+    make_dataset([(1, item, item) for item in range(1, 5)]).save(tmp_path / "films")
+    film_dataset.save(tmp_path / "films")  # takes the place of the other
     loaded = SequenceDataset.load(tmp_path / "films")
     # an empty table of dropped items need not remember its relations
     assert len(loaded.dropped_items) == 0
@@ -201,12 +202,6 @@ def test_a_data_set_comes_back_from_disk_as_it_was(film_dataset, make_dataset, f
     filtered.save(tmp_path / "filtered")
     assert len(filtered.dropped_items) == 3
     assert same(SequenceDataset.load(tmp_path / "filtered"), filtered)
-
-
-def test_saving_replaces_what_was_there(film_dataset, make_dataset, tmp_path):
-    make_dataset([(1, item, item) for item in range(1, 5)]).save(tmp_path / "data")
-    film_dataset.save(tmp_path / "data")
-    assert SequenceDataset.load(tmp_path / "data").num_users == 4
 
 
 FILES = ["sequences.safetensors", "items.parquet", "dropped_items.parquet", "users.parquet", "dataset.json"]

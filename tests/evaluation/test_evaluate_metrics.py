@@ -103,7 +103,6 @@ def test_adding_bit_by_bit_and_combining():
         ([[1, 2]], None, None, {}, "Each list of predictions needs a reference"),
         (["ab"], ["a"], "items", {}, "List 0 is 'ab'"),
         ([["a", "b", "a"]], ["a"], "items", {}, "List 0 names item 'a' more than once"),
-        ([], [], None, {}, "There are no lists"),
         ([[1, 2]], [0], None, {"k": 0}, "k is 0; it is a whole number"),
         ([[1, 2]], [0], None, {"k": []}, r"k is \[\]"),
         ([[1, 2]], [0], None, {"k": [5, 1.5]}, r"k is \[5, 1.5\]"),
@@ -113,6 +112,11 @@ def test_adding_bit_by_bit_and_combining():
 def test_bad_input_is_named(predictions, references, config, options, message):
     with pytest.raises(ValueError, match=message):
         compute(MRR, predictions, references, config, **options)
+
+
+def test_errors_are_those_of_the_library():
+    with pytest.raises(LKGError, match="There are no lists"):
+        compute(MRR, [], [])
 
 
 @pytest.fixture(scope="module")
@@ -225,8 +229,3 @@ def test_the_app_of_a_space_answers_its_own_examples(spaces, metric, monkeypatch
     for bad in ("[[1, 2", "[[1, null]]"):
         with pytest.raises(Recorder.Error):
             settings["fn"](bad, "[0]", "10", "scores")
-
-
-def test_errors_are_those_of_the_library():
-    with pytest.raises(LKGError):
-        compute(MRR, [], [])

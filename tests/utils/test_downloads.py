@@ -1,6 +1,5 @@
 import http.server
 import os
-import socket
 import threading
 import types
 import zipfile
@@ -79,16 +78,11 @@ def test_a_wheel_with_another_hash_is_never_used(monkeypatch, wheel, wheel_file)
         (Pip(returncode=0), "pip printed nothing"),
     ],
 )
-def test_a_failed_pip_says_why_and_leaves_nothing(monkeypatch, wheel, pip, reason):
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_failed_pip_says_why_and_leaves_nothing(monkeypatch, wheel, wheel_file, pip, reason, writes):
+    pip.wheel_file = wheel_file if writes and pip.returncode else None
     monkeypatch.setattr(downloads, "subprocess", pip)
     with pytest.raises(LKGError, match=f"pip download some-data==1.2` failed: {reason}.*by hand"):
-        fetch_wheel(wheel)
-    assert list((cache_dir() / "wheels").iterdir()) == []
-
-
-def test_a_wheel_that_pip_rejected_after_writing_is_not_kept(monkeypatch, wheel, wheel_file):
-    monkeypatch.setattr(downloads, "subprocess", Pip(wheel_file, returncode=1, stderr="broken"))
-    with pytest.raises(LKGError, match="failed: broken"):
         fetch_wheel(wheel)
     assert list((cache_dir() / "wheels").iterdir()) == []
 
@@ -99,30 +93,18 @@ def test_members_are_extracted_under_their_new_names(wheel_file, tmp_path):
     assert (tmp_path / "out" / "y.txt").read_text() == "beta"
 
 
-def damaged(kind: str, archive: bytes, member: str) -> bytes:
-    content = bytearray(archive)
-    start = 30 + len(member)  # behind the local header
+@pytest.mark.parametrize("kind", ["no such member", "cut short", "broken stream"])
+def test_a_damaged_archive_is_refused_and_leaves_nothing(wheel_file, tmp_path, kind):
+    content, member = bytearray(wheel_file.read_bytes()), "some_data/a.txt"
     if kind == "cut short":
-        return archive[: len(archive) // 2]
-    if kind == "broken stream":
+        content = content[: len(content) // 2]
+    elif kind == "broken stream":
+        start = 30 + len(member)  # behind the local header
         content[start : start + 3] = b"\xff\xff\xff"
-    if kind == "other content":  # of a member that is stored as it is
-        content[start] ^= 1
-    return bytes(content)
-
-
-@pytest.mark.parametrize(
-    "kind, member",
-    [("no such member", "c.txt"), ("cut short", "a.txt"), ("broken stream", "a.txt"), ("other content", "b.txt")],
-)
-def test_a_damaged_archive_is_refused_and_leaves_nothing(wheel_file, tmp_path, kind, member):
-    with zipfile.ZipFile(wheel_file, "w") as zipped:
-        zipped.writestr(member if kind != "no such member" else "x", "alpha " * 500,
-                        zipfile.ZIP_STORED if kind == "other content" else zipfile.ZIP_DEFLATED)  # fmt: skip
-    wheel_file.write_bytes(damaged(kind, wheel_file.read_bytes(), member))
-    with pytest.raises(LKGError, match=f"cannot be unpacked .*{'CRC' if kind == 'other content' else ''}.*Delete it"):
-        extract(wheel_file, {member: "x"}, tmp_path / "out")
-    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    wheel_file.write_bytes(content)
+    with pytest.raises(LKGError, match="cannot be unpacked .*Delete it"):
+        extract(wheel_file, {"absent" if kind == "no such member" else member: "x"}, tmp_path / "out")
+    assert not list(tmp_path.glob("out/*"))
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -138,8 +120,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             self.wfile.write(b"ffff\r\n" + CONTENT[:100])
-        elif self.path == "/silent":
-            self.wfile.write(b"this is not HTTP\r\n\r\n")
         else:
             self.send_response(200)
             self.send_header("Content-Length", str(len(CONTENT)))
@@ -189,23 +169,7 @@ def test_a_cut_connection_leaves_nothing_and_the_next_try_starts_anew(server):
     assert fetch_url(f"{server.address}/cut", "data.zip").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("page", ["chunked-and-cut", "silent"])
-def test_an_answer_that_breaks_the_protocol_is_reported_and_leaves_nothing(server, page):
+def test_an_answer_that_breaks_the_protocol_is_reported_and_leaves_nothing(server):
     with pytest.raises(LKGError, match="Could not download"):
-        fetch_url(f"{server.address}/{page}", "data.zip")
-    assert left_behind() == []
-
-
-def test_a_file_that_another_run_has_half_written_is_never_read(server):
-    folder = cache_dir() / "downloads"
-    folder.mkdir(parents=True)
-    (folder / ".data.zip.1.part").write_bytes(b"half")
-    assert fetch_url(f"{server.address}/whole", "data.zip").read_bytes() == CONTENT
-
-
-def test_no_answer_is_reported():
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
-        with pytest.raises(LKGError, match="Could not download .*refused.*Check the network"):
-            fetch_url(f"http://127.0.0.1:{unused.getsockname()[1]}/x", "data.zip")
+        fetch_url(f"{server.address}/chunked-and-cut", "data.zip")
     assert left_behind() == []

@@ -14,7 +14,7 @@ import pandas as pd
 from ...utils.errors import LKGError
 from ..raw_dataset import ID_TYPES, INTERACTION_COLUMNS, Catalogue, Format, RawDataset, folder_of
 from ..readers import csv_batches, field_batches, records
-from ..schema import HEAD, ITEM_ID, RATING, RELATION, TAIL, TIMESTAMP, TITLE, USER_ID, ItemTable, Triples
+from ..schema import HEAD, ITEM_ID, RELATION, TAIL, TIMESTAMP, TITLE, ItemTable, Triples
 
 
 AMAZON_2014_CITATION = (
@@ -36,15 +36,13 @@ def amazon_2014(path: Path) -> RawDataset:
     dictionaries.
 
     Brands and all levels of all category paths are attributes of the items; also_bought, also_viewed and
-    bought_together become triples, whose tails may be products of other departments. Titles are missing for many
-    products: such an item is called "item <id>".
+    bought_together become triples, whose tails may be products of other departments.
     """
     reviews, category, meta = _files(path, r"(?:ratings_(.+)\.csv|reviews_(.+?)(?:_\d+)?\.json)(?:\.gz)?", "json")
 
     def batches() -> Iterator[pd.DataFrame]:
         if ".csv" in reviews.suffixes:
-            columns = [USER_ID, ITEM_ID, RATING, TIMESTAMP]
-            return csv_batches(reviews, header=None, names=columns, dtype=ID_TYPES)
+            return csv_batches(reviews, header=None, names=INTERACTION_COLUMNS, dtype=ID_TYPES)
         fields = ("reviewerID", "asin", "overall", "unixReviewTime")
         return field_batches(reviews, dict(zip(INTERACTION_COLUMNS, fields, strict=True)))
 
@@ -72,9 +70,8 @@ def amazon_2023(path: Path) -> RawDataset:
         fields = ("user_id", "parent_asin", "rating", "timestamp")
         for frame in field_batches(reviews, dict(zip(INTERACTION_COLUMNS, fields, strict=True))):
             milliseconds = pd.to_numeric(frame[TIMESTAMP], errors="coerce")
-            if milliseconds.notna().all():  # else the check of the interactions names the wrong value
-                frame[TIMESTAMP] = milliseconds // 1000
-            yield frame
+            # what is no number stays, for the check of the interactions to name it
+            yield frame.assign(**{TIMESTAMP: (milliseconds // 1000).where(milliseconds.notna(), frame[TIMESTAMP])})
 
     def describe(record: dict[str, Any]) -> dict[str, Any]:
         details = record.get("details") or {}
@@ -99,8 +96,8 @@ def _files(path: Path, pattern: str, suffix: str) -> tuple[Path, str, Path]:
     matches = [match for name in names if (match := re.fullmatch(pattern, name))]
     if len(matches) != 1:
         raise LKGError(
-            f"{path} holds {[match.string for match in matches] or names[:12]}; needed is one file of ratings or "
-            "reviews. Pass the path of that file."
+            f"{path} holds {[match.string for match in matches] or names[:12]}; needed is one file of reviews. Pass "
+            "its path."
         )
     category = next(group for group in matches[0].groups() if group)
     for meta in (folder / f"meta_{category}.{suffix}.gz", folder / f"meta_{category}.{suffix}"):
@@ -147,17 +144,10 @@ def _texts(values: list[Any]) -> list[str]:
     return [intern(_text(value)) for value in values if value]
 
 
+_SIGNS_2014 = (r"(ratings_.+\.csv|reviews_.+\.json)(\.gz)?", r"meta_.+\.json(\.gz)?")
+_SIGNS_2023 = (r"(?!meta_).+\.jsonl(\.gz)?", r"meta_.+\.jsonl(\.gz)?")
+
 FORMATS = (
-    Format(
-        "amazon-2014",
-        amazon_2014,
-        (r"(ratings_.+\.csv|reviews_.+\.json)(\.gz)?", r"meta_.+\.json(\.gz)?"),
-        "ratings_X.csv or reviews_X_5.json.gz, with meta_X.json.gz",
-    ),
-    Format(
-        "amazon-2023",
-        amazon_2023,
-        (r"(?!meta_).+\.jsonl(\.gz)?", r"meta_.+\.jsonl(\.gz)?"),
-        "X.jsonl.gz, with meta_X.jsonl.gz",
-    ),
+    Format("amazon-2014", amazon_2014, _SIGNS_2014, "ratings_X.csv or reviews_X_5.json.gz, with meta_X.json.gz"),
+    Format("amazon-2023", amazon_2023, _SIGNS_2023, "X.jsonl.gz, with meta_X.jsonl.gz"),
 )

@@ -40,8 +40,8 @@ def movielens_latest(path: Path) -> RawDataset:
 
     def films() -> pd.DataFrame:
         movies = read_table(folder / "movies.csv", dtype={"movieId": str})
-        require_columns(movies, ["movieId", "title", "genres"], "movies.csv")
-        table = _films(movies["movieId"], movies["title"], movies["genres"])
+        require_columns(movies, _FILM, "movies.csv")
+        table = _films(movies)
         if not (folder / "movies_metadata.csv").exists():
             return table
         metadata = read_table(folder / "movies_metadata.csv", dtype={"movieId": str})
@@ -53,8 +53,8 @@ def movielens_latest(path: Path) -> RawDataset:
 
 
 def movielens_1m(path: Path) -> RawDataset:
-    """GroupLens' `ml-1m` and `ml-10m`: `ratings.dat` and `movies.dat`, separated by `::`. What `users.dat` says about
-    people is not read: the library models users by what they did."""
+    """GroupLens' `ml-1m` and `ml-10m`: `ratings.dat` and `movies.dat`, separated by `::`. `users.dat` is not read: the
+    library models users by what they did."""
     folder = folder_of(path)
 
     def batches() -> Iterator[pd.DataFrame]:
@@ -71,18 +71,17 @@ def movielens_1m(path: Path) -> RawDataset:
             title, separator, genres = rest.rpartition("::")
             if not separator:
                 raise LKGError(
-                    f"Line {number} of {folder / 'movies.dat'} is {line[:80]!r}; needed is id::title::genres. Is the "
-                    "file whole? Make or copy it again."
+                    f"Line {number} of {folder / 'movies.dat'} is {line[:80]!r}; needed is id::title::genres. Copy "
+                    "the file again."
                 )
             rows.append((raw, title, genres))
-        return _films(*_columns(rows))
+        return _films(pd.DataFrame(rows, columns=_FILM, dtype=str))
 
     return _release(folder, batches, films)
 
 
 def movielens_100k(path: Path) -> RawDataset:
-    """GroupLens' `ml-100k`: `u.data` and `u.item`, with the genres of `u.genre` where it is present. What `u.user`
-    says about people is not read, as in `movielens_1m`."""
+    """GroupLens' `ml-100k`: `u.data` and `u.item`, with the genres of `u.genre` where it is present."""
     folder = folder_of(path)
 
     def batches() -> Iterator[pd.DataFrame]:
@@ -100,10 +99,10 @@ def movielens_100k(path: Path) -> RawDataset:
             if len(flags) != len(genres):
                 raise LKGError(
                     f"Line {number} of {folder / 'u.item'} has {len(fields)} fields; needed are 5 and one for each of "
-                    f"the {len(genres)} genres. Is the file whole? Make or copy it again."
+                    f"the {len(genres)} genres. Copy the file again."
                 )
             rows.append((fields[0], fields[1], "|".join(g for g, on in zip(genres, flags, strict=True) if on == "1")))
-        return _films(*_columns(rows))
+        return _films(pd.DataFrame(rows, columns=_FILM, dtype=str))
 
     return _release(folder, batches, films)
 
@@ -111,8 +110,7 @@ def movielens_100k(path: Path) -> RawDataset:
 def _release(
     folder: Path, batches: Callable[[], Iterator[pd.DataFrame]], films: Callable[[], pd.DataFrame]
 ) -> RawDataset:
-    """A release from what reads its ratings and what reads its films; the columns of `_films` and others are
-    relations already."""
+    """A release from what reads its ratings and what reads its films."""
 
     def catalogue(wanted: Container[str] | None) -> Catalogue:
         return only(ItemTable.from_frame(films()), wanted), None
@@ -120,27 +118,21 @@ def _release(
     return RawDataset(folder.resolve().name, batches, catalogue, MOVIELENS_CITATION, MOVIELENS_LICENSE)
 
 
-def _columns(rows: list[tuple[str, str, str]]) -> list[pd.Series]:
-    frame = pd.DataFrame(rows, columns=["id", "title", "genres"], dtype=str)
-    return [frame[column] for column in frame.columns]
-
-
-def _films(ids: pd.Series, titles: pd.Series, genres: pd.Series) -> pd.DataFrame:
+def _films(movies: pd.DataFrame) -> pd.DataFrame:
     """The items table of a MovieLens release. The year is the last parenthesis of the title, but for a "(V)" that
     marks films made for video."""
+    ids, titles, genres = (movies[column] for column in _FILM)
     years = titles.str.extract(r"\((\d{4})\)\s*(?:\(V\)\s*)?$")[0]
     return pd.DataFrame({ITEM_ID: ids, TITLE: titles, GENRE: genres.mask(genres.isin(NO_GENRE)), YEAR: years})
 
 
+_FILM = ["movieId", "title", "genres"]
+_LATEST = "ml-latest, ml-latest-small, ml-20m, ml-25m, ml-32m"
+_CSV = (r"ratings\.csv", r"movies\.csv")
 _DAT = (r"ratings\.dat", r"movies\.dat")
 
 FORMATS = (
-    Format(
-        "movielens-latest",
-        movielens_latest,
-        (r"ratings\.csv", r"movies\.csv"),
-        "ml-latest, ml-latest-small, ml-20m, ml-25m, ml-32m: ratings.csv and movies.csv",
-    ),
+    Format("movielens-latest", movielens_latest, _CSV, f"{_LATEST}: ratings.csv and movies.csv"),
     Format("movielens-1m", movielens_1m, _DAT, "ml-1m: ratings.dat and movies.dat"),
     Format("movielens-10m", movielens_1m, _DAT, "ml-10m: files as of ml-1m, which the same reader takes"),
     Format("movielens-100k", movielens_100k, (r"u\.data", r"u\.item"), "ml-100k: u.data and u.item"),

@@ -15,19 +15,14 @@ from ..schema import HEAD, ITEM_ID, RELATION, TAIL, TITLE, ItemTable, Triples
 from .movielens import GENRE, YEAR
 
 
-def recbole_atomic(path: Path, name: str | None = None) -> RawDataset:
+def recbole_atomic(path: Path) -> RawDataset:
     """RecBole atomic files: `*.inter`, `*.item`, optionally `*.kg` and `*.link`. `token_seq` columns other than the
-    title hold several values, separated by spaces.
-
-    Args:
-        path: the folder, or its `.inter` file.
-        name: the files' common name; by default that of the first `.inter` file.
-    """
+    title hold several values, separated by spaces."""
     folder = folder_of(path)
     files = [path] if path.is_file() else sorted(folder.glob("*.inter"))
-    if name is None and not files:
+    if not files:
         raise LKGError(f"{folder} holds no *.inter file. RecBole data needs one, and an *.item file.")
-    name = name or files[0].stem
+    name = files[0].stem
 
     def catalogue(wanted: Container[str] | None) -> Catalogue:
         items = _atomic(read_table(folder / f"{name}.item", **_ATOMIC))

@@ -11,6 +11,7 @@ from ...utils.errors import LKGError
 from ..raw_dataset import (
     CARD,
     ID_TYPES,
+    INTERACTION_COLUMNS,
     Catalogue,
     Format,
     RawDataset,
@@ -20,18 +21,17 @@ from ..raw_dataset import (
     read_source,
 )
 from ..readers import csv_batches, parquet_batches, read_table
-from ..schema import ITEM_ID, RATING, TIMESTAMP, USER_ID
 
 
 def tables(path: Path) -> RawDataset:
-    """`interactions`, `items` and, if any, `triples` and `links` tables, each as parquet or csv: what `convert` of
-    the command line and `push_dataset` write. Citation and licence are those of the card beside them."""
+    """`interactions`, `items` and, if any, `triples` and `links` tables, as parquet or csv. Citation and licence are
+    those of the card beside them."""
     folder = folder_of(path)
     interactions = _table(folder, "interactions", needed=True)
 
     def batches() -> Iterator[pd.DataFrame]:
         if interactions.suffix == ".parquet":
-            yield from parquet_batches(interactions, (USER_ID, ITEM_ID, TIMESTAMP), optional=(RATING,))
+            yield from parquet_batches(interactions, INTERACTION_COLUMNS)
         else:
             yield from map(_plain_ids, csv_batches(interactions, dtype=ID_TYPES))
 
@@ -60,11 +60,7 @@ def _plain_ids(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+_SIGNS = (r"interactions\.(parquet|csv)", r"items\.(parquet|csv)")
 FORMATS = (
-    Format(
-        "tables",
-        tables,
-        (r"interactions\.(parquet|csv)", r"items\.(parquet|csv)"),
-        "interactions and items, optionally triples and links, as parquet or csv",
-    ),
+    Format("tables", tables, _SIGNS, "interactions and items, optionally triples and links, as parquet or csv"),
 )
