@@ -25,7 +25,7 @@ from .base import Retriever, exclude_history, top_k
 
 
 BLOCK = 512  # lists that are made at once
-Block = tuple[np.ndarray, list[np.ndarray], np.ndarray]  # positions, histories and scores of all items
+ScoredBlock = tuple[np.ndarray, list[np.ndarray], np.ndarray]  # positions, histories and scores of all items
 
 
 def evaluation_examples(
@@ -167,7 +167,7 @@ def _positions(dataset: SequenceDataset, per_user: int | None) -> np.ndarray:
 
 def _scored(
     dataset: SequenceDataset, retriever: Retriever, positions: np.ndarray, description: str, progress: bool
-) -> Iterator[Block]:
+) -> Iterator[ScoredBlock]:
     """Positions in blocks, with the history before each and the retriever's scores of all items."""
     with tqdm(total=len(positions), desc=description, unit="list", disable=not progress) as bar:
         for start in range(0, len(positions), BLOCK):
@@ -177,7 +177,7 @@ def _scored(
             bar.update(len(block))
 
 
-def _retrieve(dataset: SequenceDataset, blocks: Iterator[Block], count: int) -> Iterator[RankingExample]:
+def _retrieve(dataset: SequenceDataset, blocks: Iterator[ScoredBlock], count: int) -> Iterator[RankingExample]:
     for block, histories, scores in blocks:
         items, best = top_k(exclude_history(scores, histories), count)
         for row, position in enumerate(block):
@@ -186,7 +186,7 @@ def _retrieve(dataset: SequenceDataset, blocks: Iterator[Block], count: int) -> 
 
 
 def _uniform(
-    dataset: SequenceDataset, blocks: Iterator[Block], count: int, generator: np.random.Generator
+    dataset: SequenceDataset, blocks: Iterator[ScoredBlock], count: int, generator: np.random.Generator
 ) -> Iterator[RankingExample]:
     for block, histories, scores in blocks:
         for row, position in enumerate(block):
