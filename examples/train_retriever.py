@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from llamarec_lkg import load_dataset_bundle, prepare_dataset
+from llamarec_lkg.retrieval.base import PopularityRetriever
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecRetriever
-from llamarec_lkg.retrieval.popularity import PopularityRetriever
 from llamarec_lkg.retrieval.training import LRURecTrainingArguments, evaluate_retriever, train_lrurec
 from llamarec_lkg.utils.files import file_name, write_json
 

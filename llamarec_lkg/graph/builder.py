@@ -14,6 +14,7 @@ from ..data.schema import Triples
 
 USER, ITEM, ENTITY = "user", "item", "entity"
 UNDATED = np.iinfo(np.int64).min
+OVERLAP = 0.9
 
 
 class GraphBuilder:
@@ -41,16 +42,15 @@ class GraphBuilder:
         relation: str,
         sources: Sequence[int] | np.ndarray,
         targets: Sequence[int] | np.ndarray,
-        timestamps: Sequence[int] | np.ndarray | None = None,
-        weights: Sequence[float] | np.ndarray | None = None,
+        timestamps: Sequence[int] | np.ndarray | int = UNDATED,
+        weights: Sequence[float] | np.ndarray | float = np.nan,
         both_ways: bool = True,
     ) -> None:
         """Add edges of one relation; `both_ways` adds each against its direction as well."""
         code = 2 * self.relations.setdefault(relation, len(self.relations))
         sources, targets = np.asarray(sources, dtype=np.int64), np.asarray(targets, dtype=np.int64)
-        stamps = np.full(len(sources), UNDATED) if timestamps is None else np.asarray(timestamps, dtype=np.int64)
-        weights = np.full(len(sources), np.nan) if weights is None else np.asarray(weights)
-        weights = weights.astype(np.float32)
+        stamps = np.broadcast_to(np.asarray(timestamps, dtype=np.int64), len(sources))
+        weights = np.broadcast_to(np.asarray(weights, dtype=np.float32), len(sources))
         self.parts.append((sources, np.full(len(sources), code), targets, stamps, weights))
         if both_ways:
             self.parts.append((targets, np.full(len(sources), code + 1), sources, stamps, weights))
@@ -102,19 +102,16 @@ def row_offsets(sources: np.ndarray, num_nodes: int) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=num_nodes))]).astype(np.int64)
 
 
-def merge_inverses(facts: Mapping[str, np.ndarray], overlap: float = 0.9) -> dict[str, np.ndarray]:
+def merge_inverses(facts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Join relations that state the same facts in opposite directions, as Freebase does under two names; the name that
-    comes first stays.
-
-    Args:
-        facts: relation -> distinct (head, tail) pairs, shape (T, 2).
-        overlap: share of the smaller relation's facts that must appear, reversed, in the larger.
+    comes first stays. `facts` are the distinct (head, tail) pairs of each relation, shape (T, 2); of the smaller
+    relation's, the share `OVERLAP` must appear, reversed, in the larger.
     """
     merged: dict[str, np.ndarray] = {}
     stated_by: dict[tuple[int, int], set[str]] = defaultdict(set)
 
     def is_same(shared: int, one: int, other: int) -> bool:
-        return shared >= overlap * min(one, other) and max(one, other) <= 2 * min(one, other)
+        return shared >= OVERLAP * min(one, other) and max(one, other) <= 2 * min(one, other)
 
     for relation, pairs in sorted(facts.items()):
         backwards = pairs[:, ::-1]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
-from tqdm.auto import tqdm
 
 from ..data.sequences import SequenceDataset
 from ..utils.errors import LKGError
@@ -34,9 +33,7 @@ class CoRatings:
         return len(self.weights)
 
 
-def co_ratings(
-    dataset: SequenceDataset, *, min_people: int = MIN_PEOPLE, per_item: int = PER_ITEM, progress: bool = False
-) -> CoRatings:
+def co_ratings(dataset: SequenceDataset, *, min_people: int = MIN_PEOPLE, per_item: int = PER_ITEM) -> CoRatings:
     """Sum up the training interactions of `dataset` for each pair of items.
 
     A person ties the items that he or she interacted with, the more strongly the fewer they are (inverse document
@@ -49,7 +46,6 @@ def co_ratings(
         min_people: a pair that fewer people interacted with is left out.
         per_item: how many others each item is tied to, the strongest first, ties by item id; the ties of others to it
             come on top.
-        progress: whether to show a bar.
 
     Raises:
         LKGError: `min_people` or `per_item` is below 1.
@@ -64,10 +60,11 @@ def co_ratings(
     of_people = np.bincount(by_item.indices, minlength=shape[1])
     ties = by_item.copy()
     ties.data *= np.log1p(dataset.num_items / of_people[ties.indices])
-    ties = _unit_rows(ties)
+    lengths = np.sqrt((ties * ties).sum(axis=1))
+    ties = sparse.csr_array(sparse.diags_array(1.0 / np.maximum(lengths, 1e-12)) @ ties)
     people, to_people = by_item.T.tocsr(), ties.T.tocsr()
     found: list[np.ndarray] = []
-    for start in tqdm(range(0, shape[0], BLOCK), desc="co-ratings", unit="block", disable=not progress, leave=False):
+    for start in range(0, shape[0], BLOCK):
         block = slice(start, start + BLOCK)
         enough = by_item[block] @ people >= min_people
         pairs = (ties[block] @ to_people).multiply(enough).tocoo()
@@ -82,8 +79,3 @@ def co_ratings(
     pairs = np.sort(np.stack([items, others]).astype(np.int64), axis=0)
     (items, others), first = np.unique(pairs, axis=1, return_index=True)
     return CoRatings(items, others, weights[first].astype(np.float32))
-
-
-def _unit_rows(matrix: sparse.csr_array) -> sparse.csr_array:
-    lengths = np.sqrt((matrix * matrix).sum(axis=1))
-    return sparse.csr_array(sparse.diags_array(1.0 / np.maximum(lengths, 1e-12)) @ matrix)

@@ -136,11 +136,7 @@ class EvidenceIndex:
         return recency @ self.history_rows
 
     def evidence(self, histories: Sequence[np.ndarray], candidates: Sequence[np.ndarray]) -> np.ndarray:
-        """Evidence of each relation for some candidates of each history.
-
-        Args:
-            histories: B arrays of dense items, oldest first; any may be empty.
-            candidates: B arrays of dense items.
+        """Evidence of each relation for B lists of candidates, each after its history (dense items, oldest first).
 
         Returns:
             `np.ndarray` of `float32`, shape (B, C, R), not negative; C is the length of the longest list, and shorter
@@ -163,16 +159,8 @@ class EvidenceIndex:
         return result
 
     def catalogue(self, histories: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
-        """Weighted evidence for every item.
-
-        Args:
-            histories: B arrays of dense items, oldest first.
-            weights (`np.ndarray`, shape (B, R)): of each relation, for example a user's preferences.
-
-        Returns:
-            `np.ndarray` of `float32`, shape (B, num_items + 1): the evidence summed over relations by `weights`; 0 for
-            the padding item.
-        """
+        """Evidence of B histories for every item, summed over relations by `weights` (B, R), for example users'
+        preferences: `float32`, shape (B, num_items + 1), 0 for the padding item."""
         profiles = self.profiles(histories)
         rows = np.repeat(np.arange(len(histories)), np.diff(profiles.indptr))
         by_column = np.asarray(weights, dtype=np.float64) / self.scale
@@ -227,15 +215,8 @@ class EvidenceIndex:
     # -- statistics of histories ------------------------------------------------------------------------------------
 
     def statistics(self, histories: Sequence[np.ndarray]) -> np.ndarray:
-        """How histories move from item to item along each relation: what the preference module reads.
-
-        Args:
-            histories: B arrays of dense items, oldest first.
-
-        Returns:
-            `np.ndarray` of `float32`, shape (B, R, len(STATISTICS)); zeros but for the length where there are fewer
-            than two items.
-        """
+        """How histories move from item to item along each relation: what the preference module reads. `float32`, shape
+        (B, R, len(STATISTICS)); zeros but for the length where there are fewer than two items."""
         result = np.zeros((len(histories), self.num_relations, len(STATISTICS)), dtype=np.float32)
         lengths = np.array([len(history) for history in histories])
         by_length = np.argsort(-lengths, kind="stable")

@@ -1,6 +1,6 @@
 """The heterogeneous knowledge graph: items and the entities they share, typed edges, in plain arrays.
 
-No database: a graph of a few million edges is a few flat arrays, mapped from disk, and every query is an array slice.
+No database: a graph of a few million edges is a few flat arrays, and every query is an array slice.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pandas as pd
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from ..data.schema import CO_RATED, RATED, Triples, clean_text
 from ..data.sequences import TRAIN, SequenceDataset
@@ -21,7 +22,6 @@ from ..utils.errors import LKGError
 from ..utils.files import atomic_files, read_json, write_json
 from .builder import ENTITY, ITEM, UNDATED, USER, GraphBuilder, row_offsets
 from .co_ratings import CoRatings
-from .mapped_arrays import map_safetensors
 
 
 FORMAT_VERSION = 3
@@ -84,16 +84,13 @@ class KnowledgeGraph:
         people ([`with_co_ratings`]), for which the relation CO_RATED stands first in the vocabulary.
 
         Args:
-            dataset: its items become nodes.
             triples: further facts. Linked entities are the items themselves. A relation that is another one read
                 backwards (Freebase stores both directions) is merged with it.
             users: build the published graph instead (arXiv 2506.07449), with a node for every user and, in the place
-                of CO_RATED, an edge RATED from user to item for every training interaction, with its time. No ranker
-                takes such a graph.
-            include_heldout: with `users`, add validation and test interactions, as the published graph does.
+                of CO_RATED, an edge RATED for every training interaction, with its time. No ranker takes it.
+            include_heldout: with `users`, add validation and test interactions, as published.
             whole_values: attribute relations whose values of an item are joined into one entity ("Action|Crime"), as
-                the published graph does with genres. For these the dropped items' values become nodes too, as
-                published.
+                published for genres. For these the dropped items' values become nodes, too.
         """
         builder = GraphBuilder([RATED if users else CO_RATED])
         people = [builder.node(USER, raw, "") for raw in dataset.user_ids] if users else []
@@ -148,9 +145,7 @@ class KnowledgeGraph:
         Raises:
             LKGError: an edge lacks its relation, or its weight is not a number from 0 up.
         """
-        builder = GraphBuilder()
-        for relation in graph.graph.get("relations", ()):  # keeps the order of a vocabulary that `to_networkx` wrote
-            builder.relations.setdefault(relation, len(builder.relations))
+        builder = GraphBuilder(graph.graph.get("relations", ()))  # the order of a vocabulary that `to_networkx` wrote
         typed = any("type" in data for _, data in graph.nodes(data=True))
         wanted = set(item_ids)
         nodes = {}
@@ -190,10 +185,7 @@ class KnowledgeGraph:
         both_ways = np.isin(fact, fact[inverse])
         for edge in np.flatnonzero(~inverse):
             source, target, relation = int(sources[edge]), int(self.targets[edge]), int(codes[edge]) // 2
-            data: dict[str, Any] = {
-                "relation": self.relations[relation],
-                "both_ways": bool(both_ways[edge]),
-            }
+            data: dict[str, Any] = {"relation": self.relations[relation], "both_ways": bool(both_ways[edge])}
             if self.timestamps[edge] != UNDATED:
                 data["timestamp"] = int(self.timestamps[edge])
             if self.weights is not None and not np.isnan(self.weights[edge]):
@@ -224,29 +216,25 @@ class KnowledgeGraph:
         starts, stops = self.offsets[nodes], self.offsets[np.asarray(nodes) + 1]
         lengths = stops - starts
         which = np.repeat(np.arange(len(nodes)), lengths)
-        edges = (
-            np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths) + np.repeat(starts, lengths)
-        )
+        edges = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
         return which, self.edge_relations[edges], self.targets[edges]
 
     def item_of_node(self) -> np.ndarray:
         """Dense item of every node, 0 where the node is none, shape (N,)."""
         items = np.zeros(self.num_nodes, dtype=np.int64)
-        present = np.flatnonzero(np.asarray(self.item_nodes) >= 0)
-        items[np.asarray(self.item_nodes)[present]] = present
+        present = np.flatnonzero(self.item_nodes >= 0)
+        items[self.item_nodes[present]] = present
         return items
 
     @property
     def has_people(self) -> bool:
         """Whether there are nodes of users, or edges that say who rated what."""
-        rated = RATED in self.relations and np.any(np.asarray(self.edge_relations) // 2 == self.relations.index(RATED))
+        rated = RATED in self.relations and np.any(self.edge_relations // 2 == self.relations.index(RATED))
         return USER in self.entity_types or bool(rated)
 
     def describe(self) -> str:
-        counts = np.bincount(np.asarray(self.edge_relations) // 2, minlength=len(self.relations))
-        weighted = (
-            set(np.asarray(self.edge_relations)[~np.isnan(self.weights)] // 2) if self.weights is not None else ()
-        )
+        counts = np.bincount(self.edge_relations // 2, minlength=len(self.relations))
+        weighted = () if self.weights is None else set(self.edge_relations[~np.isnan(self.weights)] // 2)
         parts = ", ".join(
             f"{name} {count:,}{' with weights' if code in weighted else ''}"
             for code, (name, count) in enumerate(zip(self.relations, counts, strict=True))
@@ -258,17 +246,17 @@ class KnowledgeGraph:
     def before(self, timestamp: int) -> KnowledgeGraph:
         """The graph as it was known just before `timestamp`: dated edges from then on are gone, undated facts stay.
         (Co-ratings have no dates any more, and stay, too.)"""
-        return self._keep(np.asarray(self.timestamps) < timestamp)
+        return self._keep(self.timestamps < timestamp)
 
     def without_relations(self, names: Iterable[str]) -> KnowledgeGraph:
         """The graph without the edges of some relations; the vocabulary stays, so a model still fits."""
         codes = [self.relations.index(name) for name in names if name in self.relations]
-        return self._keep(~np.isin(np.asarray(self.edge_relations) // 2, codes))
+        return self._keep(~np.isin(self.edge_relations // 2, codes))
 
     def shuffle_items(self, seed: int = 0) -> KnowledgeGraph:
         """The control: every item takes the place of another one. Degrees, relations and entities stay, the truth
         goes."""
-        present = np.flatnonzero(np.asarray(self.item_nodes) >= 0)
+        present = np.flatnonzero(self.item_nodes >= 0)
         order = np.random.default_rng(seed).permutation(present)
         permuted = np.array(self.item_nodes)
         permuted[order] = permuted[np.roll(order, 1)]  # one cycle through all items: none stays where it was
@@ -305,13 +293,13 @@ class KnowledgeGraph:
         )
 
     def _keep(self, edges: np.ndarray) -> KnowledgeGraph:
-        weights = None if self.weights is None else np.asarray(self.weights)[edges]
+        weights = None if self.weights is None else self.weights[edges]
         return replace(
             self,
             offsets=row_offsets(self.edge_sources()[edges], self.num_nodes),
-            targets=np.asarray(self.targets)[edges],
-            edge_relations=np.asarray(self.edge_relations)[edges],
-            timestamps=np.asarray(self.timestamps)[edges],
+            targets=self.targets[edges],
+            edge_relations=self.edge_relations[edges],
+            timestamps=self.timestamps[edges],
             weights=None if weights is None or np.isnan(weights).all() else weights,
         )
 
@@ -337,7 +325,7 @@ class KnowledgeGraph:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> KnowledgeGraph:
-        """Map what `save_pretrained` wrote: the arrays stay on disk until they are touched.
+        """Read what `save_pretrained` wrote.
 
         Raises:
             LKGError: a file is absent, damaged, or does not fit the others.
@@ -351,7 +339,7 @@ class KnowledgeGraph:
             )
         try:
             nodes = pd.read_parquet(folder / "nodes.parquet")
-            arrays = map_safetensors(folder / "graph.safetensors")
+            arrays = load_file(folder / "graph.safetensors")
             graph = cls(
                 relations=tuple(description["relations"]),
                 entity_types=tuple(description["entity_types"]),
@@ -360,20 +348,17 @@ class KnowledgeGraph:
                 **{name: arrays[name] for name in _ARRAYS},
                 weights=arrays.get("weights"),
             )
-            fits = (
+            if not (
                 graph.num_nodes == description["num_nodes"] == len(nodes) == len(graph.node_types)
                 and graph.num_edges == description["num_edges"] == len(graph.edge_relations) == len(graph.timestamps)
                 and int(graph.offsets[-1]) == graph.num_edges
                 and (graph.weights is None or len(graph.weights) == graph.num_edges)
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            ):
+                raise ValueError("its files do not fit each other")
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise LKGError(
                 f"The knowledge graph in {folder} is damaged ({error}). Save or download it again."
             ) from error
-        if not fits:
-            raise LKGError(
-                f"The files of the knowledge graph in {folder} do not fit each other. Save or download it again."
-            )
         return graph
 
 

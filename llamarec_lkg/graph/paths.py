@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
-from ..utils.errors import LKGError
 from .knowledge_graph import KnowledgeGraph
 
 
@@ -60,20 +60,11 @@ def find(
         sources, targets: dense items.
         max_hops: 2 finds item -> entity -> item, 4 goes through another item.
         max_paths_per_pair: of the shortest paths of a pair, how many are kept, rarest entity first.
-
-    Raises:
-        LKGError: an item is not one of the graph's.
     """
     sources, targets = np.asarray(sources, dtype=np.int64), np.asarray(targets, dtype=np.int64)
-    for name, items in (("source", sources), ("target", targets)):
-        if len(items) and (items.min() < 0 or items.max() > graph.num_items):
-            raise LKGError(
-                f"A {name} item is {int(items.max() if items.max() > graph.num_items else items.min())}, but the "
-                f"graph has items 1 to {graph.num_items}. Was the graph built from another data set?"
-            )
-    target_nodes = np.asarray(graph.item_nodes)[targets]
+    target_nodes = graph.item_nodes[targets]
     found: list[tuple[int, int, tuple[int, ...], tuple[int, ...]]] = []
-    for source_index, source_node in enumerate(np.asarray(graph.item_nodes)[sources].tolist()):
+    for source_index, source_node in enumerate(graph.item_nodes[sources].tolist()):
         if source_node < 0:
             continue
         levels = _levels(graph, source_node, np.unique(target_nodes[target_nodes >= 0]), max_hops)
@@ -140,15 +131,12 @@ def _backtrack(
     return partial
 
 
-def tfidf(paths: Paths, num_relations: int, *, normalize: bool = True) -> np.ndarray:
+def tfidf(paths: Paths, num_relations: int) -> np.ndarray:
     """Weight of each relation in each path, shape (P, R), as published (arXiv 2506.07449, section 3.3).
 
     tf is how often the relation occurs in the path; df is in how many of the paths of the same history item it occurs;
-    idf = log(N / (df + 1)) + 1 with N paths of that history item.
-
-    Args:
-        normalize: the softmax over relations of the published code. A relation that does not occur keeps a share
-            then, too.
+    idf = log(N / (df + 1)) + 1 with N paths of that history item. As in the published code a softmax over relations
+    follows, so that a relation that does not occur keeps a share, too.
     """
     counts = paths.relation_counts(num_relations)
     weights = np.zeros_like(counts)
@@ -156,10 +144,7 @@ def tfidf(paths: Paths, num_relations: int, *, normalize: bool = True) -> np.nda
         rows = paths.source_index == source
         frequency = (counts[rows] > 0).sum(axis=0)
         weights[rows] = counts[rows] * (np.log(rows.sum() / (frequency + 1.0)) + 1.0)
-    if normalize and len(weights):
-        weights = np.exp(weights - weights.max(axis=1, keepdims=True))
-        weights /= weights.sum(axis=1, keepdims=True)
-    return weights.astype(np.float32)
+    return special.softmax(weights, axis=1) if len(weights) else weights
 
 
 def keep_selectable(weights: np.ndarray, count: int, source_index: np.ndarray | None = None) -> np.ndarray:

@@ -23,21 +23,18 @@ from .knowledge_graph import KnowledgeGraph
 class PlantedWorldSettings:
     """
     Args:
-        num_users (`int`), new_user_fraction (`float`): of all users, the last ones are new: in no training list.
-        mixture_fraction (`float`): of known and of new users, how many weigh several relations. The others follow one
-            relation alone, each relation by equally many.
-        mixture_size (`int`), mixture_concentration (`float`): how many relations a mixed user weighs, drawn at
-            random; their weights are drawn from a symmetric Dirichlet distribution of that concentration.
-        num_relations, num_items, values_per_relation, values_per_item (`int`): each item has `values_per_item` of the
-            `values_per_relation` entities of each relation.
-        history_length (`int`): choices before the first list.
-        train_lists (`int`): lists of each known user to train on. One more is for validation, and the last for test.
-        num_candidates (`int`): one item tied along each relation, the rest not tied.
-        strength (`float`): utility of a tie along a relation with weight 1.
-        noise (`float`): how often a choice is made blindly among the candidates.
-        mixing (`"utility"` or `"turns"`): whether a mixed user weighs the relations in every choice, or follows one
-            relation at a time, drawn anew at every step with the weights as probabilities.
-        seed (`int`).
+        new_user_fraction: the last users are new: in no training list.
+        mixture_fraction: of known and of new users, how many weigh several relations. The others follow one relation
+            alone, each relation by equally many.
+        mixture_size, mixture_concentration: how many relations a mixed user weighs, drawn at random; their weights are
+            drawn from a symmetric Dirichlet distribution of that concentration.
+        values_per_relation, values_per_item: each item has `values_per_item` of the `values_per_relation` entities of
+            each relation.
+        history_length: choices before the first list.
+        train_lists: lists of each known user to train on. One more is for validation, and the last for test.
+        num_candidates: one item tied along each relation, the rest not tied.
+        strength: utility of a tie along a relation with weight 1.
+        noise: how often a choice is made blindly among the candidates.
     """
 
     num_users: int = 2000
@@ -54,28 +51,7 @@ class PlantedWorldSettings:
     num_candidates: int = 20
     strength: float = 5.0
     noise: float = 0.1
-    mixing: str = "utility"
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.num_relations <= self.num_candidates:
-            raise LKGError(
-                f"num_relations is {self.num_relations} and num_candidates {self.num_candidates}; a list needs one "
-                "candidate for each of at least two relations."
-            )
-        if not 0 <= self.noise <= 1 or not 0 <= self.mixture_fraction <= 1 or not 0 < self.new_user_fraction < 1:
-            raise LKGError(
-                f"noise={self.noise}, mixture_fraction={self.mixture_fraction} and "
-                f"new_user_fraction={self.new_user_fraction} were given; they are shares between 0 and 1."
-            )
-        new = round(self.num_users * self.new_user_fraction)
-        if not 0 < new < self.num_users or not 1 <= self.mixture_size <= self.num_relations:
-            raise LKGError(
-                f"{new} of {self.num_users} users are new and mixed users weigh {self.mixture_size} of "
-                f"{self.num_relations} relations; there must be a known and a new user, and relations enough."
-            )
-        if self.mixing not in ("utility", "turns"):
-            raise LKGError(f"mixing is {self.mixing!r}; it is 'utility' or 'turns'.")
 
 
 @dataclass(frozen=True)
@@ -98,13 +74,12 @@ class PlantedWorld:
     choices: np.ndarray
 
     @classmethod
-    def generate(cls, settings: PlantedWorldSettings | None = None) -> PlantedWorld:
+    def generate(cls, settings: PlantedWorldSettings) -> PlantedWorld:
         """Draw a world; the same settings give the same one.
 
         Raises:
             LKGError: the items cannot fill the offers: too few, or tied too often or too seldom.
         """
-        settings = settings or PlantedWorldSettings()
         generator = np.random.default_rng(settings.seed)
         values = _draw_values(settings, generator)
         preferences = _draw_preferences(settings, generator)
@@ -116,9 +91,8 @@ class PlantedWorld:
         offers, choices = [], []
         for _ in range(settings.history_length + settings.train_lists + 2):
             offer = _offer(ties, last, free, settings, generator)
-            utility = settings.strength * _relation_weights(preferences, settings, generator)
             odds = np.zeros(offer.shape)
-            odds[:, : settings.num_relations] = utility
+            odds[:, : settings.num_relations] = settings.strength * preferences
             odds = np.exp(odds - odds.max(1, keepdims=True))
             odds = (1 - settings.noise) * odds / odds.sum(1, keepdims=True) + settings.noise / offer.shape[1]
             chosen = (odds.cumsum(1) < generator.random((len(users), 1))).sum(1).clip(max=offer.shape[1] - 1)
@@ -158,8 +132,7 @@ class PlantedWorld:
 
     def graph(self) -> KnowledgeGraph:
         """The attributes as a knowledge graph; it holds no interactions."""
-        triples = self.bundle().triples
-        return KnowledgeGraph.from_triples(triples, self.item_ids)
+        return KnowledgeGraph.from_triples(self.bundle().triples, self.item_ids)
 
     def bundle(self) -> DatasetBundle:
         """The world as a data set like any other: interactions of all users, one a second, items, and facts."""
@@ -190,21 +163,15 @@ class PlantedWorld:
         Args:
             part: "train" and "validation" (known users' later choices), "known" and "new" (the last choice of each
                 known and each new user).
-
-        Raises:
-            LKGError: the part is not known.
         """
         last = self.choices.shape[1] - 1
         known = range(self.num_known_users)
-        parts = {
+        users, steps = {
             "train": (known, range(self.settings.history_length, last - 1)),
             "validation": (known, range(last - 1, last)),
             "known": (known, range(last, last + 1)),
-            "new": (range(self.num_known_users, self.settings.num_users), range(last, last + 1)),
-        }
-        if part not in parts:
-            raise LKGError(f"There is no part {part!r}; a planted world has {sorted(parts)}.")
-        users, steps = parts[part]
+            "new": (range(len(known), self.settings.num_users), range(last, last + 1)),
+        }[part]
         sequences = self.sequences()
         return [
             RankingExample(
@@ -238,8 +205,8 @@ def _draw_values(settings: PlantedWorldSettings, generator: np.random.Generator)
 def _draw_preferences(settings: PlantedWorldSettings, generator: np.random.Generator) -> np.ndarray:
     relations = np.arange(settings.num_users) % settings.num_relations
     preferences = np.eye(settings.num_relations)[relations]
-    new = round(settings.num_users * settings.new_user_fraction)
-    for start, stop in ((0, settings.num_users - new), (settings.num_users - new, settings.num_users)):
+    known = settings.num_users - round(settings.num_users * settings.new_user_fraction)
+    for start, stop in ((0, known), (known, settings.num_users)):
         mixed = stop - round((stop - start) * settings.mixture_fraction)
         shape = (stop - mixed, settings.num_relations)
         weights = np.zeros(shape)
@@ -283,13 +250,3 @@ def _offer(
         order = np.where(fits, lottery, 2.0)
         chosen.append(np.argpartition(order, count - 1, axis=1)[:, :count] if count > 1 else order.argmin(1)[:, None])
     return np.concatenate(chosen, axis=1)[:, : settings.num_candidates]
-
-
-def _relation_weights(
-    preferences: np.ndarray, settings: PlantedWorldSettings, generator: np.random.Generator
-) -> np.ndarray:
-    """The weights each user applies at this step, (U, R)."""
-    if settings.mixing == "utility":
-        return preferences
-    drawn = (preferences.cumsum(1) < generator.random((len(preferences), 1))).sum(1)
-    return np.eye(preferences.shape[1])[drawn.clip(max=preferences.shape[1] - 1)]

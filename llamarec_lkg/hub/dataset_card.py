@@ -42,10 +42,9 @@ class TableInfo:
 class DatasetCard:
     """
     Args:
-        dataset_id (`str`): name on the Hub, or of the folder: what the snippets load.
-        pretty_name, licenses, citations, language, tags: what the sources and the user say.
-        tables, num_users, relations: what was written; `relations` counts the triples of each.
-        privacy (`str`): what was done with user ids.
+        dataset_id: name on the Hub, or of the folder: what the snippets load.
+        privacy: what was done with user ids.
+        relations: how many triples there are of each.
     """
 
     dataset_id: str
@@ -58,14 +57,6 @@ class DatasetCard:
     citations: tuple[str, ...] = ()
     language: str | None = None
     tags: tuple[str, ...] = ()
-
-    @property
-    def has_interactions(self) -> bool:
-        return any(table.name == "interactions" for table in self.tables)
-
-    @property
-    def has_links(self) -> bool:
-        return any(table.name == "links" for table in self.tables)
 
     def to_hub_card(self) -> HubDatasetCard:
         """The rendered card with its metadata, as `huggingface_hub` knows it."""
@@ -92,19 +83,15 @@ class DatasetCard:
                 for table in self.tables
             ],
         )
-        return HubDatasetCard.from_template(data, template_str=template_text("dataset_card.md.j2"), card=self)
+        template, names = template_text("dataset_card.md.j2"), [table.name for table in self.tables]
+        return HubDatasetCard.from_template(data, template_str=template, card=self, names=names)
 
 
 def size_category(rows: int) -> str:
     """The Hub's name for a number of rows."""
-    bounds = [("1K", 10**3), ("10K", 10**4), ("100K", 10**5), ("1M", 10**6), ("10M", 10**7), ("100M", 10**8),
-              ("1B", 10**9), ("10B", 10**10), ("100B", 10**11), ("1T", 10**12)]  # fmt: skip
-    lower = None
-    for name, bound in bounds:
-        if rows < bound:
-            return f"n<{name}" if lower is None else f"{lower}<n<{name}"
-        lower = name
-    return "n>1T"
+    names = [f"{number}{unit}" for unit in "KMB" for number in (1, 10, 100)] + ["1T"]
+    digits = min(len(str(rows)), 13)
+    return "n<1K" if digits < 4 else "n>1T" if digits == 13 else f"{names[digits - 4]}<n<{names[digits - 3]}"
 
 
 def license_metadata(licenses: Sequence[str]) -> dict[str, str | list[str]]:

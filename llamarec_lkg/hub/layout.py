@@ -45,6 +45,9 @@ PARTS = {
 }  # fmt: skip
 """The files of each part of a repository, as patterns; everything else in a folder stays there."""
 
+PART_MARKS = {"model": CONFIG_FILE, "processor": PROCESSOR_FILE, "retriever": f"{RETRIEVER_FOLDER}/{CONFIG_FILE}"}
+"""The file by which each part is known to be there."""
+
 PRIVATE_PARTS = {"model": (USER_EMBEDDING_FILE,), "processor": (USERS_FILE,), "retriever": ()}
 """The files about people that belong to each part, and are pushed only with `share_users=True`."""
 
@@ -57,14 +60,9 @@ PROCESSOR_MAP = {"AutoProcessor": f"{SHIM}.LlamaRecLKGProcessor"}
 """What `trust_remote_code=True` runs: a file that imports the installed package, or says how to install it."""
 
 
-def shim_text() -> str:
-    """The content of the file that `MODEL_MAP` and `PROCESSOR_MAP` name."""
-    return template_text(f"{SHIM}.py.j2")
-
-
 def write_shim(folder: str | Path) -> None:
     """Write the file that `MODEL_MAP` and `PROCESSOR_MAP` name."""
-    (Path(folder) / f"{SHIM}.py").write_text(shim_text(), encoding="utf-8")
+    (Path(folder) / f"{SHIM}.py").write_text(template_text(f"{SHIM}.py.j2"), encoding="utf-8")
 
 
 def ignore_private(folder: str | Path) -> None:

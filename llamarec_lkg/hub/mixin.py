@@ -27,11 +27,7 @@ class HubMixin(Registered):
         """Push to the Hub, as one commit. Nothing in it is about people unless `share_users=True`.
 
         A model with an adapter goes up in its small form, any other with its backbone (`include_backbone=False`
-        leaves it out).
-
-        Args:
-            repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
-            kwargs: fields of [`~push.PushOptions`]; others are those of `save_pretrained`.
+        leaves it out). `kwargs` are fields of [`~push.PushOptions`] and arguments of `save_pretrained`.
 
         Raises:
             LKGError: the backbone has no name that others can load, or the upload failed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,29 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 MARK = "<!-- llamarec_lkg: every push writes this card anew; remove this line to keep your own text -->"
-
-
 OWN_TAGS = ("recommendation", "knowledge-graph", "llamarec-lkg", "peft", "lora")
-
-
 PRIVATE_WORDS = {USERS_FILE: "user ids", USER_EMBEDDING_FILE: "weights of single users"}
-
-
-CITATION = """@article{llamarec_lkg_rag_2025,
-  title   = {LlamaRec-LKG-RAG: A Single-Pass, Learnable Knowledge Graph-RAG Framework for LLM-Based Ranking},
-  journal = {arXiv preprint arXiv:2506.07449},
-  year    = {2025}
-}
-
-@article{llamarec_2023,
-  title   = {LlamaRec: Two-Stage Recommendation using Large Language Models for Ranking},
-  author  = {Yue, Zhenrui and Rabhi, Sara and Moreira, Gabriel de Souza Pereira and Wang, Dong and Oldridge, Even},
-  journal = {arXiv preprint arXiv:2311.02089},
-  year    = {2023}
-}"""
-
-
-EMISSIONS_FILE = "emissions.csv"  # codecarbon's
 
 
 @dataclass
@@ -59,19 +38,16 @@ class ModelCard:
     Without `training` the card is a short one: what the repository holds and how to load it.
 
     Args:
-        model_id (`str`): name on the Hub, or of the folder. The card's snippets load it by this name.
-        dataset_name, base_model, language, license, tags: what the user may set.
-        emissions (`dict`, optional): of the training, as the Hub's `co2_eq_emissions` has it: `emissions` in grams of
-            CO2 equivalent, and optionally `source`, `training_type`, `geographical_location`, `hardware_used`.
-        training: settings of the run, from the trainer.
-        adapter (`str`): the PEFT adapter in words; empty where the backbone itself was trained, or none.
-        uses_language_model (`bool`): whether the ranker has one.
-        has_model, has_processor, has_retriever (`bool`): what the repository holds.
-        backbone_by_name (`bool`): whether the backbone is loaded by its name, and not from the repository.
+        model_id: name on the Hub, or of the folder: what the card's snippets load.
+        emissions: of the training, as the Hub's `co2_eq_emissions` has it: `emissions` in grams of CO2 equivalent, and
+            optionally `source`, `training_type`, `geographical_location`, `hardware_used`.
+        training: settings of the run.
+        adapter: the PEFT adapter in words; empty where the backbone itself was trained, or none.
+        has_model, has_processor, has_retriever: what the repository holds.
+        backbone_by_name: whether the backbone is loaded by its name, and not from the repository.
         private_files: what the repository holds of `private/`.
+        graph: one line on the knowledge graph.
         metrics: of the trainer's own evaluation, shown where there is no report.
-        report: the evaluation, if there is one.
-        graph (`str`): one line on the knowledge graph.
     """
 
     model_id: str
@@ -146,22 +122,6 @@ class ModelCard:
         return cls(**{**known, "report": report, **given})
 
     @classmethod
-    def from_json(cls, path: str | Path) -> ModelCard:
-        """What a run's `card.json` says. What another version of this package wrote there and this one does not know
-        is told and left out.
-
-        Raises:
-            LKGError: the file is absent or not a card's.
-        """
-        content = read_json(path)
-        known = {field.name for field in fields(cls)}
-        if not isinstance(content, dict) or "model_id" not in content:
-            raise LKGError(f"{path} holds no `model_id`, which every card has. Delete it, or save the run again.")
-        if unknown := sorted(set(content) - known):
-            logger.warning(f"{path} holds {unknown}, which this version does not know; the card is made without.")
-        return cls(**{name: value for name, value in content.items() if name in known})
-
-    @classmethod
     def from_config(cls, model_id: str, config: Mapping[str, Any], **given: Any) -> ModelCard:
         """A short card, from the configuration of a ranker; empty where there is none."""
         known = {
@@ -210,13 +170,11 @@ class ModelCard:
             license=licence.get("license"),
             people=[words for path, words in PRIVATE_WORDS.items() if path in self.private_files],
             mark=MARK,
-            citation=CITATION,
             hub_id=HUB_IDS.get(self.base_model or ""),
         )
 
     def _eval_results(self) -> list[EvalResult]:
-        """Every metric of every row, first those of the ranker: retriever and controls stand beside it on the Hub as
-        well. (The ceiling is no system, and on the Hub it would be taken for one.)
+        """Every metric of every row, first those of the ranker, without the ceiling, which is no system.
 
         `metric_args` names the row, its 95% interval, and the paired difference to the retriever with its own.
         """
@@ -260,14 +218,20 @@ class ModelCard:
             temporary.write_text(str(self.to_hub_card()), encoding="utf-8")
 
 
-def read_emissions(folder: str | Path) -> dict[str, Any] | None:
-    """What codecarbon's callback wrote into a trainer's folder, as the Hub's `co2_eq_emissions`; None where it did
-    not.
+def read_record(path: str | Path, kind: type) -> Any:
+    """What a run wrote down of a `ModelCard` or `Report`. Raise `LKGError` where another version wrote it."""
+    try:
+        return kind(**read_json(path))
+    except TypeError as error:
+        raise LKGError(
+            f"{path} is not of this version ({error}). Evaluate the run again, or delete the file."
+        ) from error
 
-    Several rows (a run that was resumed) are added up. A file that cannot be read is told and left out: the training
-    it stands beside is done.
-    """
-    path = Path(folder) / EMISSIONS_FILE
+
+def read_emissions(folder: str | Path) -> dict[str, Any] | None:
+    """What codecarbon wrote into a trainer's folder, as the Hub's `co2_eq_emissions`, the rows of a run that was
+    resumed added up; None where there is no such file, or it is another's."""
+    path = Path(folder) / "emissions.csv"
     if not path.exists():
         return None
     try:

@@ -39,11 +39,7 @@ class PushOptions:
     """How to push.
 
     Args:
-        private: whether a new repository is private; None leaves it to the owner's settings.
-        revision: branch to write to, made if it does not exist.
-        create_pr: propose the commit as a pull request.
-        commit_message, commit_description: of the commit.
-        token: as `huggingface_hub` takes it.
+        private, revision, create_pr, commit_message, commit_description, token: as for [`~utils.hub.push_files`].
         tags: further tags of the card.
         backbone: the name by which others load the backbone of a model that is saved without it, where the saved one
             is a folder of this machine.
@@ -66,15 +62,11 @@ class PushOptions:
 
     @classmethod
     def take(cls, kwargs: dict[str, Any], *, strict: bool = True) -> PushOptions:
-        """Take the arguments of a push out of those of a `save_pretrained` or `push_to_hub`.
-
-        Args:
-            kwargs: what belongs to a push is removed from it.
-            strict: raise where something remains that is no argument of saving either. (Passed over, a misspelt
-                `private` would make a repository public.)
+        """Take the arguments of a push out of `kwargs`, those of a `save_pretrained` or `push_to_hub`.
 
         Raises:
-            TypeError: with `strict`, an argument that nobody knows.
+            TypeError: with `strict`, something remains that is no argument of saving either. (Passed over, a misspelt
+                `private` would make a repository public.)
         """
         names = {field.name for field in fields(cls)}
         options = cls(**{name: kwargs.pop(name) for name in names & kwargs.keys()})
@@ -99,14 +91,13 @@ def push_folder(
 ) -> CommitInfo:
     """Push ranker, processor and retriever of a saved folder, as one commit, with a card.
 
-    What earlier pushes left of the parts that are pushed, and is no more, is deleted in the same commit; other parts
-    and files stay. (As in every repository they stay in its history: what was pushed once is gone only with the
-    repository.)
+    What earlier pushes left of the parts that are pushed, and is no more, is deleted in the same commit (not in the
+    history); other parts and files stay.
 
     Args:
         folder: what the trainer, `llamarec-lkg train` or a `save_pretrained` wrote.
         repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
-        parts: which of "model", "processor" and "retriever" to push, so far as they are there.
+        parts: which parts to push, so far as they are there.
         options: how to push; or give its fields as `kwargs`.
 
     Raises:
@@ -152,8 +143,7 @@ def _card_text(
     holds: set[str],
     private_files: list[str],
 ) -> str:
-    """The card of the repository after the push: the given one; one that somebody wrote there; else one made of what
-    the run wrote down, or a short one."""
+    """The card after the push: the given one, one that somebody wrote there, or one made of what is known."""
     if options.card is not None:
         return options.card
     if there.card is not None and MARK not in there.card:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,19 +36,16 @@ from .dataset_card import DatasetCard, TableInfo
 
 TABLES = ("interactions", "items", "triples", "links")
 
-
 RAW_IDS = (
     "User ids are those of the source. Together with times and items they can show who somebody is and what they "
     "like: treat these tables as personal data."
 )
-
 
 NUMBERED_IDS = (
     "User ids were replaced by the numbers from 1 on, in an order that has nothing to do with the source's ids, and "
     "rows were put in the order of these numbers. Ratings, items and times are those of the source, so somebody who "
     "knows part of a person's history from elsewhere can still find the rest: treat the interactions as personal data."
 )
-
 
 NO_USERS = "There are no interactions and no user ids in this repository."
 
@@ -72,21 +69,17 @@ def write_dataset(
 
     Args:
         data: in memory, or found by `convert.open_raw`, whose interactions then pass through batch by batch.
-        folder: a new or an empty one.
-        overwrite: replace what this function wrote into the folder before.
+        overwrite: replace what this function wrote into the folder before; other files are refused in any case.
         include_interactions: False leaves users out.
         items_with_interactions_only: leave out items that nobody touched.
         dataset_id: what the card's snippets load; by default the folder.
+        privacy: what the card says of the users' ids.
         license, citation: in place of what the data say, one for each source. A licence is a name of the Hub
             ("cc-by-4.0") or any text.
-        privacy, language, tags: for the card.
-
-    Returns:
-        What the card says.
 
     Raises:
         LKGError: the folder is not empty, there are no interactions, or an attribute's name is not in capitals, which
-            reading would change. Files that this function does not write are refused in any case.
+            reading would change.
     """
     target = Path(folder).resolve()
     _require_room(target, overwrite)
@@ -97,13 +90,13 @@ def write_dataset(
         if include_interactions:
             num_users, seen = _write_interactions(raw, temporary / "interactions.parquet")
         items, triples = raw.catalogue(seen if items_with_interactions_only else None)
-        _write(_items_table(items), temporary / "items.parquet")
+        pq.write_table(_items_table(items), temporary / "items.parquet")
         if triples is not None:
             _write_triples(triples, items, temporary)
         card = DatasetCard(
             dataset_id=dataset_id or str(folder),
             pretty_name=raw.name,
-            tables=tuple(_describe(temporary / f"{name}.parquet") for name in TABLES if _written(temporary, name)),
+            tables=tuple(_describe(path) for name in TABLES if (path := temporary / f"{name}.parquet").exists()),
             privacy=privacy if include_interactions else NO_USERS,
             num_users=num_users,
             relations=None if triples is None else dict(Counter(triples.relations.tolist()).most_common()),
@@ -125,12 +118,9 @@ def push_dataset(
     create_pr: bool = False,
     include_interactions: bool = True,
     anonymize: bool = True,
-    license: str | Sequence[str] | None = None,
-    citation: str | Sequence[str] | None = None,
-    language: str | None = None,
-    tags: Sequence[str] = (),
     commit_message: str = "Upload data set with llamarec_lkg",
     token: str | bool | None = None,
+    **card: Any,
 ) -> CommitInfo:
     """Publish a data set, as one commit: a reader finds all of it or what was there before.
 
@@ -143,19 +133,11 @@ def push_dataset(
         data: a bundle; or what `convert.open_raw` found, or `sources.open_source` finds under this name. Its
             interactions then are never held as text: numbering takes some twenty bytes for each, and without it they
             pass through batch by batch.
-        repo_id (`str`): "owner/name", or a name of one's own; made if it does not exist.
-        private: whether a new repository is private; None leaves it to the owner's settings.
-        revision: branch to write to, made if it does not exist.
-        create_pr: propose the commit as a pull request.
+        repo_id, private, revision, create_pr, commit_message, token: as for [`~utils.hub.push_files`].
         include_interactions: False publishes items and triples only.
         anonymize: replace user ids by numbers (`anonymize_users`); False publishes them as they are. Items and triples
             are published as given in any case: leave people out of them.
-        license, citation: in place of what the data say, one for each source. A licence is a name of the Hub
-            ("cc-by-4.0") or any text.
-        language: of the titles, "en" for example.
-        tags: further tags of the card.
-        commit_message: of the commit.
-        token: as `huggingface_hub` takes it.
+        card: `license`, `citation`, `language` and `tags`, as for [`write_dataset`].
 
     Raises:
         LKGError: the id has not the form owner/name, a public repository of this id should be private, or the upload
@@ -177,10 +159,7 @@ def push_dataset(
             include_interactions=include_interactions,
             dataset_id=repo_id,
             privacy=NUMBERED_IDS if anonymize else RAW_IDS,
-            license=license,
-            citation=citation,
-            language=language,
-            tags=tags,
+            **card,
         )
         return push_files(
             repo_id,
@@ -217,16 +196,11 @@ def _require_room(target: Path, overwrite: bool) -> None:
         raise LKGError(f"{target} is a file. Name a new or an empty folder.")
 
 
-def _written(folder: Path, name: str) -> bool:
-    return (folder / f"{name}.parquet").exists()
-
-
 def _write_interactions(raw: RawDataset, path: Path) -> tuple[int, set[str]]:
     """Write the interactions batch by batch; returns how many users there are, and the items."""
     users: list[np.ndarray] = []
     items: set[str] = set()
-    with ExitStack() as stack:
-        writer = stack.enter_context(pq.ParquetWriter(path, INTERACTIONS_SCHEMA))
+    with pq.ParquetWriter(path, INTERACTIONS_SCHEMA) as writer:
         for batch in record_batches(raw.batches()):
             writer.write_batch(batch)
             users.append(np.unique(hash_ids(batch, USER_ID)))
@@ -254,16 +228,12 @@ def _items_table(items: ItemTable) -> pa.Table:
 
 def _write_triples(triples: Triples, items: ItemTable, folder: Path) -> None:
     columns = {HEAD: triples.heads, RELATION: triples.relations, TAIL: triples.tails}
-    _write(pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}),
-           folder / "triples.parquet")  # fmt: skip
+    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    pq.write_table(table, folder / "triples.parquet")
     if dict(triples.item_of_entity) != {raw: raw for raw in items.ids}:
         links = triples.item_of_entity
         table = {ENTITY_ID: pa.array(list(links), pa.string()), ITEM_ID: pa.array(links.values(), pa.string())}
-        _write(pa.table(table), folder / "links.parquet")
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path)
+        pq.write_table(pa.table(table), folder / "links.parquet")
 
 
 def _describe(path: Path) -> TableInfo:

@@ -15,19 +15,17 @@ from huggingface_hub import HfApi
 from ..utils.errors import LKGError
 from ..utils.fingerprints import catalogue_fingerprint
 from ..utils.hub import ADVICE, HUB_ERRORS
-from .layout import CARD_FILE, CONFIG_FILE, ITEMS_FILE, MODEL_TYPE, PROCESSOR_FILE, RETRIEVER_FOLDER, ROOT_ADAPTER
+from .layout import CARD_FILE, CONFIG_FILE, MODEL_TYPE, PART_MARKS, RETRIEVER_FOLDER, ROOT_ADAPTER
 
 
 class Repository:
     """What a repository holds before a push; asked for once, when it is needed.
 
     Args:
-        repo_id (`str`): "owner/name". It and its branch must be there: of a branch that is not, nothing is known,
-            though one made of another begins with that one's files.
-        revision, token: as for `huggingface_hub`.
+        repo_id (`str`): "owner/name". It and its branch must be there.
 
     Raises:
-        LKGError: of all it does, where the Hub does not answer. (To go on might replace what is there.)
+        LKGError: in all it does, where the Hub does not answer. (To go on might replace what is there.)
     """
 
     def __init__(self, repo_id: str, revision: str | None = None, token: str | bool | None = None):
@@ -41,7 +39,7 @@ class Repository:
     @cached_property
     def card(self) -> str | None:
         """The text of its card, or None."""
-        return self._text(CARD_FILE, "its card")
+        return self._text(CARD_FILE)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -51,16 +49,11 @@ class Repository:
 
     def parts(self) -> set[str]:
         """Those of "model", "processor" and "retriever" that it holds."""
-        there = {
-            "model": bool(self.config),
-            "processor": {PROCESSOR_FILE, ITEMS_FILE} <= self.files,
-            "retriever": f"{RETRIEVER_FOLDER}/{CONFIG_FILE}" in self.files,
-        }
-        return {name for name, found in there.items() if found}
+        found = {part for part, mark in PART_MARKS.items() if mark in self.files}
+        return found if self.config else found - {"model"}
 
     def refuse_foreign_adapter(self) -> None:
-        """Raise `LKGError` where it has an adapter at its root and no ranker of ours: pushing a ranker there would
-        have to delete somebody's work."""
+        """Raise `LKGError` where pushing a ranker would have to delete an adapter that somebody else made."""
         found = sorted({*ROOT_ADAPTER} & self.files)
         if found and not self.config:
             raise LKGError(
@@ -70,8 +63,8 @@ class Repository:
             )
 
     def refuse_other_retriever(self, item_ids: Sequence[str]) -> None:
-        """Raise `LKGError` where it has a retriever that finds other items than a processor that is pushed without
-        one knows: together they could not be loaded."""
+        """Raise `LKGError` where its retriever finds other items than these of a processor that is pushed without
+        one: together they could not be loaded."""
         known = self._json(f"{RETRIEVER_FOLDER}/{CONFIG_FILE}").get("catalogue")
         if known is not None and known != catalogue_fingerprint(item_ids):
             raise LKGError(
@@ -82,12 +75,10 @@ class Repository:
             )
 
     def _json(self, name: str) -> dict[str, Any]:
-        with self._asking("its files"):
-            content = json.loads(self._text(name, "its files") or "{}")
-        return content if isinstance(content, dict) else {}
+        return json.loads(self._text(name) or "{}")
 
-    def _text(self, name: str, what: str) -> str | None:
-        with self._asking(what):
+    def _text(self, name: str) -> str | None:
+        with self._asking("its card" if name == CARD_FILE else "its files"):
             if not self.api.file_exists(self.repo_id, name, revision=self.revision):
                 return None
             with tempfile.TemporaryDirectory() as folder:
@@ -98,8 +89,6 @@ class Repository:
     def _asking(self, what: str) -> Iterator[None]:
         try:
             yield
-        except LKGError:
-            raise
         except HUB_ERRORS as error:
             raise LKGError(
                 f"{self.repo_id!r} could not be asked for {what} ({error}). Nothing was uploaded. {ADVICE}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from ..graph.knowledge_graph import KnowledgeGraph
 from ..utils.errors import LKGError
 from ..utils.files import read_json
 from ..utils.fingerprints import weights_fingerprint
-from ..utils.hub import is_local, matches
+from ..utils.hub import is_local, matches, template_text
 from .layout import (
     ADAPTER_FILES,
     ADAPTER_FOLDER,
@@ -31,19 +30,18 @@ from .layout import (
     GRAPH_FILES,
     GRAPH_FOLDER,
     ITEMS_FILE,
+    PART_MARKS,
     PARTS,
     PRIVATE_PARTS,
     PROCESSOR_FILE,
     REPORT_FILE,
-    RETRIEVER_FOLDER,
     ROOT_ADAPTER,
     SHIM,
     USER_EMBEDDING,
     WEIGHTS_FILE,
     WEIGHTS_INDEX,
-    shim_text,
 )
-from .model_card import ModelCard
+from .model_card import ModelCard, read_record
 
 
 logger = logging.getLogger(__name__)
@@ -57,7 +55,6 @@ class SavedFolder:
         parts: those of "model", "processor" and "retriever" to look at; what is not there is passed over.
 
     Attributes:
-        parts (`list[str]`): the parts that are there.
         paths (`list[str]`): all files below the folder, as paths in a repository.
         config (`dict`): the model's configuration; empty where there is no model.
 
@@ -71,12 +68,7 @@ class SavedFolder:
             raise LKGError(f"There is no folder {str(path)!r} in {Path.cwd()}. Give the one that a run was saved in.")
         refuse_root_adapter(self.path)
         self.paths = sorted(file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
-        marks = {
-            "model": CONFIG_FILE,
-            "processor": PROCESSOR_FILE,
-            "retriever": f"{RETRIEVER_FOLDER}/{CONFIG_FILE}",
-        }
-        self.parts = [part for part in PARTS if part in parts and marks[part] in self.paths]
+        self.parts = [part for part in PARTS if part in parts and PART_MARKS[part] in self.paths]
         if not {"model", "processor"} & {*self.parts}:
             raise LKGError(
                 f"{path} holds neither a model ({CONFIG_FILE}) nor a processor ({PROCESSOR_FILE}). Give the folder "
@@ -100,23 +92,19 @@ class SavedFolder:
         chosen = [path for path in self.paths if any(matches(path, PARTS[part]) for part in self.parts)]
         content: dict[str, Path | bytes] = {}
         if "model" in self.parts:
-            unused = self._check_model(chosen)
-            chosen = [path for path in chosen if path not in unused]
+            self._check_model(chosen)
             content = self._public_settings(chosen, backbone)
         if "processor" in self.parts:
             self._check_processor(chosen)
         if share_users:
             chosen += [path for part in self.parts for path in PRIVATE_PARTS[part] if path in self.paths]
         content = {path: self.path / path for path in chosen} | content
-        return {**content, f"{SHIM}.py": shim_text().encode()}
+        return {**content, f"{SHIM}.py": template_text(f"{SHIM}.py.j2").encode()}
 
-    def _check_model(self, chosen: Sequence[str]) -> set[str]:
-        """Raise `LKGError` unless the model is whole. Returns files of earlier models that no loader reads."""
-        external, has_adapter = bool(self.config.get("external_backbone")), bool(self.config.get("has_adapter"))
-        whole = not external and self.config.get("use_language_model", True)
+    def _check_model(self, chosen: Sequence[str]) -> None:
+        whole = not self.config.get("external_backbone") and self.config.get("use_language_model", True)
         weights, adapters = [WEIGHTS_FILE], [path for path in chosen if path.startswith(f"{ADAPTER_FOLDER}/")]
-        sharded = whole and WEIGHTS_FILE not in chosen and WEIGHTS_INDEX in chosen
-        if sharded:
+        if WEIGHTS_FILE not in chosen and WEIGHTS_INDEX in chosen:
             weights = sorted(set(read_json(self.path / WEIGHTS_INDEX)["weight_map"].values()))
         names: set[str] = set()
         for path in weights:
@@ -128,23 +116,15 @@ class SavedFolder:
                 f"The model in {self.path} holds weights of single users outside private/. Nothing was uploaded. Load "
                 "it and save it again, which moves them there."
             )
-        of_backbone = [name for name in names if name.startswith("language_model.")]
         lacking = [path for path in weights if path not in chosen]
         lacking += [name for name in ("preference.bias", "fusion.evidence_weight") if name not in names]
-        if whole and not of_backbone:
+        if whole and not any(name.startswith("language_model.") for name in names):
             lacking.append("language_model.*")
-        if has_adapter and not all(any(path.endswith(f"/{name}") for path in adapters) for name in ADAPTER_FILES):
-            lacking.append(f"{ADAPTER_FOLDER}/")
+        for name in ADAPTER_FILES if self.config.get("has_adapter") else ():
+            if not any(path.endswith(f"/{name}") for path in adapters):
+                lacking.append(f"{ADAPTER_FOLDER}/{name}")
         if lacking:
             raise LKGError(f"The model in {self.path} is not whole: {lacking} is missing. Save it again.")
-        if of_backbone and not whole:
-            raise LKGError(
-                f"{CONFIG_FILE} in {self.path} says that the backbone is not in this folder, but {weights} hold "
-                f"{len(of_backbone)} weights of one: the files are of two models. Save the model again."
-            )
-        used = {*weights, *(adapters if has_adapter else ()), *([WEIGHTS_INDEX] if sharded else ())}
-        of_model = {path for path in chosen if "/" not in path and path.endswith(".safetensors")} | {WEIGHTS_INDEX}
-        return (of_model | {*adapters}) - used
 
     def _check_processor(self, chosen: Sequence[str]) -> None:
         needed = [PROCESSOR_FILE, ITEMS_FILE, *(f"{GRAPH_FOLDER}/{name}" for name in GRAPH_FILES)]
@@ -186,57 +166,38 @@ class SavedFolder:
     @cached_property
     def card(self) -> ModelCard | None:
         """The card of the run that this folder is, with its report; None where no run wrote one, or only a part of
-        it is looked at. No folder of this machine is named.
-
-        Raises:
-            LKGError: the file is not that of a card.
-        """
+        it is looked at. No folder of this machine is named."""
         if CARD_FACTS not in self.paths or not {"model", "processor"} <= {*self.parts}:
             return None
-        card = ModelCard.from_json(self.path / CARD_FACTS)
+        card = read_record(self.path / CARD_FACTS, ModelCard)
         return replace(card, dataset_name=_public_name(card.dataset_name), report=self.report)
 
     @cached_property
     def report(self) -> Report | None:
         """The run's report, if it is about the weights that are in the folder now."""
-        path = self.path / REPORT_FILE
         if REPORT_FILE not in self.paths:
             return None
-        try:
-            report = Report(**read_json(path))
-        except TypeError as error:
-            logger.warning(f"{path} is that of another version ({error}); it is left out.")
-            return None
+        report = read_record(self.path / REPORT_FILE, Report)
         if report.protocol.get("weights") != weights_fingerprint(self.path):
-            logger.warning(f"{path} is about other weights than those in the folder; it is left out.")
+            logger.warning(f"{self.path / REPORT_FILE} is about other weights than those in the folder; left out.")
             return None
-        names = {"dataset": _public_name(str(report.protocol["dataset"]))} if "dataset" in report.protocol else {}
-        return replace(report, protocol={**report.protocol, **names})
+        return replace(report, protocol={**report.protocol, "dataset": _public_name(report.protocol["dataset"])})
 
-    def snapshot(self, *, link: bool) -> tempfile.TemporaryDirectory:
-        """A copy of all that a push reads, which a push in the background goes on reading when the folder changes.
-
-        Args:
-            link: give the files a second name in place of a copy, where the disk can. They must not be rewritten.
-        """
-        parent = self.path.resolve().parent
-        copy = tempfile.TemporaryDirectory(prefix=".push.", dir=parent if os.access(parent, os.W_OK) else None)
+    def snapshot(self) -> tempfile.TemporaryDirectory:
+        """A copy of all that a push reads, which a push in the background goes on reading when the folder changes."""
+        copy = tempfile.TemporaryDirectory()
         patterns = [pattern for part in self.parts for pattern in (*PARTS[part], *PRIVATE_PARTS[part])]
         for path in self.paths:
             if matches(path, [*patterns, CARD_FACTS, REPORT_FILE]):
                 target = Path(copy.name, path)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _link_or_copy(self.path / path, target) if link else shutil.copyfile(self.path / path, target)
+                shutil.copyfile(self.path / path, target)
         return copy
 
 
 def public_backbone(saved: str | None, given: str | None = None) -> str:
     """The name under which others load the backbone of a model that is saved without it: the given one, or the saved
-    one.
-
-    Raises:
-        LKGError: none was given, and the saved one is none or a folder of this machine.
-    """
+    one. Raise `LKGError` where none was given and the saved one is none or a folder of this machine."""
     if given is None and (not saved or is_local(saved)):
         raise LKGError(
             f"What was trained is pushed without its backbone, and that is {saved!r}: no name that others can load. "
@@ -280,10 +241,3 @@ def _public_name(name: str) -> str:
 
 def _json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

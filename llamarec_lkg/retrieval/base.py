@@ -31,14 +31,25 @@ class Retriever(Protocol):
         ...
 
 
-def check_retriever(retriever: Retriever, item_ids: Sequence[str]) -> None:
-    """Raise `LKGError` where a retriever was trained to find other items than these: its scores would go to the
-    wrong ones.
+class PopularityRetriever:
+    """The floor: the logarithm of how often each item was trained on, the same for everybody."""
 
-    Args:
-        retriever: beyond what a `Retriever` must have, a `catalogue` says which items it knows
-            ([`~utils.fingerprints.catalogue_fingerprint`]); without one, or with None, only their number is compared.
-        item_ids: raw ids of dense items 1, 2, ...
+    def __init__(self, counts: np.ndarray):
+        self.num_items = len(counts) - 1
+        self.log_counts = np.log(counts.astype(np.float64) + 0.5).astype(np.float32)
+        self.log_counts[PADDING_ITEM] = -np.inf
+
+    @classmethod
+    def from_dataset(cls, dataset: SequenceDataset) -> PopularityRetriever:
+        return cls(dataset.training_counts())
+
+    def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        return np.tile(self.log_counts, (len(histories), 1))
+
+
+def check_retriever(retriever: Retriever, item_ids: Sequence[str]) -> None:
+    """Raise `LKGError` where a retriever was trained to find other items than these: its scores would go to the wrong
+    ones. Where it has no `catalogue` ([`~utils.fingerprints.catalogue_fingerprint`]), only their number is compared.
     """
     remedy = "Give the retriever that was trained on the same data set."
     if retriever.num_items != len(item_ids):
@@ -72,10 +83,7 @@ def exclude_history(scores: np.ndarray, histories: Sequence[np.ndarray]) -> np.n
 
 
 def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` best items of each row.
-
-    Args:
-        scores (`np.ndarray`, shape (B, num_items + 1)).
+    """The `k` best items of each row of `scores` (B, num_items + 1).
 
     Returns:
         dense items (B, k), best first, ties by item id; and their scores (B, k). Rows with fewer than `k` finite

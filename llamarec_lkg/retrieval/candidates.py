@@ -25,6 +25,7 @@ from .base import Retriever, exclude_history, top_k
 
 
 BLOCK = 512  # lists that are made at once
+ScoredBlock = tuple[np.ndarray, list[np.ndarray], np.ndarray]  # positions, histories and scores of all items
 
 
 def evaluation_examples(
@@ -32,7 +33,8 @@ def evaluation_examples(
 ) -> list[RankingExample]:
     """The retriever's best `num_candidates` for every target of `split`, in its order; label -1 where it missed the
     target."""
-    return list(_retrieve(dataset, retriever, dataset.positions(split), num_candidates, f"retrieve {split}", progress))
+    blocks = _scored(dataset, retriever, dataset.positions(split), f"retrieve {split}", progress)
+    return list(_retrieve(dataset, blocks, num_candidates))
 
 
 def folds_of_users(num_users: int, folds: int, seed: int = 42) -> np.ndarray:
@@ -63,10 +65,9 @@ def training_examples(
     """Lists at training positions that have a history, with their target among the candidates.
 
     Args:
-        dataset: the full data.
         retrievers: one for each fold, fitted on `dataset.without_users(users of the fold)`; or a single one for all
             users, which suits `negatives="uniform"` as published.
-        fold_of_user (`np.ndarray`, shape (num_users + 1,)): from `folds_of_users`; needed with several retrievers.
+        fold_of_user: from `folds_of_users`; needed with several retrievers.
         negatives: "retrieved" keeps the positions whose target the retriever finds, with what it found beside it: the
             very distribution of evaluation. "uniform" draws the other candidates from all items, as published.
         per_user: only the latest so many positions of each user; None takes all.
@@ -91,10 +92,11 @@ def training_examples(
     for fold, retriever in enumerate(retrievers):
         part = positions[folds == fold]
         text = "training lists" if len(retrievers) == 1 else f"training lists, fold {fold + 1} of {len(retrievers)}"
+        blocks = _scored(dataset, retriever, part, text, progress)
         if negatives == "uniform":
-            found = _uniform(dataset, retriever, part, num_candidates, generator, text, progress)
+            found = _uniform(dataset, blocks, num_candidates, generator)
         else:
-            found = (e for e in _retrieve(dataset, retriever, part, num_candidates, text, progress) if e.label >= 0)
+            found = (example for example in _retrieve(dataset, blocks, num_candidates) if example.label >= 0)
         examples += [_shuffled(example, generator) if shuffle else example for example in found]
     if not examples:
         raise LKGError(
@@ -111,11 +113,9 @@ def with_features(
     *,
     progress: bool = True,
 ) -> list[RankingExample]:
-    """The lists with what the graph says of their candidates and histories, read once.
+    """The lists with what the graph says of their candidates and histories.
 
-    Args:
-        indexes: one for each fold, of a graph whose co-ratings leave the users of the fold out; or a single one.
-        fold_of_user: as for `training_examples`.
+    `indexes` are one for each fold, of a graph whose co-ratings leave the users of the fold out, or a single one.
     """
     indexes = list(indexes) if isinstance(indexes, Sequence) else [indexes]
     result: list[RankingExample | None] = [None] * len(examples)
@@ -167,7 +167,7 @@ def _positions(dataset: SequenceDataset, per_user: int | None) -> np.ndarray:
 
 def _scored(
     dataset: SequenceDataset, retriever: Retriever, positions: np.ndarray, description: str, progress: bool
-) -> Iterator[tuple[np.ndarray, list[np.ndarray], np.ndarray]]:
+) -> Iterator[ScoredBlock]:
     """Positions in blocks, with the history before each and the retriever's scores of all items."""
     with tqdm(total=len(positions), desc=description, unit="list", disable=not progress) as bar:
         for start in range(0, len(positions), BLOCK):
@@ -177,10 +177,8 @@ def _scored(
             bar.update(len(block))
 
 
-def _retrieve(
-    dataset: SequenceDataset, retriever: Retriever, positions: np.ndarray, count: int, description: str, progress: bool
-) -> Iterator[RankingExample]:
-    for block, histories, scores in _scored(dataset, retriever, positions, description, progress):
+def _retrieve(dataset: SequenceDataset, blocks: Iterator[ScoredBlock], count: int) -> Iterator[RankingExample]:
+    for block, histories, scores in blocks:
         items, best = top_k(exclude_history(scores, histories), count)
         for row, position in enumerate(block):
             real = items[row] != PADDING_ITEM
@@ -188,15 +186,9 @@ def _retrieve(
 
 
 def _uniform(
-    dataset: SequenceDataset,
-    retriever: Retriever,
-    positions: np.ndarray,
-    count: int,
-    generator: np.random.Generator,
-    description: str,
-    progress: bool,
+    dataset: SequenceDataset, blocks: Iterator[ScoredBlock], count: int, generator: np.random.Generator
 ) -> Iterator[RankingExample]:
-    for block, histories, scores in _scored(dataset, retriever, positions, description, progress):
+    for block, histories, scores in blocks:
         for row, position in enumerate(block):
             target = dataset.item_sequence[position]
             free = np.setdiff1d(np.arange(1, dataset.num_items + 1), np.append(histories[row], target))

@@ -9,15 +9,12 @@ class LRURecConfig(PreTrainedConfig):
     """Sizes of LRURec. The defaults are the reference settings for MovieLens.
 
     Args:
-        num_items (`int`): dense items, without padding.
-        hidden_size (`int`): width of item embeddings. The complex state is twice as wide.
-        num_hidden_layers (`int`): blocks of recurrence and feed-forward.
-        hidden_dropout_prob (`float`).
-        max_length (`int`): how much history is read; older items are cut off.
-        radius_min, radius_max (`float`): ring of the complex plane in which the eigenvalues start. Nearer 1 is longer
-            memory.
-        catalogue (`str`, optional): [`~storage.catalogue_fingerprint`] of the items it was trained to find; None, as
-            in what was saved before there was this field, is not compared with anything.
+        num_items: dense items, without padding.
+        hidden_size: width of item embeddings. The complex state is twice as wide.
+        max_length: how much history is read; older items are cut off.
+        radius_min, radius_max: ring of the complex plane in which the eigenvalues start. Nearer 1 is longer memory.
+        catalogue: [`~utils.fingerprints.catalogue_fingerprint`] of the items it was trained to find; None is not
+            compared with anything.
     """
 
     model_type = "lrurec"

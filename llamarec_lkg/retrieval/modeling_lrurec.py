@@ -19,6 +19,8 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..data.schema import PADDING_ITEM
+from ..hub.layout import CONFIG_FILE, RETRIEVER_FOLDER
+from ..utils.hub import fetch
 from .base import pad_left
 from .configuration_lrurec import LRURecConfig
 
@@ -144,17 +146,6 @@ class LRURecForRetrieval(PreTrainedModel):
         self.blocks = nn.ModuleList([LRURecBlock(config) for _ in range(config.num_hidden_layers)])
         self.post_init()
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As upstream, with the weights in memory of their own: in the file's map they may lie at odd addresses, which
-        changes the last bit of a product, and scores would not be those of the process that trained."""
-        result = super().from_pretrained(*args, **kwargs)
-        model = result[0] if isinstance(result, tuple) else result  # with `output_loading_info`
-        for weight in model.parameters():
-            if weight.device.type != "meta":
-                weight.data = weight.data.clone()
-        return result
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
@@ -211,6 +202,14 @@ class LRURecRetriever:
         self.model = model
         self.batch_size = batch_size
         self.num_items = model.config.num_items
+
+    @classmethod
+    def from_repository(cls, name: str, hub: dict[str, Any]) -> LRURecRetriever | None:
+        """The retriever of a saved folder or repository, where it holds one; `hub` as for `utils.hub.fetch`."""
+        if fetch(name, f"{RETRIEVER_FOLDER}/{CONFIG_FILE}", optional=True, **hub) is None:
+            return None
+        place = {**hub, "subfolder": "/".join(filter(None, (hub.get("subfolder"), RETRIEVER_FOLDER)))}
+        return cls(LRURecForRetrieval.from_pretrained(name, **place))
 
     @property
     def catalogue(self) -> str | None:

@@ -20,7 +20,6 @@ from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from ..hub.layout import RETRIEVER_FOLDER
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
-from ..retrieval.auto import load_retriever
 from ..retrieval.base import Retriever
 from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from ..utils.errors import LKGError
@@ -206,8 +205,9 @@ def _each(inputs: Any) -> Iterator[Any]:
 def _find_retriever(model: LlamaRecLKGForRanking, hub: dict[str, Any]) -> LRURecRetriever | None:
     """The retriever in the folder, or in the commit of the repository, that the model was loaded from."""
     place, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
+    hub = {**hub, "revision": commit} if commit else hub
     with quiet_upstream():
-        retriever = load_retriever(place, {**hub, **({"revision": commit} if commit else {})}) if place else None
+        retriever = LRURecRetriever.from_repository(place, hub) if place else None
     if retriever is None:
         logger.warning(
             f"There is no folder {RETRIEVER_FOLDER!r} beside the model, so every request must bring its candidates, "

@@ -19,7 +19,6 @@ from ..hub.layout import CARD_FACTS, PARTS, REPORT_FILE, RETRIEVER_FOLDER
 from ..hub.push import PushOptions, push_folder
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
-from ..retrieval.auto import load_retriever
 from ..retrieval.base import Retriever, check_retriever, exclude_history, top_k
 from ..retrieval.modeling_lrurec import LRURecRetriever
 from ..utils.errors import LKGError
@@ -113,7 +112,10 @@ class Recommender:
         hub = pinned(name, hub_options(kwargs))  # all parts from the same commit, whatever is pushed meanwhile
         with quiet_upstream():
             model = LlamaRecLKGForRanking.from_pretrained(name, **{**kwargs, **hub})
-            processor, retriever = LlamaRecLKGProcessor.from_pretrained(name, **hub), load_retriever(name, hub)
+            processor, retriever = (
+                LlamaRecLKGProcessor.from_pretrained(name, **hub),
+                LRURecRetriever.from_repository(name, hub),
+            )
         return cls(model if device is None else model.to(device), processor, retriever)
 
     def load_adapter(
@@ -137,7 +139,7 @@ class Recommender:
         name = str(pretrained_model_name_or_path)
         hub = pinned(name, hub)
         processor = LlamaRecLKGProcessor.from_pretrained(name, **hub)
-        retriever = load_retriever(name, hub)
+        retriever = LRURecRetriever.from_repository(name, hub)
         if retriever is not None:
             check_retriever(retriever, processor.item_ids)  # before the model changes
         self.model.load_adapter(name, adapter_name, processor=processor, same_backbone=same_backbone, **hub)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from .training_args import LlamaRecLKGTrainingArguments
 logger = logging.getLogger(__name__)
 
 
-CARD_ARGUMENTS = ("language", "license", "tags", "model_name", "finetuned_from", "tasks", "dataset", "dataset_tags",
-                  "dataset_args")  # fmt: skip
-"""What `transformers.Trainer` takes for its card."""
+CARD_FIELDS = {"language": "language", "license": "license", "tags": "tags", "dataset": "dataset_name",
+               "finetuned_from": "base_model"}  # fmt: skip
+"""What `transformers.Trainer` takes for its card, and the field of ours it is."""
+OTHER_CARD_ARGUMENTS = ("model_name", "tasks", "dataset_tags", "dataset_args")
 
 
 class PushingTrainer(Trainer):
@@ -39,11 +41,12 @@ class PushingTrainer(Trainer):
         before a push."""
         if not self.is_world_process_zero():
             return
-        card = ModelCard.from_trainer(
-            self,
-            has_retriever=self.retriever is not None,
-            **_card_fields(kwargs),
-        )
+        given = {field: kwargs[name] for name, field in CARD_FIELDS.items() if kwargs.get(name) is not None}
+        if isinstance(given.get("tags"), str):
+            given["tags"] = [given["tags"]]
+        if isinstance(given.get("dataset_name"), list):
+            given["dataset_name"] = ", ".join(given["dataset_name"])
+        card = ModelCard.from_trainer(self, has_retriever=self.retriever is not None, **given)
         folder = Path(self.args.output_dir)
         write_json(folder / CARD_FACTS, {k: v for k, v in as_plain(card).items() if k != "report"})
         card.save(folder / CARD_FILE)
@@ -69,17 +72,15 @@ class PushingTrainer(Trainer):
         revision: str | None = None,
         private: bool | None = None,
         **kwargs: Any,
-    ) -> CommitInfo | Any:
+    ) -> CommitInfo | Future[CommitInfo] | None:
         """Save, and push ranker, processor, card and, where there is one, retriever to `args.hub_model_id`, as one
         commit.
 
         Args:
             blocking: False returns a `Future` at once.
-            token, revision, private: by default those of the training arguments.
-            kwargs: further fields of [`~push.PushOptions`] (`create_pr`, `share_users`, `backbone`, ...), by default
-                as the training arguments say; `language`, `license`, `tags`, `dataset` and `finetuned_from` of the
-                card. What else `transformers` takes for its card (`model_name`, `tasks`, `dataset_tags`,
-                `dataset_args`) is known here and has no effect.
+            kwargs: further fields of [`~push.PushOptions`], by default as the training arguments say; `language`,
+                `license`, `tags`, `dataset` and `finetuned_from` of the card. What else `transformers` takes for its
+                card has no effect.
 
         Raises:
             LKGError: the backbone has no name that others can load, or the upload failed; what was saved in
@@ -91,31 +92,36 @@ class PushingTrainer(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        card = {name: kwargs.pop(name) for name in CARD_ARGUMENTS if name in kwargs}
+        card = {name: kwargs.pop(name, None) for name in (*CARD_FIELDS, *OTHER_CARD_ARGUMENTS)}
         self.create_model_card(**card)
         self._finish_current_push()
         given = {"token": token, "revision": revision, "private": private}
         given = {name: value for name, value in given.items() if value is not None}
-        options = PushOptions(**{**self._push_options(), **given, "commit_message": commit_message, **kwargs})
+        options = self._push_options(commit_message=commit_message, **given, **kwargs)
         if blocking:
             return push_folder(self.args.output_dir, self.hub_model_id, options=options)
-        # training may go on and save over these files before the push is done
-        snapshot = SavedFolder(self.args.output_dir).snapshot(link=False)
+        return self._push_later(self.args.output_dir, options)
 
-        def push() -> CommitInfo:
+    def _push_later(self, folder: str, options: PushOptions, *, may_fail: bool = False) -> Future[CommitInfo | None]:
+        """Push a copy of the folder, which training may change, or delete, before the push is done."""
+        snapshot = SavedFolder(folder).snapshot()
+
+        def push() -> CommitInfo | None:
             with snapshot:
-                return push_folder(snapshot.name, self.hub_model_id, options=options)
+                try:
+                    return push_folder(snapshot.name, self.hub_model_id, options=options)
+                except LKGError as error:
+                    if not may_fail:
+                        raise
+                    logger.warning(f"Training goes on. {error}")
 
         return HfApi().run_as_future(push)
 
-    def _push_options(self) -> dict[str, Any]:
-        return {
-            "share_users": self.args.hub_share_users,
-            "backbone": self.args.hub_backbone,
-            "private": self.args.hub_private_repo,
-            "revision": self.args.hub_revision,
-            "token": self.args.hub_token,
-        }
+    def _push_options(self, **given: Any) -> PushOptions:
+        """What the training arguments say, and what was given in its place."""
+        names = {"share_users": "hub_share_users", "backbone": "hub_backbone", "private": "hub_private_repo",
+                 "revision": "hub_revision", "token": "hub_token"}  # fmt: skip
+        return PushOptions(**{name: getattr(self.args, own) for name, own in names.items()} | given)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push a checkpoint's small form while training goes on. A push that fails is told and does not end it."""
@@ -127,36 +133,12 @@ class PushingTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         steps = self.args.save_strategy == SaveStrategy.STEPS
         when = f"step {self.state.global_step}" if steps else f"epoch {int(self.state.epoch)}"
-        options = PushOptions(**self._push_options(), commit_message=f"Training in progress, {when}")
-        snapshot = SavedFolder(checkpoint_folder).snapshot(
-            link=True
-        )  # the checkpoint may be gone before the push is done
-
-        def push() -> None:
-            with snapshot:
-                try:
-                    push_folder(snapshot.name, self.hub_model_id, options=options)
-                except LKGError as error:
-                    logger.warning(f"Training goes on. {error}")
-
-        job = HfApi().run_as_future(push)
+        options = self._push_options(commit_message=f"Training in progress, {when}")
+        job = self._push_later(checkpoint_folder, options, may_fail=True)
         if busy:
             self.push_in_progress.jobs.append(job)
         else:
             self.push_in_progress = PushInProgress([job])
-
-
-def _card_fields(given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `transformers` for a card as fields of ours."""
-    fields = {k: v for k, v in given.items() if k in ("language", "license") and v is not None}
-    if given.get("tags"):
-        fields["tags"] = [given["tags"]] if isinstance(given["tags"], str) else list(given["tags"])
-    if given.get("dataset"):
-        names = given["dataset"]
-        fields["dataset_name"] = names if isinstance(names, str) else ", ".join(names)
-    if given.get("finetuned_from"):
-        fields["base_model"] = given["finetuned_from"]
-    return fields
 
 
 def check_push(args: LlamaRecLKGTrainingArguments, model: LlamaRecLKGForRanking) -> None:

@@ -15,8 +15,7 @@ from ..ranking.ablations import CONTROLS, control_scores
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..ranking.scoring import ranker_scores, reranked, without_language_model
-from ..retrieval.base import retriever_ranks
-from ..retrieval.popularity import PopularityRetriever
+from ..retrieval.base import PopularityRetriever, retriever_ranks
 from ..utils.fingerprints import as_plain, weights_fingerprint
 
 

@@ -38,21 +38,6 @@ def test_a_graph_comes_back_from_disk_as_it_was(films, graph, tmp_path):
         assert loaded.shuffle_items().item_nodes.tolist() == one.shuffle_items().item_nodes.tolist()
 
 
-def test_loaded_arrays_are_mapped_from_the_file_and_cannot_be_written(films, tmp_path):
-    films.save_pretrained(tmp_path / "graph")
-    loaded = KnowledgeGraph.from_pretrained(tmp_path / "graph")
-    for name in module._ARRAYS:
-        array = getattr(loaded, name)
-        assert not array.flags.writeable and not array.flags.owndata
-        with pytest.raises(ValueError, match="read-only"):
-            array[0] = 1
-    assert sorted(path.name for path in (tmp_path / "graph").iterdir()) == [
-        "graph.json",
-        "graph.safetensors",
-        "nodes.parquet",
-    ]
-
-
 def test_an_interrupted_save_keeps_the_old_graph(films, graph, tmp_path, monkeypatch):
     films.save_pretrained(tmp_path / "graph")
     monkeypatch.setattr(module, "write_json", lambda *args: (_ for _ in ()).throw(RuntimeError("killed")))

@@ -7,7 +7,6 @@ from graphs import graph_of
 from llamarec_lkg.graph import paths
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.graph.paths import Paths, keep_selectable, tfidf
-from llamarec_lkg.utils.errors import LKGError
 
 
 def texts(graph: KnowledgeGraph, found: Paths) -> list[str]:
@@ -41,12 +40,6 @@ def test_all_shortest_paths_of_each_pair_are_found(graph):
     assert found.target_index.tolist() == [0, 0, 1]
     assert found.nodes.shape == (3, 3) and found.edge_codes.shape == (3, 2)
     assert len(found) == 3
-
-
-@pytest.mark.parametrize("sources, targets, name, item", [([7], [1], "source", 7), ([1], [-1], "target", -1)])
-def test_an_unknown_item_is_refused(graph, sources, targets, name, item):
-    with pytest.raises(LKGError, match=f"A {name} item is {item}, but the graph has items 1 to 6"):
-        paths.find(graph, sources, targets)
 
 
 def test_the_cap_keeps_the_rarest_entities():
@@ -127,22 +120,22 @@ def test_tfidf_by_hand():
     found = made_of([0, 0], [0, 1], [1, 1, 2])
     idf = [math.log(3 / 3) + 1, math.log(3 / 3) + 1, math.log(3 / 2) + 1]
     raw = np.array([[2 * idf[0], 0, 0], [idf[0], idf[1], 0], [0, 2 * idf[1], idf[2]]])
-    assert tfidf(found, 3, normalize=False) == pytest.approx(raw, rel=1e-6)
     assert tfidf(found, 3) == pytest.approx(np.exp(raw) / np.exp(raw).sum(axis=1, keepdims=True), rel=1e-6)
     assert tfidf(found, 3).dtype == np.float32
 
 
 def test_document_frequency_is_counted_for_each_history_item():
     found = made_of([0, 0], [0, 0], [0, 0], [1, 1], [0, 0], sources=[4, 4, 4, 4, 7])
-    weights = tfidf(found, 2, normalize=False)
-    assert weights[0, 0] == pytest.approx(2 * (math.log(4 / 4) + 1))
-    assert weights[3, 1] == pytest.approx(2 * (math.log(4 / 2) + 1))
-    assert weights[4, 0] == pytest.approx(2 * (math.log(1 / 2) + 1))
+    weights = tfidf(found, 2)
+    odds = weights[:, 0] / weights[:, 1]  # of a softmax of the weight and of 0
+    assert odds[0] == pytest.approx(math.exp(2 * (math.log(4 / 4) + 1)))
+    assert odds[3] == pytest.approx(math.exp(-2 * (math.log(4 / 2) + 1)))
+    assert odds[4] == pytest.approx(math.exp(2 * (math.log(1 / 2) + 1)))
 
 
 def test_no_paths_have_empty_weights(graph):
     none = paths.find(graph, [], [])
-    assert tfidf(none, 3).shape == tfidf(none, 3, normalize=False).shape == (0, 3)
+    assert tfidf(none, 3).shape == (0, 3)
     assert keep_selectable(tfidf(none, 3), 5).shape == (0,)
 
 

@@ -82,13 +82,6 @@ def test_strong_preferences_do_not_overflow():
     np.testing.assert_array_equal(followed(sure).argmax(1), sure.preferences.argmax(1))
 
 
-def test_taking_turns_follows_each_relation_as_often_as_it_weighs():
-    turns = PlantedWorld.generate(
-        replace(SMALL, mixing="turns", noise=0.0, strength=20.0, mixture_fraction=1.0, history_length=60)
-    )
-    assert np.abs(followed(turns) - turns.preferences).mean() < 0.05
-
-
 def test_lists_are_the_choices_in_dense_ids(world):
     train, known, new = (world.lists(part) for part in ("train", "known", "new"))
     assert (len(train), len(world.lists("validation")), len(known), len(new)) == (128, 64, 64, 16)
@@ -99,8 +92,6 @@ def test_lists_are_the_choices_in_dense_ids(world):
         sequence = world.sequences()[example.user - 1]
         np.testing.assert_array_equal(example.history, sequence[: len(example.history)])
         assert example.candidates[example.label] == sequence[len(example.history)]
-    with pytest.raises(LKGError, match="no part 'test'"):
-        world.lists("test")
 
 
 def test_nobody_beats_the_oracle(world):
@@ -127,18 +118,6 @@ def test_it_is_a_data_set_and_a_graph_like_any_other(world):
     assert KnowledgeGraph.from_dataset(dataset, bundle.triples).relations == ("CO_RATED", *world.relations)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"num_relations": 9}, "one candidate for each"),
-        ({"noise": 1.5}, "shares between 0 and 1"),
-        ({"new_user_fraction": 0.0}, "shares between 0 and 1"),
-        ({"num_users": 2}, "a known and a new user"),
-        ({"mixture_size": 4}, "relations enough"),
-        ({"mixing": "both"}, "'utility' or 'turns'"),
-        ({"num_items": 12}, "Take more items"),
-    ],
-)
-def test_impossible_worlds_are_refused(change, message):
-    with pytest.raises(LKGError, match=message):
-        PlantedWorld.generate(replace(SMALL, **change))
+def test_a_world_of_too_few_items_is_refused():
+    with pytest.raises(LKGError, match="Take more items"):
+        PlantedWorld.generate(replace(SMALL, num_items=12))

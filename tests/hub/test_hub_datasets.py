@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-import yaml
 from hub_stand_in.client import use_hub
-from huggingface_hub import DatasetCard, HfApi
+from huggingface_hub import HfApi
 
 from llamarec_lkg import (
     PreprocessingSettings,
@@ -70,15 +69,6 @@ def test_a_data_set_has_the_name_it_is_loaded_by_and_files_another(hub, bundle, 
     write_dataset(again, tmp_path / "copy")
     assert "pretty_name: tester/films" in (tmp_path / "copy" / "README.md").read_text()
     assert ModelCard("tester/ranker", dataset_name=again.name).to_hub_card().data.datasets == [NAME]
-
-
-def test_the_licence_is_taken_from_the_card_where_the_tables_have_none(hub, bundle):
-    push_dataset(bundle, NAME, anonymize=False)
-    assert load_dataset_bundle(NAME).license == ""
-    configs = DatasetCard.load(NAME).data.to_dict()["configs"]
-    content = f"---\nlicense: cc-by-4.0\n{yaml.safe_dump({'configs': configs})}---\nHello"
-    HfApi().upload_file(path_or_fileobj=content.encode(), path_in_repo="README.md", repo_id=NAME, repo_type="dataset")
-    assert load_dataset_bundle(NAME).license == "cc-by-4.0"
 
 
 def test_a_card_that_cannot_be_read_is_told_and_the_tables_are_loaded(hub, bundle, monkeypatch):

@@ -111,17 +111,6 @@ def test_what_an_older_push_left_goes_and_what_is_not_ours_stays(hub, whole):
     }
 
 
-def test_files_of_a_model_that_was_saved_there_before_do_not_go_up(hub, whole, tmp_path):
-    whole.model.save_pretrained(tmp_path)
-    left = {name: (tmp_path / name).read_bytes() for name in ("adapter/adapter_config.json", "model.safetensors")}
-    whole.model.merge_adapter().save_pretrained(tmp_path)
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_bytes(left["adapter/adapter_config.json"])
-    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(left["model.safetensors"])
-    push_folder(tmp_path, RANKER)
-    assert set(uploaded(hub)) == {"README.md", SHIM, "config.json", "model.safetensors"}
-
-
 def test_a_part_that_is_not_pushed_stays(hub, whole):
     whole.push_to_hub(RANKER)
     Recommender(whole.model, whole.processor).push_to_hub(RANKER)
@@ -334,7 +323,7 @@ def test_an_id_has_an_owner_and_a_name(hub, whole, name):
 def test_a_folder_that_is_not_whole_is_not_pushed(hub, whole, tmp_path):
     whole.save_pretrained(tmp_path / "run")
     for path, said in (
-        ("adapter/adapter_model.safetensors", r"\['adapter/'\] is missing"),
+        ("adapter/adapter_model.safetensors", r"\['adapter/adapter_model.safetensors'\] is missing"),
         ("model.safetensors", "'preference.bias', 'fusion.evidence_weight'"),
         ("knowledge_graph/nodes.parquet", r"\['knowledge_graph/nodes.parquet'\] is missing"),
     ):

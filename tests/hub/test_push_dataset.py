@@ -103,12 +103,6 @@ def published(hub, repo_id="tester/name"):
     return sorted(files(hub, repo_id))
 
 
-def contents(folder):
-    """Everything in a repository, as text that ids can be searched in."""
-    tables = (pd.read_parquet(path).to_csv() for path in sorted(folder.glob("*.parquet")))
-    return (folder / "README.md").read_text(encoding="utf-8") + "".join(tables)
-
-
 # -- the round trip ---------------------------------------------------------------------------------------------------
 
 
@@ -189,33 +183,6 @@ def test_a_push_that_fails_anywhere_leaves_the_last_version_and_the_files(hub, r
     hub.heal()
     push_dataset(raw_folder, "tester/name")
     assert len(table(hub, "interactions")) == 7 and "eve@example.org" not in text_of(hub)
-
-
-def test_a_gitignore_that_would_leave_out_the_tables_is_told(hub, bundle):
-    HfApi().create_repo("tester/name", repo_type="dataset")
-    put(".gitignore", b"*.parquet\n")
-    before = files(hub)
-    with pytest.raises(LKGError, match=r"^'tester/name' holds a \.gitignore.*\['interactions.parquet', 'items.p"):
-        push_dataset(bundle, "tester/name")
-    assert files(hub) == before
-    put(".gitignore", b"checkpoint-*/\n")
-    push_dataset(bundle, "tester/name")
-    assert {"interactions.parquet", "items.parquet", "README.md"} <= set(files(hub))
-
-
-@pytest.mark.parametrize("how", ["401", "429", "cut"])
-def test_a_repository_that_cannot_be_made_is_told(hub, bundle, how):
-    failure = hub.fail("POST */api/repos/create", how, times=None)
-    with pytest.raises(LKGError, match=r"(?s)'tester/name' could not be opened .*Nothing was uploaded"):
-        push_dataset(bundle, "tester/name")
-    assert failure.happened and not hub.exists("tester/name", "dataset")
-
-
-@pytest.mark.parametrize("name", ["a/b/c", "tester/na me", ""])
-def test_an_id_has_an_owner_and_a_name(hub, bundle, name):
-    with pytest.raises(LKGError, match="has the form 'owner/name'"):
-        push_dataset(bundle, name)
-    assert not hub.requests, "it is said before anything is asked of the Hub"
 
 
 # -- private data -----------------------------------------------------------------------------------------------------

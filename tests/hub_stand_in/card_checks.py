@@ -7,17 +7,9 @@ from typing import Any
 
 import yaml
 
+from llamarec_lkg.hub.dataset_card import HUB_LICENSES
 
-LICENSES = set(
-    """afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
-    bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5
-    cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
-    cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0
-    cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0 etalab-2.0
-    eupl-1.1 eupl-1.2 fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 h-research intel-research isc
-    lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa
-    odbl odc-by ofl-1.1 openrail openrail++ osl-3.0 other pddl postgresql unknown unlicense wtfpl zlib""".split()
-)
+
 # a field that may be one string or a list of them
 STRINGS = ("license", "language", "tags", "datasets", "metrics", "base_model", "task_categories", "source_datasets")
 STRING = ("pipeline_tag", "library_name", "license_name", "pretty_name", "base_model_relation")
@@ -57,7 +49,7 @@ def validate(content: str, repo_type: str) -> tuple[list[str], list[str]]:
     errors += [f'"{name}" must be a string' for name in STRING if not isinstance(data.get(name, ""), str)]
     licenses = data.get("license", [])
     for name in licenses if isinstance(licenses, list) else [licenses]:
-        if isinstance(name, str) and name not in LICENSES:
+        if isinstance(name, str) and name not in HUB_LICENSES:
             errors.append(f'"license" must be one of the known licenses, got {name!r}; use other and license_name')
     if repo_type == "space" and data.get("sdk") not in ("gradio", "streamlit", "docker", "static"):
         errors.append('"sdk" must be one of [gradio, streamlit, docker, static]')

@@ -16,10 +16,9 @@ class Account:
 
     name: str
     role: str = "write"
-    organizations: tuple[str, ...] = ()
 
     def owns(self, repo: Repository) -> bool:
-        return repo.namespace in (self.name, *self.organizations)
+        return repo.namespace == self.name
 
 
 @dataclass

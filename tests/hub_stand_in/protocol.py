@@ -13,7 +13,7 @@ import hmac
 import json
 import re
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote
+from urllib.parse import parse_qs, unquote
 
 from hub_stand_in.card_checks import metadata, validate
 from hub_stand_in.messages import Account, Call, Reply, ranged
@@ -52,7 +52,6 @@ class Hub:
 
     def __init__(self):
         self.url = self.storage_url = ""
-        self.page_size = 1000
         self.accounts: dict[str, Account] = {}
         self.repositories: dict[tuple[str, str], Repository] = {}
 
@@ -124,7 +123,7 @@ class Hub:
                 "id": hashlib.md5(account.name.encode()).hexdigest()[:24],
                 "name": account.name,
                 "fullname": account.name,
-                "orgs": [{"type": "org", "name": name} for name in account.organizations],
+                "orgs": [],
                 "auth": {"type": "access_token", "accessToken": {"displayName": "tests", "role": account.role}},
             }
         )
@@ -144,25 +143,6 @@ class Hub:
             return Reply.of({"error": error, "url": url}, 409, **{"X-Error-Message": error})
         self.repositories[kind, repo_id] = repo
         return Reply.of({"url": url, "name": repo_id, "id": repo_id})
-
-    def _DELETE_api_repos_delete(self, call: Call) -> Reply:
-        asked = call.json()
-        owner = asked.get("organization") or (call.account.name if call.account else "")
-        repo = self._find(call, KINDS[asked.get("type") or "model"], f"{owner}/{asked['name']}")
-        self._require_write(call, repo)
-        del self.repositories[repo.kind, repo.repo_id]
-        return Reply.of({})
-
-    def _PUT_settings(self, call: Call, repo: Repository, rest: str) -> Reply:
-        self._require_write(call, repo)
-        asked = call.json()
-        if "visibility" in asked or "private" in asked:
-            repo.private = asked.get("visibility") == "private" or bool(asked.get("private"))
-        repo.gated = asked.get("gated", repo.gated)
-        return Reply.of({"private": repo.private, "gated": repo.gated})
-
-    def _GET_auth_check(self, call: Call, repo: Repository, rest: str) -> Reply:
-        return Reply.of({})
 
     def _POST_api_validate_yaml(self, call: Call) -> Reply:
         asked = call.json()
@@ -192,7 +172,7 @@ class Hub:
             "createdAt": repo.created,
             "lastModified": commit.date,
             "private": repo.private,
-            "gated": repo.gated,
+            "gated": False,
             "disabled": False,
             "downloads": 0,
             "likes": 0,
@@ -209,17 +189,15 @@ class Hub:
     def _GET_tree(self, call: Call, repo: Repository, rest: str) -> Reply:
         match = re.fullmatch(rf"{REVISION}(?:/(?P<path>.+))?", rest)
         revision, path = unquote(match["revision"]), unquote(match["path"] or "")
-        return self._page(call, repo.tree(revision, path, call.flag("recursive"), call.flag("expand")))
+        return Reply.of(repo.tree(revision, path, call.flag("recursive")))
 
     def _POST_paths_info(self, call: Call, repo: Repository, rest: str) -> Reply:
         commit, form = repo.commit_at(unquote(rest)), parse_qs(call.body.decode())
-        expand = form.get("expand", [""])[0].lower() == "true"
         known = {"/".join(p.split("/")[:depth]) for p in commit.files for depth in range(1, p.count("/") + 2)}
-        return Reply.of([repo.entry(commit, path, expand) for path in form.get("paths", []) if path in known])
+        return Reply.of([repo.entry(commit, path) for path in form.get("paths", []) if path in known])
 
     def _GET_commits(self, call: Call, repo: Repository, rest: str) -> Reply:
-        return self._page(
-            call,
+        return Reply.of(
             [
                 {
                     "id": commit.oid,
@@ -229,33 +207,8 @@ class Hub:
                     "date": commit.date,
                 }
                 for commit in repo.history(repo.commit_at(unquote(rest)))
-            ],
-        )
-
-    def _GET_refs(self, call: Call, repo: Repository, rest: str) -> Reply:
-        def under(prefix: str, cut: str) -> list[dict]:
-            return [
-                {"name": ref.removeprefix(cut), "ref": ref, "targetCommit": oid}
-                for ref, oid in repo.refs.items()
-                if ref.startswith(prefix)
             ]
-
-        refs = {
-            "branches": under("refs/heads/", "refs/heads/"),
-            "converts": [],
-            "tags": under("refs/tags/", "refs/tags/"),
-        }
-        if call.flag("include_prs"):
-            refs["pullRequests"] = under("refs/pr/", "refs/")
-        return Reply.of(refs)
-
-    def _page(self, call: Call, entries: list[dict]) -> Reply:
-        start = int(call.query.get("cursor", ["0"])[0])
-        end, headers = start + self.page_size, {}
-        if end < len(entries):
-            kept = "&".join(f"{quote(k)}={quote(v[0])}" for k, v in call.query.items() if k != "cursor")
-            headers["Link"] = f'<{self.url}{call.path}?{kept}&cursor={end}>; rel="next"'
-        return Reply.of(entries[start:end], **headers)
+        )
 
     def _resolve(self, call: Call, repo: Repository, revision: str, path: str) -> Reply:
         """A file; for a large one the address in the storage, with what the client must know of it."""
@@ -335,21 +288,6 @@ class Hub:
         if name.startswith("refs/"):
             raise HubError(400, f"Invalid reference for a branch: {name}")
         repo.create_ref(f"refs/heads/{name}", call.json().get("startingPoint", "main"))
-        return Reply.of({})
-
-    def _DELETE_branch(self, call: Call, repo: Repository, rest: str) -> Reply:
-        self._require_write(call, repo)
-        repo.delete_ref(f"refs/heads/{unquote(rest)}")
-        return Reply.of({})
-
-    def _POST_tag(self, call: Call, repo: Repository, rest: str) -> Reply:
-        self._require_write(call, repo)
-        repo.create_ref(f"refs/tags/{call.json()['tag']}", unquote(rest))
-        return Reply.of({})
-
-    def _DELETE_tag(self, call: Call, repo: Repository, rest: str) -> Reply:
-        self._require_write(call, repo)
-        repo.delete_ref(f"refs/tags/{unquote(rest)}")
         return Reply.of({})
 
     # -- the storage of large files

@@ -68,7 +68,6 @@ class Failure:
     times: int | None
     after: int
     seconds: float
-    retry_after: int
     happened: int = 0
 
 
@@ -104,10 +103,10 @@ class HubServer(Hub):
 
     # -- what tests ask for and look at
 
-    def add_account(self, name: str, role: str = "write", organizations: tuple[str, ...] = ()) -> str:
+    def add_account(self, name: str, role: str = "write") -> str:
         """A new account; its token. `role` "read" may change nothing."""
         token = f"hf_{secrets.token_hex(17)}"
-        self.accounts[token] = Account(name, role, organizations)
+        self.accounts[token] = Account(name, role)
         return token
 
     def repository(self, repo_id: str, repo_type: str = "model") -> Repository:
@@ -142,7 +141,6 @@ class HubServer(Hub):
         times: int | None = 1,
         after: int = 0,
         seconds: float = 6.0,
-        retry_after: int = 0,
     ) -> Failure:
         """Let requests go wrong.
 
@@ -160,14 +158,13 @@ class HubServer(Hub):
             after: How many fitting requests pass first.
             seconds: How long "timeout" holds the answer, or until the client has gone. It goes after its own timeout
                 (`client_timeout`) where it has one: when it downloads. Its other requests wait to the end.
-            retry_after: The `Retry-After` of a 429, in seconds.
 
         Returns:
             The failure; its `happened` counts.
         """
         if how not in FAILURES and not how.isdigit():
             raise ValueError(f"how must be one of {FAILURES} or an HTTP status, got {how!r}")
-        failure = Failure(match, how, times, after, seconds, retry_after)
+        failure = Failure(match, how, times, after, seconds)
         with self._lock:
             self._failures.append(failure)
         return failure
@@ -267,10 +264,7 @@ class _Handler(BaseHTTPRequestHandler):
         status = int(failure.how)
         reply = Reply.error(HubError(status, MESSAGES.get(status, f"Injected failure {status}")))
         if status == 429:
-            reply.headers |= {
-                "Retry-After": str(failure.retry_after),
-                "RateLimit": f'"api";r=0;t={failure.retry_after}',
-            }
+            reply.headers["Retry-After"] = "0"
         return reply
 
     def _hold(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What the Hub stand-in keeps in memory: repositories with commits, branches, tags, pull requests and large files.
+"""What the Hub stand-in keeps in memory: repositories with commits, branches, pull requests and large files.
 
 Ids are the real ones where the client compares them: a file's id is its git blob id, a large file's id its SHA-256.
 """
@@ -76,13 +76,12 @@ def now() -> str:
 class Repository:
     """One repository; `kind` is "models", "datasets" or "spaces", as in the Hub's addresses.
 
-    `refs` maps full names (`refs/heads/main`, `refs/tags/v1`, `refs/pr/1`) to commit ids, `objects` holds large files
+    `refs` maps full names (`refs/heads/main`, `refs/pr/1`) to commit ids, `objects` holds large files
     by SHA-256 from their upload on, whether or not a commit names them.
     """
 
     def __init__(self, kind: str, repo_id: str, private: bool, author: str, sdk: str | None = None):
         self.kind, self.repo_id, self.private, self.sdk = kind, repo_id, private, sdk
-        self.gated: bool | str = False
         self.created = now()
         self.commits: dict[str, Commit] = {}
         self.refs: dict[str, str] = {}
@@ -98,12 +97,11 @@ class Repository:
         return self.repo_id if self.kind == "models" else f"{self.kind}/{self.repo_id}"
 
     def full_ref(self, revision: str) -> str | None:
-        """The full name of a branch, tag or pull request, or none."""
-        names = (revision, f"refs/heads/{revision}", f"refs/tags/{revision}")
-        return next((name for name in names if name in self.refs), None)
+        """The full name of a branch or pull request, or none."""
+        return next((name for name in (revision, f"refs/heads/{revision}") if name in self.refs), None)
 
     def commit_at(self, revision: str) -> Commit:
-        """The commit that a branch, tag, pull request, or a commit id of seven digits or more means."""
+        """The commit that a branch, a pull request, or a commit id of seven digits or more means."""
         if ref := self.full_ref(revision):
             return self.commits[self.refs[ref]]
         found = [oid for oid in self.commits if len(revision) >= 7 and oid.startswith(revision)]
@@ -124,19 +122,6 @@ class Repository:
             yield current
             current = self.commits[current.parent] if current.parent else None
 
-    def last_change(self, commit: Commit, path: str) -> Commit:
-        """The commit that gave a file, or a folder's files, their present content."""
-
-        def content(at: Commit) -> dict[str, str]:
-            return {name: f.blob_id for name, f in at.files.items() if name == path or name.startswith(f"{path}/")}
-
-        wanted, last = content(commit), commit
-        for earlier in self.history(commit):
-            if content(earlier) != wanted:
-                break
-            last = earlier
-        return last
-
     def upload_mode(self, revision: str, path: str, size: int, sample: bytes) -> str:
         """Large files are those of .gitattributes, those above 10 MB, and what is not text."""
         attributes = self.commit_at(revision).files.get(".gitattributes", StoredFile(b"")).content.decode()
@@ -149,16 +134,12 @@ class Repository:
     ) -> tuple[Commit, int | None]:
         """Add a commit to a branch or pull request, or a new pull request with it: wholly or not at all.
 
-        `operations` are the client's lines: one header, then file, lfsFile, deletedFile and deletedFolder.
+        `operations` are the client's lines: one header, then file, lfsFile and deletedFile.
         """
         header = next((value for key, value in operations if key == "header"), None)
         if not header or not header.get("summary"):
             raise HubError(400, "Commit header with a summary is missing")
-        base, parent = self.commit_at(revision), header.get("parentCommit")
-        if parent and create_pr:
-            base = self.commit_at(parent)
-        elif parent and not base.oid.startswith(parent):
-            raise HubError(412, "A commit has happened since. Please refresh and try again.")
+        base = self.commit_at(revision)
         files = dict(base.files)
         for key, value in operations:
             self._apply(files, key, value)
@@ -167,7 +148,7 @@ class Repository:
         if create_pr:
             number = 1 + sum(name.startswith("refs/pr/") for name in self.refs)
             ref = f"refs/pr/{number}"
-        elif ref is None or ref.startswith("refs/tags/"):
+        elif ref is None:
             raise HubError(400, f"{revision} is not a branch: commits go to branches and pull requests")
         return self._add(ref, base.oid, header["summary"], header.get("description", ""), author, files), number
 
@@ -185,9 +166,6 @@ class Repository:
             if path not in files:
                 raise HubError(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
             del files[path]
-        elif key == "deletedFolder":
-            for name in [name for name in files if name.startswith(path.rstrip("/") + "/")]:
-                del files[name]
         elif key != "header":
             raise HubError(400, f"Unknown commit operation {key}")
 
@@ -205,14 +183,7 @@ class Repository:
             raise HubError(409, f"Reference {ref} already exists")
         self.refs[ref] = self.commit_at(revision).oid
 
-    def delete_ref(self, ref: str) -> None:
-        if ref == MAIN:
-            raise HubError(403, "The branch main is protected")
-        if ref not in self.refs:
-            raise HubError(404, f"Invalid rev id: {ref}", "RevisionNotFound")
-        del self.refs[ref]
-
-    def tree(self, revision: str, folder: str, recursive: bool, expand: bool) -> list[dict]:
+    def tree(self, revision: str, folder: str, recursive: bool) -> list[dict]:
         """Entries of a folder as the client reads them, folders before files."""
         commit = self.commit_at(revision)
         prefix = f"{folder}/" if folder else ""
@@ -224,9 +195,9 @@ class Repository:
         if not recursive:
             folders = {name for name in folders if "/" not in name[len(prefix) :]}
             inside = [path for path in inside if "/" not in path[len(prefix) :]]
-        return [self.entry(commit, path, expand) for path in (*sorted(folders), *sorted(inside))]
+        return [self.entry(commit, path) for path in (*sorted(folders), *sorted(inside))]
 
-    def entry(self, commit: Commit, path: str, expand: bool) -> dict:
+    def entry(self, commit: Commit, path: str) -> dict:
         """A file or folder that exists in the commit."""
         found = commit.files.get(path)
         if found is None:
@@ -238,7 +209,4 @@ class Repository:
             if found.lfs:
                 size, pointer_size = len(found.content), len(found.pointer)
                 entry["lfs"] = {"oid": found.sha256, "size": size, "pointerSize": pointer_size}
-        if expand:
-            last = self.last_change(commit, path)
-            entry["lastCommit"] = {"id": last.oid, "title": last.title, "date": last.date}
         return entry

@@ -9,8 +9,7 @@ from llamarec_lkg import LlamaRecLKGForRanking
 from llamarec_lkg.graph.co_ratings import co_ratings
 from llamarec_lkg.ranking.ablations import CONTROLS, control_scores
 from llamarec_lkg.ranking.scoring import catalogue_scores, ranker_scores, without_language_model
-from llamarec_lkg.retrieval.base import exclude_history
-from llamarec_lkg.retrieval.popularity import PopularityRetriever
+from llamarec_lkg.retrieval.base import PopularityRetriever, exclude_history
 
 
 @pytest.fixture

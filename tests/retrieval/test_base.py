@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from llamarec_lkg.retrieval.base import exclude_history, pad_left, top_k
+from llamarec_lkg.retrieval.base import PopularityRetriever, exclude_history, pad_left, retriever_ranks, top_k
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval, LRURecRetriever
-from llamarec_lkg.retrieval.popularity import PopularityRetriever
 
 
 def test_histories_are_padded_on_the_left_and_cut_to_the_latest():
@@ -51,6 +50,14 @@ def test_popularity_scores_by_training_counts(film_dataset):
     assert np.array_equal(scores[0], scores[1])
     assert retriever.num_items == 6
     assert top_k(scores, 2)[0].tolist() == [[3, 4], [3, 4]]
+
+
+def test_popularity_ranks_by_hand(make_dataset):
+    rows = [("a", 1, 0), ("a", 2, 1), ("a", 3, 2), ("a", 4, 3), ("b", 2, 0), ("b", 5, 1), ("b", 6, 2), ("b", 4, 3)]
+    dataset = make_dataset(rows)
+    # trained on: 1, 2 by a; 2, 5 by b. a's target 4 stands, by id, behind 5 and beside 6; 1, 2, 3 are its history
+    ranks = retriever_ranks(dataset, PopularityRetriever.from_dataset(dataset), "test")
+    assert ranks.tolist() == [2, 3]
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from transformers import pipeline
 
 from llamarec_lkg import LKGError, LlamaRecLKGForRanking, RecommendationPipeline, Recommender
+from llamarec_lkg.retrieval.base import PopularityRetriever
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval
-from llamarec_lkg.retrieval.popularity import PopularityRetriever
 
 
 pytestmark = pytest.mark.hub
