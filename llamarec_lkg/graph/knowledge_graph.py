@@ -14,7 +14,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from ..data.schema import CO_RATED, RATED, Triples, clean_text
 from ..data.sequences import TRAIN, SequenceDataset
@@ -325,11 +325,13 @@ class KnowledgeGraph:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> KnowledgeGraph:
-        """Read what `save_pretrained` wrote.
+        """Read what `save_pretrained` wrote: the arrays are mapped, and stay on the disk until they are touched.
 
         Raises:
             LKGError: a file is absent, damaged, or does not fit the others.
         """
+        from safetensors.torch import load_file  # its numpy twin reads everything into memory
+
         folder = Path(folder)
         description = read_json(folder / "graph.json")
         if description.get("format_version") != FORMAT_VERSION:
@@ -339,7 +341,7 @@ class KnowledgeGraph:
             )
         try:
             nodes = pd.read_parquet(folder / "nodes.parquet")
-            arrays = load_file(folder / "graph.safetensors")
+            arrays = {name: tensor.numpy() for name, tensor in load_file(folder / "graph.safetensors").items()}
             graph = cls(
                 relations=tuple(description["relations"]),
                 entity_types=tuple(description["entity_types"]),
