@@ -35,6 +35,8 @@ class PlantedWorldSettings:
         num_candidates: one item tied along each relation, the rest not tied.
         strength: utility of a tie along a relation with weight 1.
         noise: how often a choice is made blindly among the candidates.
+        mixing: "utility", or "turns": a mixed user weighs the relations in every choice, or follows one at a time,
+            drawn anew at every step with the weights as probabilities.
     """
 
     num_users: int = 2000
@@ -51,6 +53,7 @@ class PlantedWorldSettings:
     num_candidates: int = 20
     strength: float = 5.0
     noise: float = 0.1
+    mixing: str = "utility"
     seed: int = 0
 
 
@@ -92,7 +95,7 @@ class PlantedWorld:
         for _ in range(settings.history_length + settings.train_lists + 2):
             offer = _offer(ties, last, free, settings, generator)
             odds = np.zeros(offer.shape)
-            odds[:, : settings.num_relations] = settings.strength * preferences
+            odds[:, : settings.num_relations] = settings.strength * _relation_weights(preferences, settings, generator)
             odds = np.exp(odds - odds.max(1, keepdims=True))
             odds = (1 - settings.noise) * odds / odds.sum(1, keepdims=True) + settings.noise / offer.shape[1]
             chosen = (odds.cumsum(1) < generator.random((len(users), 1))).sum(1).clip(max=offer.shape[1] - 1)
@@ -250,3 +253,13 @@ def _offer(
         order = np.where(fits, lottery, 2.0)
         chosen.append(np.argpartition(order, count - 1, axis=1)[:, :count] if count > 1 else order.argmin(1)[:, None])
     return np.concatenate(chosen, axis=1)[:, : settings.num_candidates]
+
+
+def _relation_weights(
+    preferences: np.ndarray, settings: PlantedWorldSettings, generator: np.random.Generator
+) -> np.ndarray:
+    """The weights each user applies at this step, (U, R)."""
+    if settings.mixing == "utility":
+        return preferences
+    drawn = (preferences.cumsum(1) < generator.random((len(preferences), 1))).sum(1)
+    return np.eye(preferences.shape[1])[drawn.clip(max=preferences.shape[1] - 1)]

@@ -82,6 +82,13 @@ def test_strong_preferences_do_not_overflow():
     np.testing.assert_array_equal(followed(sure).argmax(1), sure.preferences.argmax(1))
 
 
+def test_taking_turns_follows_each_relation_as_often_as_it_weighs():
+    turns = PlantedWorld.generate(
+        replace(SMALL, mixing="turns", noise=0.0, strength=20.0, mixture_fraction=1.0, history_length=60)
+    )
+    assert np.abs(followed(turns) - turns.preferences).mean() < 0.05
+
+
 def test_lists_are_the_choices_in_dense_ids(world):
     train, known, new = (world.lists(part) for part in ("train", "known", "new"))
     assert (len(train), len(world.lists("validation")), len(known), len(new)) == (128, 64, 64, 16)

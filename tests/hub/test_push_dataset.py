@@ -147,17 +147,6 @@ def test_one_commit_makes_it_all(hub, bundle):
     assert len(hub.calls("POST */commit/*")) == 1
 
 
-def test_a_revision_is_made_and_a_pull_request_is_not(hub, bundle):
-    push_dataset(bundle, "tester/name", revision="v2")
-    assert files(hub, revision="v2") and not files(hub), "main is as it was"
-    done = push_dataset(bundle, "tester/name", create_pr=True, include_interactions=False)
-    assert done.pr_url.endswith("/discussions/1") and not files(hub)
-    assert "interactions.parquet" not in files(hub, revision="refs/pr/1")
-    push_dataset(bundle, "tester/name", revision="refs/pr/1")
-    assert "interactions.parquet" in files(hub, revision="refs/pr/1")
-    assert [call.path.rpartition("/")[2] for call in hub.calls("POST */branch/*")] == ["v2"]
-
-
 def test_a_table_of_an_older_version_does_not_stay(hub, bundle):
     push_dataset(bundle, "tester/name", anonymize=False)
     put("LICENSE", b"mine")
