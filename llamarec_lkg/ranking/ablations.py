@@ -32,7 +32,6 @@ def control_scores(
     Args:
         name: "no-kg" (a graph without edges), "shuffled-kg" (every item in the place of another; degrees stay),
             "uniform-preferences", or "other-user-preferences" (those of another user, drawn by `seed`).
-        options: for `ranker_scores`.
     """
     if name not in CONTROLS:
         raise LKGError(f"There is no control {name!r}; the controls are {CONTROLS}.")

@@ -52,11 +52,7 @@ class Tenant:
 
 
 class AdapterMixin:
-    """The adapters of a [`LlamaRecLKGForRanking`]: add, load, switch, delete, merge, save.
-
-    `save_pretrained` and `push_to_hub` take the adapter in use and no other: switch to each, and save it in a folder
-    of its own.
-    """
+    """The adapters of a [`LlamaRecLKGForRanking`]. `save_pretrained` and `push_to_hub` take the one in use."""
 
     @property
     def has_adapter(self) -> bool:

@@ -1,7 +1,6 @@
 """Saving a ranker and loading it again: written all together or not at all, and read with every weight accounted for.
 
 A folder holds one form of a ranker at a time: whole, or only what was trained beside a backbone that lies elsewhere.
-What an earlier save left there goes: a loader would take it for the model, and a push would publish it.
 """
 
 from __future__ import annotations

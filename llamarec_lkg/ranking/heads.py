@@ -18,8 +18,7 @@ class UserPreferenceModule(nn.Module):
     """Relation logits of a user, from the history's relation statistics and an id embedding that known users add.
 
     One small network reads each relation's statistics, and how they differ from the mean over relations; a vector of
-    its own tells it which relation it is. What "the user keeps to it" looks like is much the same for all relations,
-    so few users teach many of them.
+    its own tells it which relation it is. So few users teach many relations.
     """
 
     def __init__(self, config: LlamaRecLKGConfig):

@@ -36,12 +36,8 @@ def weight_files(name: str | Path, *, own: bool = False, **hub: Any) -> list[str
 
 
 def load_heads(heads: nn.Module, *paths: str | Path, beside_backbone: bool = False) -> None:
-    """Load preference and fusion weights; every one of them must be there, and nothing else.
-
-    Args:
-        heads: the ranker, or a module with its `preference` and `fusion`.
-        beside_backbone: whether the files hold a backbone's weights as well, which are then passed over.
-    """
+    """Load preference and fusion weights; every one of them must be there, and nothing else but, with
+    `beside_backbone`, weights of a backbone."""
     found = {name: value for path in paths for name, value in read_weights(path, own=beside_backbone)}
     needed = {name: value for name, value in heads.state_dict().items() if is_own(name) and name != USER_EMBEDDING}
     shapes = {
