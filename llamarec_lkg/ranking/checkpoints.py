@@ -123,8 +123,8 @@ class CheckpointMixin:
             same = HUB_IDS.get(wanted) if isinstance(wanted, str) else None
             hint = f" On the Hub it is {same!r}, with other rounding: scores differ a little." if same else ""
             raise LKGError(
-                f"The backbone {str(wanted)[:200]!r} of {name} could not be loaded{at} ({error}). Give `backbone=`, a "
-                f"folder or Hub id of the same model, which is then loaded as it is now.{hint}"
+                f"{name} was trained around the backbone {str(wanted)[:200]!r}, which could not be loaded{at} "
+                f"({error}). Give `backbone=`, a folder or Hub id of the same model, loaded as it is now.{hint}"
             ) from error
         shape = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
         pairs = {key: (getattr(saved, key, None), getattr(config.text_config, key, None)) for key in shape}
@@ -238,8 +238,8 @@ class CheckpointMixin:
         config = folder / CONFIG_NAME
         if self._left_backbone_out and config.exists() and read_json(config).get("use_language_model", True):
             raise LKGError(
-                f"{folder} holds a ranker with its language model, and this one was loaded without: it would take the "
-                "place of the other's weights. Save it in a folder of its own."
+                f"{folder} holds a ranker with its language model, and this one was loaded without it "
+                "(`backbone=False` or `use_language_model=False`). Save it in a folder of its own."
             )
         small = self.has_adapter or self.language_model is None
         external = small if include_backbone is None else not include_backbone
