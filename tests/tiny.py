@@ -26,6 +26,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 2048,
 }
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 SETTINGS = {"num_candidates": 5, "history_length": 4, "num_paths": 3, "max_title_tokens": 20, "max_length": 1024}
 
 

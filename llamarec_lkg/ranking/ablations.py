@@ -32,12 +32,7 @@ def control_scores(
     Args:
         name: "no-kg" (a graph without edges), "shuffled-kg" (every item in the place of another; degrees stay),
             "uniform-preferences", or "other-user-preferences" (those of another user, drawn by `seed`).
-        options: for `ranker_scores`.
-
-    Raises:
-        LKGError: the name is not known.
     """
-    graph = processor.knowledge_graph
     if name not in CONTROLS:
         raise LKGError(f"There is no control {name!r}; the controls are {CONTROLS}.")
     if name == "other-user-preferences":
@@ -48,13 +43,13 @@ def control_scores(
             return ranker_scores(model, processor, examples, **options)
         finally:
             hook.remove()
+    graph = processor.knowledge_graph
     changed = graph.shuffle_items(seed) if name == "shuffled-kg" else graph.without_relations(graph.relations)
     return ranker_scores(model, processor.with_knowledge_graph(changed), examples, **options)
 
 
 def other_users(examples: Sequence[RankingExample], seed: int = 0) -> list[RankingExample]:
-    """For each example one of another user (its own where there is only one user), by a seeded cyclic shift of
-    users."""
+    """For each example one of another user (its own where there is only one), by a seeded cyclic shift of users."""
     generator = np.random.default_rng(seed)
     users = np.array([example.user for example in examples])
     order = np.argsort(users + generator.random(len(users)) * 0.5, kind="stable")  # same users stand together

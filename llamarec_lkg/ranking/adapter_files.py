@@ -12,18 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
+from ..hub.layout import ADAPTER_FILES
 from ..utils.errors import LKGError
-
-
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+from .weight_files import read_weights
 
 
 BASE_CHANGING = ("pissa", "olora")
-
 
 # those whose change to the backbone cannot be told from two small matrices, or that need data before they start
 REFUSED_INITIALISATIONS = ("loftq", "corda", "lora_ga", "eva")
@@ -36,60 +33,32 @@ def adapter_state(language_model: nn.Module, adapter_name: str) -> dict[str, tor
     return get_peft_model_state_dict(language_model, adapter_name=adapter_name, save_embedding_layers=False)
 
 
-def read_adapter_weights(folder: str | Path) -> dict[str, torch.Tensor]:
-    """The weights in the folder of an adapter.
-
-    Raises:
-        LKGError: the file is not there, or is damaged.
-    """
-    path = Path(folder) / ADAPTER_WEIGHTS
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise LKGError(f"{path} is not there. Copy or download all of the folder, or save it again.") from error
-    except SafetensorError as error:
-        raise LKGError(f"{path} is not readable ({error}). Copy or download it again.") from error
-
-
 def check_adapter_weights(
     language_model: nn.Module, adapter_name: str, found: Mapping[str, torch.Tensor], source: str | Path
 ) -> None:
-    """Raise `LKGError` unless a file's weights are those of an adapter by name: one that is missing would keep its
-    random start, or be the backbone's."""
+    """Raise `LKGError` unless a file's weights are those of an adapter by name: PEFT leaves a missing one at its
+    random start."""
     needed = adapter_state(language_model, adapter_name).keys()
     missing, left_over = sorted(needed - found.keys()), sorted(found.keys() - needed)
     if missing or left_over:
         raise LKGError(
             f"The adapter of {source} is not whole or does not fit this backbone: {len(missing)} weights are missing "
-            f"{missing[:3]}, {len(left_over)} are left over {left_over[:3]}. Copy or download it again; if it "
-            "is whole, it belongs to another backbone, or its files do not belong to each other."
+            f"{missing[:3]}, {len(left_over)} are left over {left_over[:3]}. Copy or download it again."
         )
 
 
 def load_adapter_weights(
-    language_model: nn.Module, adapter_name: str, folder: Path, start: Mapping[str, torch.Tensor] | None = None
+    language_model: nn.Module, adapter_name: str, folder: Path, start: Mapping[str, torch.Tensor] | None
 ) -> None:
-    """The weights of a checkpoint into an adapter that is there; a file that does not fit changes nothing.
-
-    Args:
-        folder: of the checkpoint's adapter.
-        start: what the adapter started from, where it was converted when it was saved (`save_adapter_weights`).
-
-    Raises:
-        LKGError: a weight is missing, left over or of another shape, or the start is another.
-    """
+    """The weights of a checkpoint into an adapter that is there; `start` as of `save_adapter_weights`. A file with
+    weights of other names changes nothing."""
     from peft import set_peft_model_state_dict
 
-    weights = read_adapter_weights(folder)
+    weights = dict(read_weights(folder / ADAPTER_FILES[1]))
     check_adapter_weights(language_model, adapter_name, weights, folder)
     if start is not None:
         weights = without_start(weights, start, folder)
-    try:
-        set_peft_model_state_dict(language_model, weights, adapter_name)
-    except RuntimeError as error:
-        raise LKGError(
-            f"The adapter in {folder} does not fit this model ({error}). Resume with the settings it was trained with."
-        ) from error
+    set_peft_model_state_dict(language_model, weights, adapter_name)
 
 
 def changes_base(adapter_config: Any) -> bool:
@@ -102,9 +71,8 @@ def trained_outside_adapters(language_model: nn.Module | None) -> list[str]:
     if language_model is None:
         return []
     adapters = getattr(language_model, "peft_config", {})
-    saved: set[str] = set()
-    if adapters:  # with `bias="all"` its file holds weights that do not bear its name
-        saved = set(adapter_state(language_model, language_model.active_adapter))
+    # with `bias="all"` an adapter's file holds weights that do not bear its name
+    saved = adapter_state(language_model, language_model.active_adapter) if adapters else ()
     return [
         name
         for name, weight in language_model.named_parameters()
@@ -116,15 +84,13 @@ def save_adapter_weights(
     language_model: nn.Module,
     adapter_name: str,
     folder: Path,
-    state_dict: Mapping[str, torch.Tensor] | None = None,
-    start: Mapping[str, torch.Tensor] | None = None,
+    state_dict: Mapping[str, torch.Tensor] | None,
+    start: Mapping[str, torch.Tensor] | None,
 ) -> None:
-    """Write one adapter into a new folder, as PEFT does.
+    """Write one adapter into a new folder, as PEFT does; `state_dict`: gathered, where weights are sharded.
 
-    Args:
-        state_dict: gathered weights of the language model, where they are sharded.
-        start: of a PiSSA or OLoRA adapter, its first weights. PEFT then writes plain LoRA of twice the rank for the
-            untouched base: training went from W - B0 A0 + B0 A0 to W - B0 A0 + B A, which is W + [B, -B0] [A; A0].
+    From `start`, the first weights of a PiSSA or OLoRA adapter, PEFT writes plain LoRA of twice the rank for the
+    untouched base: training went from W - B0 A0 + B0 A0 to W - B0 A0 + B A, which is W + [B, -B0] [A; A0].
     """
     if start is not None and state_dict:
         raise LKGError(
@@ -136,7 +102,7 @@ def save_adapter_weights(
         if start is not None:  # PEFT reads it from a folder, whose name is that of an adapter meanwhile
             options["path_initial_model_for_weight_conversion"] = initial = str(Path(first, "first-weights"))
             Path(initial).mkdir()
-            save_file(dict(start), Path(initial, ADAPTER_WEIGHTS), metadata={"format": "pt"})
+            save_file(dict(start), Path(initial, ADAPTER_FILES[1]), metadata={"format": "pt"})
         language_model.save_pretrained(folder, **options)
     if (folder / adapter_name).is_dir():  # where PEFT puts all but the one called "default"
         for path in (folder / adapter_name).iterdir():
@@ -156,61 +122,39 @@ def without_start(
         trained[key], first = value.narrow(dim, 0, rank), sign * value.narrow(dim, rank, value.shape[dim] - rank)
         if first.shape != start[key].shape or not torch.allclose(first.float(), start[key].float(), atol=1e-4):
             raise LKGError(
-                f"The adapter in {folder} was trained from another start ({key}) than this model's. A randomised "
-                "start ('pissa_niter_...') cannot be resumed; load the saved model and go on from there."
+                f"The adapter in {folder} was trained from another start than this model's ({key}): it cannot be "
+                "resumed. Load the saved model and go on from there."
             )
     return trained
 
 
 def check_adapter(adapter_config: Any, adapter_name: str, language_model: nn.Module) -> None:
-    """Raise `LKGError` for what PEFT would do otherwise than one expects.
-
-    Args:
-        adapter_config (`peft.PeftConfig`): of an adapter that is to come.
-        adapter_name: what it is to be called.
-        language_model: where it is to go, with the adapters that it has.
-    """
+    """Raise `LKGError` where PEFT could not keep a new adapter apart from others, or save it beside its base."""
     loaded = getattr(language_model, "peft_config", {})
-    if not adapter_name or "." in adapter_name or adapter_name in loaded:
+    # PEFT tells the weights of adapters apart by the parts of their names
+    taken = {part for name, _ in language_model.named_parameters() for part in name.split(".")} | loaded.keys()
+    if not adapter_name or "." in adapter_name or adapter_name in taken:
         raise LKGError(
-            f"An adapter cannot be called {adapter_name!r}: names have no dot and are given once; loaded are "
-            f"{list(loaded)}."
+            f"An adapter cannot be called {adapter_name!r}: names have no dot, and are not those of a part of the "
+            f"backbone or of a loaded adapter ({list(loaded)}). Choose another, {adapter_name + '-adapter'!r} say."
         )
-    parts = {part for name, _ in language_model.named_parameters() for part in name.split(".")}
-    if adapter_name in parts:  # PEFT tells adapters apart by such parts, and would save others without weights
+    if adapter_config.peft_type is None or adapter_config.is_prompt_learning:
         raise LKGError(
-            f"An adapter cannot be called {adapter_name!r}, as a part of the backbone is: the weights of other "
-            f"adapters could not be told from its own. Choose another name, {adapter_name + '-adapter'!r} say."
-        )
-    if adapter_config.peft_type is None:
-        raise LKGError("The adapter's configuration does not say which PEFT kind it is (peft_type).")
-    if adapter_config.is_prompt_learning:
-        raise LKGError(
-            f"{adapter_config.peft_type.value} writes tokens of its own into the prompt, which the ranker "
-            "assembles itself. Use an adapter of weights: LoRA and its variants, IA3, VeRA, ..."
+            f"The adapter's peft_type is {adapter_config.peft_type}; it must be one of weights (LoRA, IA3, VeRA, "
+            "...), since the ranker assembles the prompt itself."
         )
     start = str(getattr(adapter_config, "init_lora_weights", True)).lower()
     changes = changes_base(adapter_config)
-    if changes and adapter_config.use_rslora and (adapter_config.rank_pattern or adapter_config.alpha_pattern):
+    patterns = changes and (adapter_config.rank_pattern or adapter_config.alpha_pattern)
+    if start.startswith(REFUSED_INITIALISATIONS) or (
+        changes and (adapter_config.use_dora or (patterns and adapter_config.use_rslora))
+    ):
         raise LKGError(
-            f"init_lora_weights={start!r} with use_rslora and a rank_pattern or alpha_pattern cannot be saved: PEFT "
-            "does not convert it to plain LoRA. Leave out the patterns or use_rslora."
+            f"init_lora_weights={start!r} leaves a backbone that an adapter repository cannot describe. Use true, "
+            "'gaussian' or 'orthogonal'; 'pissa' and 'olora' only without DoRA, and without rsLoRA with patterns."
         )
-    if start.startswith(REFUSED_INITIALISATIONS) or (changes and getattr(adapter_config, "use_dora", False)):
+    if loaded and (changes or any(map(changes_base, loaded.values()))):
         raise LKGError(
-            f"init_lora_weights={start!r} with use_dora={getattr(adapter_config, 'use_dora', False)} leaves a "
-            "backbone that an adapter repository cannot describe. Use true, 'gaussian', 'orthogonal', or without "
-            "DoRA 'pissa' or 'olora'."
+            f"An adapter that is trained from init_lora_weights={sorted(BASE_CHANGING)} changes the backbone, "
+            "so no other can share it meanwhile. Train it alone; once saved and loaded it is plain LoRA."
         )
-    if loaded:
-        kinds = {config.peft_type for config in loaded.values()}
-        if {adapter_config.peft_type} != kinds:
-            raise LKGError(
-                f"{adapter_config.peft_type.value} cannot be loaded beside {[kind.value for kind in kinds]}: the "
-                "adapters of one backbone are of one PEFT kind. Load it in a model of its own."
-            )
-        if changes or any(map(changes_base, loaded.values())):
-            raise LKGError(
-                f"An adapter that is trained from init_lora_weights={sorted(BASE_CHANGING)} changes the backbone, "
-                "so no other can share it meanwhile. Train it alone; once saved and loaded it is plain LoRA."
-            )

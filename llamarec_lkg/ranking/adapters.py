@@ -16,24 +16,19 @@ import torch
 from torch import nn
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from ..hub.layout import ADAPTER_FOLDER
+from ..hub.layout import ADAPTER_FILES, ADAPTER_FOLDER
 from ..utils.errors import LKGError
 from ..utils.hub import HUB_KEYS, fetch, lasting_name, pinned
 from .adapter_files import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
     adapter_state,
     changes_base,
     check_adapter,
     check_adapter_weights,
-    load_adapter_weights,
-    read_adapter_weights,
     save_adapter_weights,
 )
-from .backbones import refuse_other_backbone
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .heads import evaluating
-from .weight_files import load_heads, load_users
+from .weight_files import is_own, load_heads, load_users, read_weights
 
 
 if TYPE_CHECKING:
@@ -48,8 +43,7 @@ DEFAULT_ADAPTER = "default"
 
 @dataclass
 class Tenant:
-    """An adapter that is loaded but not in use: everything about it but the PEFT weights, which wait in the
-    backbone."""
+    """All about an adapter that is loaded but not in use, but its PEFT weights, which wait in the backbone."""
 
     config: LlamaRecLKGConfig
     preference: nn.Module
@@ -58,11 +52,7 @@ class Tenant:
 
 
 class AdapterMixin:
-    """The adapters of a [`LlamaRecLKGForRanking`]: add, load, switch, delete, merge, save.
-
-    `save_pretrained` and `push_to_hub` take the adapter in use and no other: switch to each, and save it in a folder
-    of its own.
-    """
+    """The adapters of a [`LlamaRecLKGForRanking`]. `save_pretrained` and `push_to_hub` take the one in use."""
 
     @property
     def has_adapter(self) -> bool:
@@ -89,20 +79,15 @@ class AdapterMixin:
 
         Args:
             adapter_config (`peft.PeftConfig`): what to add to the backbone.
-            adapter_name: a name that no loaded adapter has.
-            config: relations, users and switches of a further tenant (`processor.model_config()`), by default as those
-                of the adapter in use. Its preferences and fusion weights start untrained; those of the first adapter
-                are the model's own.
-
-        Raises:
-            LKGError: the backbone has weights of its own, or the adapter is of a kind that cannot be used here.
+            config: of a further tenant (`processor.model_config()`), by default that of the adapter in use. Its
+                preferences and fusion weights start untrained; those of the first adapter are the model's own.
         """
         from peft import get_peft_model, prepare_model_for_kbit_training
 
         self._require_base()
         check_adapter(adapter_config, adapter_name, self.language_model)
         if self.has_adapter:
-            config = self._tenant_config(config if config is not None else deepcopy(self.config))
+            config = self._tenant_config(config or deepcopy(self.config))
             config.heads_trained = False
             self._check_backbone(config, "the new adapter")
             tenant = Tenant(config, *self.make_heads(config), trainable=True)
@@ -132,21 +117,17 @@ class AdapterMixin:
     ) -> None:
         """Load a further adapter repository beside those that are loaded; the backbone stays as it is.
 
-        `set_adapter` puts it to use. On a model without an adapter it is in use at once, and its preferences and
-        fusion weights take the place of the model's own. A load that fails changes nothing.
+        `set_adapter` puts it to use; on a model without an adapter it is in use at once. A load that fails changes
+        nothing.
 
         Args:
-            pretrained_model_name_or_path: folder or Hub id that `save_pretrained` of a model with an adapter wrote.
-            adapter_name: the name to switch to it by.
-            is_trainable: whether it can be trained on.
-            processor: the one that will feed it; checked against the repository's configuration before anything is
-                loaded.
+            processor: the one that will feed it; checked against the repository's configuration.
             same_backbone: say that the backbone is the same although the repository calls it by another name.
-            kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`.
+            kwargs: any of `HUB_KEYS`.
 
         Raises:
-            LKGError: the repository has no adapter, was trained on another backbone, does not fit the processor,
-                or is not whole.
+            LKGError: the repository has no adapter, or does not fit the backbone or the processor.
+            OSError: a file is absent.
         """
         if unknown := sorted(set(kwargs) - set(HUB_KEYS)):
             raise LKGError(f"load_adapter does not know {unknown}; beside its own arguments it takes {HUB_KEYS}.")
@@ -157,8 +138,7 @@ class AdapterMixin:
         if found.get("model_type") != LlamaRecLKGConfig.model_type or not found.get("has_adapter"):
             raise LKGError(
                 f"{name} is no adapter repository (model_type {found.get('model_type')!r}, has_adapter "
-                f"{found.get('has_adapter', False)}). Load it with `from_pretrained`; an adapter repository is what "
-                "`save_pretrained` of a ranker with an adapter writes."
+                f"{found.get('has_adapter', False)}): that is what saving a ranker with an adapter writes."
             )
         config = LlamaRecLKGConfig.from_pretrained(name, **kwargs)
         preference, fusion = self.make_heads(config)
@@ -181,14 +161,8 @@ class AdapterMixin:
             self._tenants[adapter_name] = tenant
 
     def set_adapter(self, adapter_name: str) -> None:
-        """Put a loaded adapter to use, with its preferences, fusion weights and configuration.
-
-        Nothing is loaded or copied but small modules that are not on the model's device yet. A batch must come from
-        the processor of this adapter: `processor.check_model(model.config)`.
-
-        Raises:
-            LKGError: no adapter of this name is loaded.
-        """
+        """Put a loaded adapter to use, with its preferences, fusion weights and configuration. Batches must then come
+        from the processor of this adapter."""
         self._require_adapter(adapter_name)
         current = self.active_adapter
         if adapter_name == current:
@@ -199,17 +173,10 @@ class AdapterMixin:
         self.language_model.set_adapter(adapter_name, inference_mode=not tenant.trainable)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget a loaded adapter that is not in use, with its preferences and fusion weights.
-
-        Raises:
-            LKGError: no adapter of this name is loaded, or it is the one in use.
-        """
+        """Forget a loaded adapter that is not in use, with its preferences and fusion weights."""
         self._require_adapter(adapter_name)
         if adapter_name == self.active_adapter:
-            raise LKGError(
-                f"The adapter {adapter_name!r} is in use; loaded are {self.adapter_names}. Switch to another one with "
-                "`set_adapter` first."
-            )
+            raise LKGError(f"The adapter {adapter_name!r} is in use; switch to another with `set_adapter` first.")
         self.language_model.delete_adapter(adapter_name)
         del self._tenants[adapter_name]
         self._adapter_starts.pop(adapter_name, None)
@@ -219,21 +186,15 @@ class AdapterMixin:
         if self.has_adapter and not self._is_trainable():
             raise LKGError(
                 f"The adapter {self.active_adapter!r} is frozen: training would move only preferences and fusion "
-                "weights beside it. Load it with `is_trainable=True` (`from_pretrained` and `load_adapter` take it), "
-                "or give the trainer the folder or id in place of the model. To fit preferences and fusion weights "
-                "alone, call `trainer.warm_up_heads()`."
+                "weights beside it. Load it with `is_trainable=True`, or call `trainer.warm_up_heads()`."
             )
 
     def merge_adapter(self) -> Any:
-        """Add the adapter's weights to the backbone's and drop the wrapper, so that the whole can be saved as one.
-
-        Raises:
-            LKGError: further adapters are loaded: they would be left without their base.
-        """
+        """Add the adapter's weights to the backbone's, so that the whole can be saved as one."""
         if self._tenants:
             raise LKGError(
                 f"Merging {self.active_adapter!r} changes the backbone that {sorted(self._tenants)} were trained on. "
-                "Delete those with `delete_adapter` first, or merge in a model that loads only the one."
+                "Delete those with `delete_adapter` first."
             )
         if self.has_adapter:
             self.language_model = self.language_model.merge_and_unload()
@@ -250,19 +211,13 @@ class AdapterMixin:
     # -- files ------------------------------------------------------------------------------------------------------
 
     def _save_adapter(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write the adapter in use, and no other. Others that are loaded are named in a warning.
-
-        Args:
-            folder: the adapter's own.
-            state_dict: gathered weights of the whole model, where they are sharded.
-        """
-        prefix = "language_model."
-        gathered = {k.removeprefix(prefix): v for k, v in (state_dict or {}).items() if k.startswith(prefix)}
+        """Write the adapter in use into a folder of its own; `state_dict`: gathered, where weights are sharded."""
+        gathered = {k.removeprefix("language_model."): v for k, v in (state_dict or {}).items() if not is_own(k)}
         name = self.active_adapter
         if left_out := [other for other in self.adapter_names if other != name]:
             logger.warning(
-                f"The adapter in use, {name!r}, is saved, and with it its preferences and fusion weights; {left_out} "
-                "are loaded, but not saved. Switch to each with `set_adapter`, and save it in a folder of its own."
+                f"The adapter in use, {name!r}, is saved; {left_out} are loaded, but not saved. Switch to each with "
+                "`set_adapter`, and save it in a folder of its own."
             )
         start = self._adapter_starts.get(name)
         with evaluating(self.language_model):  # PEFT leaves it in a mode of its own
@@ -272,27 +227,19 @@ class AdapterMixin:
         """Put the PEFT adapter of a repository on the backbone, whole or not at all. The adapter in use stays so."""
         from peft import PeftConfig, get_peft_model
 
-        files = [
-            fetch(source, f"{ADAPTER_FOLDER}/{file}", optional=True, **hub)
-            for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-        ]
-        if None in files:
-            raise LKGError(
-                f"{source} was saved with an adapter, but its folder {ADAPTER_FOLDER!r} is not whole. Copy or "
-                "download all of it."
-            )
+        files = [fetch(source, f"{ADAPTER_FOLDER}/{file}", **hub) for file in ADAPTER_FILES]
         folder = str(Path(files[0]).parent)
         try:
             adapter_config = PeftConfig.from_pretrained(folder)
         except (ValueError, KeyError, TypeError) as error:
-            raise LKGError(f"{ADAPTER_CONFIG} of {source} is not readable ({error!r}). Download it again.") from error
+            raise LKGError(f"{files[0]} is not readable ({error!r}). Copy or download it again.") from error
         check_adapter(adapter_config, adapter_name, self.language_model)
         adapter_config.inference_mode = not is_trainable
         first, language_model = not self.has_adapter, self.language_model
         if first:
             language_model = get_peft_model(language_model, adapter_config, adapter_name=adapter_name)
         try:
-            found = read_adapter_weights(folder)
+            found = dict(read_weights(files[1]))
             language_model.load_adapter(folder, adapter_name, is_trainable=is_trainable)
             check_adapter_weights(language_model, adapter_name, found, source)
         except (RuntimeError, ValueError, KeyError) as error:  # LKGError is a ValueError
@@ -302,17 +249,9 @@ class AdapterMixin:
                 language_model.delete_adapter(adapter_name)
             if isinstance(error, LKGError):
                 raise
-            raise LKGError(
-                f"The adapter of {source} does not fit this backbone ({error}). Load it on the backbone it was "
-                "trained on."
-            ) from error
+            raise LKGError(f"The adapter of {source} does not fit this backbone ({error}).") from error
         finally:
             self.language_model = language_model.train(self.training)  # PEFT leaves it in a mode of its own
-
-    def _load_adapter_weights(self, folder: Path) -> None:
-        """The weights of a checkpoint into the adapter in use."""
-        name = self.active_adapter
-        load_adapter_weights(self.language_model, name, folder, self._adapter_starts.get(name))
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
@@ -324,8 +263,6 @@ class AdapterMixin:
 
     def _tenant_config(self, config: LlamaRecLKGConfig) -> LlamaRecLKGConfig:
         """All tenants speak of the one backbone."""
-        if not config.use_language_model:
-            raise LKGError("An adapter needs a language model, but its configuration has use_language_model off.")
         config.text_config = self.config.text_config
         config.backbone_name_or_path = self.config.backbone_name_or_path
         config.backbone_revision = self.config.backbone_revision
@@ -337,24 +274,26 @@ class AdapterMixin:
 
     def _require_adapter(self, adapter_name: str) -> None:
         if adapter_name not in self.adapter_names:
-            raise LKGError(
-                f"No adapter {adapter_name!r} is loaded; loaded are {self.adapter_names}. Load it with "
-                "`load_adapter(folder_or_id, adapter_name=...)`."
-            )
+            raise LKGError(f"No adapter {adapter_name!r} is loaded; loaded are {self.adapter_names}.")
 
     def _require_base(self) -> None:
         if self.language_model is None:
-            raise LKGError(
-                "An adapter needs a language model, and this ranker has none (use_language_model is off). Make one "
-                "with `LlamaRecLKGForRanking.from_backbone`."
-            )
+            raise LKGError("An adapter needs a language model; this ranker has none. Make one with `from_backbone`.")
         if self._own_backbone:
             raise LKGError(
-                "The backbone of this model has weights of its own (trained, merged, or saved whole); no adapter "
-                "repository holds them: it would be loaded on another base. Save "
-                "`model.language_model.save_pretrained(folder)`, and build on it with `from_backbone(folder, config)`."
+                "The backbone of this model has weights of its own (trained, merged, or saved whole), which no "
+                "adapter repository holds. Save `model.language_model.save_pretrained(folder)`, and build on it with "
+                "`from_backbone(folder, config)`."
             )
 
     def _check_backbone(self, config: LlamaRecLKGConfig, who: str) -> None:
-        wanted, present = ((c.backbone_name_or_path, c.backbone_revision) for c in (config, self.config))
-        refuse_other_backbone(who, wanted, present)
+        """Raise `LKGError` unless an adapter names no backbone, or the one that is loaded; and no revision (it was
+        trained on a folder that the Hub has under this name), or the one that is loaded."""
+        name, present = (lasting_name(c.backbone_name_or_path or "") or None for c in (config, self.config))
+        revision, here = config.backbone_revision, self.config.backbone_revision
+        if name is not None and (name != present or revision not in (None, here)):
+            raise LKGError(
+                f"{who} was trained on the backbone {name} at {revision or 'no known commit'}, this model has "
+                f"{present} at {here or 'no known commit'}. An adapter works on its own base only. If both mean the "
+                "same weights (from commit to commit they often stay the same), pass same_backbone=True."
+            )

@@ -1,7 +1,6 @@
 """Saving a ranker and loading it again: written all together or not at all, and read with every weight accounted for.
 
 A folder holds one form of a ranker at a time: whole, or only what was trained beside a backbone that lies elsewhere.
-What an earlier save left there goes: a loader would take it for the model, and a push would publish it.
 """
 
 from __future__ import annotations
@@ -15,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..hub.layout import (
-    ADAPTER_FILES,
     ADAPTER_FOLDER,
     MODEL_MAP,
+    PARTS,
     PRIVATE_FOLDER,
+    PRIVATE_PARTS,
     USER_EMBEDDING,
     USER_EMBEDDING_FILE,
     ignore_private,
@@ -28,11 +28,12 @@ from ..hub.push import PushOptions, push_folder
 from ..hub.saved_folder import refuse_root_adapter
 from ..utils.errors import LKGError
 from ..utils.files import atomic_files, read_json
-from ..utils.hub import HUB_ERRORS, RULES_FILE, fetch, hub_options, lasting_name, pinned
+from ..utils.hub import HUB_ERRORS, HUB_IDS, RULES_FILE, hub_options, lasting_name, pinned
+from .adapter_files import load_adapter_weights
 from .adapters import DEFAULT_ADAPTER
-from .backbones import check_same_backbone, choose_dtype, missing_backbone
+from .backbones import choose_dtype
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
-from .weight_files import is_own, load_heads, load_users, replaced_files, user_embedding, weight_files
+from .weight_files import is_own, load_heads, load_users, weight_files
 
 
 class CheckpointMixin:
@@ -43,29 +44,32 @@ class CheckpointMixin:
     # -- loading ----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *args: Any,
+        backbone: Any = None,
+        is_trainable: bool = False,
+        adapter_name: str = DEFAULT_ADAPTER,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """Load any of the forms `save_pretrained` writes, from a folder or from the Hub.
-
-        Afterwards `model.config.name_or_path` and `model.config._commit_hash` say where it came from.
 
         Args:
             config: a `LlamaRecLKGConfig`, of which a copy is used, or the place of one, to use instead of the saved.
-            backbone: a folder, Hub id or model to use in place of the one that a small form names; its branch is then
-                the default one. False leaves the language model out and ranks by retriever and evidence, as
-                `use_language_model=False` does. None and True are what was saved.
+            backbone: a folder, Hub id or model to use in place of the one that a small form names. False leaves the
+                language model out, as `use_language_model=False` does; None and True are what was saved.
             dtype: of the backbone; by default, or "auto", the checkpoint's own, but float32 for half precision that
                 the device does not compute fast. Preferences and fusion stay in float32.
-            is_trainable (`bool`): whether a saved adapter can be trained on. Default False.
-            adapter_name (`str`): what a saved adapter is called, where `load_adapter` adds further ones. Default
-                "default".
+            is_trainable: whether a saved adapter, to be called `adapter_name`, can be trained on.
+            output_loading_info: return what loading the backbone found, too.
             kwargs: fields of the configuration, which have the last word; `HUB_KEYS` of hub.py for all files; for the
-                backbone `quantization_config`, `device_map`, `attn_implementation`, ...; `output_loading_info=True`
-                returns what loading the backbone found, too.
+                backbone `quantization_config`, `device_map`, `attn_implementation`, ...
 
         Raises:
-            LKGError: weights are missing, or are not of the configured shapes, the backbone cannot be found or is
-                another, one was given where the saved model has its own, `config` is neither, or a field is none that
-                it can be.
+            LKGError: weights are missing or do not fit, or the backbone cannot be found or is another.
+            OSError: a file is absent.
         """
         name = str(pretrained_model_name_or_path)
         hub = pinned(name, hub_options(kwargs))
@@ -73,19 +77,15 @@ class CheckpointMixin:
         config = _config_to_load_with(name, kwargs, hub)
         if Path(name).is_dir():
             refuse_root_adapter(Path(name, hub.get("subfolder") or ""))
-        is_trainable, backbone = kwargs.pop("is_trainable", False), kwargs.pop("backbone", None)
-        adapter_name = kwargs.pop("adapter_name", DEFAULT_ADAPTER)
-        wants_info, info = kwargs.pop("output_loading_info", False), {}
-        left_out = backbone is False or not config.use_language_model and _has_language_model(name, hub)
+        if not (isinstance(backbone, bool | None) or (config.external_backbone and config.use_language_model)):
+            raise LKGError(
+                f"backbone={str(backbone)[:200]!r} was given, but {name} names no backbone that it could stand for. "
+                "Leave `backbone=` out."
+            )
+        left_out = backbone is False or not config.use_language_model
         if left_out:
             config.use_language_model = config.has_adapter = False
-        elif backbone not in (None, True) and not (config.external_backbone and config.use_language_model):
-            raise LKGError(
-                f"backbone={str(backbone)[:200]!r} was given, but {name} names no backbone that it could stand for: "
-                "it was saved whole, or ranks without one. Leave `backbone=` out."
-            )
-        if not config.use_language_model:
-            model = cls(config)
+            model, info = cls(config), {}
         elif config.external_backbone:
             model, info = cls._around_backbone(name, None if backbone is True else backbone, config, kwargs)
         else:
@@ -101,7 +101,7 @@ class CheckpointMixin:
         model.config.name_or_path = model.name_or_path = lasting_name(name)
         model.config._commit_hash = getattr(revision, "resolved", revision)
         empty = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
-        return (model, {**empty, **info}) if wants_info else model
+        return (model, {**empty, **info}) if output_loading_info else model
 
     @classmethod
     def _around_backbone(
@@ -119,8 +119,20 @@ class CheckpointMixin:
         try:
             model, info = cls.from_backbone(wanted, config, output_loading_info=True, **kwargs)
         except HUB_ERRORS as error:
-            raise missing_backbone(name, wanted, config.backbone_revision, error) from error
-        check_same_backbone(name, saved, config.text_config)
+            at = f" at {config.backbone_revision}" if config.backbone_revision else ""
+            same = HUB_IDS.get(wanted) if isinstance(wanted, str) else None
+            hint = f" On the Hub it is {same!r}, with other rounding: scores differ a little." if same else ""
+            raise LKGError(
+                f"{name} was trained around the backbone {str(wanted)[:200]!r}, which could not be loaded{at} "
+                f"({error}). Give `backbone=`, a folder or Hub id of the same model, loaded as it is now.{hint}"
+            ) from error
+        shape = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
+        pairs = {key: (getattr(saved, key, None), getattr(config.text_config, key, None)) for key in shape}
+        if differing := {key: pair for key, pair in pairs.items() if None not in pair and pair[0] != pair[1]}:
+            raise LKGError(
+                f"{name} was trained around another backbone than the one loaded; (saved, loaded): {differing}. Give "
+                "`backbone=`: a folder or Hub id of the same model."
+            )
         return model, info
 
     @classmethod
@@ -133,40 +145,32 @@ class CheckpointMixin:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise LKGError(
                 f"{name} lacks the weights {missing[:5]}{more}. It is damaged, its files are of two models, or it is "
-                "no checkpoint of this class: save or download it again, or make a ranker from a plain backbone with "
-                "`LlamaRecLKGForRanking.from_backbone`."
+                "a plain backbone, which is for `LlamaRecLKGForRanking.from_backbone`. Save or download it again."
             )
         model._own_backbone = True
         return model, info
 
     def load_trained_weights(self, folder: str | Path) -> None:
-        """Put the weights of a checkpoint of this very model in place: own weights and adapter, or all of them.
-
-        Raises:
-            LKGError: the checkpoint does not fit.
-        """
+        """Put the weights of a checkpoint of this very model in place: own weights and adapter, or all of them."""
         folder = Path(folder)
         if self.config.num_users and not (folder / USER_EMBEDDING_FILE).exists():
             raise LKGError(
                 f"{folder} lacks {USER_EMBEDDING_FILE}, the weights of this model's {self.config.num_users:,} users. "
-                "Copy the checkpoint with its hidden and private files."
+                "Copy all of the checkpoint."
             )
         if self.has_adapter or self.language_model is None:
             load_heads(self, folder / SAFE_WEIGHTS_NAME)
             if self.has_adapter:
-                self._load_adapter_weights(folder / ADAPTER_FOLDER)
+                name = self.active_adapter
+                place = folder / ADAPTER_FOLDER
+                load_adapter_weights(self.language_model, name, place, self._adapter_starts.get(name))
         else:
             weights = {name: value for path in weight_files(folder) for name, value in load_file(path).items()}
             result = self.load_state_dict(weights, strict=False)
-            if result.unexpected_keys or {*result.missing_keys} - {
-                *(self.all_tied_weights_keys or ()),
-                USER_EMBEDDING,
-            }:
+            if result.unexpected_keys or {*result.missing_keys} - {*self.all_tied_weights_keys, USER_EMBEDDING}:
                 raise LKGError(f"The checkpoint in {folder} does not fit this model: {result}.")
             self.mark_backbone_changed()
-        if self.config.num_users:  # in place: an optimizer may hold the table already
-            with torch.no_grad():
-                self.preference.user_embedding.weight.copy_(user_embedding(self.config, folder)[0])
+        load_users(self.preference, self.config, folder)
 
     # -- saving -----------------------------------------------------------------------------------------------------
 
@@ -183,18 +187,16 @@ class CheckpointMixin:
         The small form holds `config.json`, the preference and fusion weights in `model.safetensors`, and the adapter
         in `adapter/`; the backbone is named, not copied. The weights of single users, where there are any, are in
         `private/`, which `.gitignore` names. A model that was saved in the folder before is replaced as a whole: a
-        save that fails leaves the earlier one, and one that is killed while it replaces leaves no `config.json`, so
-        that nobody loads a mixture (the files of both are then in a hidden folder `.writing.*`).
+        save that fails leaves the earlier one, and one that is killed meanwhile no `config.json`.
 
         Args:
-            include_backbone: False saves the small form of a model without adapter as well (its backbone is then
-                taken to be untrained; after weights of it were changed by hand, call `mark_backbone_changed` first).
-            kwargs: for `PreTrainedModel.save_pretrained`, which passes over what it does not know; and with
-                `push_to_hub=True` for `push_to_hub`, whose `repo_id` is by default the folder's name.
+            include_backbone: False saves the small form of a model without adapter as well. (After weights of its
+                backbone were changed by hand, call `mark_backbone_changed` first.)
+            kwargs: for `PreTrainedModel.save_pretrained`; with `push_to_hub=True` also for `push_to_hub`, whose
+                `repo_id` is by default the folder's name.
 
         Raises:
-            LKGError: the small form is asked for, but the backbone's weights are not those of the base it would
-                name (trained, merged, or loaded from a whole checkpoint).
+            LKGError: the small form is asked for, but the backbone's weights are not those of the base it would name.
             TypeError: the model is to be pushed, and an argument is none of these.
         """
         folder, wanted = Path(save_directory), kwargs.pop("push_to_hub", False)
@@ -219,7 +221,7 @@ class CheckpointMixin:
             return
         weights = kwargs.get("state_dict") or self.state_dict()
         try:
-            with atomic_files(folder, CONFIG_NAME, replaced_files(kwargs.get("variant"))) as new:
+            with atomic_files(folder, CONFIG_NAME, [*PARTS["model"], *PRIVATE_PARTS["model"]]) as new:
                 write_shim(new)
                 if USER_EMBEDDING in weights:
                     self._save_users(new, weights[USER_EMBEDDING], folder / RULES_FILE)
@@ -233,14 +235,12 @@ class CheckpointMixin:
 
     def _saved_without_backbone(self, folder: Path, include_backbone: bool | None) -> bool:
         """Whether the small form is to be saved; raises `LKGError` where a form cannot be, or not there."""
-        if self._left_backbone_out and (folder / CONFIG_NAME).exists():
-            adapter = folder / ADAPTER_FOLDER / ADAPTER_FILES[0]
-            if adapter.exists() or read_json(folder / CONFIG_NAME).get("use_language_model", True):
-                raise LKGError(
-                    f"{folder} holds a ranker with its language model, and this one was loaded without it "
-                    "(`backbone=False` or `use_language_model=False`): saved there it would take the place of the "
-                    "other's weights. Save it in a folder of its own."
-                )
+        config = folder / CONFIG_NAME
+        if self._left_backbone_out and config.exists() and read_json(config).get("use_language_model", True):
+            raise LKGError(
+                f"{folder} holds a ranker with its language model, and this one was loaded without it "
+                "(`backbone=False` or `use_language_model=False`). Save it in a folder of its own."
+            )
         small = self.has_adapter or self.language_model is None
         external = small if include_backbone is None else not include_backbone
         if self.has_adapter and not external:
@@ -249,7 +249,7 @@ class CheckpointMixin:
             remedy = "Call `model.merge_adapter()`, and save" if self.has_adapter else "Save"
             raise LKGError(
                 "The backbone of this model has weights of its own (trained, merged, or saved whole); the small form "
-                f"would name {self.config.backbone_name_or_path!r} in their place. {remedy} the whole model with "
+                f"would name {self.config.backbone_name_or_path!r} in their place. {remedy} with "
                 "`include_backbone=True`."
             )
         return external
@@ -286,17 +286,11 @@ def _config_to_load_with(name: str, kwargs: dict[str, Any], hub: dict[str, Any])
         config = deepcopy(config)  # what is loaded is written down in it
     else:
         raise LKGError(
-            f"config is a {type(config).__name__}; it is a LlamaRecLKGConfig, or the folder or Hub id of one. "
-            "Give single fields by their names: `from_pretrained(..., num_paths=2)`."
+            f"config is a {type(config).__name__}; it is a LlamaRecLKGConfig, or the place of one. Give single fields "
+            "by their names: `from_pretrained(..., num_paths=2)`."
         )
     for key, value in fields.items():
         setattr(config, key, value)
     config.num_users, config.users = 0, None  # `private/` says who they are
     config.check()
     return config
-
-
-def _has_language_model(name: str, hub: dict[str, Any]) -> bool:
-    """Whether a ranker was saved with a language model, in its place or beside it."""
-    path = fetch(name, CONFIG_NAME, optional=True, **hub)
-    return path is None or read_json(path).get("use_language_model", True)

@@ -14,7 +14,6 @@ from ..utils.errors import LKGError
 # The candidates' letters, in order: "A" is the first candidate. 52 is the longest list one forward pass can rank.
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
-
 CHOICES = {
     "path_gate": ("attention_bias", "straight_through"),
     "path_weighting": ("evidence", "tfidf"),
@@ -27,34 +26,26 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
 
     Args:
         text_config: the backbone's own configuration; any causal language model.
-        backbone_name_or_path (`str`, optional): where the backbone came from: a Hub id, a folder, or a name of
-            `backbones.py`.
-        external_backbone (`bool`): the checkpoint holds only what was trained; the backbone is loaded from its own
-            place.
-        backbone_revision (`str`, optional): branch, tag or commit of a backbone on the Hub.
+        backbone_name_or_path, backbone_revision (`str`, optional): where the backbone came from: a Hub id, a folder,
+            or a name of `backbones.py`; and its branch, tag or commit on the Hub.
+        external_backbone (`bool`): the checkpoint holds only what was trained, without the backbone.
         has_adapter (`bool`): the checkpoint holds an adapter, in `adapter/`.
         relations (`list[str]`): the graph's R relations, in the order of `evidence` and `path_relation_weights`.
         num_users (`int`): users with weights of their own, ids 1 to `num_users`; needs `use_user_embedding`. Their
-            weights are saved in `private/`, and `config.json` says 0: without that folder every user is the average
-            user.
-        user_embedding_size (`int`): 0 gives each known user one logit a relation, which `user_shrinkage` keeps
-            small where there is little to learn from; otherwise the published form, an embedding of that size with
-            layer norm and a linear map.
+            weights are saved in `private/`; without that folder every user is the average user.
+        user_embedding_size (`int`): 0 gives each known user one logit a relation; otherwise the published form, an
+            embedding of that size with layer norm and a linear map.
         preference_hidden_size (`int`), preference_dropout (`float`): of the preference module.
-        user_dropout (`float`): how often training hides the user's id, so that the history alone learns to carry new
-            users.
-        user_shrinkage (`float`): weight of the squared logits that ids add, in the training loss: a known user departs
-            from what the history says only as far as the lists insist.
-        use_history_preferences, use_user_embedding (`bool`): the two inputs of the preference module. The second, a
-            table of weights by user id, is off unless asked for.
+        user_dropout (`float`): how often training hides the user's id, so that the history alone carries new users.
+        user_shrinkage (`float`): weight of the squared logits that ids add, in the training loss.
+        use_history_preferences, use_user_embedding (`bool`): the two inputs of the preference module.
         use_language_model (`bool`): off, only retriever and evidence rank, and no backbone is needed.
         use_evidence_fusion (`bool`): gradient route 1, the evidence term.
         use_path_gate (`bool`): gradient route 2, preferences weigh the paths inside the backbone.
         path_gate (`"attention_bias"` or `"straight_through"`): how; the second works with every attention kernel.
         path_gate_temperature (`float`): of the softmax over the selected paths' scores.
         use_retrieval_scores, use_letter_prior (`bool`): add the first stage's score; subtract the letters' own bias.
-        learn_letter_scale (`bool`), letter_scale, evidence_weight, retrieval_weight (`float`): s, a and b at the
-            start.
+        learn_letter_scale (`bool`), letter_scale, evidence_weight, retrieval_weight (`float`): the first s, a and b.
         num_paths (`int`): K, how many paths enter the prompt. 0 writes none.
         one_path_per_history_item (`bool`): among the paths of one history item only the best may enter, as published.
         path_weighting (`"evidence"` or `"tfidf"`): what a path weighs: its own share of the evidence, or the
@@ -62,11 +53,10 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
         path_style (`"compact"` or `"published"`), history_length, max_title_tokens, num_candidates, max_length
             (`int`): prompt settings. `max_length` bounds the assembled prompt in tokens.
         evidence_half_life (`float`): an item of the history counts half as much as one so many places later.
-        letter_token_ids (`list[int]`): tokens of the letters, set from the processor.
-        prior_input_ids (`list[int]`): the empty prompt on which the letters' own bias is read, set from the processor.
-        catalogue (`str`, optional): fingerprint of the items it was trained to rank, set from the processor; None
-            leaves it unchecked.
-        users (`str`, optional): fingerprint of the users it has weights for, in the same way.
+        letter_token_ids, prior_input_ids (`list[int]`): tokens of the letters, and of the empty prompt on which their
+            own bias is read; set from the processor.
+        catalogue, users (`str`, optional): fingerprints of the items it ranks and of the users it has weights for, set
+            from the processor; None leaves them unchecked.
         heads_trained (`bool`): whether preferences and fusion weights have been fitted; set by whoever fits them.
     """
 
@@ -129,16 +119,14 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
     def check(self) -> None:
         """Raise `LKGError` where a field is none that it can be."""
         if len(set(self.relations)) != len(self.relations):
-            raise LKGError(
-                f"relations holds a name twice: {self.relations}. Each relation of the graph is named once."
-            )
+            raise LKGError(f"relations holds a name twice: {self.relations}. Name each once.")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise LKGError(f"{name} is {getattr(self, name)!r}; it is one of {choices}.")
         if not 2 <= self.num_candidates <= len(LETTERS):
             raise LKGError(
-                f"num_candidates is {self.num_candidates}; one forward pass ranks 2 to {len(LETTERS)} candidates, one "
-                "letter each. Rank longer lists through windows (`rank_windows`)."
+                f"num_candidates is {self.num_candidates}; one forward pass ranks 2 to {len(LETTERS)} candidates. "
+                "Rank longer lists through windows (`rank_windows`)."
             )
 
     @property
@@ -154,10 +142,8 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
         """The published recipe (arXiv 2506.07449) with nothing added: prompt alone, preferences from the user's id
         alone.
 
-        No evidence term, no retrieval score and no letter prior. The preferences choose the paths by the published
-        formula. In the released code they then leave the graph of gradients; pass `use_path_gate=True` for the closest
-        honest reading of "trained end to end". Paths are at most two edges long here, which is what items that share
-        an entity have.
+        In the released code the preferences leave the graph of gradients once they have chosen the paths; pass
+        `use_path_gate=True` for the closest honest reading of "trained end to end". Paths are at most two edges long.
         """
         published: dict[str, Any] = {
             "user_embedding_size": 128,

@@ -18,8 +18,7 @@ class UserPreferenceModule(nn.Module):
     """Relation logits of a user, from the history's relation statistics and an id embedding that known users add.
 
     One small network reads each relation's statistics, and how they differ from the mean over relations; a vector of
-    its own tells it which relation it is. What "the user keeps to it" looks like is much the same for all relations,
-    so few users teach many of them.
+    its own tells it which relation it is. So few users teach many relations.
     """
 
     def __init__(self, config: LlamaRecLKGConfig):
@@ -69,6 +68,10 @@ class UserPreferenceModule(nn.Module):
 
     def take_users(self, weight: torch.Tensor) -> None:
         """Put the weights of single users in place, (num_users + 1, size); row 0 is the average user's."""
+        if self.user_embedding is not None and self.user_embedding.weight.shape == weight.shape:
+            with torch.no_grad():  # an optimizer may hold the table already
+                self.user_embedding.weight.copy_(weight)
+            return
         table = nn.Embedding.from_pretrained(weight.float(), freeze=False, padding_idx=UNKNOWN_USER)
         self.user_embedding = table.to(self.bias.device).requires_grad_(self.bias.requires_grad)
 
@@ -97,20 +100,9 @@ class ScoreFusion(nn.Module):
         evidence: torch.Tensor,
         retrieval_scores: torch.Tensor,
         candidate_mask: torch.Tensor,
-    ) -> torch.Tensor:
-        parts = self.parts(letter_logits, preferences, evidence, retrieval_scores, candidate_mask)
-        logits = sum(part.sum(-1) if name == "evidence" else part for name, part in parts.items())
-        return logits.masked_fill(~candidate_mask, torch.finfo(torch.float32).min)
-
-    def parts(
-        self,
-        letter_logits: torch.Tensor | None,
-        preferences: torch.Tensor,
-        evidence: torch.Tensor,
-        retrieval_scores: torch.Tensor,
-        candidate_mask: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        """The terms of the sum: "language model" and "retriever" (B, C), "evidence" by relation (B, C, R)."""
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The logits (B, C), and the terms of the sum: "language model" and "retriever" (B, C), "evidence" by relation
+        (B, C, R)."""
         none = torch.zeros_like(retrieval_scores, dtype=torch.float32)
         parts = {"language model": none, "retriever": none}
         if letter_logits is not None:
@@ -119,7 +111,8 @@ class ScoreFusion(nn.Module):
             parts["retriever"] = self.retrieval_weight * _less_mean(retrieval_scores, candidate_mask)
         if self.config.use_evidence_fusion:
             parts["evidence"] = self.evidence_weight * preferences[:, None, :] * evidence.float()
-        return parts
+        logits = sum(part.sum(-1) if name == "evidence" else part for name, part in parts.items())
+        return logits.masked_fill(~candidate_mask, torch.finfo(torch.float32).min), parts
 
 
 def _less_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

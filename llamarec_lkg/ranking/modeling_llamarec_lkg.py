@@ -33,14 +33,13 @@ from .prompt_assembly import AssembledPrompt, assemble_prompt, select_paths
 class RankingOutput(ModelOutput):
     """
     Args:
-        loss (`torch.Tensor`, shape (), optional): listwise cross-entropy over the candidates.
-        logits (`torch.Tensor`, shape (B, C)): ranking scores; the lowest float32 where there is no candidate.
-        preferences (`torch.Tensor`, shape (B, R)): distribution over relations.
-        path_scores (`torch.Tensor`, shape (B, P)): score of every path; -inf where there is none.
-        selected_paths (`torch.Tensor` of `long`, shape (B, K)): paths in the prompt, best first; -1 where there is
-            none.
-        letter_logits (`torch.Tensor`, shape (B, C), optional): what the backbone said, prior not yet subtracted.
-        letter_scores (`torch.Tensor`, shape (B, C), optional): the same less the prior, what the fusion takes.
+        loss: listwise cross-entropy over the candidates.
+        logits (B, C): ranking scores; the lowest float32 where there is no candidate.
+        preferences (B, R): distribution over relations.
+        path_scores (B, P): score of every path; -inf where there is none.
+        selected_paths (`long`, (B, K)): paths in the prompt, best first; -1 where there is none.
+        letter_logits (B, C): what the backbone said, prior not yet subtracted.
+        letter_scores (B, C): the same less the prior, what the fusion takes.
     """
 
     loss: torch.Tensor | None = None
@@ -97,19 +96,15 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, UserPreferenceModule):
             # outputs start at zero, so training starts at uniform preferences and every input can pull them away
-            module.bias.zero_()
+            for weight in module.parameters():
+                nn.init.zeros_(weight)
             if module.history_in is not None:
                 nn.init.xavier_uniform_(module.history_in.weight)
-                nn.init.zeros_(module.history_in.bias)
-                for weight in (module.relation_embedding, module.history_out.weight, module.history_skip.weight):
-                    nn.init.zeros_(weight)
             if module.user_embedding is not None:
                 nn.init.normal_(module.user_embedding.weight, std=0.0 if module.user_out is None else 0.1)
                 module.user_embedding.weight[UNKNOWN_USER].zero_()
-            if module.user_out is not None:
-                nn.init.zeros_(module.user_out.weight)
+            if module.user_norm is not None:
                 nn.init.ones_(module.user_norm.weight)
-                nn.init.zeros_(module.user_norm.bias)
         elif isinstance(module, ScoreFusion):
             for name in ("letter_scale", "evidence_weight", "retrieval_weight"):
                 getattr(module, name).fill_(getattr(self.config, name))
@@ -120,19 +115,14 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
     def from_backbone(
         cls, backbone: str | Path | PreTrainedModel, config: LlamaRecLKGConfig, **kwargs: Any
     ) -> LlamaRecLKGForRanking:
-        """A ranker around a pretrained causal language model.
+        """A ranker around a pretrained causal language model, which must not carry a PEFT adapter.
 
         Args:
             backbone: a folder, a Hub id, a name known to `backbones.py`, or a model. (A model does not know the commit
                 it was loaded from: give the id, or set `config.backbone_revision`.)
-            config: its `text_config`, `backbone_name_or_path` and `backbone_revision` are filled in here. The last
-                becomes the commit of a backbone on the Hub, so that what is saved is loaded around the very same one.
+            config: its `text_config`, `backbone_name_or_path` and `backbone_revision` (the commit) are filled in here.
             kwargs: for `AutoModelForCausalLM.from_pretrained`: `revision`, `quantization_config`, `device_map`, ...
-                `dtype` is chosen as by `from_pretrained`. With `output_loading_info=True` what loading the
-                backbone found is returned, too.
-
-        Raises:
-            LKGError: the backbone is, or carries, a PEFT adapter.
+                `dtype` and `output_loading_info` as of the ranker's own `from_pretrained`.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         backbone, info = find_backbone(backbone, config, **kwargs)
@@ -157,8 +147,8 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
 
     @torch.inference_mode()
     def score(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Logits of a batch in eval mode, (B, C); a half-precision backbone's adapter computes in half precision,
-        too."""
+        """Logits of a batch in eval mode, (B, C) in float32; beside a half-precision backbone its adapter computes in
+        half precision, too."""
         return self._evaluate(batch)[0].logits
 
     @torch.inference_mode()
@@ -166,14 +156,12 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
         """The logits of `score` taken apart.
 
         Returns:
-            "language model" and "retriever" (B, C), relative to their mean over the list's candidates, and "evidence"
-            (B, C, R), a part for each relation (absent without `use_evidence_fusion`): summed over these and over
-            relations they are the logits of real candidates. Beside them "preferences" (B, R), what the evidence was
-            weighed with.
+            The parts of [`ScoreFusion`], which add up to the logits of real candidates ("evidence" is absent without
+            `use_evidence_fusion`), and beside them "preferences" (B, R), what the evidence was weighed with.
         """
         output, inputs = self._evaluate(batch)
         names = ("evidence", "retrieval_scores", "candidate_mask")
-        parts = self.fusion.parts(output.letter_scores, output.preferences, *(inputs[name] for name in names))
+        _, parts = self.fusion(output.letter_scores, output.preferences, *(inputs[name] for name in names))
         return {**parts, "preferences": output.preferences}
 
     def _evaluate(self, batch: Mapping[str, torch.Tensor]) -> tuple[RankingOutput, dict[str, torch.Tensor]]:
@@ -209,33 +197,27 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
     ) -> RankingOutput:
         """Rank the candidates of each row.
 
-        The prompt's parts (all but the first five arguments) are needed only with `config.use_language_model`. The
-        ranking loss reaches the preferences by two routes: through `evidence` in the fusion, exactly; and through the
-        gate on the tokens of the selected paths, whose choice itself is discrete.
+        The prompt's parts are needed only with `config.use_language_model`. The ranking loss reaches the preferences
+        by two routes: through `evidence` in the fusion, exactly; and through the gate on the tokens of the selected
+        paths, whose choice itself is discrete.
 
         Args:
-            evidence (`torch.Tensor`, shape (B, C, R)): how strongly the history points at each candidate along each
-                relation.
-            retrieval_scores (`torch.Tensor`, shape (B, C)): first-stage scores.
-            candidate_mask (`torch.Tensor` of `bool`, shape (B, C)): real candidates.
-            user_ids (`torch.Tensor` of `long`, shape (B,)): dense users, 0 unknown.
-            history_relations (`torch.Tensor`, shape (B, R, S)): relation statistics of the history.
-            prefix_input_ids, prefix_attention_mask (`torch.Tensor`, shape (B, Lp)): instruction and history.
-            path_input_ids, path_attention_mask (`torch.Tensor`, shape (B, P, Lr)): every path as text.
-            path_relation_weights (`torch.Tensor`, shape (B, P, R)): weight of each relation in each path.
-            path_sources (`torch.Tensor` of `long`, shape (B, P)): history item of each path.
-            suffix_input_ids, suffix_attention_mask (`torch.Tensor`, shape (B, Ls)): candidates and response cue.
-            labels (`torch.Tensor` of `long`, shape (B,), optional): index of the target; negative is left out of the
-                loss.
-
-        Returns:
-            [`RankingOutput`]
+            evidence (B, C, R): how strongly the history points at each candidate along each relation.
+            retrieval_scores (B, C): first-stage scores.
+            candidate_mask (`bool`, (B, C)): real candidates.
+            user_ids (`long`, (B,)): dense users, 0 unknown.
+            history_relations (B, R, S): relation statistics of the history.
+            prefix_input_ids, prefix_attention_mask (B, Lp): instruction and history.
+            path_input_ids, path_attention_mask (B, P, Lr): every path as text.
+            path_relation_weights (B, P, R): weight of each relation in each path.
+            path_sources (`long`, (B, P)): history item of each path.
+            suffix_input_ids, suffix_attention_mask (B, Ls): candidates and response cue.
+            labels (`long`, (B,)): index of the target; negative is left out of the loss.
         """
         if evidence.shape[-1] != self.config.num_relations:
             raise LKGError(
                 f"The batch has evidence along {evidence.shape[-1]} relations; this model (adapter "
-                f"{self.active_adapter!r}) was trained with {self.config.num_relations}: {self.config.relations}. "
-                "Make batches with the processor that was saved with it."
+                f"{self.active_adapter!r}) has {self.config.relations}. Use the processor that was saved with it."
             )
         exact = torch.autocast(user_ids.device.type, enabled=False)  # preferences and fusion stay in float32
         with exact:
@@ -261,7 +243,7 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
             if self.config.use_letter_prior:
                 relative = letter_logits - self._letter_prior(candidate_mask.shape[1], evidence.device)
         with exact:
-            logits = self.fusion(relative, preferences, evidence, retrieval_scores, candidate_mask)
+            logits, _ = self.fusion(relative, preferences, evidence, retrieval_scores, candidate_mask)
         loss = None
         if labels is not None:
             known = labels >= 0
@@ -271,22 +253,23 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
         return RankingOutput(loss, logits, preferences, path_scores, selected, letter_logits, relative)
 
     def _letter_logits(self, prompt: AssembledPrompt, path_scores: torch.Tensor, count: int) -> torch.Tensor:
-        """One pass of the backbone; the logits of the first `count` letters after the last token, (B, count) in
-        float32."""
+        """The backbone's logits of the first `count` letters after the last token, (B, count) in float32."""
         inputs: dict[str, torch.Tensor] = {"input_ids": prompt.input_ids}
         if self.config.use_path_gate and path_scores.shape[1]:
             # K * w_p is 1 for every path when all score alike, so an untrained gate changes nothing
             places = torch.arange(path_scores.shape[1], device=path_scores.device)
             present = (prompt.path_rank[:, None, :] == places[None, :, None]).any(-1)  # not left out for length
-            share = (
-                (path_scores.clamp(min=-1e4) / self.config.path_gate_temperature)
-                .masked_fill(~present, -1e4)
-                .log_softmax(-1)
-            )
+            scores = path_scores.clamp(min=-1e4) / self.config.path_gate_temperature
+            share = scores.masked_fill(~present, -1e4).log_softmax(-1)
             log_gate = share + present.sum(1, keepdim=True).clamp(min=1).float().log()
             token_gate = log_gate.gather(1, prompt.path_rank.clamp(min=0)).masked_fill(prompt.path_rank < 0, 0.0)
             if self.config.path_gate == "attention_bias":
-                self._require_bias_kernel()
+                kernel = self.language_model.config._attn_implementation
+                if kernel != "sdpa":
+                    raise LKGError(
+                        f"path_gate='attention_bias' needs the 'sdpa' attention kernel; the backbone uses {kernel!r}. "
+                        "Load it with attn_implementation='sdpa', or set path_gate='straight_through'."
+                    )
                 dtype = self.get_input_embeddings().weight.dtype
                 if torch.is_autocast_enabled(prompt.input_ids.device.type):
                     dtype = torch.get_autocast_dtype(prompt.input_ids.device.type)
@@ -314,15 +297,6 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
         with evaluating(self.language_model):
             output = self.language_model(ids, logits_to_keep=1, use_cache=False)
         return output.logits[:, -1, self.config.letter_token_ids[:count]].float()
-
-    def _require_bias_kernel(self) -> None:
-        kernel = self.language_model.config._attn_implementation
-        if kernel != "sdpa":
-            raise LKGError(
-                f"path_gate='attention_bias' needs the 'sdpa' attention kernel; the backbone uses {kernel!r}, which "
-                "would ignore the bias. Load the backbone with attn_implementation='sdpa', or set "
-                "path_gate='straight_through'."
-            )
 
 
 AutoModel.register(LlamaRecLKGConfig, LlamaRecLKGForRanking, exist_ok=True)

@@ -64,14 +64,6 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
             (`use_user_embedding`); without them every user is unknown. They are saved in `private/`.
         evidence_scale (`Sequence[float]`, optional): set by `fit`.
         settings: values for `SHARED_SETTINGS`; see [`LlamaRecLKGConfig`], whose defaults they have.
-
-    Raises:
-        LKGError: graph and titles differ in number, people are in the graph, or the tokenizer cannot tell the letters
-            apart.
-
-    Attributes:
-        reads_carried_features (`bool`): whether evidence and history statistics that an example carries are used.
-            Not with another graph (`with_knowledge_graph`): they were read from the first one.
     """
 
     tokenizer_class = "AutoTokenizer"
@@ -92,8 +84,7 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
                 f"The graph has {knowledge_graph.num_items} items, but {len(item_ids)} item ids and {len(titles)} "
                 "titles were given. Build the graph from the same data set as the titles."
             )
-        unknown = sorted(set(settings) - set(SHARED_SETTINGS))
-        if unknown:
+        if unknown := sorted(set(settings) - set(SHARED_SETTINGS)):
             raise LKGError(f"Unknown settings {unknown}; the processor knows {sorted(SHARED_SETTINGS)}.")
         checked = LlamaRecLKGConfig(**settings)
         self.settings = {name: getattr(checked, name) for name in SHARED_SETTINGS}
@@ -106,57 +97,44 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         self.dense_user = {raw: row + 1 for row, raw in enumerate(self.user_ids)}
         self.evidence_scale = None if evidence_scale is None else [float(value) for value in evidence_scale]
         self.knowledge_graph = _without_people(knowledge_graph)
-        self.reads_carried_features = True
+        self.reads_carried_features = True  # not with another graph: what examples carry was read from this one
         super().__init__(tokenizer)
         self._token_cache: dict[str | int, tuple[int, ...]] = {}
         self.letter_token_ids = self._find_letters()
 
     @classmethod
-    def from_config(
-        cls,
-        config: LlamaRecLKGConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        knowledge_graph: KnowledgeGraph,
-        item_ids: Sequence[str],
-        titles: Sequence[str],
-        user_ids: Sequence[str] = (),
-    ) -> LlamaRecLKGProcessor:
-        """A processor with the configuration's prompt settings. Fills in the configuration what only the tokenizer
-        knows."""
+    def from_config(cls, config: LlamaRecLKGConfig, *parts: Any, **named_parts: Any) -> LlamaRecLKGProcessor:
+        """A processor with the configuration's prompt settings and the given tokenizer, graph, items and users. Fills
+        in the configuration what only the processor knows."""
         settings = {name: getattr(config, name) for name in SHARED_SETTINGS}
-        processor = cls(tokenizer, knowledge_graph, item_ids, titles, user_ids, **settings)
-        config.letter_token_ids = list(processor.letter_token_ids)
-        config.prior_input_ids = processor.empty_prompt_ids()
-        config.catalogue = processor.catalogue
-        if config.use_user_embedding:
-            config.num_users, config.users = processor._known_users.values()
-        if not config.relations:
-            config.relations = list(processor.relations)
+        processor = cls(*parts, **named_parts, **settings)
+        for name, value in processor._facts(config.use_user_embedding).items():
+            if name != "relations" or not config.relations:
+                setattr(config, name, value)
         processor.check_model(config)
         return processor
 
     def model_config(self, **overrides: Any) -> LlamaRecLKGConfig:
         """A configuration that fits this processor; `overrides` set everything but the shared prompt settings."""
-        return LlamaRecLKGConfig(
-            **{
-                "relations": list(self.relations),
-                "letter_token_ids": list(self.letter_token_ids),
-                "prior_input_ids": self.empty_prompt_ids(),
-                "catalogue": self.catalogue,
-                **(self._known_users if overrides.get("use_user_embedding") else {}),
-                **self.settings,
-                **overrides,
-            }
-        )
+        facts = self._facts(overrides.get("use_user_embedding", False))
+        return LlamaRecLKGConfig(**{**facts, **self.settings, **overrides})
+
+    def _facts(self, users: bool) -> dict[str, Any]:
+        """What a configuration has from the processor, beside the settings that both share."""
+        return {
+            "relations": list(self.relations),
+            "letter_token_ids": list(self.letter_token_ids),
+            "prior_input_ids": self.empty_prompt_ids(),
+            "catalogue": self.catalogue,
+            **({"num_users": len(self.user_ids), "users": self.users} if users else {}),
+        }
 
     def check_model(self, config: LlamaRecLKGConfig) -> None:
-        """Raise `LKGError` unless a model with this configuration was made for this graph, tokenizer and
-        prompt."""
+        """Raise `LKGError` unless a model with this configuration was made for this graph, tokenizer and prompt."""
         if list(config.relations) != list(self.relations):
             raise LKGError(
                 f"The model was made for the relations {config.relations}, the processor's graph has "
-                f"{list(self.relations)}. Load model and processor from the same place, or train a new model for this "
-                "graph."
+                f"{list(self.relations)}. Load both from the same place, or train a new model for this graph."
             )
         others = config.num_users != len(self.user_ids) or config.users not in (None, self.users)
         if self.user_ids and config.num_users and others:
@@ -167,8 +145,8 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         if config.catalogue is not None and config.catalogue != self.catalogue:
             raise LKGError(
                 f"The model was trained to rank other items than the {len(self.item_ids):,} of this processor, whose "
-                f"ids look like {list(self.item_ids[:3])}. Load model and processor from the same place. If the "
-                "catalogue has changed on purpose, set `model.config.catalogue = None`."
+                f"ids look like {list(self.item_ids[:3])}. Load both from the same place. If the catalogue has "
+                "changed on purpose, set `model.config.catalogue = None`."
             )
         differing = {n: (getattr(config, n), v) for n, v in self.settings.items() if getattr(config, n) != v}
         if differing:
@@ -177,7 +155,7 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         if list(config.letter_token_ids) != list(self.letter_token_ids) or prior != self.empty_prompt_ids():
             raise LKGError(
                 "This processor's tokenizer writes the prompt in other tokens than those the model was trained with. "
-                "Load model and processor from the same place; a model is tied to its tokenizer."
+                "Load both from the same place."
             )
 
     @cached_property
@@ -190,10 +168,6 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         """Fingerprint of the users, in their order; None where none is known."""
         return catalogue_fingerprint(self.user_ids) if self.user_ids else None
 
-    @property
-    def _known_users(self) -> dict[str, Any]:
-        return {"num_users": len(self.user_ids), "users": self.users}
-
     # -- graph and evidence -----------------------------------------------------------------------------------------
 
     @property
@@ -204,9 +178,7 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         """A processor that shares everything with this one but reads another graph with the same items and relations,
         for example a shuffled one as a control."""
         if graph.relations != self.relations:
-            raise LKGError(
-                f"The new graph has the relations {graph.relations}; this processor needs {self.relations}."
-            )
+            raise LKGError(f"The graph has the relations {graph.relations}; this processor needs {self.relations}.")
         other = copy(self)
         other.knowledge_graph, other.reads_carried_features = _without_people(graph), False
         for name in ("evidence_index", "_path_graph"):
@@ -224,13 +196,11 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         return self.knowledge_graph.without_relations([CO_RATED])
 
     def fit(self, examples: Sequence[RankingExample | Mapping[str, Any]]) -> LlamaRecLKGProcessor:
-        """Set the scale of each relation's evidence to its standard deviation over the candidates of training
-        examples."""
+        """Set the scale of each relation's evidence to its standard deviation over the candidates of examples."""
         lists = [_as_example(example) for example in examples]
         index = self.evidence_index.with_scale(np.ones(len(self.relations)))
         evidence = index.evidence([one.history for one in lists], [one.candidates for one in lists])
-        counts = np.array([len(one.candidates) for one in lists])
-        real = evidence[np.arange(evidence.shape[1]) < counts[:, None]] if lists else np.zeros((1, evidence.shape[2]))
+        real = np.concatenate([rows[: len(one.candidates)] for one, rows in zip(lists, evidence, strict=True)])
         spread = real.std(axis=0, dtype=np.float64)
         self.set_evidence_scale(np.where(spread > 1e-6, spread, 1.0))
         return self
@@ -252,40 +222,29 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         retrieval_scores: Sequence[float] | None = None,
         label: str | None = None,
     ) -> RankingExample:
-        """A list to rank, from raw ids.
-
-        A user that is not known is the average user: the history alone decides. An empty history gives no evidence and
-        no paths; retriever and candidates' titles decide.
+        """A list to rank, from raw ids. A user that is not known is the average user: the history alone decides.
 
         Raises:
             LKGError: an item is not known, a candidate appears twice, there are fewer than two, or lengths differ.
         """
-        history, candidates = raw_id_list("history", history), raw_id_list("candidates", candidates)
-        dense = {"history": self.dense_items(history), "candidates": self.dense_items(candidates)}
-        if label is not None and str(label) not in [str(raw) for raw in candidates]:
+        history, candidates = (
+            [str(raw) for raw in raw_id_list(name, ids)]
+            for name, ids in (("history", history), ("candidates", candidates))
+        )
+        if label is not None and str(label) not in candidates:
             raise LKGError(f"The label {label!r} is not among the candidates. Give the id of one of them.")
+        ratings = np.ones(len(history)) if ratings is None else ratings
+        scores = np.zeros(len(candidates)) if retrieval_scores is None else retrieval_scores
         example = RankingExample(
             user=self.user_index(user),
-            history=dense["history"],
-            ratings=np.asarray(np.ones(len(history)) if ratings is None else ratings, dtype=np.float32),
-            candidates=dense["candidates"],
-            retrieval_scores=np.asarray(
-                np.zeros(len(candidates)) if retrieval_scores is None else retrieval_scores, dtype=np.float32
-            ),
-            label=-1 if label is None else [str(raw) for raw in candidates].index(str(label)),
+            history=self.dense_items(history),
+            ratings=np.asarray(ratings, dtype=np.float32),
+            candidates=self.dense_items(candidates),
+            retrieval_scores=np.asarray(scores, dtype=np.float32),
+            label=-1 if label is None else candidates.index(str(label)),
         )
         self.check_example(example)
         return example
-
-    def history_example(self, history: np.ndarray, user: str | None = None) -> RankingExample:
-        """An example without candidates: enough for `history_features`. `history` holds dense items."""
-        return RankingExample(
-            user=self.user_index(user),
-            history=history,
-            ratings=np.ones(len(history), dtype=np.float32),
-            candidates=np.zeros(0, dtype=np.int64),
-            retrieval_scores=np.zeros(0, dtype=np.float32),
-        )
 
     def user_index(self, user: str | None) -> int:
         """Dense id of a raw user id; 0, the average user, where it is None or not known."""
@@ -293,12 +252,10 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
 
     def dense_items(self, raw_ids: Sequence[str]) -> np.ndarray:
         """Dense ids of raw item ids; `LKGError` names those that are not known."""
-        unknown = [raw for raw in raw_ids if str(raw) not in self.dense_item]
-        if unknown:
+        if unknown := [raw for raw in raw_ids if str(raw) not in self.dense_item]:
             raise LKGError(
                 f"{len(unknown)} item id(s) are not in the catalogue of {len(self.item_ids):,}, the first is "
-                f"{unknown[0]!r}. Known ids look like {list(self.item_ids[:3])}; leave unknown items out of histories "
-                "and candidates."
+                f"{unknown[0]!r}. Known ids look like {list(self.item_ids[:3])}; leave unknown items out."
             )
         return np.array([self.dense_item[str(raw)] for raw in raw_ids], dtype=np.int64)
 
@@ -307,26 +264,23 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         candidates = example.candidates
         if not 2 <= len(candidates) <= self.num_candidates:
             raise LKGError(
-                f"{len(candidates)} candidate(s) were given; one forward pass ranks 2 to {self.num_candidates}. A "
-                "single candidate needs no ranking; rank longer lists through windows, or configure num_candidates "
-                f"(at most {len(LETTERS)})."
-            )
-        if len(np.unique(candidates)) < len(candidates):
-            values, counts = np.unique(candidates, return_counts=True)
-            raise LKGError(
-                f"Candidate {self._raw(values[counts.argmax()])!r} appears {counts.max()} times. Give each candidate "
-                "once."
+                f"{len(candidates)} candidate(s) were given; one forward pass ranks 2 to {self.num_candidates}. Rank "
+                f"longer lists through windows, or configure num_candidates (at most {len(LETTERS)})."
             )
         for name, items in (("history", example.history), ("candidates", candidates)):
             if len(items) and not 1 <= items.min() <= items.max() <= len(self.item_ids):
                 raise LKGError(
                     f"The {name} holds dense item {int(items.min() if items.min() < 1 else items.max())}; this "
-                    f"catalogue has items 1 to {len(self.item_ids)}. Were the examples made from another data set?"
+                    f"catalogue has items 1 to {len(self.item_ids)}. Make the examples from its data set."
                 )
+        values, counts = np.unique(candidates, return_counts=True)
+        if counts.max() > 1:
+            twice = self.item_ids[values[counts.argmax()] - 1]
+            raise LKGError(f"Candidate {twice!r} appears {counts.max()} times. Give each candidate once.")
         if len(example.retrieval_scores) != len(candidates) or not np.isfinite(example.retrieval_scores).all():
             raise LKGError(
-                f"{len(example.retrieval_scores)} retrieval scores for {len(candidates)} candidates, all of which "
-                "must be numbers. Give one finite score a candidate, or none at all."
+                f"{len(example.retrieval_scores)} retrieval scores for {len(candidates)} candidates; there must be "
+                "one finite score a candidate."
             )
         if not -1 <= example.label < len(candidates) or example.user < 0:
             raise LKGError(
@@ -335,9 +289,6 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
             )
         if len(example.ratings) != len(example.history):
             raise LKGError(f"{len(example.ratings)} ratings were given for a history of {len(example.history)} items.")
-
-    def _raw(self, item: int) -> str:
-        return self.item_ids[item - 1] if 1 <= item <= len(self.item_ids) else f"#{item}"
 
     # -- batches ----------------------------------------------------------------------------------------------------
 
@@ -351,12 +302,8 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         """The batch of [`LlamaRecLKGForRanking.forward`]; its docstring gives the shapes.
 
         Args:
-            examples: one or more lists to rank.
             pad_to_candidates: width C of the batch, by default that of the longest list.
             with_prompt: False leaves the text parts out, for models with `use_language_model=False`.
-
-        Raises:
-            LKGError: an example cannot be ranked, or `max_length` is too small for its candidates alone.
         """
         examples = [_as_example(example) for example in examples]
         for example in examples:
@@ -380,10 +327,6 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
             batch |= self._prompt_parts(examples)
         return BatchFeature(batch)
 
-    def history_features(self, example: RankingExample) -> np.ndarray:
-        """`history_relations` of one example, shape (R, S); see `evidence.STATISTICS`."""
-        return self._features("history_relations", [example])[0]
-
     def _features(self, name: str, examples: Sequence[RankingExample]) -> list[np.ndarray]:
         """The "evidence" (C, R) or "history_relations" (R, S) of each example, as it carries them; those of the others
         are read from the graph at once."""
@@ -406,26 +349,18 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
             path_weights.append(weights)
             path_sources.append(found.source_index)
         num_paths = max(1, *map(len, path_ids))
-        path_tokens, path_mask = _pad(
-            [ids for rows in path_ids for ids in [*rows, *[[]] * (num_paths - len(rows))]], left=False
-        )
+        padded = [ids for rows in path_ids for ids in [*rows, *[[]] * (num_paths - len(rows))]]
+        path_tokens = [tensor.view(len(examples), num_paths, -1) for tensor in _pad(padded, left=False)]
         weights = np.zeros((len(examples), num_paths, len(self.relations)), dtype=np.float32)
         sources = np.full((len(examples), num_paths), -1, dtype=np.int64)
         for row, rows in enumerate(path_ids):
             weights[row, : len(rows)] = path_weights[row]
             sources[row, : len(rows)] = path_sources[row]
-        prefix_ids, prefix_mask = _pad(prefixes, left=True)
-        suffix_ids, suffix_mask = _pad(suffixes, left=False)
-        return {
-            "prefix_input_ids": prefix_ids,
-            "prefix_attention_mask": prefix_mask,
-            "path_input_ids": path_tokens.view(len(examples), num_paths, -1),
-            "path_attention_mask": path_mask.view(len(examples), num_paths, -1),
-            "path_relation_weights": torch.from_numpy(weights),
-            "path_sources": torch.from_numpy(sources),
-            "suffix_input_ids": suffix_ids,
-            "suffix_attention_mask": suffix_mask,
-        }
+        parts = {"prefix": _pad(prefixes, left=True), "path": path_tokens, "suffix": _pad(suffixes, left=False)}
+        tokens = {f"{name}_input_ids": ids for name, (ids, _) in parts.items()}
+        tokens |= {f"{name}_attention_mask": mask for name, (_, mask) in parts.items()}
+        weights, sources = torch.from_numpy(weights), torch.from_numpy(sources)
+        return {**tokens, "path_relation_weights": weights, "path_sources": sources}
 
     def candidate_paths(self, example: RankingExample) -> tuple[paths.Paths, np.ndarray]:
         """Paths from the shown history to the candidates that some preferences could select, with their (P, R)
@@ -433,9 +368,7 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         shown, candidates = self._shown(example), example.candidates
         found = paths.find(self._path_graph, shown, candidates if self.num_paths else [])
         if self.path_weighting == "evidence":
-            weights = self.evidence_index.path_weights(
-                found, example.history[len(example.history) - len(shown) :], candidates
-            )
+            weights = self.evidence_index.path_weights(found, shown, candidates)
             carrying = np.flatnonzero(weights.any(axis=1))
             found, weights = found.take(carrying), weights[carrying]
         else:
@@ -451,7 +384,8 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         suffix = self.suffix_pieces(example)
         pieces = self.prefix_pieces(example, room=self.max_length - len(self._join(suffix)))
         pieces += [piece for row in rows for piece in self.path_pieces(example, found, row)]
-        texts = [self.piece_text(piece) for piece in [*pieces, *suffix]]
+        pieces += suffix
+        texts = [piece if isinstance(piece, str) else self.tokenizer.decode(self._ids(piece)) for piece in pieces]
         return [self.tokenizer.bos_token, *texts] if self._bos() else texts
 
     # -- keeping it -------------------------------------------------------------------------------------------------
@@ -467,11 +401,9 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         }
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write the tokenizer, `processor_config.json`, `items.parquet` and the graph in its folder; and, where users
-        are known, `private/users.parquet` and a `.gitignore` that names `private/`.
-
-        With `push_to_hub=True` it is then pushed, to `repo_id` or the folder's name; unknown arguments then raise.
-        """
+        """Write the tokenizer, `processor_config.json`, `items.parquet` and the graph; and, where users are known,
+        `private/users.parquet` and a `.gitignore` that names `private/`. With `push_to_hub=True` it is then pushed, to
+        `repo_id` or the folder's name."""
         options = PushOptions.take(kwargs, strict=push_to_hub)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -492,19 +424,12 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> LlamaRecLKGProcessor:
-        """Load what `save_pretrained` wrote, from a folder or from the Hub.
-
-        Raises:
-            LKGError: a file is damaged, or the files do not fit each other.
-            OSError: a file is absent.
-        """
+        """Load what `save_pretrained` wrote, from a folder or from the Hub."""
         name = str(pretrained_model_name_or_path)
         hub = pinned(name, hub_options(kwargs))
         description = read_json(fetch(name, PROCESSOR_FILE, **hub))
         graph_files = [fetch(name, f"{GRAPH_FOLDER}/{file}", **hub) for file in GRAPH_FILES]
-        items_path, users_path = (
-            fetch(name, file, optional=file == USERS_FILE, **hub) for file in (ITEMS_FILE, USERS_FILE)
-        )
+        items_path, users_path = fetch(name, ITEMS_FILE, **hub), fetch(name, USERS_FILE, optional=True, **hub)
         try:
             items = pd.read_parquet(items_path)
             users = () if users_path is None else tuple(pd.read_parquet(users_path)[USER_ID])
@@ -540,12 +465,12 @@ def _pad(rows: Sequence[Sequence[int]], *, left: bool) -> tuple[torch.Tensor, to
 
 
 def _without_people(graph: KnowledgeGraph) -> KnowledgeGraph:
-    """The graph; raises `LKGError` where people are in it, who would be saved with the processor."""
+    """The graph; raises `LKGError` where people are in it."""
     if graph.has_people:
         raise LKGError(
-            "There are people in this graph (nodes of users, or RATED edges), and a processor is saved with its "
-            "graph. Build it with `KnowledgeGraph.from_dataset(dataset)`; what interactions say is added by "
-            "`graph.with_co_ratings(co_ratings(dataset))`, summed over people."
+            "There are people in this graph (nodes of users, or RATED edges), who would be saved with the processor. "
+            "Build it with `KnowledgeGraph.from_dataset(dataset)`, and add what interactions say, summed over people, "
+            "with `graph.with_co_ratings(co_ratings(dataset))`."
         )
     return graph
 

@@ -22,9 +22,8 @@ def select_paths(
     """The `count` best paths of each row, ties by index.
 
     Args:
-        scores (`torch.Tensor`, shape (B, P)): -inf where there is no path.
-        path_sources (`torch.Tensor`, shape (B, P), optional): history item of each path; of each only the best is
-            taken.
+        scores (B, P): -inf where there is no path.
+        path_sources (B, P): history item of each path; of each only the best is taken.
 
     Returns:
         indices (B, K) with -1 where fewer were found, and their scores (B, K); K is at most P.
@@ -55,25 +54,20 @@ def assemble_prompt(
     Where the whole would be longer than `max_length`, the lowest-scored paths are left out. (The processor has already
     cut the history so that prefix and suffix fit.)
     """
-    batch, device = len(prefix_input_ids), prefix_input_ids.device
     chosen = selected_paths.clamp(min=0)[:, :, None].expand(-1, -1, path_input_ids.shape[2])
     paths = path_input_ids.gather(1, chosen)
     mask = path_attention_mask.gather(1, chosen).bool() & (selected_paths >= 0)[:, :, None]
     room = max_length - prefix_attention_mask.sum(1) - suffix_attention_mask.sum(1)
     fits = mask.sum(2).cumsum(1) <= room[:, None]
     mask = mask & fits[:, :, None]
-    ranks = torch.arange(paths.shape[1], device=device)[None, :, None].expand_as(paths)
+    ranks = torch.arange(paths.shape[1], device=paths.device)[None, :, None].expand_as(paths)
 
     ids = torch.cat([prefix_input_ids, paths.flatten(1), suffix_input_ids], dim=1)
     mask = torch.cat([prefix_attention_mask.bool(), mask.flatten(1), suffix_attention_mask.bool()], dim=1)
-    none = torch.full((batch, 1), -1, device=device)
-    rank = torch.cat(
-        [none.expand(-1, prefix_input_ids.shape[1]), ranks.flatten(1), none.expand(-1, suffix_input_ids.shape[1])],
-        dim=1,
-    )
-    order = torch.sort(
-        mask.to(torch.uint8), dim=1, stable=True
-    ).indices  # padding first, tokens in their order after it
+    sides = [torch.full_like(part, -1) for part in (prefix_input_ids, suffix_input_ids)]
+    rank = torch.cat([sides[0], ranks.flatten(1), sides[1]], dim=1)
+    # padding first, tokens in their order after it
+    order = torch.sort(mask.to(torch.uint8), dim=1, stable=True).indices
     order = order[:, -max(1, int(mask.sum(1).max())) :]
     mask = mask.gather(1, order)
     return AssembledPrompt(

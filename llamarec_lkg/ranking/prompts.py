@@ -24,10 +24,8 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from ..data.schema import RankingExample, clean_text
-from ..graph.knowledge_graph import KnowledgeGraph
 from ..graph.paths import Paths
 from ..utils.errors import LKGError
 from .configuration_llamarec_lkg import LETTERS
@@ -38,7 +36,6 @@ INSTRUCTION = (
     "Answer with its letter."
 )
 
-
 RESPONSE_CUE = "### Response:\n"
 
 
@@ -46,51 +43,34 @@ TOKEN_CACHE_SIZE = 200_000
 
 
 def sanitize(text: str) -> str:
-    """A title or name that cannot pass for a part of the prompt: no line ends, no "(B)", no "### Response:", no " ->
-    "."""
+    """A title or name that cannot pass for a part of the prompt, such as line ends, "(B)", "### Response" or "->"."""
     text = re.sub(r"\(\s*([A-Za-z])\s*\)", r"[\1]", clean_text(text))
     return re.sub(r"-+>", "-", re.sub(r"#{2,}", "#", text))
 
 
 class PromptMixin:
-    """The text of a processor's prompts: pieces are strings, or an `int` for the title of that dense item."""
+    """The text of a [`LlamaRecLKGProcessor`]'s prompts: pieces are strings, or an `int` for the title of that dense
+    item."""
 
-    tokenizer: PreTrainedTokenizerBase
-    knowledge_graph: KnowledgeGraph
-    titles: tuple[str, ...]
-    num_paths: int
-    num_candidates: int
-    history_length: int
-    max_title_tokens: int
-    max_length: int
-    path_style: str
-    _token_cache: dict[str | int, tuple[int, ...]]
-
-    def prefix_pieces(self, example: RankingExample, room: int | None = None) -> list[str | int]:
-        """Instruction and history. Text pieces are tokenized; an `int` stands for the title of that dense item.
-
-        With `room` (tokens), the oldest items of the history are left out until the rest fits.
-        """
+    def prefix_pieces(self, example: RankingExample, room: int) -> list[str | int]:
+        """Instruction and history, whose oldest items are left out until the rest fits into `room` tokens."""
         head: list[str | int] = [f"{INSTRUCTION}\n### History:\n"]
         tail: list[str | int] = ["### Paths:\n"] if self.num_paths else []
         lines: list[list[str | int]] = []
-        for item, rating in zip(
-            self._shown(example), example.ratings[len(example.ratings) - len(self._shown(example)) :], strict=True
-        ):
+        shown = self._shown(example)
+        for item, rating in zip(shown, example.ratings[len(example.ratings) - len(shown) :], strict=True):
             if self.path_style == "published":
                 lines.append(["The user rated the", int(item), f" {rating:.1f} stars.\n"])
             else:
                 lines.append([int(item), "\n"])
-        if room is not None:
-            room -= len(self._join([*head, *tail]))
-            lengths = [len(self._join(line)) for line in lines]
-            while lines and sum(lengths) > room:
-                lines, lengths = lines[1:], lengths[1:]
-            if room < 0:
-                raise LKGError(
-                    f"max_length is {self.max_length} tokens, but instruction and candidates alone need {-room} more. "
-                    "Raise max_length, shorten titles (max_title_tokens), or rank fewer candidates at a time."
-                )
+        room -= len(self._join([*head, *tail]))
+        if room < 0:
+            raise LKGError(
+                f"max_length is {self.max_length} tokens, but instruction and candidates alone need {-room} more. "
+                "Raise it, lower max_title_tokens, or rank fewer candidates at a time."
+            )
+        while sum(len(self._join(line)) for line in lines) > room:
+            del lines[0]
         return [*head, *(piece for line in lines for piece in line), *tail]
 
     def suffix_pieces(self, example: RankingExample) -> list[str | int]:
@@ -104,39 +84,24 @@ class PromptMixin:
         """One path as text, from an item of the history to the letter of a candidate."""
         source = int(self._shown(example)[found.source_index[row]])
         letter = LETTERS[found.target_index[row]]
+        graph, length = self.knowledge_graph, int(found.lengths[row])
+        relations = [sanitize(graph.relations[code // 2]) for code in found.edge_codes[row, :length]]
+        names = [sanitize(str(graph.node_names[node])) for node in found.nodes[row, 1:length]] + [""]
         if self.path_style == "published":
-            length = int(found.lengths[row])
-            names = [sanitize(str(self.knowledge_graph.node_names[node])) for node in found.nodes[row, 1:length]]
-            relations = [
-                sanitize(self.knowledge_graph.relations[code // 2]) for code in found.edge_codes[row, :length]
-            ]
-            steps = [step for pair in zip(relations, [*names, ""], strict=True) for step in pair if step]
+            steps = [step for pair in zip(relations, names, strict=True) for step in pair if step]
             target = int(example.candidates[found.target_index[row]])
             return [source, f" -> {' -> '.join(steps)} -> ({letter})", target, " \n "]
-        return [source, f"{self._steps(found, row)} -> ({letter})\n"]
-
-    def _steps(self, found: Paths, row: int) -> str:
-        """Relations and entities between the ends of a path; a relation that leads there and back is named once."""
-        length = int(found.lengths[row])
-        text, previous = "", None
-        for hop in range(length):
-            relation = sanitize(self.knowledge_graph.relations[found.edge_codes[row, hop] // 2])
-            text += "" if relation == previous else f" -> {relation}"
-            if hop + 1 < length:
-                name = sanitize(str(self.knowledge_graph.node_names[found.nodes[row, hop + 1]]))
-                text += f" {name}" if name else ""
-            previous = relation
-        return text
-
-    def piece_text(self, piece: str | int) -> str:
-        """The text of a piece; a title is shortened to `max_title_tokens`."""
-        return piece if isinstance(piece, str) else self.tokenizer.decode(self._ids(piece))
+        text = ""
+        for previous, relation, name in zip([None, *relations[:-1]], relations, names, strict=True):
+            text += "" if relation == previous else f" -> {relation}"  # there and back is named once
+            text += f" {name}" if name else ""
+        return [source, f"{text} -> ({letter})\n"]
 
     def empty_prompt_ids(self) -> list[int]:
         """The prompt without a history, paths or titles: what the letters alone make of themselves."""
         pieces = [f"{INSTRUCTION}\n### History:\n", "### Paths:\n" if self.num_paths else "", "### Candidates:\n"]
         pieces += [piece for letter in LETTERS[: self.num_candidates] for piece in (f"({letter})", "\n")]
-        return self._bos() + [token for piece in [*pieces, RESPONSE_CUE] for token in self._ids(piece)]
+        return self._join([*pieces, RESPONSE_CUE])
 
     def _join(self, pieces: Sequence[str | int]) -> list[int]:
         start = self._bos() if pieces and isinstance(pieces[0], str) and pieces[0].startswith(INSTRUCTION) else []
@@ -166,14 +131,11 @@ class PromptMixin:
             if ids[: len(cue)] != cue or len(ids) != len(cue) + 1:
                 raise LKGError(
                     f"This tokenizer writes the response cue followed by {letter!r} as {list(ids)}, not as the cue's "
-                    f"tokens {list(cue)} and one more. The verbalizer needs one token a letter: use another backbone, "
-                    "or fewer candidates."
+                    f"tokens {list(cue)} and one token a letter. Use another backbone, or fewer candidates."
                 )
             letters.append(ids[-1])
         if len(set(letters)) < len(letters):
-            raise LKGError(
-                "This tokenizer writes two letters as the same token, so their scores cannot be told apart."
-            )
+            raise LKGError("This tokenizer writes two letters as the same token. Use another backbone.")
         return letters
 
     def _shown(self, example: RankingExample) -> np.ndarray:

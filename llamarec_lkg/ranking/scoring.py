@@ -48,8 +48,7 @@ def ranker_scores(
             if preferences_of is not None:
                 others = processor([preferences_of[row] for row in part], with_prompt=False)
                 batch |= {name: others[name] for name in ("user_ids", "history_relations")}
-            logits = model.score(batch)
-            for row, values in zip(part, logits.float().cpu().numpy(), strict=True):
+            for row, values in zip(part, model.score(batch).cpu().numpy(), strict=True):
                 values = values[: len(examples[row].candidates)]
                 require_finite(values)
                 found.append((row, np.pad(values, (0, scores.shape[1] - len(values)), constant_values=-np.inf)))
@@ -60,18 +59,16 @@ def ranker_scores(
 
 
 def reranked(scores: np.ndarray, examples: Sequence[RankingExample]) -> np.ndarray:
-    """Rank of every target by `scores` (from `ranker_scores`), `MISS` where it was not among the candidates, shape
-    (N,)."""
+    """Rank of every target by `scores` of `ranker_scores`, `MISS` where it was not among the candidates, (N,)."""
     return target_ranks(scores, np.array([example.label for example in examples]))
 
 
 @contextmanager
 def without_language_model(model: LlamaRecLKGForRanking):
     """Inside, `model` ranks by retriever and evidence alone."""
-    used = model.config.use_language_model
-    model.config.use_language_model = False
+    used, model.config.use_language_model = model.config.use_language_model, False
     try:
-        yield model
+        yield
     finally:
         model.config.use_language_model = used
 
@@ -97,10 +94,6 @@ def catalogue_scores(
     users: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Logits of the whole catalogue without the backbone: retriever and personal evidence, with the model's weights.
-
-    Args:
-        histories: dense items, oldest first.
-        users: dense users, by default all unknown.
 
     Returns:
         `np.ndarray` of `float32`, shape (B, num_items + 1); -inf for the padding item and for items of the history.

@@ -7,7 +7,7 @@ import torch
 from hub_stand_in.world import BACKBONE, LORA, RANKER, logits, named_dataset, push_backbone, ranker, uploaded
 from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
-from tiny import backbone, examples, processor
+from tiny import backbone
 from transformers import AutoModel, AutoModelForCausalLM
 
 from llamarec_lkg import LKGError, LlamaRecLKGForRanking
@@ -18,13 +18,8 @@ pytestmark = pytest.mark.hub
 
 
 @pytest.fixture
-def dataset(make_dataset, film_items):
+def film_dataset(make_dataset, film_items):
     return named_dataset(make_dataset, film_items)
-
-
-@pytest.fixture
-def proc(dataset):
-    return processor(dataset).fit(examples(dataset))
 
 
 @pytest.fixture
@@ -51,20 +46,20 @@ def move(name: str = BACKBONE, **branch) -> str:
 # -- the commit
 
 
-def test_the_very_backbone_is_loaded_again_though_its_branch_has_moved(hub, first, proc, dataset):
+def test_the_very_backbone_is_loaded_again_though_its_branch_has_moved(hub, first, proc, film_dataset):
     trained = ranker(proc)
     trained.push_to_hub(RANKER)
     assert "_commit_hash" not in json.loads(uploaded(hub)["config.json"])
     assert trained.config.backbone_revision == first
     assert json.loads(uploaded(hub)["config.json"])["backbone_revision"] == first
-    expected = logits(trained, proc, dataset)
+    expected = logits(trained, proc, film_dataset)
     assert move() != first
     for local in (False, True):
         again = AutoModel.from_pretrained(RANKER, local_files_only=local)
-        assert torch.equal(logits(again, proc, dataset), expected)
+        assert torch.equal(logits(again, proc, film_dataset), expected)
         assert (again.config.name_or_path, again.config._commit_hash) == (RANKER, head(RANKER))
     again.push_to_hub("tester/again")
-    assert torch.equal(logits(AutoModel.from_pretrained("tester/again"), proc, dataset), expected)
+    assert torch.equal(logits(AutoModel.from_pretrained("tester/again"), proc, film_dataset), expected)
 
 
 def test_a_branch_becomes_the_commit_that_it_means_today(first, proc):
@@ -91,7 +86,7 @@ def test_one_configuration_makes_rankers_around_several_backbones(first, proc, t
     assert found == [(BACKBONE, first), ("tester/copy", head("tester/copy")), (str(tmp_path / "base"), None)]
 
 
-def test_a_commit_that_is_gone_is_told_with_the_remedy_which_says_what_it_costs(first, proc, dataset, tmp_path):
+def test_a_commit_that_is_gone_is_told_with_the_remedy_which_says_what_it_costs(first, proc, film_dataset, tmp_path):
     trained, gone = ranker(proc), "0" * 40
     trained.config.backbone_revision = gone
     trained.save_pretrained(tmp_path / "run")
@@ -100,15 +95,16 @@ def test_a_commit_that_is_gone_is_told_with_the_remedy_which_says_what_it_costs(
         AutoModel.from_pretrained(tmp_path / "run")
     again = AutoModel.from_pretrained(tmp_path / "run", backbone=BACKBONE)
     assert again.config.backbone_revision == first
-    assert torch.equal(logits(again, proc, dataset), logits(trained, proc, dataset))
+    assert torch.equal(logits(again, proc, film_dataset), logits(trained, proc, film_dataset))
 
 
-def test_what_is_pushed_under_another_backbones_name_does_not_ask_for_the_firsts_commit(hub, first, proc, dataset):
+def test_what_is_pushed_under_another_backbones_name_does_not_ask_for_the_first_commit(hub, first, proc, film_dataset):
     push_backbone("tester/copy")
     trained = ranker(proc)
     trained.push_to_hub(RANKER, backbone="tester/copy")
     assert json.loads(uploaded(hub)["config.json"])["backbone_revision"] is None
-    assert torch.equal(logits(AutoModel.from_pretrained(RANKER), proc, dataset), logits(trained, proc, dataset))
+    again = AutoModel.from_pretrained(RANKER)
+    assert torch.equal(logits(again, proc, film_dataset), logits(trained, proc, film_dataset))
     trained.push_to_hub(RANKER, backbone=BACKBONE)
     assert json.loads(uploaded(hub)["config.json"])["backbone_revision"] == first
 
@@ -116,7 +112,7 @@ def test_what_is_pushed_under_another_backbones_name_does_not_ask_for_the_firsts
 # -- tenants
 
 
-def test_adapters_of_two_commits_of_one_backbone_are_not_taken_for_neighbours(first, proc, dataset, caplog):
+def test_adapters_of_two_commits_of_one_backbone_are_not_taken_for_neighbours(first, proc, film_dataset, caplog):
     old = ranker(proc)
     old.push_to_hub("tester/old")
     second = move()
@@ -130,10 +126,10 @@ def test_adapters_of_two_commits_of_one_backbone_are_not_taken_for_neighbours(fi
     assert model.config.backbone_revision == first, "all tenants speak of the backbone that is there"
     model.load_adapter("tester/old", "old again")
     model.set_adapter("old again")
-    assert torch.equal(logits(model, proc, dataset), logits(old, proc, dataset))
+    assert torch.equal(logits(model, proc, film_dataset), logits(old, proc, film_dataset))
 
 
-def test_an_adapter_that_names_no_commit_takes_the_backbone_that_is_there(hub, proc, dataset, tmp_path):
+def test_an_adapter_that_names_no_commit_takes_the_backbone_that_is_there(hub, proc, film_dataset, tmp_path):
     """As the one that was trained on a folder, and pushed with the name that the folder has on the Hub."""
     backbone().save_pretrained(tmp_path / "base")
     push_backbone()
@@ -144,7 +140,7 @@ def test_an_adapter_that_names_no_commit_takes_the_backbone_that_is_there(hub, p
     assert model.config.backbone_revision == head(BACKBONE)
     model.load_adapter("tester/two", "two")
     model.set_adapter("two")
-    assert torch.equal(logits(model, proc, dataset), logits(trained, proc, dataset))
+    assert torch.equal(logits(model, proc, film_dataset), logits(trained, proc, film_dataset))
 
 
 # -- a backbone that is loaded already

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from tiny import backbone, examples, processor
+from tiny import LORA, backbone
 from transformers import AutoModel, PreTrainedModel
 
 from llamarec_lkg import LKGError, LlamaRecLKGForRanking
@@ -17,7 +17,6 @@ from llamarec_lkg.hub.saved_folder import SavedFolder
 from llamarec_lkg.ranking import checkpoints as module
 
 
-LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 WEIGHTS, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter/adapter_model.safetensors"
 SHIM = "modeling_llamarec_lkg_hub.py"
 SMALL = {"config.json", WEIGHTS, SHIM}
@@ -29,23 +28,6 @@ FORMS = {
     "whole": SMALL,
     "sharded": {"config.json", INDEX, SHIM} | SHARDS,
 }
-
-
-@pytest.fixture(scope="module")
-def proc(film_dataset):
-    return processor(film_dataset).fit(examples(film_dataset))
-
-
-@pytest.fixture(scope="module")
-def batch(proc, film_dataset):
-    return dict(proc(examples(film_dataset)))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    backbone().save_pretrained(folder)
-    return str(folder)
 
 
 def varied(ranker, seed=0):
@@ -133,17 +115,6 @@ def test_arguments_that_transformers_passes_over_are_passed_over(proc, base, tmp
     assert kept == FORMS[form]
     with pytest.raises(TypeError, match="'of_another_version' is no argument of saving or pushing"):
         ranker.save_pretrained(tmp_path, push_to_hub=True, of_another_version=1)
-
-
-def test_shards_become_other_shards(proc, batch, base, tmp_path):
-    ranker, options = ranker_of("sharded", proc, base)
-    ranker.save_pretrained(tmp_path, **options)
-    ranker = varied(ranker, 1)
-    ranker.save_pretrained(tmp_path, max_shard_size="100KB")
-    assert files_in(tmp_path).keys() == {
-        "config.json", INDEX, SHIM, *(f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
-    }  # fmt: skip
-    assert same(scores(AutoModel.from_pretrained(tmp_path), batch), scores(ranker, batch))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -260,7 +231,7 @@ def test_a_small_form_beside_the_weights_of_a_whole_model_is_refused(proc, base,
     ranker.save_pretrained(tmp_path / "run", **options)
     ranker_of("whole", proc, base, seed=1)[0].save_pretrained(tmp_path / "whole")
     shutil.copy(tmp_path / "whole" / WEIGHTS, tmp_path / "run" / WEIGHTS)
-    said = f"{WEIGHTS} holds 21 weights of a backbone, such as 'language_model.lm_head.weight', but its config"
+    said = rf"{WEIGHTS} does not fit .* 2\d weights differ, .*'language_model.lm_head.weight': \(\(300, 32\), None\)"
     with pytest.raises(LKGError, match=said):
         AutoModel.from_pretrained(tmp_path / "run")
     with pytest.raises(LKGError, match="hold 21 weights of one: the files are of two models"):
@@ -269,13 +240,6 @@ def test_a_small_form_beside_the_weights_of_a_whole_model_is_refused(proc, base,
         with pytest.raises(LKGError, match=said):
             ranker.load_adapter(tmp_path / "run", "second", same_backbone=True)
         assert ranker.adapter_names == ["default"]
-
-
-def test_damaged_weights_are_named(proc, base, tmp_path):
-    ranker_of("heads", proc, base)[0].save_pretrained(tmp_path, include_backbone=False)
-    (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:200])
-    with pytest.raises(LKGError, match=f"{WEIGHTS} is not readable .*again"):
-        AutoModel.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["whole", "sharded"])
@@ -294,28 +258,6 @@ def test_a_checkpoint_of_a_whole_model_is_put_in_place(proc, batch, base, tmp_pa
 
 
 # -- what an earlier version left -------------------------------------------------------------------------------------
-
-
-def mixed(folder, *others):
-    """Files of other models beside those of a folder, where it has none of their names."""
-    for other in others:
-        for path, content in files_in(other).items():
-            (folder / path).parent.mkdir(exist_ok=True)
-            if not (folder / path).exists():
-                (folder / path).write_bytes(content)
-
-
-@pytest.mark.parametrize("form", ["adapter", "heads", "whole"])
-def test_of_a_folder_with_the_files_of_several_models_goes_up_what_is_loaded(proc, batch, base, tmp_path, form):
-    for name in ("adapter", "sharded"):
-        ranker, options = ranker_of(name, proc, base, seed=1)
-        ranker.save_pretrained(tmp_path / f"other {name}", **options)
-    ranker, options = ranker_of(form, proc, base)
-    ranker.save_pretrained(tmp_path / "run", **options)
-    mixed(tmp_path / "run", tmp_path / "other adapter", tmp_path / "other sharded")
-    assert files_in(tmp_path / "run").keys() == FORMS["adapter"] | FORMS["sharded"]
-    assert SavedFolder(tmp_path / "run", ("model",)).content(backbone=base).keys() == FORMS[form]
-    assert same(scores(AutoModel.from_pretrained(tmp_path / "run"), batch), scores(ranker, batch))
 
 
 def test_a_shard_that_is_missing_is_named_before_the_push(proc, base, tmp_path):

@@ -7,30 +7,19 @@ import torch
 from hub_stand_in.world import USERS, named_dataset, readable
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from tiny import backbone, examples, processor
+from tiny import LORA, backbone
 from transformers import AutoModel, AutoProcessor
 
 from llamarec_lkg import LKGError, LlamaRecLKGConfig, LlamaRecLKGForRanking, LlamaRecLKGProcessor
 from llamarec_lkg.hub.layout import USER_EMBEDDING, USER_EMBEDDING_FILE, USERS_FILE
 
 
-LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 FORMS = ["adapter", "heads", "no backbone", "whole", "sharded"]
 
 
 @pytest.fixture
-def dataset(make_dataset, film_items):
+def film_dataset(make_dataset, film_items):
     return named_dataset(make_dataset, film_items)
-
-
-@pytest.fixture
-def proc(dataset):
-    return processor(dataset).fit(examples(dataset))
-
-
-@pytest.fixture
-def batch(proc, dataset):
-    return dict(proc(examples(dataset)))
 
 
 def make(proc, tmp_path, form, seed=0, **config):

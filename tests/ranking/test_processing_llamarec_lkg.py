@@ -227,7 +227,7 @@ def test_raw_ids_become_an_example_and_unknown_users_are_the_average_user(proc, 
         ({"history": ["1"], "candidates": ["1", "2", "3", "4", "5", "6"]}, "ranks 2 to 5"),
         ({"history": ["1"], "candidates": ["2", "3"], "label": "4"}, "'4' is not among the candidates"),
         ({"history": ["1"], "candidates": ["2", "3"], "retrieval_scores": [1.0]}, "1 retrieval scores for 2"),
-        ({"history": ["1"], "candidates": ["2", "3"], "retrieval_scores": [1.0, float("nan")]}, "must be numbers"),
+        ({"history": ["1"], "candidates": ["2", "3"], "retrieval_scores": [1.0, float("nan")]}, "one finite score"),
         ({"history": ["1"], "candidates": ["2", "3"], "ratings": [1, 2]}, "2 ratings were given for a history of 1"),
     ],
 )
@@ -317,10 +317,6 @@ def test_other_users_are_told_from_as_many_of_them(proc):
 
 
 def test_configuration_refuses_what_no_model_can_be(proc):
-    with pytest.raises(LKGError, match="ranks 2 to 52"):
-        LlamaRecLKGConfig(num_candidates=53)
-    with pytest.raises(LKGError, match="path_gate is 'foo'"):
-        LlamaRecLKGConfig(path_gate="foo")
     with pytest.raises(LKGError, match="a name twice"):
         LlamaRecLKGConfig(relations=["A", "A"])
 
