@@ -124,6 +124,16 @@ def test_a_missed_target_counts_as_zero_and_is_not_run(proc, lists, tmp_path):
     assert metrics["eval_retriever_recall@1"] == pytest.approx(float((first_stage == 1).mean()) * 8 / 12)
 
 
+def test_the_terminal_shows_few_metrics_and_the_log_has_all(proc, lists, tmp_path, capsys):
+    args = arguments(tmp_path, max_steps=1, disable_tqdm=False, eval_strategy="steps", eval_steps=1)
+    trainer = LlamaRecLKGTrainer(model(proc), args, lists, lists, proc)
+    trainer.train()
+    (shown,) = [line for line in capsys.readouterr().out.splitlines() if "eval_loss" in line]
+    assert "'eval_ndcg@10'" in shown and "'eval_retriever_ndcg@10'" in shown and shown.count("@") == 2
+    record = next(record for record in trainer.state.log_history if "eval_loss" in record)
+    assert {"eval_recall@1", "eval_mrr@5", "eval_retriever_recall@10"} <= record.keys()
+
+
 def test_evaluation_with_nothing_retrieved_says_so(proc, lists, tmp_path):
     trainer = LlamaRecLKGTrainer(model(proc), arguments(tmp_path), None, to_dataset(lists), proc)
     with pytest.raises(LKGError, match="nothing to re-rank"):
