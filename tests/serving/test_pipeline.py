@@ -193,8 +193,6 @@ def test_bad_requests_are_named(recommend):
         recommend({"history": ["1"]}, top_k=0)
     with pytest.raises(LKGError, match="batch_size is 0"):
         recommend(REQUESTS, batch_size=0)
-    with pytest.raises(LKGError, match="num_reasons is 1.5"):
-        recommend({"history": ["1"]}, num_reasons=1.5)
 
 
 def test_a_hub_id_brings_its_retriever_from_the_same_place(saved, tmp_path, recommend, monkeypatch):
