@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
+from tqdm.auto import tqdm, trange
 
 from ..data.schema import RankingExample
 from ..ranking.heads import evaluating
@@ -28,16 +28,13 @@ def heads_batch(
     processor: LlamaRecLKGProcessor,
     examples: Sequence[RankingExample | Mapping[str, Any]],
     *,
-    description: str = "read evidence",
     progress: bool = True,
 ) -> dict[str, torch.Tensor]:
     """The batch of all `examples` without its text: what `forward` needs when the backbone is off."""
     pieces = []
-    with tqdm(total=len(examples), desc=description, unit="list", disable=not progress) as bar:
-        for start in range(0, len(examples), 256):
-            part = [examples[row] for row in range(start, min(start + 256, len(examples)))]
-            pieces.append(processor(part, with_prompt=False, pad_to_candidates=processor.num_candidates))
-            bar.update(len(part))
+    for start in trange(0, len(examples), 256, desc="read evidence", disable=not progress):
+        part = [examples[row] for row in range(start, min(start + 256, len(examples)))]
+        pieces.append(processor(part, with_prompt=False, pad_to_candidates=processor.num_candidates))
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
@@ -55,9 +52,7 @@ def fit_heads(
     progress: bool = True,
 ) -> list[dict[str, float]]:
     """Train the preference module and the fusion weights, the backbone left out; keep the best epoch by validation
-    loss.
-
-    The state before the first epoch competes, so the result is never worse on validation than no training.
+    loss, where the state before the first epoch competes.
 
     Args:
         train, validation: from `heads_batch`. Rows whose label is negative are left out.
@@ -112,5 +107,4 @@ def _copy(model: LlamaRecLKGForRanking) -> dict[str, torch.Tensor]:
 
 
 def _loss(model: LlamaRecLKGForRanking, batch: Mapping[str, torch.Tensor]) -> float:
-    logits = score_heads(model, batch)
-    return float(F.cross_entropy(logits, batch["labels"].cpu()))
+    return float(F.cross_entropy(score_heads(model, batch), batch["labels"].cpu()))

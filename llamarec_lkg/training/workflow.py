@@ -180,10 +180,8 @@ class Workflow:
 
     def lists(self, split: str) -> list[RankingExample]:
         """What the retriever finds for every target of a split."""
-        dataset, count = self.prepare().dataset, int(self.config.prompt.get("num_candidates", 20))
-        return evaluation_examples(
-            dataset, self.train_retriever(), split, num_candidates=count, progress=self.progress
-        )
+        settings = {"num_candidates": int(self.config.prompt.get("num_candidates", 20)), "progress": self.progress}
+        return evaluation_examples(self.prepare().dataset, self.train_retriever(), split, **settings)
 
     def _ranker_key(self) -> str:
         sections = self.config.to_mapping()
@@ -203,7 +201,6 @@ class Workflow:
         if resume and checkpoint is None:
             raise LKGError(f"There is no checkpoint of this very run in {args.output_dir} to resume from.")
         processor = self.build_processor()
-        self._refuse_untrained(processor, args)
         self.train_retriever()
         train = self.training_lists(processor)
         with self._stage("5/6 ranker"):
@@ -222,6 +219,11 @@ class Workflow:
             trainer.eval_dataset = _sample(trainer.eval_dataset, section.max_validation, args.seed)
             if reads:
                 trainer.train(resume_from_checkpoint=checkpoint)
+            elif not model.config.heads_trained:
+                raise LKGError(
+                    "Nothing of this ranker would be trained. Without model.use_language_model it needs "
+                    "model.use_evidence_fusion or model.use_retrieval_scores, and training.heads_warm_up_epochs."
+                )
             if self.state.is_main_process:  # while the new model is written, nothing must pass for a finished one
                 for name in (STAGE_FILE, REPORT_FILE, "report.md", "report.png"):
                     (self.folder / name).unlink(missing_ok=True)
@@ -229,7 +231,10 @@ class Workflow:
             trainer.save_model(str(self.folder))  # by all: sharded weights are gathered, one process writes
             if self.state.is_main_process:
                 write_json(self.folder / "training_log.json", trainer.state.log_history)
-                self._write_card(self._card_of(trainer))
+                bundle = self.prepare().bundle
+                facts = {"dataset_name": bundle.name, "data_citation": bundle.citation, "data_license": bundle.license}
+                facts |= {"model_id": str(self.config.output_dir), "has_retriever": True}
+                self._write_card(ModelCard.from_trainer(trainer, **facts))
                 write_json(self.folder / STAGE_FILE, {"key": key})
             self.state.wait_for_everyone()
         return self.folder
@@ -308,8 +313,9 @@ class Workflow:
 
     def training_arguments(self) -> LlamaRecLKGTrainingArguments:
         given = self.config.training
+        folder = str(self.folder / "checkpoints" / self._ranker_key())
         defaults = {
-            "output_dir": str(self.folder / "checkpoints" / self._ranker_key()),
+            "output_dir": folder,
             "disable_tqdm": not self.progress,
             "use_cpu": self.state.device.type == "cpu",
         }
@@ -317,30 +323,9 @@ class Workflow:
             defaults |= {"bf16": self.dtype == torch.bfloat16, "fp16": self.dtype == torch.float16}
         return LlamaRecLKGTrainingArguments(**{**defaults, **given})
 
-    def _refuse_untrained(self, processor: LlamaRecLKGProcessor, args: LlamaRecLKGTrainingArguments) -> None:
-        config = processor.model_config(**self.config.model)
-        learns = config.use_evidence_fusion or config.use_retrieval_scores
-        if not config.use_language_model and not (learns and args.heads_warm_up_epochs):
-            raise LKGError(
-                "Nothing of this ranker would be trained. Without model.use_language_model it needs "
-                "model.use_evidence_fusion or model.use_retrieval_scores, and training.heads_warm_up_epochs of 1 or "
-                "more."
-            )
-
     def _placed(self, model: LlamaRecLKGForRanking) -> LlamaRecLKGForRanking:
         """On this process's device; a quantized backbone is there already and must not be moved."""
         return model if getattr(model.language_model, "is_quantized", False) else model.to(self.state.device)
-
-    def _card_of(self, trainer: LlamaRecLKGTrainer) -> ModelCard:
-        bundle = self.prepare().bundle
-        return ModelCard.from_trainer(
-            trainer,
-            model_id=str(self.config.output_dir),
-            dataset_name=bundle.name,
-            data_citation=bundle.citation,
-            data_license=bundle.license,
-            has_retriever=True,
-        )
 
     def _write_card(self, card: ModelCard, report: Report | None = None) -> None:
         card = replace(card, report=report, **self.config.card.given())

@@ -1,8 +1,5 @@
 """Reasons: their shares add up to the score, name what spoke, and come as records, sentences and pictures."""
 
-import json
-from dataclasses import asdict
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -96,13 +93,6 @@ def test_with_all_paths_named_nothing_is_left_of_any_relation(recommender):
     assert path.nodes == ["Heat (1995)", "Mann", "Insider, The (1999)"]
     assert path.preference == pytest.approx(preferences["DIRECTED_BY"])
     assert path.share == pytest.approx(1.7 * path.preference * float(evidence), rel=1e-5)
-
-
-def test_records_go_through_json(recommender):
-    item = recommender.recommend(["1"], candidates=CANDIDATES)[0]
-    record = json.loads(json.dumps(asdict(item)))
-    assert record == asdict(item)
-    assert set(record["reasons"][0]) == {"kind", "share", "relation", "preference", "nodes"}
 
 
 def test_a_sentence_by_hand():

@@ -2,7 +2,6 @@
 pickled away."""
 
 import logging
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -95,16 +94,18 @@ def test_gradient_accumulation_gives_the_update_of_one_big_batch(proc, lists, tm
     assert moved > 0.1
 
 
-def test_preferences_and_fusion_have_their_own_learning_rate(proc, lists, tmp_path):
-    ranker = model(proc)
-    trainer = LlamaRecLKGTrainer(ranker, arguments(tmp_path, heads_learning_rate=0.07), lists, None, proc, lora())
-    groups = trainer.create_optimizer().param_groups
-    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
-    for name, parameter in ranker.named_parameters():
-        if parameter.requires_grad:
-            own = name.startswith(("preference.", "fusion."))
-            assert rates[id(parameter)] == (0.07 if own else 1e-4), name
-    assert len(rates) == sum(p.requires_grad for p in ranker.parameters())
+@pytest.mark.parametrize("ratio", [1.0, 16.0])
+def test_preferences_and_fusion_have_their_own_learning_rate_and_so_has_lora_plus(proc, lists, tmp_path, ratio):
+    ranker, args = model(proc), arguments(tmp_path, heads_learning_rate=0.07, lora_plus_ratio=ratio)
+    trainer = LlamaRecLKGTrainer(ranker, args, lists, None, proc, lora())
+    for _ in range(2):  # the second time, as after a checkpoint is loaded, it stays
+        groups = trainer.create_optimizer().param_groups
+        rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+        for name, parameter in ranker.named_parameters():
+            if parameter.requires_grad:
+                expected = 1e-4 if "lora_A" in name else 1e-4 * ratio if "lora_B" in name else 0.07
+                assert rates[id(parameter)] == pytest.approx(expected), name
+        assert len(rates) == sum(p.requires_grad for p in ranker.parameters())
 
 
 def test_a_missed_target_counts_as_zero_and_is_not_run(proc, lists, tmp_path):
@@ -325,17 +326,7 @@ def test_heads_keep_their_start_when_training_only_hurts(proc, lists):
     assert all(torch.equal(value, ranker.own_state_dict()[name]) for name, value in before.items())
 
 
-def test_a_warm_up_that_fails_leaves_the_model_in_its_mode(proc, lists):
-    ranker = model(proc).eval()
-    batch = heads_batch(proc.fit(lists), lists, progress=False)
-    with pytest.raises(IndexError, match="Target 99"):
-        fit_heads(ranker, {**batch, "labels": batch["labels"] + 99 - batch["labels"]}, batch, epochs=1, progress=False)
-    assert not any(module.training for module in ranker.modules()) and ranker.config.use_language_model
-
-
-@pytest.mark.parametrize("gone", [False, True])
-def test_heads_that_come_trained_are_not_warmed_up_again(proc, lists, tmp_path, caplog, monkeypatch, gone):
-    """Their configuration says so, wherever they came from."""
+def test_heads_that_come_trained_are_not_warmed_up_again(proc, lists, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("llamarec_lkg"), "propagate", True)
     rates = {"learning_rate": 0.0, "heads_learning_rate": 0.0, "heads_warm_up_learning_rate": 1e-2}
     args = arguments(tmp_path, heads_warm_up_epochs=3, max_steps=1, **rates)
@@ -345,8 +336,6 @@ def test_heads_that_come_trained_are_not_warmed_up_again(proc, lists, tmp_path, 
     first.save_pretrained(tmp_path / "saved")
     ranker = LlamaRecLKGForRanking.from_pretrained(tmp_path / "saved")
     assert ranker.config.heads_trained
-    if gone:
-        shutil.rmtree(tmp_path / "saved")
     trainer = LlamaRecLKGTrainer(ranker, args, lists, None, proc)
     before = {name: weight.clone() for name, weight in ranker.own_state_dict().items()}
     trainer.train()

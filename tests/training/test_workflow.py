@@ -251,32 +251,29 @@ def test_two_processes_give_the_metrics_of_one(run, tmp_path):
     environment = {**os.environ, "LLAMAREC_LKG_CACHE": str(run / "cache"), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(ROOT)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = str(ROOT / "examples" / "train_ranker.py")
-    reports = []
-    for name, command in (("one", [sys.executable]), ("two", launch)):
-        # trained by one process, evaluated by one and by two
-        overrides = [f"output_dir={run / 'run'}", f"evaluation.resamples={100 + len(reports) + 1}"]
-        done = subprocess.run(
-            [*command, script, "--config", str(run / "config.yaml"), *overrides],
-            env=environment, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert f"{len(reports) + 1} process(es)" in done.stdout, name
-        reports.append(json.loads((run / "run" / "report.json").read_text()))
+    script = [str(ROOT / "examples" / "train_ranker.py"), "--config", str(run / "config.yaml")]
+
+    def each(*overrides):
+        for count, command in ((1, [sys.executable]), (2, launch)):
+            done = subprocess.run(
+                [*command, *script, *(override.format(count=count) for override in overrides)],
+                env=environment, capture_output=True, text=True, timeout=300,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr[-2000:]
+            assert f"{count} process(es)" in done.stdout
+            yield count
+
+    # trained by one process, evaluated by one and by two
+    commands = each(f"output_dir={run / 'run'}", "evaluation.resamples=10{count}")
+    reports = [json.loads((run / "run" / "report.json").read_text()) for _ in commands]
     assert reports[0]["protocol"]["targets"] == reports[1]["protocol"]["targets"]
     for first, second in zip(reports[0]["rows"], reports[1]["rows"], strict=True):
         assert first["metrics"] == pytest.approx(second["metrics"], abs=1e-6), first["name"]
     # training in two: what the trainer itself measures before its first step is what one process measures
     logs = []
-    for name, command in (("one", [sys.executable]), ("two", launch)):
-        overrides = [f"output_dir={tmp_path / name}", "training.eval_on_start=true", "evaluation.untrained=false"]
-        done = subprocess.run(
-            [*command, script, "--config", str(run / "config.yaml"), *overrides],
-            env=environment, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert (tmp_path / name / "adapter" / "adapter_model.safetensors").exists()
-        log = json.loads((tmp_path / name / "training_log.json").read_text())
+    for count in each(f"output_dir={tmp_path}/{{count}}", "training.eval_on_start=true", "evaluation.untrained=false"):
+        assert (tmp_path / f"{count}" / "adapter" / "adapter_model.safetensors").exists()
+        log = json.loads((tmp_path / f"{count}" / "training_log.json").read_text())
         logs.append(next(record for record in log if "eval_loss" in record))
     metrics = [name for name in logs[0] if "@" in name or name == "eval_loss"]
     assert len(metrics) > 10
