@@ -77,13 +77,11 @@ class RecommendationPipeline(Pipeline):
         super().__init__(model=model, processor=processor, **kwargs)
         if retriever is None:
             retriever = _find_retriever(model, {} if local is None else {"local_files_only": local})
-        elif retriever is False:
-            retriever = None
         elif isinstance(retriever, str | Path):
             retriever = LRURecForRetrieval.from_pretrained(str(retriever))
         if isinstance(retriever, LRURecForRetrieval):
             retriever = LRURecRetriever(retriever)
-        self.recommender = Recommender(model, processor, retriever)
+        self.recommender = Recommender(model, processor, None if retriever is False else retriever)
 
     def __call__(
         self, inputs: Mapping[str, Any] | Iterable[Mapping[str, Any]], **kwargs: Any

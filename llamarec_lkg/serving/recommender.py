@@ -244,14 +244,17 @@ class Recommender:
         self._switch()
         preferences: dict[int, np.ndarray] = {}
 
-        def score(rows: list[int], windows: list[RankingExample]) -> list[np.ndarray]:
-            parts, given = self._score(windows)
-            preferences.update(zip(rows, given, strict=True))
-            return list(parts)
+        def score(rows: list[int], windows: list[RankingExample]) -> np.ndarray:
+            found = self.model.score_parts(self.processor(windows, with_prompt=self.model.config.use_language_model))
+            found = {name: values.float().cpu().numpy() for name, values in found.items()}
+            preferences.update(zip(rows, found["preferences"], strict=True))
+            parts = np.stack([found["language model"], found["retriever"]], axis=-1)
+            none = np.zeros((*parts.shape[:2], len(self.processor.relations)), dtype=np.float32)
+            return np.concatenate([parts, found.get("evidence", none)], axis=-1)
 
         several = [example for example in examples if len(example.candidates) > 1]
         ranked = iter(rank_windows(score, several, self.processor.num_candidates))
-        given = iter(preferences[row] for row in range(len(several)))
+        given = map(preferences.get, range(len(several)))
         rankings = []
         for example in examples:
             if len(example.candidates) > 1:
@@ -279,14 +282,6 @@ class Recommender:
         }
         values = self.model.preferences(batch)[0].tolist()
         return dict(sorted(zip(self.processor.relations, values, strict=True), key=lambda pair: -pair[1]))
-
-    def _score(self, examples: Sequence[RankingExample]) -> tuple[np.ndarray, np.ndarray]:
-        """Score parts of every candidate, (B, C, 2 + R), and preferences, (B, R)."""
-        parts = self.model.score_parts(self.processor(examples, with_prompt=self.model.config.use_language_model))
-        preferences = parts["preferences"]
-        whole = torch.stack([parts["language model"], parts["retriever"]], dim=-1)
-        evidence = parts.get("evidence", whole.new_zeros(*whole.shape[:2], preferences.shape[1]))
-        return torch.cat([whole, evidence], dim=-1).float().cpu().numpy(), preferences.float().cpu().numpy()
 
     def _describe(self, rank: int, ranking: Ranking, row: int, num_reasons: int) -> Recommendation:
         example, parts, names = ranking.example, ranking.parts[row].astype(float), self.processor.relations

@@ -35,40 +35,23 @@ class DataSection:
 
 @dataclass
 class GraphSection:
-    """
-    Args:
-        use_triples: take the data set's own facts beside the items' attributes.
-        exclude_relations: leave these out; CO_RATED is what interactions say.
-        whole_values: attribute relations whose values are joined into one entity, as published for genres.
-        co_rating_min_people: a pair of items that fewer people interacted with is not tied by co-ratings.
-        co_ratings_per_item: how many other items each is tied to by co-ratings.
-    """
-
-    use_triples: bool = True
-    exclude_relations: list[str] = field(default_factory=list)
-    whole_values: list[str] = field(default_factory=list)
-    co_rating_min_people: int = 5
-    co_ratings_per_item: int = 50
+    use_triples: bool = True  # take the data set's own facts beside the items' attributes
+    exclude_relations: list[str] = field(default_factory=list)  # CO_RATED is what interactions say
+    whole_values: list[str] = field(default_factory=list)  # relations whose values are joined, as published for genres
+    co_rating_min_people: int = 5  # a pair of items that fewer people interacted with is not tied
+    co_ratings_per_item: int = 50  # how many other items each is tied to
 
 
 @dataclass
 class ExamplesSection:
-    """
-    Args:
-        folds: parts of the users. The training lists of a part are made by a retriever and read with co-ratings that
-            were fitted on the other parts. 1 makes all of them with the one retriever and graph, as published.
-        per_user: lists of each user's latest training positions; None takes all positions.
-        negatives: see `candidates.training_examples`.
-        shuffle: random order of candidates in training.
-        max_train, max_validation: lists that the language model is trained and validated on; None takes all.
-            Preferences and fusion warm up on all of them in any case.
-    """
+    """The training lists of a fold of users are made by a retriever and read with co-ratings that were fitted on the
+    others. One fold makes all of them with the one retriever and graph, as published."""
 
     folds: int = 4
-    per_user: int | None = None
+    per_user: int | None = None  # lists of each user's latest training positions; None takes all
     negatives: Literal["retrieved", "uniform"] = "retrieved"
-    shuffle: bool = True
-    max_train: int | None = None
+    shuffle: bool = True  # random order of candidates in training
+    max_train: int | None = None  # lists for the language model; preferences and fusion warm up on all in any case
     max_validation: int | None = None
 
 
@@ -87,22 +70,11 @@ def default_backbone() -> ModelConfig:
 
 @dataclass
 class EvaluationSection:
-    """
-    Args:
-        split: "test" or "validation".
-        batch_size: lists in a forward pass.
-        resamples: of the bootstrap.
-        controls: names of `ablations.CONTROLS` to run with the whole ranker. Without the language model, where they
-            cost nothing, all of them are always run.
-        untrained: whether to score the ranker before training, too.
-        seed: of bootstrap and shuffling.
-    """
-
     split: Literal["validation", "test"] = "test"
     batch_size: int = 16
     resamples: int = 2000
-    controls: list[str] = field(default_factory=list)
-    untrained: bool = True
+    controls: list[str] = field(default_factory=list)  # of the whole ranker; those without language model always run
+    untrained: bool = True  # whether to score the ranker before training, too
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -115,19 +87,12 @@ class EvaluationSection:
 
 @dataclass
 class CardSection:
-    """What only you know about the model card.
+    """What only you know about the model card."""
 
-    Args:
-        language: of the items' titles.
-        license: of the trained weights, as the Hub names it ("apache-2.0", "llama2", ...).
-        tags: further ones.
-        emissions: of the training in grams of CO2 equivalent, or a mapping as of the Hub's `co2_eq_emissions`.
-            codecarbon's own file is read without this.
-    """
-
-    language: str = "en"
-    license: str | None = None
+    language: str = "en"  # of the items' titles
+    license: str | None = None  # of the trained weights, as the Hub names it ("apache-2.0", "llama2", ...)
     tags: list[str] = field(default_factory=list)
+    # grams of CO2 equivalent, or a mapping as the Hub's `co2_eq_emissions`; codecarbon's own file is read without this
     emissions: float | dict[str, Any] | None = None
 
     def given(self) -> dict[str, Any]:

@@ -119,9 +119,6 @@ class LlamaRecLKGTrainer(PushingTrainer):
         self._heads_are_warm = False
         self._missed = 0
         self._retriever_ranks = np.zeros(0, dtype=np.int64)
-        if args.load_best_model_at_end and args.early_stopping_patience and eval_dataset is not None:
-            stopping = EarlyStoppingCallback(args.early_stopping_patience)
-            kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), stopping]
         # lists are padded to one width, so that batches of several processes can be gathered
         shape = {"with_prompt": model.config.use_language_model, "pad_to_candidates": processing_class.num_candidates}
         super().__init__(
@@ -134,6 +131,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
             compute_metrics=self._ranking_metrics,
             **kwargs,
         )
+        if args.load_best_model_at_end and args.early_stopping_patience and eval_dataset is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         if self.pop_callback(ProgressCallback):
             self.add_callback(ShortProgressCallback)
 
@@ -190,18 +189,19 @@ class LlamaRecLKGTrainer(PushingTrainer):
         """As upstream, but preferences and fusion form a group with a learning rate of their own, and so do LoRA's B
         matrices with `lora_plus_ratio`."""
         optimizer, args = super().create_optimizer(model), self.args
-        if any("name" in group for group in optimizer.param_groups):
+        if any(group.get("name") == "heads" for group in optimizer.param_groups):
             return optimizer
-        rates = {"heads": args.heads_learning_rate, "lora_b": args.learning_rate * args.lora_plus_ratio}
-        marks = {"heads": r"(^|\.)(preference|fusion)\.", "lora_b": r"\.lora_(embedding_)?B\."}
-        names = {id(p): name for name, p in (model or self.model).named_parameters()}
+        parts = {"heads": (r"(^|\.)(preference|fusion)\.", args.heads_learning_rate)}
+        if args.lora_plus_ratio != 1:
+            parts["lora_b"] = (r"\.lora_(embedding_)?B\.", args.learning_rate * args.lora_plus_ratio)
+        names = {id(p): name for name, p in (self.model if model is None else model).named_parameters()}
         for group in list(optimizer.param_groups):
             settings = {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
-            for part, mark in marks.items():
+            for part, (mark, rate) in parts.items():
                 own = [p for p in group["params"] if re.search(mark, names.get(id(p), ""))]
                 if own:
                     group["params"] = [p for p in group["params"] if not re.search(mark, names.get(id(p), ""))]
-                    optimizer.add_param_group({**settings, "params": own, "lr": rates[part], "name": part})
+                    optimizer.add_param_group({**settings, "params": own, "lr": rate, "name": part})
         return optimizer
 
     # -- evaluation -------------------------------------------------------------------------------------------------
@@ -210,13 +210,9 @@ class LlamaRecLKGTrainer(PushingTrainer):
         """Loss over the re-ranked lists, and metrics over all lists: `eval_ndcg@10`, beside
         `eval_retriever_ndcg@10`."""
         examples = _as_examples(self.eval_dataset if eval_dataset is None else eval_dataset)
-        if not examples:
-            raise LKGError("evaluate() needs lists: there is no `eval_dataset`, or it is empty.")
-        retrieved = [example for example in examples if example.label >= 0]
+        retrieved = [example for example in examples or () if example.label >= 0]
         if not retrieved:
-            raise LKGError(
-                f"The retriever found the target of none of {len(examples)} lists: there is nothing to re-rank."
-            )
+            raise LKGError(f"No target is retrieved in {len(examples or ())} lists: there is nothing to re-rank.")
         self._missed = len(examples) - len(retrieved)
         self._retriever_ranks = np.concatenate(
             [target_ranks(example.retrieval_scores[None], np.array([example.label])) for example in retrieved]
