@@ -17,7 +17,7 @@ BLOCK_CELLS = 2**22  # resamples x users drawn at a time: 32 MB, whatever their 
 
 
 def target_ranks(scores: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """Rank of the labelled candidate in each list, shape (N,): 1 is best, `MISS` where the label is negative or masked.
+    """Rank of the labelled candidate in each list, shape (N,): 1 is best, `MISS` where it is negative or masked.
 
     Ties are broken by position, as a stable sort by descending score would, and a candidate that is not a number ranks
     last: a model that scores everything alike gets no free hit.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,7 +107,7 @@ class RecommendationPipeline(Pipeline):
             inputs = list(inputs)
         elif isinstance(inputs, Iterable) and not isinstance(inputs, Mapping | list | str):
             inputs = _each(inputs)  # such as a `datasets.Dataset`, whose rows are requests
-        return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
+        return super().__call__(inputs, **kwargs) if inputs != [] else []
 
     def _sanitize_parameters(
         self, top_k: int | None = None, num_reasons: int | None = None
@@ -150,14 +150,13 @@ class RecommendationPipeline(Pipeline):
         if batch_size < 1:
             raise LKGError(f"batch_size is {batch_size!r}; it is a whole number, 1 or more.")
 
-        def checked() -> Iterator[Request]:
-            for number, request in enumerate(_each(inputs)):
-                try:
-                    yield self.preprocess(request, **preprocess_params)
-                except LKGError as error:
-                    raise LKGError(f"Request {number}: {error}") from error
+        def check(number: int, request: Any) -> Request:
+            try:
+                return self.preprocess(request, **preprocess_params)
+            except LKGError as error:
+                raise LKGError(f"Request {number}: {error}") from error
 
-        requests = checked()
+        requests = starmap(check, enumerate(_each(inputs)))
         while batch := list(islice(requests, batch_size)):
             for ranking in self.forward(batch, **forward_params):
                 yield self.postprocess(ranking, **postprocess_params)

@@ -64,8 +64,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
         kwargs: for `transformers.Trainer`.
 
     Raises:
-        LKGError: model, processor and retriever were not made for each other, or `train_dataset` has rows without
-            a target.
+        LKGError: the parts were not made for each other, or `train_dataset` has rows without a target.
     """
 
     def __init__(
@@ -144,9 +143,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
         trained = trained_outside_adapters(self.model.language_model)
         if trained and self.model.has_adapter:
             raise LKGError(
-                f"{len(trained)} weights of the backbone would be trained beside the adapter, the first is "
-                f"{trained[0]!r}, and no file of an adapter holds them. Freeze them (`requires_grad_(False)`), or "
-                "name their layers in the adapter's `target_modules` or `modules_to_save`."
+                f"{len(trained)} weights of the backbone would be trained beside the adapter, such as {trained[0]!r}, "
+                "and no file of an adapter holds them. Freeze them, or name their layers in `modules_to_save`."
             )
         if trained:
             self.model.mark_backbone_changed()  # what is saved from here on is the whole model
@@ -156,8 +154,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
                 self.warm_up_heads()
             elif not self._heads_are_warm:
                 logger.warning(
-                    "Preferences and fusion are trained already (`config.heads_trained`): their warm-up is left out. "
-                    "`trainer.warm_up_heads()` runs it all the same."
+                    "Preferences and fusion are trained already (`config.heads_trained`): their warm-up is left out."
                 )
         config.heads_trained = True  # they are trained on from here, and so is every checkpoint
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -176,7 +173,6 @@ class LlamaRecLKGTrainer(PushingTrainer):
             heads_batch(self.processing_class, self.train_dataset, progress=progress),
             heads_batch(self.processing_class, retrieved, progress=progress) if retrieved else None,
             epochs=args.heads_warm_up_epochs,
-            batch_size=args.heads_warm_up_batch_size,
             learning_rate=args.heads_learning_rate if rate is None else rate,
             weight_decay=args.heads_weight_decay,
             seed=args.seed,

@@ -35,7 +35,6 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
     heads_warm_up_learning_rate: float | None = field(
         default=None, metadata={"help": "Of that warm-up; by default heads_learning_rate."}
     )
-    heads_warm_up_batch_size: int = field(default=256, metadata={"help": "Lists in a batch of that warm-up."})
     heads_weight_decay: float = field(
         default=0.3, metadata={"help": "Of that warm-up: strong, because lists are few and alike."}
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def fit_heads(
     log: list[dict[str, float]] = []
     with evaluating(model), without_language_model(model), torch.random.fork_rng():
         torch.manual_seed(seed)  # of dropout: the same on every process, so that their weights stay equal
-        best_loss, best, best_epoch = _loss(model, validation), _copy(model), 0
+        best_loss, best, best_epoch = _loss(model, validation), deepcopy(model.own_state_dict()), 0
         bar = tqdm(range(1, epochs + 1), desc="fit preferences", unit="epoch", disable=not progress)
         for epoch in bar:
             model.preference.train()
@@ -88,7 +89,7 @@ def fit_heads(
             log.append({"epoch": epoch, "loss": total / len(train["labels"]), "eval_loss": _loss(model, validation)})
             bar.set_postfix({"loss": f"{log[-1]['loss']:.4f}", "eval_loss": f"{log[-1]['eval_loss']:.4f}"})
             if log[-1]["eval_loss"] < best_loss:
-                best_loss, best, best_epoch = log[-1]["eval_loss"], _copy(model), epoch
+                best_loss, best, best_epoch = log[-1]["eval_loss"], deepcopy(model.own_state_dict()), epoch
             elif epoch - best_epoch >= patience:
                 break
         optimizer.zero_grad(set_to_none=True)
@@ -100,10 +101,6 @@ def fit_heads(
 def _labelled(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     rows = batch["labels"] >= 0
     return {name: value[rows].to(device) for name, value in batch.items()}
-
-
-def _copy(model: LlamaRecLKGForRanking) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.own_state_dict().items()}
 
 
 def _loss(model: LlamaRecLKGForRanking, batch: Mapping[str, torch.Tensor]) -> float:

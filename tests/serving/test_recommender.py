@@ -8,7 +8,7 @@ from tiny import backbone, examples, processor
 
 from llamarec_lkg import LKGError, LlamaRecLKGForRanking, Recommender
 from llamarec_lkg.data.schema import RankingExample
-from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval, LRURecRetriever
+from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval
 from llamarec_lkg.serving.sliding_windows import rank_windows
 
 
@@ -81,13 +81,6 @@ def test_any_list_of_ids_will_do_and_a_number_is_its_digits(saved):
         assert recommender.recommend(history, candidates=(raw for raw in [2, 4])) == wanted
     with pytest.raises(LKGError, match="the first is 3.5"):
         recommender.recommend([3.5])
-
-
-def test_model_and_processor_of_different_runs_are_refused(saved, film_dataset):
-    recommender = Recommender.from_pretrained(saved)
-    other = processor(film_dataset, num_paths=1)
-    with pytest.raises(LKGError, match="differ in their prompt settings"):
-        Recommender(recommender.model, other, LRURecRetriever(recommender.retriever.model))
 
 
 def test_model_and_retriever_are_on_one_device(saved):

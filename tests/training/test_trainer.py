@@ -172,22 +172,6 @@ def test_best_model_is_loaded_and_a_stopped_run_resumes_to_the_same_weights(proc
     assert len(set(losses.values())) > 1
 
 
-def test_what_is_saved_loads_in_one_line_and_holds_no_pickle(proc, lists, tmp_path):
-    folder = tmp_path / "backbone"
-    backbone().save_pretrained(folder)
-    trainer = LlamaRecLKGTrainer(
-        str(folder), arguments(tmp_path / "out", max_steps=1), lists, lists, proc, peft_config=lora()
-    )
-    trainer.train()
-    trainer.save_model(str(tmp_path / "saved"))
-    expected = trainer.model.eval()(**proc(lists)).logits
-    loaded = LlamaRecLKGForRanking.from_pretrained(tmp_path / "saved")
-    torch.testing.assert_close(loaded(**proc(lists)).logits, expected)
-    assert not [p for p in (tmp_path / "saved").rglob("*") if p.suffix in (".bin", ".pt", ".pkl")]
-    again = LlamaRecLKGTrainer(str(tmp_path / "saved"), arguments(tmp_path / "more"), lists, None, proc)
-    assert any(p.requires_grad for n, p in again.model.named_parameters() if "lora" in n), "it can be trained on"
-
-
 @pytest.mark.parametrize("kind", ["new adapter", "saved adapter", "saved heads", "new backbone"])
 def test_weights_that_stay_as_they_are_may_be_half_as_wide_and_no_others(proc, lists, tmp_path, kind):
     backbone().save_pretrained(tmp_path / "base")
