@@ -42,6 +42,10 @@ def test_given_candidates_a_single_one_and_an_unknown_user(saved):
     recommender = Recommender.from_pretrained(saved)
     chosen = recommender.recommend(["1"], candidates=["2", "3", "4"])
     assert {item.item_id for item in chosen} == {"2", "3", "4"}
+    again = recommender.recommend(["1"], candidates=["1", "2"])
+    assert all(np.isfinite(item.retrieval_score) for item in again), (
+        "what is asked for is ranked, also from the history"
+    )
     assert recommender.recommend(["1"], candidates=["2"])[0].item_id == "2"
     unknown = recommender.recommend(["1"], user="nobody", candidates=["2", "3", "4"])
     assert [item.score for item in unknown] == [item.score for item in chosen]
