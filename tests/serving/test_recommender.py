@@ -43,9 +43,7 @@ def test_given_candidates_a_single_one_and_an_unknown_user(saved):
     chosen = recommender.recommend(["1"], candidates=["2", "3", "4"])
     assert {item.item_id for item in chosen} == {"2", "3", "4"}
     again = recommender.recommend(["1"], candidates=["1", "2"])
-    assert all(np.isfinite(item.retrieval_score) for item in again), (
-        "what is asked for is ranked, also from the history"
-    )
+    assert all(np.isfinite(item.retrieval_score) for item in again), "also what the history holds is ranked"
     assert recommender.recommend(["1"], candidates=["2"])[0].item_id == "2"
     unknown = recommender.recommend(["1"], user="nobody", candidates=["2", "3", "4"])
     assert [item.score for item in unknown] == [item.score for item in chosen]
