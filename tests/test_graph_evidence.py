@@ -1,6 +1,5 @@
 """On real films, without a language model: preferences beat one set of weights, and the retriever."""
 
-import numpy as np
 import pytest
 from tiny import backbone, example_module, tokenizer
 
@@ -26,10 +25,3 @@ def test_preferences_on_real_films(example, movielens_folder, tmp_path):
     rows = {row["name"]: row for row in comparison_rows(found["test"])}
     assert rows["history"]["difference_ci95"]["ndcg@10"][0] > 0, "and ranks better than the retriever"
     assert rows["history, rewired graph"]["difference_ci95"]["ndcg@10"][0] < 0
-
-
-def test_rows_compare_paired():
-    measures = {"a": {"m": np.array([1.0, 2.0])}, "b": {"m": np.array([2.0, 3.0])}}
-    first, second = comparison_rows(measures, reference="a", resamples=50)
-    assert first["difference_to_a"] == {"m": 0.0} and second["difference_to_a"] == {"m": 1.0}
-    assert second["difference_ci95"]["m"] == (1.0, 1.0)

@@ -17,18 +17,15 @@ BLOCK_CELLS = 2**22  # resamples x users drawn at a time: 32 MB, whatever their 
 
 
 def target_ranks(scores: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """Rank of the labelled candidate in each list.
+    """Rank of the labelled candidate in each list, shape (N,): 1 is best, `MISS` where it is negative or masked.
 
     Ties are broken by position, as a stable sort by descending score would, and a candidate that is not a number ranks
     last: a model that scores everything alike gets no free hit.
 
     Args:
-        scores (`np.ndarray`, shape (N, C)): higher is better.
-        labels (`np.ndarray` of `int`, shape (N,)): index of the target; negative where the list does not hold it.
-        mask (`np.ndarray` of `bool`, shape (N, C), optional): real candidates.
-
-    Returns:
-        `np.ndarray` of `int64`, shape (N,): 1 is best, `MISS` where the label is negative or masked.
+        scores (shape (N, C)): higher is better.
+        labels (shape (N,)): index of the target; negative where the list does not hold it.
+        mask (shape (N, C), optional): real candidates.
     """
     scores = np.where(np.isnan(scores), -np.inf, np.asarray(scores, dtype=np.float64))
     mask = np.ones(scores.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
@@ -43,11 +40,7 @@ def target_ranks(scores: np.ndarray, labels: np.ndarray, mask: np.ndarray | None
 
 
 def require_finite(scores: np.ndarray) -> None:
-    """Raise `ValueError` where a score is not a number: such a ranking would only repeat the order it was given.
-
-    Args:
-        scores (`np.ndarray`, any shape): of real candidates.
-    """
+    """Raise `ValueError` where a score is not a number: such a ranking would only repeat the order it was given."""
     broken = ~np.isfinite(scores)
     if broken.any():
         raise ValueError(
@@ -76,13 +69,8 @@ def mean_metrics(ranks: np.ndarray, ks: Sequence[int] = DEFAULT_KS) -> dict[str,
 def bootstrap_interval(
     per_user: Mapping[str, np.ndarray], *, resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals of means, users resampled together for all metrics.
-
-    Give differences per user to get a paired interval.
-
-    Args:
-        per_user: name -> values, each of shape (N,), aligned.
-    """
+    """Percentile bootstrap intervals of means, users resampled together for all metrics, whose values are aligned.
+    Differences per user give a paired interval."""
     names = list(per_user)
     values = np.stack([np.asarray(per_user[name], dtype=np.float64) for name in names], axis=1)
     generator = np.random.default_rng(seed)

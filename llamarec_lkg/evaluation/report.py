@@ -11,7 +11,7 @@ import numpy as np
 
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file, write_json
-from .metrics import DEFAULT_KS, MISS, bootstrap_interval, metrics_per_user
+from .metrics import MISS, bootstrap_interval, metrics_per_user
 
 
 REFERENCE, RANKER, CEILING = "retriever", "ranker", "ceiling"
@@ -40,7 +40,6 @@ class Report:
         found: np.ndarray,
         protocol: Mapping[str, Any],
         *,
-        ks: Sequence[int] = DEFAULT_KS,
         resamples: int = 2000,
         seed: int = 0,
     ) -> Report:
@@ -50,40 +49,28 @@ class Report:
             found (`np.ndarray` of `bool`, shape (N,)): targets among the retriever's candidates.
 
         Raises:
-            LKGError: there is no retriever row, or rows differ in length: they would not be about the same users.
+            LKGError: there is no retriever row, or rows differ in length.
         """
         lengths = {name: len(values) for name, values in ranks.items()} | {"found": len(found)}
         if REFERENCE not in ranks or len(set(lengths.values())) > 1:
             raise LKGError(f"A report compares rows on the same targets with a {REFERENCE!r} row; found {lengths}.")
         ranks = {**ranks, CEILING: np.where(found, 1, MISS)}
-        interval = {"ks": ks, "resamples": resamples, "seed": seed}
-        return cls(
-            protocol={
-                **protocol,
-                "targets": len(found),
-                "retrieved": int(found.sum()),
-                "bootstrap": resamples,
-                "seed": seed,
-            },
-            rows=_rows(ranks, **interval),
-            reranked_rows=_rows({name: values[found] for name, values in ranks.items()}, **interval)
-            if found.any()
-            else [],
-        )
+
+        def rows(chosen: np.ndarray) -> list[dict[str, Any]]:
+            measures = {name: metrics_per_user(values[chosen]) for name, values in ranks.items()}
+            return comparison_rows(measures, resamples=resamples, seed=seed)
+
+        sizes = {"targets": len(found), "retrieved": int(found.sum()), "bootstrap": resamples, "seed": seed}
+        everyone = np.ones(len(found), dtype=bool)
+        return cls({**protocol, **sizes}, rows(everyone), rows(found) if found.any() else [])
 
     def row(self, name: str) -> dict[str, Any]:
         return next(row for row in self.rows if row["name"] == name)
 
-    def to_json(self) -> dict[str, Any]:
-        return {"protocol": self.protocol, "rows": self.rows, "reranked_rows": self.reranked_rows}
-
     def to_markdown(self) -> str:
         """Two tables, and one sentence a ranker that says whether it beats its retriever."""
-        lines = [
-            f"# Ranking on {self.protocol.get('dataset', 'data')}, {self.protocol.get('split', 'test')} split",
-            "",
-        ]
-        lines += [f"- {key}: {value}" for key, value in self.protocol.items()]
+        title = f"# Ranking on {self.protocol.get('dataset', 'data')}, {self.protocol.get('split', 'test')} split"
+        lines = [title, "", *(f"- {key}: {value}" for key, value in self.protocol.items())]
         lines += ["", "## All targets (one that was not retrieved counts as a miss)", "", *table(self.rows)]
         lines += ["", "## Re-ranked targets only (the retriever found them)", "", *table(self.reranked_rows)]
         verdicts = [verdict(row) for row in self.rows if row["name"] not in (REFERENCE, CEILING, "popularity")]
@@ -92,16 +79,11 @@ class Report:
     def save(self, folder: str | Path) -> None:
         """Write `report.json`, `report.md` and `report.png`."""
         folder = Path(folder)
-        write_json(folder / "report.json", self.to_json())
+        write_json(folder / "report.json", vars(self))
         with atomic_file(folder / "report.md") as temporary:
             temporary.write_text(self.to_markdown(), encoding="utf-8")
         with atomic_file(folder / "report.png") as temporary:
             draw(self, temporary)
-
-
-def _rows(ranks: Mapping[str, np.ndarray], ks: Sequence[int], resamples: int, seed: int) -> list[dict[str, Any]]:
-    measures = {name: metrics_per_user(values, ks) for name, values in ranks.items()}
-    return comparison_rows(measures, resamples=resamples, seed=seed)
 
 
 def comparison_rows(
@@ -137,39 +119,31 @@ def table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] = SHOWN_METR
     lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
     for row in rows:
         low, high = row["ci95"]["ndcg@10"]
-        cells = [row["name"], *(f"{row['metrics'][metric]:.4f}" for metric in metrics), f"{low:.4f} to {high:.4f}"]
+        cells = [row["name"], *(f"{row['metrics'][m]:.4f}" for m in metrics), f"{low:.4f} to {high:.4f}"]
         lines.append(f"| {' | '.join([*cells, _difference(row)])} |")
     return lines
 
 
-def _difference(row: Mapping[str, Any], metric: str = "ndcg@10") -> str:
-    low, high = row["difference_ci95"][metric]
+def _difference(row: Mapping[str, Any]) -> str:
+    low, high = row["difference_ci95"]["ndcg@10"]
     if row["name"] == REFERENCE:
         return ""
-    return f"{row['difference_to_retriever'][metric]:+.4f} ({low:+.4f} to {high:+.4f})"
+    return f"{row['difference_to_retriever']['ndcg@10']:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
-def verdict(row: Mapping[str, Any], metric: str = "ndcg@10") -> str:
+def verdict(row: Mapping[str, Any]) -> str:
     """One sentence: better than the retriever, worse, or not to be told apart."""
-    low, high = row["difference_ci95"][metric]
-    words = (
-        "beats its retriever"
-        if low > 0
-        else "is worse than its retriever"
-        if high < 0
-        else ("cannot be told from its retriever")
-    )
-    return f"- `{row['name']}` {words} ({metric} {_difference(row, metric)})."
+    low, high = row["difference_ci95"]["ndcg@10"]
+    words = "beats" if low > 0 else "is worse than" if high < 0 else "cannot be told from"
+    return f"- `{row['name']}` {words} its retriever (ndcg@10 {_difference(row)})."
 
 
 def draw(report: Report, path: str | Path, metric: str = "ndcg@10") -> None:
     """Each row's metric with its interval, and the paired difference to the retriever beside it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [row for row in report.rows if row["name"] != CEILING][::-1]
     figure = Figure(figsize=(10, 1.4 + 0.42 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     for height, row in enumerate(rows):
         color = "#888888" if row["name"] in (REFERENCE, "popularity") else "#1f6feb"

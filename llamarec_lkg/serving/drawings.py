@@ -13,6 +13,7 @@ from .reasons import PATH, Recommendation, _shared
 def draw_reasons(items: Sequence[Recommendation], path: str | Path) -> None:
     """Write a PNG: the history on the left, the items on the right, the named paths between them, as wide as their
     share, and the rest of each score beside its item."""
+    from matplotlib import colormaps
     from matplotlib.lines import Line2D
 
     reasons = [(item, reason) for item in items for reason in item.reasons if reason.kind == PATH]
@@ -32,18 +33,15 @@ def draw_reasons(items: Sequence[Recommendation], path: str | Path) -> None:
         _heights({item: label.count("\n") + 3 for item, label in labels.items()}),
     ]
     relations = list(dict.fromkeys(reason.relation for _, reason in reasons))
-    colors = dict(zip(relations, _palette(len(relations)), strict=True))
+    palette = colormaps["tab10" if len(relations) <= 10 else "tab20"]
+    colors = {relation: palette(place % 20) for place, relation in enumerate(relations)}
     rows = sum(label.count("\n") + 3 for label in labels.values())
     figure, axes = _figure(12, 1.5 + max(0.45 * max(map(len, columns)), 0.17 * rows))
     largest = max((abs(reason.share) for _, reason in reasons), default=1.0)
     for item, reason in reasons:
-        ends = [
-            (0.0, columns[0][reason.nodes[0]]),
-            (0.5, columns[1][_shared(reason)]),
-            (1.0, columns[2][item.item_id]),
-        ]
+        heights = [columns[0][reason.nodes[0]], columns[1][_shared(reason)], columns[2][item.item_id]]
         style = {"color": colors[reason.relation], "linewidth": 0.8 + 5 * abs(reason.share) / largest, "alpha": 0.65}
-        axes.plot(*zip(*ends, strict=True), solid_capstyle="round", zorder=1, **style)
+        axes.plot([0.0, 0.5, 1.0], heights, solid_capstyle="round", zorder=1, **style)
     boxes = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": "#888888"}
     for name, height in columns[0].items():
         axes.text(0.0, height, _short(name), ha="right", va="center", bbox=boxes, fontsize=9, parse_math=False)
@@ -54,13 +52,10 @@ def draw_reasons(items: Sequence[Recommendation], path: str | Path) -> None:
     for item_id, label in labels.items():
         axes.text(1.0, columns[2][item_id], label, ha="left", va="center", bbox=boxes, fontsize=8, parse_math=False)
     weights = {reason.relation: reason.preference for _, reason in reasons}
-    handles = [
-        Line2D([], [], color=colors[name], linewidth=4, label=f"{name} {weights[name]:.0%}") for name in relations
-    ]
-    if handles:
+    if relations:
+        handles = [Line2D([], [], color=colors[n], linewidth=4, label=f"{n} {weights[n]:.0%}") for n in relations]
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.02), "ncols": 4, "frameon": False}
-        legend = axes.legend(handles=handles, title="preference", **place)
-        for text in legend.get_texts():
+        for text in axes.legend(handles=handles, title="preference", **place).get_texts():
             text.set_parse_math(False)
     for x, text in ((0.0, "history"), (0.5, "shared"), (1.0, "ranked items, share of the score")):
         axes.text(x, 1.06, text, ha="center", fontsize=10, color="#555555")
@@ -94,23 +89,15 @@ def _heights(sizes: Mapping[Any, int]) -> dict[Any, float]:
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, figure.subplots()
 
 
 def _save(figure: Any, path: str | Path) -> None:
     with atomic_file(Path(path)) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
-
-
-def _palette(count: int) -> list[Any]:
-    from matplotlib import colormaps
-
-    return [colormaps["tab10" if count <= 10 else "tab20"](place % 20) for place in range(count)]
 
 
 def _short(text: str, length: int = 30) -> str:

@@ -1,19 +1,15 @@
 """`pipeline("recommendation", model=...)`: the [`Recommender`] behind the interface of `transformers` pipelines.
-
-Importing this module registers the task. Retrieval, ranking and reasons are the `Recommender`'s; here are requests as
-dictionaries, batches of them, and the search for the retriever beside the model.
-"""
+Importing this module registers the task."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from huggingface_hub import CommitInfo
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
@@ -31,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 
 TASK = "recommendation"
-REQUEST_KEYS = ("history", "user", "candidates")
 
 
 class RecommendationPipeline(Pipeline):
@@ -51,11 +46,7 @@ class RecommendationPipeline(Pipeline):
         retriever: finds candidates and scores them first. A `Retriever`, an [`LRURecForRetrieval`], or the folder or
             Hub id of one; by default the one saved beside the model. False is none: every request then brings its
             candidates, whose first-stage scores are 0.
-        top_k (`int`): how many items to return for each request, 10 unless set here or in the call.
-        num_reasons (`int`): how many paths to name for each item, 3 unless set here or in the call.
-        batch_size (`int`): requests in one forward pass, 1 unless set here or in the call. It changes scores by
-            rounding alone: some 1e-6 in float32, up to 1 % in bfloat16.
-        kwargs: of [`~transformers.Pipeline`]: `device`, ...
+        kwargs: of [`~transformers.Pipeline`]: `device`, ...; and what a call takes, for all calls.
 
     Raises:
         LKGError: model, processor and retriever are not of this library or do not belong together.
@@ -85,13 +76,11 @@ class RecommendationPipeline(Pipeline):
         super().__init__(model=model, processor=processor, **kwargs)
         if retriever is None:
             retriever = _find_retriever(model, {} if local is None else {"local_files_only": local})
-        elif retriever is False:
-            retriever = None
         elif isinstance(retriever, str | Path):
             retriever = LRURecForRetrieval.from_pretrained(str(retriever))
         if isinstance(retriever, LRURecForRetrieval):
             retriever = LRURecRetriever(retriever)
-        self.recommender = Recommender(model, processor, retriever)
+        self.recommender = Recommender(model, processor, None if retriever is False else retriever)
 
     def __call__(
         self, inputs: Mapping[str, Any] | Iterable[Mapping[str, Any]], **kwargs: Any
@@ -102,54 +91,49 @@ class RecommendationPipeline(Pipeline):
             inputs: a request, or several in a list, a generator or a data set. A request is a dictionary with
                 "history" (raw item ids, oldest first; may be empty) and optionally "user" (a raw id; an unknown one is
                 the average user) and "candidates" (raw item ids to rank in place of what the retriever finds).
-            kwargs: `top_k`, `num_reasons`, `batch_size` for this call.
+            kwargs: `top_k` (10), how many items to return; `num_reasons` (3), how many paths to name for each item;
+                `batch_size` (1), requests in one forward pass. It changes scores by rounding alone: some 1e-6 in
+                float32, up to 1 % in bfloat16.
 
         Returns:
             the fields of [`Recommendation`] as dictionaries, best first, for one request. A list of that for a list of
             requests, an iterator over it for anything else that holds several.
 
         Raises:
-            LKGError: a request is none, an item is not known, or candidates repeat. For several requests the
-                message counts them from 0.
+            LKGError: a request cannot be answered. For several requests the message counts them from 0.
         """
         if isinstance(inputs, tuple):
             inputs = list(inputs)
         elif isinstance(inputs, Iterable) and not isinstance(inputs, Mapping | list | str):
             inputs = _each(inputs)  # such as a `datasets.Dataset`, whose rows are requests
-        return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
+        return super().__call__(inputs, **kwargs) if inputs != [] else []
 
     def _sanitize_parameters(
         self, top_k: int | None = None, num_reasons: int | None = None
     ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
         for name, value, least in (("top_k", top_k, 1), ("num_reasons", num_reasons, 0)):
-            if value is not None and (not isinstance(value, int | np.integer) or value < least):
+            if value is not None and value < least:
                 raise LKGError(f"{name} is {value!r}; it is a whole number, {least} or more.")
-        asked = {} if top_k is None else {"top_k": int(top_k)}
-        return {}, asked, asked if num_reasons is None else {**asked, "num_reasons": int(num_reasons)}
+        asked = {} if top_k is None else {"top_k": top_k}
+        return {}, asked, asked if num_reasons is None else {**asked, "num_reasons": num_reasons}
 
     def preprocess(self, inputs: Mapping[str, Any]) -> Request:
-        """A request as a dictionary -> a checked one."""
         if not isinstance(inputs, Mapping):
             raise LKGError(
                 f"A request is a dictionary such as {{'history': ['50', '181']}}, not {type(inputs).__name__} "
                 f"({str(inputs)[:60]!r})."
             )
-        unknown = sorted(str(key) for key in inputs if key not in REQUEST_KEYS)
-        if unknown or inputs.get("history") is None:
+        if "history" not in inputs or not {"history", "user", "candidates"}.issuperset(inputs):
             raise LKGError(
                 f"A request has 'history' (a list, which may be empty) and optionally 'user' and 'candidates'; found "
                 f"{sorted(map(str, inputs))}. Rename or leave out the others."
             )
-        return self.recommender.request(
-            inputs["history"], user=inputs.get("user"), candidates=inputs.get("candidates")
-        )
+        return self.recommender.request(**inputs)
 
     def _forward(self, requests: Sequence[Request], top_k: int = 10) -> list[Ranking]:
-        """All requests in the same passes through retriever and ranker."""
         return self.recommender.rank(self.recommender.retrieve(requests, top_k))
 
     def postprocess(self, ranking: Ranking, top_k: int = 10, num_reasons: int = 3) -> list[dict[str, Any]]:
-        """The best items as plain dictionaries."""
         return [asdict(item) for item in self.recommender.describe(ranking, k=top_k, num_reasons=num_reasons)]
 
     def get_iterator(
@@ -161,21 +145,17 @@ class RecommendationPipeline(Pipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Iterator[list[dict[str, Any]]]:
-        """Batches of requests, not of padded tensors: the processor pads, once it knows all lists of the batch.
-
-        `num_workers` is not used, since checking a request takes microseconds.
-        """
+        """Batches of requests, not of padded tensors: the processor pads, once it knows all lists of the batch."""
         if batch_size < 1:
             raise LKGError(f"batch_size is {batch_size!r}; it is a whole number, 1 or more.")
 
-        def checked() -> Iterator[Request]:
-            for number, request in enumerate(_each(inputs)):
-                try:
-                    yield self.preprocess(request, **preprocess_params)
-                except LKGError as error:
-                    raise LKGError(f"Request {number}: {error}") from error
+        def check(number: int, request: Any) -> Request:
+            try:
+                return self.preprocess(request, **preprocess_params)
+            except LKGError as error:
+                raise LKGError(f"Request {number}: {error}") from error
 
-        requests = checked()
+        requests = starmap(check, enumerate(_each(inputs)))
         while batch := list(islice(requests, batch_size)):
             for ranking in self.forward(batch, **forward_params):
                 yield self.postprocess(ranking, **postprocess_params)
@@ -187,11 +167,11 @@ class RecommendationPipeline(Pipeline):
         return self.postprocess(ranking, **postprocess_params)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save ranker, processor and retriever in one folder: `Recommender.save_pretrained`."""
+        """As `Recommender.save_pretrained`."""
         self.recommender.save_pretrained(save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Push them to the Hub as one commit: `Recommender.push_to_hub`."""
+        """As `Recommender.push_to_hub`."""
         return self.recommender.push_to_hub(repo_id, **kwargs)
 
 

@@ -1,8 +1,6 @@
 """Why an item stands where it stands: the parts of its score, as records and as a sentence.
 
-A score is a sum (see `ScoreFusion`): what the language model reads and what the retriever says, both relative to the
-mean of the list, and for each relation the user's preference times the evidence, which is itself a sum over the paths
-from the history to the item. The shares of all reasons add up to the score.
+A score is a sum (see `ScoreFusion`), so the shares of all reasons add up to it.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ class Reason:
 
     Args:
         kind (`str`): "path", "other paths" (all that are not named, of one relation), "retriever" or "language model".
-        share (`float`): what it adds to the score; the shares of all reasons of an item sum to it.
+        share (`float`): what it adds to the score.
         relation (`str`, optional): of a path.
         preference (`float`, optional): the user's weight of that relation, of 1 over all relations.
         nodes (`list[str]`): names along a path: item of the history, entity (if there is one), the item.
@@ -59,7 +57,6 @@ class Recommendation:
 
     Args:
         rank (`int`): 1 is best.
-        item_id, title (`str`).
         score (`float`): the ranker's logit; comparable within one pass, so not across windows of a long list.
         retrieval_score (`float`): the first stage's.
         relations (`dict[str, float]`): part of the score that came through each relation of the graph, largest first.
@@ -86,8 +83,8 @@ class Recommendation:
         return f"{self.rank:>3}. {self.title}  [{self.item_id}]  {self.score:+.3f}{reasons}"
 
     def sentence(self, count: int = 3) -> str:
-        """Why it stands where it stands: the score, the `count` parts that weigh most, each relation with its
-        strongest path, and what the others add."""
+        """The score, the `count` parts that weigh most, each relation with its strongest path, and what the others
+        add."""
         if not self.reasons:
             return f"{self.title} is here with a score of {self.score:+.2f}; it was not compared with others."
         groups: dict[tuple[str, str | None], list[Reason]] = {}
@@ -98,8 +95,8 @@ class Recommendation:
         order = sorted(groups, key=lambda key: -abs(shares[key]))
         parts = [f"{shares[key]:+.2f} {_spoken(groups[key])}" for key in order[:count]]
         if rest := order[count:]:
-            number = f"{len(rest)} smaller reason{'s' if len(rest) > 1 else ''}"
-            parts.append(f"{sum(shares[key] for key in rest):+.2f} for {number}")
+            total, plural = sum(shares[key] for key in rest), "s" if len(rest) > 1 else ""
+            parts.append(f"{total:+.2f} for {len(rest)} smaller reason{plural}")
         listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
         return f"{self.title} scores {self.score:+.2f}: {listed}."
 
@@ -113,55 +110,45 @@ def reasons_for(
     evidence_weight: float,
     count: int,
 ) -> list[Reason]:
-    """Take the score of one candidate apart, largest share first.
+    """Take the score of candidate `row` apart, largest share first.
 
     Args:
-        row: index of the candidate.
         parts: its score by part: "retriever", "language model" and the names of relations.
         preferences: of the user, by relation.
         evidence_weight: of the fusion; times preference and a path's evidence it is the path's share.
         count: how many paths to name, the strongest through each entity first; the rest is summed up by relation.
     """
-    paths = []
-    spoke = count > 0 and any(parts.get(relation) for relation in preferences)
-    for relation, nodes, weight in evidence_paths(processor, example, row) if spoke else ():
-        share = evidence_weight * preferences[relation] * weight
-        if share and parts.get(relation):
-            paths.append(Reason(PATH, share, relation, preferences[relation], nodes))
-    paths = _varied(sorted(paths, key=lambda reason: -abs(reason.share)))[:count]
-    named = dict.fromkeys(parts, 0.0)
-    for reason in paths:
-        named[reason.relation] += reason.share
-    rest = [
-        Reason(OTHER_PATHS, share - named[name], name, preferences[name])
-        if name in preferences
-        else Reason(name, share)
-        for name, share in parts.items()
+    paths = [
+        Reason(PATH, evidence_weight * preferences[relation] * weight, relation, preferences[relation], nodes)
+        for relation, nodes, weight in (evidence_paths(processor, example, row) if count else ())
+        if weight and parts[relation]
     ]
-    found = [*paths, *(reason for reason in rest if abs(reason.share) > 1e-6)]
-    return sorted(found, key=lambda reason: -reason.share)
+    paths = _varied(sorted(paths, key=lambda reason: -abs(reason.share)))[:count]
+    rest = dict(parts)
+    for reason in paths:
+        rest[reason.relation] -= reason.share
+    others = [
+        Reason(OTHER_PATHS, share, name, preferences[name]) if name in preferences else Reason(name, share)
+        for name, share in rest.items()
+        if abs(share) > 1e-6
+    ]
+    return sorted([*paths, *others], key=lambda reason: -reason.share)
 
 
 def evidence_paths(
     processor: LlamaRecLKGProcessor, example: RankingExample, row: int
 ) -> list[tuple[str, list[str], float]]:
-    """Every path that the evidence of candidate `row` runs through.
-
-    Returns:
-        for each path its relation, the names along it (item of the history, entity if there is one, candidate),
-        and its part of the candidate's evidence along that relation.
-    """
+    """Every path that the evidence of candidate `row` runs through: its relation, the names along it (item of the
+    history, entity if there is one, candidate), and its part of the evidence along that relation."""
     graph, index, candidate = processor.knowledge_graph, processor.evidence_index, int(example.candidates[row])
-    parts: dict[tuple[int, int], float] = {}
+    parts: Counter[tuple[int, int]] = Counter()
     for place, column, weight in zip(*index.contributions(example.history, candidate), strict=True):
-        key = int(example.history[place]), int(column)
-        parts[key] = parts.get(key, 0.0) + float(weight)
+        parts[int(example.history[place]), int(column)] += float(weight)
     records = []
     for (item, column), weight in parts.items():
         node = int(index.column_node[column])
         relation = processor.relations[index.column_relation[column]]
-        direct = node == graph.item_nodes[candidate]
-        inner = [] if direct else [clean_text(graph.node_names[node])]
+        inner = [] if node == graph.item_nodes[candidate] else [clean_text(graph.node_names[node])]
         nodes = [processor.titles[item - 1], *inner, processor.titles[candidate - 1]]
         records.append((relation, nodes, weight))
     return records
@@ -171,12 +158,11 @@ def _varied(paths: Sequence[Reason]) -> list[Reason]:
     """The first path through each entity in their order, then the second of each, ...: four films of one year are one
     thing to say. What weighs next to nothing beside the strongest comes last."""
     seen: Counter[tuple[str | None, str]] = Counter()
-    turns = []
-    for reason in paths:
-        faint = abs(reason.share) < FAINT * abs(paths[0].share)
-        turns.append((faint, seen[_shared(reason)]))
+    turns = {}
+    for place, reason in enumerate(paths):
+        turns[place] = abs(reason.share) < FAINT * abs(paths[0].share), seen[_shared(reason)]
         seen[_shared(reason)] += 1
-    return [paths[place] for place in sorted(range(len(paths)), key=lambda place: (turns[place], place))]
+    return [paths[place] for place in sorted(turns, key=turns.get)]
 
 
 def _shared(reason: Reason) -> tuple[str | None, str]:
@@ -189,9 +175,8 @@ def _spoken(group: Sequence[Reason]) -> str:
     best = max(group, key=lambda reason: (reason.kind == PATH, abs(reason.share)))
     if best.relation is None:
         return f"for {best.text}"
-    weight = f"preference {best.preference:.0%}"
-    if best.kind != PATH:
-        return f"along {best.relation} ({weight})"
-    entity = " ".join(name for name in best.nodes[1:-1] if name)
-    example = f"{entity}, as in {best.nodes[0]}" if entity else f"from {best.nodes[0]}"
-    return f"along {best.relation} ({example}; {weight})"
+    example = ""
+    if best.kind == PATH:
+        entity = " ".join(name for name in best.nodes[1:-1] if name)
+        example = f"{entity}, as in {best.nodes[0]}; " if entity else f"from {best.nodes[0]}; "
+    return f"along {best.relation} ({example}preference {best.preference:.0%})"

@@ -24,19 +24,13 @@ from ..retrieval.modeling_lrurec import LRURecRetriever
 from ..utils.errors import LKGError
 from ..utils.hub import hub_options, pinned
 from ..utils.upstream import quiet_upstream
-from .reasons import LANGUAGE_MODEL, PATH, RETRIEVER, Reason, Recommendation, reasons_for
+from .reasons import LANGUAGE_MODEL, PATH, RETRIEVER, Recommendation, reasons_for
 from .sliding_windows import rank_windows
 
 
 @dataclass(frozen=True)
 class Request:
-    """One checked question to a [`Recommender`]; `Recommender.request` makes it.
-
-    Args:
-        history (`np.ndarray`, shape (H,)): dense items, oldest first.
-        user (`int`): dense user, 0 unknown.
-        candidates (`np.ndarray`, shape (C,), optional): dense items to rank; None asks the retriever for them.
-    """
+    """A checked question to a [`Recommender`], in dense ids. Without candidates the retriever finds them."""
 
     history: np.ndarray
     user: int
@@ -48,11 +42,9 @@ class Ranking:
     """A ranked list.
 
     Args:
-        example: the list.
-        order (`np.ndarray`, shape (C,)): indices into its candidates, best first.
-        parts (`np.ndarray`, shape (C, 2 + R)): what each candidate's score is the sum of: language model, retriever,
-            and each relation.
-        preferences (`np.ndarray`, shape (R,), optional): the user's; None for a list of one, which is not scored.
+        order (shape (C,)): indices into the candidates, best first.
+        parts (shape (C, 2 + R)): what scores are the sum of: language model, retriever, and each relation.
+        preferences (shape (R,), optional): the user's; None for a list of one, which is not scored.
     """
 
     example: RankingExample
@@ -64,9 +56,8 @@ class Ranking:
 class Recommender:
     """Retriever, processor and ranker of one saved folder or Hub repository, ready to answer.
 
-    Where the model holds several adapters, a recommender belongs to the one that was in use when it was made, and
-    switches to it whenever it answers: recommenders may share a model (`load_adapter`). Not from several threads at
-    once: a model has one adapter in use.
+    Recommenders may share a model with several adapters (`load_adapter`): each switches to its own whenever it
+    answers, so not from several threads at once.
 
     Args:
         retriever: finds candidates; an LRURec is moved to the model's device. None: every request brings its
@@ -97,16 +88,10 @@ class Recommender:
     ) -> Recommender:
         """Load what the quickstart, the command line or the trainer saved or pushed.
 
-        Where there is no retriever beside the ranker, every request must bring its candidates.
-
         Args:
             device: where ranker and retriever compute; by default where the ranker is loaded, the CPU unless
                 `device_map` says otherwise.
-            kwargs: for the ranker's `from_pretrained`.
-
-        Raises:
-            LKGError: the name is no folder and cannot be a Hub id, or what is there is not whole.
-            OSError: the name is no folder, and the Hub has no such repository or cannot be reached.
+            kwargs: for the ranker's `from_pretrained`, whose errors are raised.
         """
         name = str(pretrained_model_name_or_path)
         hub = pinned(name, hub_options(kwargs))  # all parts from the same commit, whatever is pushed meanwhile
@@ -124,7 +109,6 @@ class Recommender:
         """A recommender of another repository (its items, graph, users and retriever) on this one's backbone.
 
         Args:
-            pretrained_model_name_or_path: folder or Hub id of an adapter repository.
             adapter_name: the name of its adapter in the shared model.
             same_backbone, hub: as for `LlamaRecLKGForRanking.load_adapter`.
 
@@ -133,8 +117,8 @@ class Recommender:
         """
         if self.adapter_name is None:
             raise LKGError(
-                "This recommender's model has no adapter, so its own preferences and fusion weights would be "
-                "replaced. Load an adapter repository first, and further ones beside it."
+                "This recommender's model has no adapter, so its preferences would be replaced. Load an adapter "
+                "repository first, and further ones beside it."
             )
         name = str(pretrained_model_name_or_path)
         hub = pinned(name, hub)
@@ -156,10 +140,6 @@ class Recommender:
         Args:
             kwargs: for the ranker's `save_pretrained`; with `push_to_hub=True` also for `push_to_hub`, whose `repo_id`
                 is by default the folder's name.
-
-        Raises:
-            LKGError: the retriever is not one that can be saved.
-            TypeError: all is to be pushed, and an argument is none of these.
         """
         self._switch()
         folder, wanted = Path(save_directory), kwargs.pop("push_to_hub", False)
@@ -167,8 +147,7 @@ class Recommender:
         repo_id = kwargs.pop("repo_id", folder.name)
         if self.retriever is not None and not isinstance(self.retriever, LRURecRetriever):
             raise LKGError(
-                f"A {type(self.retriever).__name__} cannot be saved with the rest. Save model and processor by "
-                "themselves, and keep the retriever yourself."
+                f"A {type(self.retriever).__name__} cannot be saved. Save model and processor by themselves."
             )
         if self.model.config.external_backbone:
             kwargs.setdefault("include_backbone", False)  # it was not loaded from one folder, and is not saved in one
@@ -183,9 +162,8 @@ class Recommender:
             push_folder(folder, repo_id, options=options)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Push ranker, processor and retriever to the Hub, as one commit, from which `from_pretrained` loads.
-
-        Nothing in it is about people unless `share_users=True`.
+        """Push ranker, processor and retriever to the Hub, as one commit. Nothing in it is about people unless
+        `share_users=True`.
 
         Args:
             repo_id (`str`): "owner/name"; made if it does not exist.
@@ -198,16 +176,11 @@ class Recommender:
         options = PushOptions.take(kwargs)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
-            self._bring_run(Path(folder))
+            for name in (CARD_FACTS, REPORT_FILE):  # the card tells of the run that the ranker was loaded from
+                path = Path(self.model.config.name_or_path, name)
+                if path.is_file():
+                    shutil.copyfile(path, Path(folder, name))
             return push_folder(folder, repo_id, options=options)
-
-    def _bring_run(self, folder: Path) -> None:
-        """Copy what the run wrote down that the ranker was loaded from, for the card. (Its report only counts for the
-        very weights that it is about.)"""
-        for name in (CARD_FACTS, REPORT_FILE):
-            path = Path(self.model.config.name_or_path, name)
-            if path.is_file():
-                shutil.copyfile(path, folder / name)
 
     @property
     def item_ids(self) -> tuple[str, ...]:
@@ -226,8 +199,7 @@ class Recommender:
 
         Args:
             user: raw id; unknown or None is the average user, for whom the history alone decides.
-            candidates: rank these; by default what the retriever finds, history excluded. A single one comes back as
-                it is.
+            candidates: rank these; by default what the retriever finds, history excluded.
             num_reasons: how many paths to name for each item.
 
         Raises:
@@ -248,9 +220,9 @@ class Recommender:
         if candidates is not None:
             candidates = raw_id_list("candidates", candidates)
             chosen = self.processor.dense_items(candidates)
-            raw_id, times = Counter(map(str, candidates)).most_common(1)[0] if len(candidates) else ("", 0)
-            if times > 1:
-                raise LKGError(f"Candidate {raw_id!r} appears {times} times. Give each candidate once.")
+            for raw_id, times in Counter(map(str, candidates)).most_common(1):
+                if times > 1:
+                    raise LKGError(f"Candidate {raw_id!r} appears {times} times. Give each candidate once.")
         return Request(dense_history, self.processor.user_index(user), chosen)
 
     def retrieve(self, requests: Sequence[Request], k: int = 10) -> list[RankingExample]:
@@ -260,42 +232,36 @@ class Recommender:
             scores = np.zeros((len(requests), len(self.item_ids) + 1), dtype=np.float32)
         else:
             scores = self.retriever.score(histories)
+        found, _ = top_k(exclude_history(scores.copy(), histories), max(k, self.processor.num_candidates))
         examples = []
-        for row, request in enumerate(requests):
-            if request.candidates is None:
-                allowed = exclude_history(scores[row : row + 1], [request.history])
-                items, values = top_k(allowed, max(k, self.processor.num_candidates))
-                chosen, first_stage = items[0][items[0] > 0], values[0][items[0] > 0]
-            else:
-                chosen, first_stage = request.candidates, scores[row][request.candidates]
-            examples.append(
-                RankingExample(
-                    user=request.user,
-                    history=request.history,
-                    ratings=np.ones(len(request.history), dtype=np.float32),
-                    candidates=chosen,
-                    retrieval_scores=first_stage.astype(np.float32),
-                )
-            )
+        for request, first_stage, items in zip(requests, scores, found, strict=True):
+            candidates = items[items > 0] if request.candidates is None else request.candidates
+            ratings = np.ones(len(request.history), dtype=np.float32)
+            values = first_stage[candidates].astype(np.float32)
+            examples.append(RankingExample(request.user, request.history, ratings, candidates, values))
         return examples
 
     def rank(self, examples: Sequence[RankingExample]) -> list[Ranking]:
         """Rank lists of any length, all of them in the same forward passes. A list of one is not scored: its
         first-stage score is all it has."""
         self._switch()
-        rankings, several = [], [example for example in examples if len(example.candidates) > 1]
         preferences: dict[int, np.ndarray] = {}
 
-        def score(rows: list[int], windows: list[RankingExample]) -> list[np.ndarray]:
-            parts, given = self._score(windows)
-            preferences.update(zip(rows, given, strict=True))
-            return list(parts)
+        def score(rows: list[int], windows: list[RankingExample]) -> np.ndarray:
+            found = self.model.score_parts(self.processor(windows, with_prompt=self.model.config.use_language_model))
+            found = {name: values.float().cpu().numpy() for name, values in found.items()}
+            preferences.update(zip(rows, found["preferences"], strict=True))
+            parts = np.stack([found["language model"], found["retriever"]], axis=-1)
+            none = np.zeros((*parts.shape[:2], len(self.processor.relations)), dtype=np.float32)
+            return np.concatenate([parts, found.get("evidence", none)], axis=-1)
 
-        ranked = enumerate(rank_windows(score, several, self.processor.num_candidates))
+        several = [example for example in examples if len(example.candidates) > 1]
+        ranked = iter(rank_windows(score, several, self.processor.num_candidates))
+        given = map(preferences.get, range(len(several)))
+        rankings = []
         for example in examples:
             if len(example.candidates) > 1:
-                row, (order, parts) = next(ranked)
-                rankings.append(Ranking(example, order, parts, preferences[row]))
+                rankings.append(Ranking(example, *next(ranked), next(given)))
             else:
                 parts = np.zeros((len(example.candidates), 2 + len(self.processor.relations)), dtype=np.float32)
                 parts[:, 1] = example.retrieval_scores
@@ -305,18 +271,12 @@ class Recommender:
     def describe(self, ranking: Ranking, *, k: int = 10, num_reasons: int = 3) -> list[Recommendation]:
         """The best `k` of a ranked list, with reasons."""
         self._switch()
-        return [
-            self._describe(rank, ranking, int(row), num_reasons) for rank, row in enumerate(ranking.order[:k], start=1)
-        ]
+        return [self._describe(rank, ranking, int(row), num_reasons) for rank, row in enumerate(ranking.order[:k], 1)]
 
     @torch.inference_mode()
     def preferences(self, history: Sequence[str], *, user: str | None = None, use_id: bool = True) -> dict[str, float]:
-        """The user's distribution over relations, largest first.
-
-        Args:
-            user: raw id, for models with weights for single users.
-            use_id: False leaves out what a known user's id adds.
-        """
+        """The user's distribution over relations, largest first; without what a known user's id adds where `use_id` is
+        False."""
         self._switch()
         dense_history = self.processor.dense_items(raw_id_list("history", history))
         batch = {
@@ -326,24 +286,12 @@ class Recommender:
         values = self.model.preferences(batch)[0].tolist()
         return dict(sorted(zip(self.processor.relations, values, strict=True), key=lambda pair: -pair[1]))
 
-    def _score(self, examples: Sequence[RankingExample]) -> tuple[np.ndarray, np.ndarray]:
-        """Score parts of every candidate, (B, C, 2 + R), and preferences, (B, R)."""
-        parts = self.model.score_parts(self.processor(examples, with_prompt=self.model.config.use_language_model))
-        preferences = parts["preferences"]
-        whole = [parts["language model"][..., None], parts["retriever"][..., None]]
-        none = whole[0].new_zeros(*whole[0].shape[:2], preferences.shape[1])
-        whole.append(parts.get("evidence", none))
-        return torch.cat(whole, dim=-1).float().cpu().numpy(), preferences.float().cpu().numpy()
-
     def _describe(self, rank: int, ranking: Ranking, row: int, num_reasons: int) -> Recommendation:
         example, parts, names = ranking.example, ranking.parts[row].astype(float), self.processor.relations
-        item = int(example.candidates[row])
-        relations: dict[str, float] = {}
-        reasons: list[Reason] = []
+        item, reasons = int(example.candidates[row]), []
+        named = dict(zip((LANGUAGE_MODEL, RETRIEVER, *names), parts.tolist(), strict=True))
+        relations = {name: named[name] for name in sorted(names, key=lambda name: -named[name]) if named[name]}
         if ranking.preferences is not None:
-            named = dict(zip((LANGUAGE_MODEL, RETRIEVER, *names), parts.tolist(), strict=True))
-            spoke = {name: named[name] for name in names if named[name]}
-            relations = dict(sorted(spoke.items(), key=lambda pair: -pair[1]))
             preferences = dict(zip(names, ranking.preferences.tolist(), strict=True))
             weight = self.model.fusion.evidence_weight.item()
             reasons = reasons_for(self.processor, example, row, named, preferences, weight, num_reasons)

@@ -21,25 +21,23 @@ def rank_windows(
     good candidate can rise all the way (RankGPT, arXiv 2304.09542).
 
     Args:
-        score: is given one window of every list that is not done yet, as the lists' numbers and the windows, and
-            returns for each window the parts (C, P) whose sums are the candidates' scores; rows beyond the window's
-            candidates are not read.
+        score: from the numbers of lists and a window of each to the windows' parts (C or more, P), whose sums are the
+            candidates' scores.
 
     Returns:
-        for each list its order, best first: indices into `example.candidates`, shape (C,); and the parts (C, P) that
-        each candidate had in the last window it stood in, aligned with `example.candidates`.
+        for each list the indices of its candidates, best first, shape (C,); and the parts (C, P) that each candidate
+        had in the last window it stood in.
     """
     walks = [_windows(example, window) for example in examples]
     asked = {row: next(walk) for row, walk in enumerate(walks)}
     results = {}
     while asked:
-        rows, answers = list(asked), score(list(asked), list(asked.values()))
-        asked = {}
-        for row, parts in zip(rows, answers, strict=True):
+        for row, parts in zip(list(asked), score(list(asked), list(asked.values())), strict=True):
             try:
                 asked[row] = walks[row].send(parts)
             except StopIteration as done:
                 results[row] = done.value
+                del asked[row]
     return [results[row] for row in range(len(walks))]
 
 

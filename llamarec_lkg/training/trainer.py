@@ -4,14 +4,14 @@ card."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, BatchFeature, EarlyStoppingCallback, EvalPrediction
+from transformers import AutoConfig, EarlyStoppingCallback, EvalPrediction, ProgressCallback
 
 from ..data.schema import RankingExample
 from ..evaluation.metrics import mean_metrics, require_finite, target_ranks
@@ -33,22 +33,16 @@ from .warm_up import fit_heads, heads_batch
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class RankingCollator:
-    """Rows of a ranking data set -> the model's batch. Lists are padded to one width, so that batches can be gathered.
+SHOWN_METRICS = ("eval_loss", "eval_ndcg@10", "eval_retriever_ndcg@10", "epoch")
 
-    Args:
-        with_prompt: whether the model reads text.
-    """
 
-    processor: LlamaRecLKGProcessor
-    with_prompt: bool = True
+class ShortProgressCallback(ProgressCallback):
+    """Shows the few metrics of an evaluation that say how it goes; `state.log_history` has them all."""
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        batch: BatchFeature = self.processor(
-            rows, with_prompt=self.with_prompt, pad_to_candidates=self.processor.num_candidates
-        )
-        return dict(batch)
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "eval_loss" in logs:
+            logs = {name: logs[name] for name in SHOWN_METRICS if name in logs}
+        super().on_log(args, state, control, logs=logs, **kwargs)
 
 
 class LlamaRecLKGTrainer(PushingTrainer):
@@ -58,10 +52,9 @@ class LlamaRecLKGTrainer(PushingTrainer):
         model: a [`LlamaRecLKGForRanking`], the place of a saved one, or the name of a causal language model to build
             one on.
         args: [`LlamaRecLKGTrainingArguments`].
-        train_dataset, eval_dataset: [`RankingExample`]s, or a `datasets.Dataset` with their columns; they are kept as
-            lists of examples. Features that training lists carry are used as they are (see
-            `retrieval.candidates.with_features`). Rows of `eval_dataset` with label -1 (target not retrieved) count as
-            misses and are not run through the model.
+        train_dataset, eval_dataset: [`RankingExample`]s, or a `datasets.Dataset` with their columns. Features that
+            they carry are used as they are (see `retrieval.candidates.with_features`). Rows of `eval_dataset` with
+            label -1 (target not retrieved) count as misses and are not run through the model.
         processing_class: the [`LlamaRecLKGProcessor`]. If it has no evidence scale yet, it is fitted on
             `train_dataset`.
         peft_config: for the backbone; preferences and fusion are always trained.
@@ -71,8 +64,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
         kwargs: for `transformers.Trainer`.
 
     Raises:
-        LKGError: model, processor and retriever were not made for each other, or `train_dataset` has rows without
-            a target.
+        LKGError: the parts were not made for each other, or `train_dataset` has rows without a target.
     """
 
     def __init__(
@@ -92,8 +84,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
         args = args or LlamaRecLKGTrainingArguments(output_dir="trainer_output")
         if not isinstance(processing_class, LlamaRecLKGProcessor):
             raise LKGError(
-                f"processing_class is {type(processing_class).__name__}; the trainer needs the LlamaRecLKGProcessor "
-                "that holds graph, titles and tokenizer."
+                f"processing_class is {type(processing_class).__name__}; the trainer needs a LlamaRecLKGProcessor."
             )
         train_dataset, eval_dataset = _as_examples(train_dataset), _as_examples(eval_dataset)
         missed = sum(example.label < 0 for example in train_dataset or ())
@@ -108,17 +99,16 @@ class LlamaRecLKGTrainer(PushingTrainer):
             model = _load(model, processing_class, config, args, quantization_config, peft_config)
         if not isinstance(model, LlamaRecLKGForRanking):
             raise LKGError(
-                f"The model is a {type(model).__name__}; the trainer needs a LlamaRecLKGForRanking, whose preferences "
-                "and fusion are trained and saved beside an adapter. Give `peft_config`, or call "
-                "`model.add_adapter(config)`."
+                f"The model is a {type(model).__name__}; the trainer needs a LlamaRecLKGForRanking. Add an adapter "
+                "with `peft_config` or `model.add_adapter(config)`."
             )
         processing_class.check_model(model.config)
         self.retriever = retriever.model if isinstance(retriever, LRURecRetriever) else retriever
         if self.retriever is not None:
             check_retriever(LRURecRetriever(self.retriever), processing_class.item_ids)
-        if peft_config is not None and model.has_adapter:
-            raise LKGError("The model has an adapter already; leave peft_config out to go on training it.")
         if peft_config is not None:
+            if model.has_adapter:
+                raise LKGError("The model has an adapter already; leave peft_config out to go on training it.")
             model.add_adapter(peft_config)
         if args.activation_checkpointing and model.has_adapter:
             # whoever checkpoints, and however: a segment whose input needs no gradient may be passed over
@@ -128,37 +118,33 @@ class LlamaRecLKGTrainer(PushingTrainer):
         self._heads_are_warm = False
         self._missed = 0
         self._retriever_ranks = np.zeros(0, dtype=np.int64)
-        if args.load_best_model_at_end and args.early_stopping_patience and eval_dataset is not None:
-            kwargs["callbacks"] = [
-                *(kwargs.get("callbacks") or []),
-                EarlyStoppingCallback(args.early_stopping_patience),
-            ]
+        # lists are padded to one width, so that batches of several processes can be gathered
+        shape = {"with_prompt": model.config.use_language_model, "pad_to_candidates": processing_class.num_candidates}
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator or RankingCollator(processing_class, model.config.use_language_model),
+            data_collator=data_collator or partial(processing_class, **shape),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=self._ranking_metrics,
             **kwargs,
         )
+        if args.load_best_model_at_end and args.early_stopping_patience and eval_dataset is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(ShortProgressCallback)
 
     # -- training ---------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """As upstream, with the heads' warm-up before and the model card after it.
-
-        Raises:
-            LKGError: the adapter was not loaded to be trained, or weights would be trained that no file holds.
-        """
+        """As upstream, with the heads' warm-up before and the model card after it."""
         self.model.require_trainable_adapter()
         trained = trained_outside_adapters(self.model.language_model)
         if trained and self.model.has_adapter:
             raise LKGError(
-                f"{len(trained)} weights of the backbone would be trained beside the adapter, the first is "
-                f"{trained[0]!r}, and no file of an adapter holds them. Freeze them (`requires_grad_(False)`), or "
-                "name their layers in the adapter's `target_modules` or `modules_to_save`."
+                f"{len(trained)} weights of the backbone would be trained beside the adapter, such as {trained[0]!r}, "
+                "and no file of an adapter holds them. Freeze them, or name their layers in `modules_to_save`."
             )
         if trained:
             self.model.mark_backbone_changed()  # what is saved from here on is the whole model
@@ -168,8 +154,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
                 self.warm_up_heads()
             elif not self._heads_are_warm:
                 logger.warning(
-                    "Preferences and fusion are trained already (`config.heads_trained`): their warm-up is left out. "
-                    "`trainer.warm_up_heads()` runs it all the same."
+                    "Preferences and fusion are trained already (`config.heads_trained`): their warm-up is left out."
                 )
         config.heads_trained = True  # they are trained on from here, and so is every checkpoint
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -179,46 +164,40 @@ class LlamaRecLKGTrainer(PushingTrainer):
     def warm_up_heads(self) -> list[dict[str, float]]:
         """Fit preferences and fusion on the training lists, the backbone left out; see `warm_up.fit_heads`."""
         self._heads_are_warm = True
-        progress = self.is_world_process_zero() and not self.args.disable_tqdm
-        self.model.to(self.args.device)
+        args, progress = self.args, self.is_world_process_zero() and not self.args.disable_tqdm
+        self.model.to(args.device)
         retrieved = [example for example in self.eval_dataset or () if example.label >= 0]
+        rate = args.heads_warm_up_learning_rate
         log = fit_heads(
             self.model,
             heads_batch(self.processing_class, self.train_dataset, progress=progress),
             heads_batch(self.processing_class, retrieved, progress=progress) if retrieved else None,
-            epochs=self.args.heads_warm_up_epochs,
-            batch_size=self.args.heads_warm_up_batch_size,
-            learning_rate=(
-                self.args.heads_learning_rate
-                if self.args.heads_warm_up_learning_rate is None
-                else self.args.heads_warm_up_learning_rate
-            ),
-            weight_decay=self.args.heads_weight_decay,
-            seed=self.args.seed,
+            epochs=args.heads_warm_up_epochs,
+            learning_rate=args.heads_learning_rate if rate is None else rate,
+            weight_decay=args.heads_weight_decay,
+            seed=args.seed,
             progress=progress,
         )
-        self.model.config.heads_trained = self.model.config.heads_trained or bool(log)
+        self.model.config.heads_trained |= bool(log)
         return log
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As upstream, but preferences and fusion form a group with a learning rate of their own, and so do LoRA's B
         matrices with `lora_plus_ratio`."""
-        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        optimizer, args = super().create_optimizer(model), self.args
         if any(group.get("name") == "heads" for group in optimizer.param_groups):
             return optimizer
-        args, parts = self.args, {"heads": (".preference.", ".fusion.")}
-        rates = {"heads": args.heads_learning_rate, "lora_b": args.learning_rate * args.lora_plus_ratio}
+        parts = {"heads": (r"(^|\.)(preference|fusion)\.", args.heads_learning_rate)}
         if args.lora_plus_ratio != 1:
-            parts["lora_b"] = (".lora_B.", ".lora_embedding_B.")
-        names = {id(p): f".{name}" for name, p in (self.model if model is None else model).named_parameters()}
+            parts["lora_b"] = (r"\.lora_(embedding_)?B\.", args.learning_rate * args.lora_plus_ratio)
+        names = {id(p): name for name, p in (self.model if model is None else model).named_parameters()}
         for group in list(optimizer.param_groups):
             settings = {key: value for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
-            for part, marks in parts.items():
-                own = {id(p) for p in group["params"] if any(mark in names.get(id(p), "") for mark in marks)}
+            for part, (mark, rate) in parts.items():
+                own = [p for p in group["params"] if re.search(mark, names.get(id(p), ""))]
                 if own:
-                    moved = [p for p in group["params"] if id(p) in own]
-                    group["params"] = [p for p in group["params"] if id(p) not in own]
-                    optimizer.add_param_group({**settings, "params": moved, "lr": rates[part], "name": part})
+                    group["params"] = [p for p in group["params"] if not re.search(mark, names.get(id(p), ""))]
+                    optimizer.add_param_group({**settings, "params": own, "lr": rate, "name": part})
         return optimizer
 
     # -- evaluation -------------------------------------------------------------------------------------------------
@@ -227,13 +206,9 @@ class LlamaRecLKGTrainer(PushingTrainer):
         """Loss over the re-ranked lists, and metrics over all lists: `eval_ndcg@10`, beside
         `eval_retriever_ndcg@10`."""
         examples = _as_examples(self.eval_dataset if eval_dataset is None else eval_dataset)
-        if not examples:
-            raise LKGError("evaluate() needs lists: there is no `eval_dataset`, or it is empty.")
-        retrieved = [example for example in examples if example.label >= 0]
+        retrieved = [example for example in examples or () if example.label >= 0]
         if not retrieved:
-            raise LKGError(
-                f"The retriever found the target of none of {len(examples)} lists: there is nothing to re-rank."
-            )
+            raise LKGError(f"No target is retrieved in {len(examples or ())} lists: there is nothing to re-rank.")
         self._missed = len(examples) - len(retrieved)
         self._retriever_ranks = np.concatenate(
             [target_ranks(example.retrieval_scores[None], np.array([example.label])) for example in retrieved]
@@ -273,22 +248,19 @@ class LlamaRecLKGTrainer(PushingTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        self.accelerator.unwrap_model(self.model).load_trained_weights(resume_from_checkpoint)
+        else:
+            self.accelerator.unwrap_model(self.model).load_trained_weights(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
-            return
-        self.accelerator.unwrap_model(self.model).load_trained_weights(self.state.best_model_checkpoint)
+        else:
+            self.accelerator.unwrap_model(self.model).load_trained_weights(self.state.best_model_checkpoint)
 
 
 def _as_examples(dataset: Any) -> list[RankingExample] | None:
-    """Any rows as a list of examples."""
-    if dataset is None or isinstance(dataset, Mapping):
-        if dataset is None:
-            return None
-        raise LKGError(f"A mapping of data sets ({sorted(dataset)}) was given; the trainer takes one. Choose one.")
+    if dataset is None:
+        return None
     return [row if isinstance(row, RankingExample) else RankingExample.from_mapping(row) for row in dataset]
 
 
@@ -302,11 +274,12 @@ def _load(
 ) -> LlamaRecLKGForRanking:
     path = resolve_backbone(name)
     saved = AutoConfig.from_pretrained(path)
-    kwargs = {} if quantization_config is None else {"quantization_config": quantization_config}
     # frozen weights may be half as wide; weights that are trained need float32 for their small steps
     frozen = peft_config is not None or quantization_config is not None or getattr(saved, "has_adapter", False)
     narrow = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    kwargs["dtype"] = narrow if frozen else torch.float32
+    kwargs = {"dtype": narrow if frozen else torch.float32}
+    if quantization_config is not None:
+        kwargs["quantization_config"] = quantization_config
     if isinstance(saved, LlamaRecLKGConfig):
         return LlamaRecLKGForRanking.from_pretrained(path, is_trainable=True, **kwargs)
     return LlamaRecLKGForRanking.from_backbone(name, config or processor.model_config(), **kwargs)

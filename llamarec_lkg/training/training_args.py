@@ -20,44 +20,27 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Of the backbone's adapter, or of the backbone."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Linear warm-up: steps, or a share of them below 1."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: the collator reads them all."}
-    )
-    label_names: list[str] | None = field(
-        default_factory=lambda: ["labels"], metadata={"help": "Batch keys of labels."}
-    )
-    metric_for_best_model: str | None = field(
-        default="eval_loss", metadata={"help": "What picks the best checkpoint."}
-    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Keys of a batch."})
+    metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "Picks the best checkpoint."})
     heads_learning_rate: float = field(
         default=2e-3, metadata={"help": "Of the preference module and the fusion weights, which start from nothing."}
     )
     lora_plus_ratio: float = field(
         default=1.0, metadata={"help": "LoRA+ (arXiv 2402.12354): how many times learning_rate the B matrices get."}
     )
-    heads_weight_decay: float = field(
-        default=0.3, metadata={"help": "Of the same in their warm-up: strong, because lists are few and alike."}
-    )
     heads_warm_up_epochs: int = field(
-        default=20,
-        metadata={
-            "help": "Epochs over the training lists in which preferences and fusion learn alone, before the backbone "
-            "takes part. Seconds, not minutes. 0 leaves it out."
-        },
+        default=20, metadata={"help": "Epochs in which preferences and fusion learn first, without the backbone."}
     )
     heads_warm_up_learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "Of that warm-up; by default heads_learning_rate. What is warm may take smaller steps afterwards."
-        },
+        default=None, metadata={"help": "Of that warm-up; by default heads_learning_rate."}
+    )
+    heads_weight_decay: float = field(
+        default=0.3, metadata={"help": "Of that warm-up: strong, because lists are few and alike."}
     )
     early_stopping_patience: int = field(
-        default=3,
-        metadata={
-            "help": "With load_best_model_at_end: evaluations without a better one before stopping; 0 never stops."
-        },
+        default=3, metadata={"help": "With load_best_model_at_end: evaluations without a better one; 0 never stops."}
     )
-    heads_warm_up_batch_size: int = field(default=256, metadata={"help": "Lists in a batch of that warm-up."})
     hub_share_users: bool = field(
         default=False, metadata={"help": "Push `private/` as well: user ids and the weights of single users."}
     )
@@ -71,7 +54,6 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
             raise ValueError("remove_unused_columns=True would drop the columns the collator needs; leave it False.")
         if self.activation_checkpointing and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise LKGError(
-                "activation_checkpointing_kwargs has use_reentrant=True; use False, which is the default. The "
-                "preferences gate every layer of the backbone, and the reentrant kind would go back through them once "
-                "a layer, or lose the adapter's gradients."
+                "activation_checkpointing_kwargs has use_reentrant=True; use False, the default: the preferences gate "
+                "every layer of the backbone, whose gradients the reentrant kind would lose or repeat."
             )

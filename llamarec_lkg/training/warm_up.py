@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
+from tqdm.auto import tqdm, trange
 
 from ..data.schema import RankingExample
 from ..ranking.heads import evaluating
@@ -28,16 +29,13 @@ def heads_batch(
     processor: LlamaRecLKGProcessor,
     examples: Sequence[RankingExample | Mapping[str, Any]],
     *,
-    description: str = "read evidence",
     progress: bool = True,
 ) -> dict[str, torch.Tensor]:
     """The batch of all `examples` without its text: what `forward` needs when the backbone is off."""
     pieces = []
-    with tqdm(total=len(examples), desc=description, unit="list", disable=not progress) as bar:
-        for start in range(0, len(examples), 256):
-            part = [examples[row] for row in range(start, min(start + 256, len(examples)))]
-            pieces.append(processor(part, with_prompt=False, pad_to_candidates=processor.num_candidates))
-            bar.update(len(part))
+    for start in trange(0, len(examples), 256, desc="read evidence", disable=not progress):
+        part = [examples[row] for row in range(start, min(start + 256, len(examples)))]
+        pieces.append(processor(part, with_prompt=False, pad_to_candidates=processor.num_candidates))
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
@@ -55,9 +53,7 @@ def fit_heads(
     progress: bool = True,
 ) -> list[dict[str, float]]:
     """Train the preference module and the fusion weights, the backbone left out; keep the best epoch by validation
-    loss.
-
-    The state before the first epoch competes, so the result is never worse on validation than no training.
+    loss, where the state before the first epoch competes.
 
     Args:
         train, validation: from `heads_batch`. Rows whose label is negative are left out.
@@ -77,7 +73,7 @@ def fit_heads(
     log: list[dict[str, float]] = []
     with evaluating(model), without_language_model(model), torch.random.fork_rng():
         torch.manual_seed(seed)  # of dropout: the same on every process, so that their weights stay equal
-        best_loss, best, best_epoch = _loss(model, validation), _copy(model), 0
+        best_loss, best, best_epoch = _loss(model, validation), deepcopy(model.own_state_dict()), 0
         bar = tqdm(range(1, epochs + 1), desc="fit preferences", unit="epoch", disable=not progress)
         for epoch in bar:
             model.preference.train()
@@ -93,7 +89,7 @@ def fit_heads(
             log.append({"epoch": epoch, "loss": total / len(train["labels"]), "eval_loss": _loss(model, validation)})
             bar.set_postfix({"loss": f"{log[-1]['loss']:.4f}", "eval_loss": f"{log[-1]['eval_loss']:.4f}"})
             if log[-1]["eval_loss"] < best_loss:
-                best_loss, best, best_epoch = log[-1]["eval_loss"], _copy(model), epoch
+                best_loss, best, best_epoch = log[-1]["eval_loss"], deepcopy(model.own_state_dict()), epoch
             elif epoch - best_epoch >= patience:
                 break
         optimizer.zero_grad(set_to_none=True)
@@ -107,10 +103,5 @@ def _labelled(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[s
     return {name: value[rows].to(device) for name, value in batch.items()}
 
 
-def _copy(model: LlamaRecLKGForRanking) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.own_state_dict().items()}
-
-
 def _loss(model: LlamaRecLKGForRanking, batch: Mapping[str, torch.Tensor]) -> float:
-    logits = score_heads(model, batch)
-    return float(F.cross_entropy(logits, batch["labels"].cpu()))
+    return float(F.cross_entropy(score_heads(model, batch), batch["labels"].cpu()))

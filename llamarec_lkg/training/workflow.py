@@ -27,7 +27,7 @@ from ..graph.co_ratings import co_ratings
 from ..graph.evidence import STATISTICS, EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
 from ..hub.layout import CARD_FACTS, CARD_FILE, REPORT_FILE, RETRIEVER_FOLDER
-from ..hub.model_card import ModelCard, read_record
+from ..hub.model_card import ModelCard
 from ..ranking.backbones import resolve_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
@@ -93,7 +93,10 @@ class Workflow:
             with self.state.main_process_first():
                 bundle = load_dataset_bundle(self.config.data.dataset, revision=self.config.data.revision)
                 dataset = prepare_dataset(bundle, self.config.preprocessing)
-            graph = self._graph(bundle, dataset)
+            section = self.config.graph
+            triples = bundle.triples if section.use_triples else None
+            graph = KnowledgeGraph.from_dataset(dataset, triples, whole_values=section.whole_values)
+            graph = self._with_co_ratings(graph.without_relations(section.exclude_relations), dataset)
             data_key = fingerprint(dataset)
             self._data = PreparedData(bundle, dataset, graph, data_key, fingerprint(data_key, graph))
             self._say(f"    {bundle.name}: {dataset.num_users:,} users, {dataset.num_items:,} items")
@@ -103,12 +106,6 @@ class Workflow:
                 with atomic_file(self.folder / "config.yaml") as temporary:
                     temporary.write_text(yaml.safe_dump(self.config.to_mapping(), sort_keys=False), encoding="utf-8")
         return self._data
-
-    def _graph(self, bundle: DatasetBundle, dataset: SequenceDataset) -> KnowledgeGraph:
-        section = self.config.graph
-        triples = bundle.triples if section.use_triples else None
-        graph = KnowledgeGraph.from_dataset(dataset, triples, whole_values=section.whole_values)
-        return self._with_co_ratings(graph.without_relations(section.exclude_relations), dataset)
 
     def _with_co_ratings(self, graph: KnowledgeGraph, dataset: SequenceDataset) -> KnowledgeGraph:
         section = self.config.graph
@@ -150,16 +147,16 @@ class Workflow:
         Args:
             rewire: changes the graphs that lists are read with, for controls; the processor's must be changed alike.
         """
-        section, data = self.config.examples, self.prepare()
+        section, data, seed = self.config.examples, self.prepare(), self.config.retriever.seed
         if section.folds == 1:
             folds, retrievers, graphs = None, [self.train_retriever()], [data.graph]
         else:
-            folds = folds_of_users(data.dataset.num_users, section.folds, self.config.retriever.seed)
-            others = [data.dataset.without_users(np.flatnonzero(folds == fold)) for fold in range(section.folds)]
-            titles = [f"3/6 retriever of fold {fold + 1} of {section.folds}" for fold in range(section.folds)]
-            names = [f"{RETRIEVER_FOLDER}-fold-{fold}" for fold in range(section.folds)]
-            retrievers = [self._retriever(*each) for each in zip(names, others, titles, strict=True)]
-            graphs = [self._with_co_ratings(data.graph, part) for part in others]
+            folds, retrievers, graphs = folds_of_users(data.dataset.num_users, section.folds, seed), [], []
+            for fold in range(section.folds):
+                others = data.dataset.without_users(np.flatnonzero(folds == fold))
+                title = f"3/6 retriever of fold {fold + 1} of {section.folds}"
+                retrievers.append(self._retriever(f"{RETRIEVER_FOLDER}-fold-{fold}", others, title))
+                graphs.append(self._with_co_ratings(data.graph, others))
         with self._stage("4/6 training lists"):
             lists = training_examples(
                 data.dataset,
@@ -169,7 +166,7 @@ class Workflow:
                 negatives=section.negatives,
                 per_user=section.per_user,
                 shuffle=section.shuffle,
-                seed=self.config.retriever.seed,
+                seed=seed,
                 progress=self.progress,
             )
             graphs = map(rewire, graphs) if rewire else graphs
@@ -183,10 +180,8 @@ class Workflow:
 
     def lists(self, split: str) -> list[RankingExample]:
         """What the retriever finds for every target of a split."""
-        dataset, count = self.prepare().dataset, int(self.config.prompt.get("num_candidates", 20))
-        return evaluation_examples(
-            dataset, self.train_retriever(), split, num_candidates=count, progress=self.progress
-        )
+        settings = {"num_candidates": int(self.config.prompt.get("num_candidates", 20)), "progress": self.progress}
+        return evaluation_examples(self.prepare().dataset, self.train_retriever(), split, **settings)
 
     def _ranker_key(self) -> str:
         sections = self.config.to_mapping()
@@ -196,11 +191,7 @@ class Workflow:
         return fingerprint(MODEL_VERSION, STATISTICS, self.prepare().key, sections)
 
     def train(self, *, resume: bool = False) -> Path:
-        """Fine-tune the ranker and save it, with its processor, beside the retriever. Returns the folder.
-
-        Raises:
-            LKGError: there is nothing to train, or nothing to resume from.
-        """
+        """Fine-tune the ranker and save it, with its processor, beside the retriever. Returns the folder."""
         key = self._ranker_key()
         if _is_done(self.folder, key):
             with self._stage("5/6 ranker", reused=True):
@@ -210,31 +201,29 @@ class Workflow:
         if resume and checkpoint is None:
             raise LKGError(f"There is no checkpoint of this very run in {args.output_dir} to resume from.")
         processor = self.build_processor()
-        self._refuse_untrained(processor, args)
         self.train_retriever()
         train = self.training_lists(processor)
         with self._stage("5/6 ranker"):
             validation = self.lists("validation")
             model = self.build_model(processor)
-            if model.config.use_language_model:
-                automatic = self.config.backbone.dtype in (None, "auto")
-                name = str(self.dtype).removeprefix("torch.")
-                self._say(f"    {describe_dtype(self.state.device) if automatic else f'{name}, by backbone.dtype'}")
-            trainer = LlamaRecLKGTrainer(
-                model=model,
-                args=args,
-                train_dataset=train,
-                eval_dataset=validation,
-                processing_class=processor,
-                peft_config=self.config.peft_config() if model.config.use_language_model else None,
-            )
+            reads, given = model.config.use_language_model, self.config.backbone.dtype
+            if reads:
+                automatic = given in (None, "auto")
+                self._say(f"    {describe_dtype(self.state.device) if automatic else f'{given}, by backbone.dtype'}")
+            adapter = self.config.peft_config() if reads else None
+            trainer = LlamaRecLKGTrainer(model, args, train, validation, processor, peft_config=adapter)
             if args.heads_warm_up_epochs and not resume:
                 trainer.warm_up_heads()  # on all lists, before the sample for the language model is drawn
             section = self.config.examples
             trainer.train_dataset = _sample(trainer.train_dataset, section.max_train, args.seed)
-            trainer.eval_dataset = _sample(trainer.eval_dataset, section.max_validation, args.seed, labelled=True)
-            if model.config.use_language_model:
+            trainer.eval_dataset = _sample(trainer.eval_dataset, section.max_validation, args.seed)
+            if reads:
                 trainer.train(resume_from_checkpoint=checkpoint)
+            elif not model.config.heads_trained:
+                raise LKGError(
+                    "Nothing of this ranker would be trained. Without model.use_language_model it needs "
+                    "model.use_evidence_fusion or model.use_retrieval_scores, and training.heads_warm_up_epochs."
+                )
             if self.state.is_main_process:  # while the new model is written, nothing must pass for a finished one
                 for name in (STAGE_FILE, REPORT_FILE, "report.md", "report.png"):
                     (self.folder / name).unlink(missing_ok=True)
@@ -242,7 +231,10 @@ class Workflow:
             trainer.save_model(str(self.folder))  # by all: sharded weights are gathered, one process writes
             if self.state.is_main_process:
                 write_json(self.folder / "training_log.json", trainer.state.log_history)
-                self._write_card(trainer)
+                bundle = self.prepare().bundle
+                facts = {"dataset_name": bundle.name, "data_citation": bundle.citation, "data_license": bundle.license}
+                facts |= {"model_id": str(self.config.output_dir), "has_retriever": True}
+                self._write_card(ModelCard.from_trainer(trainer, **facts))
                 write_json(self.folder / STAGE_FILE, {"key": key})
             self.state.wait_for_everyone()
         return self.folder
@@ -250,14 +242,13 @@ class Workflow:
     def evaluate(self) -> Report:
         """Score every row on the same targets and write the report; the card is written anew with it."""
         section = self.config.evaluation
-        key = fingerprint(self._ranker_key(), as_plain(section), REPORT_VERSION)
-        if (self.folder / REPORT_FILE).exists():
-            content = read_json(self.folder / REPORT_FILE)
-            if content["protocol"].get("key") == key:
-                with self._stage("6/6 evaluation", reused=True):
-                    report = Report(**content)
-                if self.state.is_main_process:
-                    self._write_card(None, report)  # its own section may have changed
+        key, path = fingerprint(self._ranker_key(), as_plain(section), REPORT_VERSION), self.folder / REPORT_FILE
+        saved = read_json(path) if path.exists() else {"protocol": {}}
+        if saved["protocol"].get("key") == key:
+            with self._stage("6/6 evaluation", reused=True):
+                report = Report(**saved)
+                if self.state.is_main_process:  # the card's own section may have changed
+                    self._write_card(read_record(self.folder / CARD_FACTS, ModelCard), report)
                 return report
         self.train()
         with self._stage("6/6 evaluation"):
@@ -272,7 +263,7 @@ class Workflow:
             )
             if self.state.is_main_process:
                 report.save(self.folder)
-                self._write_card(None, report)
+                self._write_card(read_record(self.folder / CARD_FACTS, ModelCard), report)
             self.state.wait_for_everyone()
         return report
 
@@ -284,21 +275,17 @@ class Workflow:
         data = self.prepare()
         with self.state.main_process_first():
             tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(self.config.backbone.model_name_or_path))
-        items = data.dataset.items
+        items, graph = data.dataset.items, data.graph if graph is None else graph
         users = data.dataset.user_ids if self.config.model.get("use_user_embedding") else ()
-        graph = data.graph if graph is None else graph
         return LlamaRecLKGProcessor(tokenizer, graph, items.ids, items.titles, users, **self.config.prompt)
 
     def build_model(self, processor: LlamaRecLKGProcessor) -> LlamaRecLKGForRanking:
         """A new ranker around this run's backbone."""
-        config = processor.model_config(**self.config.model)
+        config, name = processor.model_config(**self.config.model), self.config.backbone.model_name_or_path
         torch.manual_seed(self.training_arguments().seed)
         if not config.use_language_model:
             return self._placed(LlamaRecLKGForRanking(config))
-        model = LlamaRecLKGForRanking.from_backbone(
-            self.config.backbone.model_name_or_path, config, **self.backbone_arguments()
-        )
-        return self._placed(model)
+        return self._placed(LlamaRecLKGForRanking.from_backbone(name, config, **self.backbone_arguments()))
 
     def load_model(self) -> LlamaRecLKGForRanking:
         """The trained ranker."""
@@ -326,8 +313,9 @@ class Workflow:
 
     def training_arguments(self) -> LlamaRecLKGTrainingArguments:
         given = self.config.training
+        folder = str(self.folder / "checkpoints" / self._ranker_key())
         defaults = {
-            "output_dir": str(self.folder / "checkpoints" / self._ranker_key()),
+            "output_dir": folder,
             "disable_tqdm": not self.progress,
             "use_cpu": self.state.device.type == "cpu",
         }
@@ -335,36 +323,13 @@ class Workflow:
             defaults |= {"bf16": self.dtype == torch.bfloat16, "fp16": self.dtype == torch.float16}
         return LlamaRecLKGTrainingArguments(**{**defaults, **given})
 
-    def _refuse_untrained(self, processor: LlamaRecLKGProcessor, args: LlamaRecLKGTrainingArguments) -> None:
-        config = processor.model_config(**self.config.model)
-        learns = config.use_evidence_fusion or config.use_retrieval_scores
-        if not config.use_language_model and not (learns and args.heads_warm_up_epochs):
-            raise LKGError(
-                "Nothing of this ranker would be trained: it has no language model (model.use_language_model), and "
-                f"training.heads_warm_up_epochs is {args.heads_warm_up_epochs} with model.use_evidence_fusion "
-                f"{config.use_evidence_fusion} and model.use_retrieval_scores {config.use_retrieval_scores}. Give the "
-                "warm-up at least one epoch, and one of the two to weigh."
-            )
-
     def _placed(self, model: LlamaRecLKGForRanking) -> LlamaRecLKGForRanking:
         """On this process's device; a quantized backbone is there already and must not be moved."""
         return model if getattr(model.language_model, "is_quantized", False) else model.to(self.state.device)
 
-    def _write_card(self, trainer: LlamaRecLKGTrainer | None, report: Report | None = None) -> None:
-        data, facts = self.prepare(), self.folder / CARD_FACTS
-        if trainer is not None:
-            card = ModelCard.from_trainer(
-                trainer,
-                model_id=str(self.config.output_dir),
-                dataset_name=data.bundle.name,
-                data_citation=data.bundle.citation,
-                data_license=data.bundle.license,
-                has_retriever=True,
-            )
-        else:
-            card = read_record(facts, ModelCard)
+    def _write_card(self, card: ModelCard, report: Report | None = None) -> None:
         card = replace(card, report=report, **self.config.card.given())
-        write_json(facts, {k: v for k, v in as_plain(card).items() if k != "report"})
+        write_json(self.folder / CARD_FACTS, {k: v for k, v in as_plain(card).items() if k != "report"})
         card.save(self.folder / CARD_FILE)
 
     # -- what is said ------------------------------------------------------------------------------------------------
@@ -388,13 +353,9 @@ def _is_done(folder: Path, key: str) -> bool:
     return (folder / STAGE_FILE).exists() and read_json(folder / STAGE_FILE).get("key") == key
 
 
-def _sample(
-    examples: Sequence[RankingExample], count: int | None, seed: int, labelled: bool = False
-) -> Sequence[RankingExample]:
-    """`count` lists drawn by `seed`, in their order; with `labelled`, of those whose target was retrieved."""
+def _sample(examples: Sequence[RankingExample], count: int | None, seed: int) -> Sequence[RankingExample]:
+    """`count` lists whose target was retrieved, drawn by `seed`, in their order; None takes all lists."""
     if count is None:
         return examples
-    rows = np.flatnonzero([example.label >= 0 or not labelled for example in examples])
-    if not len(rows):
-        raise LKGError("No list with a retrieved target is left to sample from.")
+    rows = np.flatnonzero([example.label >= 0 for example in examples])
     return [examples[row] for row in np.sort(np.random.default_rng(seed).permutation(rows)[:count])]

@@ -23,7 +23,6 @@ from llamarec_lkg import (
 )
 from llamarec_lkg.ranking.scoring import ranker_scores
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval
-from llamarec_lkg.training.run_config import RunConfig
 
 
 pytestmark = pytest.mark.hub
@@ -636,29 +635,3 @@ def test_the_trainer_quantizes_a_backbone_given_by_name(proc, film_dataset, tmp_
     assert any("Linear4bit" in type(module).__name__ for module in trainer.model.language_model.modules())
     assert any("lora_B" in name for name in moved) and any("preference" in name for name in moved)
     assert all("lora" in name or name.startswith(("preference.", "fusion.")) for name in moved)
-
-
-def test_lora_plus_gives_the_b_matrices_their_own_rate(proc, film_dataset, base, tmp_path):
-    ranker = LlamaRecLKGForRanking.from_backbone(base, proc.model_config())
-    args = LlamaRecLKGTrainingArguments(
-        str(tmp_path / "out"), learning_rate=1e-3, heads_learning_rate=0.07, lora_plus_ratio=16.0, use_cpu=True
-    )
-    trainer = LlamaRecLKGTrainer(ranker, args, examples(film_dataset), None, proc, LoraConfig(**LORA))
-    rates = {id(p): group["lr"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
-    for name, parameter in ranker.named_parameters():
-        if parameter.requires_grad:
-            expected = 1e-3 if "lora_A" in name else 1.6e-2 if "lora_B" in name else 0.07
-            assert rates[id(parameter)] == pytest.approx(expected), name
-    assert len(rates) == sum(p.requires_grad for p in ranker.parameters())
-
-
-def test_a_run_takes_any_peft_configuration(tmp_path):
-    run = RunConfig.from_mapping(
-        {"adapter": {"peft_type": "LORA", "r": 3, "init_lora_weights": "pissa", "target_modules": ["q_proj"]}}
-    )
-    config = run.peft_config()
-    assert isinstance(config, LoraConfig) and (config.r, config.init_lora_weights) == (3, "pissa")
-    assert config.task_type == "CAUSAL_LM" and run.peft_config().target_modules == {"q_proj"}
-    ia3 = RunConfig.from_mapping({"adapter": {"peft_type": "IA3", "target_modules": ["v_proj"]}}).peft_config()
-    assert isinstance(ia3, IA3Config)
-    assert RunConfig().peft_config().r == 8, "LoRA of the backbone section"

@@ -455,6 +455,18 @@ def test_scoring_computes_in_half_precision_only_where_the_backbone_is(proc, bat
     torch.testing.assert_close(total, ranker.score(batch), rtol=1e-5, atol=1e-5)
 
 
+def test_under_autocast_the_bias_of_the_gate_is_float32(proc, batch):
+    """Upstream puts the least number of the keys' type into it, and those of a quantized backbone are float32: half
+    precision cannot hold it, which CUDA refuses."""
+    ranker, seen = model(proc), []
+    ranker.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs.get("position_bias")), with_kwargs=True
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ranker(**batch)
+    assert [bias.dtype for bias in seen if bias is not None] == [torch.float32]
+
+
 @pytest.mark.parametrize("use", ["score", "score_parts", "preferences", "prior"])
 def test_every_part_is_in_its_own_mode_again_also_after_an_error(proc, batch, use):
     """As while the heads are fitted beside a backbone that is not trained."""

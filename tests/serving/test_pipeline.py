@@ -8,7 +8,6 @@ from dataclasses import asdict
 import pytest
 import torch
 from datasets import Dataset as HubDataset
-from peft import LoraConfig
 from tiny import backbone, examples, processor
 from torch.utils.data import Dataset
 from transformers import pipeline
@@ -63,35 +62,22 @@ def passes(recommend, monkeypatch):
 
 def assert_same(found, wanted):
     """Equal records, numbers up to what another padding rounds."""
-    numbers = ("score", "retrieval_score", "relations", "reasons")
-    assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
-        assert {k: v for k, v in one.items() if k not in numbers} == {
-            k: v for k, v in other.items() if k not in numbers
-        }
-        for name in numbers[:3]:
+        assert all(one[name] == other[name] for name in ("rank", "item_id", "title", "paths"))
+        for name in ("score", "retrieval_score", "relations"):
             assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5)
         for reason, same in zip(one["reasons"], other["reasons"], strict=True):
             assert reason["share"] == pytest.approx(same["share"], rel=1e-4, abs=1e-5)
-            assert [reason[k] for k in ("kind", "relation", "nodes")] == [
-                same[k] for k in ("kind", "relation", "nodes")
-            ]
+            assert all(reason[name] == same[name] for name in ("kind", "relation", "nodes"))
 
 
 def test_one_line_from_a_saved_folder_says_what_the_recommender_says(saved, recommend):
     recommender = Recommender.from_pretrained(saved)
     for request in REQUESTS:
         wanted = recommender.recommend(**request, k=5, num_reasons=2)
-        assert_same(recommend(request, top_k=5, num_reasons=2), [asdict(item) for item in wanted])
-
-
-def test_records_are_plain_and_have_reasons(recommend):
-    items = recommend({"history": ["1"], "user": "2"}, top_k=5)
-    assert json.loads(json.dumps(items)) == items
-    assert [item["rank"] for item in items] == [1, 2, 3, 4, 5]
-    insider = next(item for item in items if item["title"] == "Insider, The (1999)")
-    assert "Heat (1995) -> DIRECTED_BY Mann -> Insider, The (1999)" in insider["paths"]
-    assert insider["relations"]["DIRECTED_BY"] > 0
+        found = recommend(request, top_k=5, num_reasons=2)
+        assert_same(found, [asdict(item) for item in wanted])
+        assert json.loads(json.dumps(found)) == found
 
 
 def test_batches_are_one_pass_each_and_change_nothing(recommend, passes):
@@ -155,21 +141,6 @@ def test_generators_and_data_sets_are_streamed(recommend):
     assert len(next(iter(recommend(broken(), top_k=2)))) == 2
 
 
-def test_unknown_users_are_the_average_user_and_known_ones_are_not(recommend):
-    by_user = {
-        user: [item["score"] for item in recommend({"history": ["1", "3"], "user": user, "candidates": ["2", "4"]})]
-        for user in ("2", 2, "nobody", None)
-    }
-    assert by_user["nobody"] == by_user[None]
-    assert by_user["2"] == by_user[2] != by_user[None]
-
-
-def test_an_empty_history_has_items_but_no_reasons(recommend):
-    items = recommend({"history": []}, top_k=6)
-    assert len(items) == 6
-    assert all(item["paths"] == [] and item["relations"] == {} for item in items)
-
-
 def test_bad_requests_are_named(recommend):
     with pytest.raises(LKGError, match="not in the catalogue of 6, the first is '999'"):
         recommend({"history": ["1", "999"]})
@@ -185,16 +156,10 @@ def test_bad_requests_are_named(recommend):
         recommend({"history": ["1"], "users": "2"})
     with pytest.raises(LKGError, match=r"found \['user'\]"):
         recommend({"user": "2"})
-    with pytest.raises(LKGError, match="'history' is '1'; it is a list"):
-        recommend({"history": "1"})
-    with pytest.raises(LKGError, match="'candidates' is 3; it is a list"):
-        recommend({"history": ["1"], "candidates": 3})
     with pytest.raises(LKGError, match="top_k is 0; it is a whole number, 1 or more"):
         recommend({"history": ["1"]}, top_k=0)
     with pytest.raises(LKGError, match="batch_size is 0"):
         recommend(REQUESTS, batch_size=0)
-    with pytest.raises(LKGError, match="num_reasons is 1.5"):
-        recommend({"history": ["1"]}, num_reasons=1.5)
 
 
 def test_a_hub_id_brings_its_retriever_from_the_same_place(saved, tmp_path, recommend, monkeypatch):
@@ -209,21 +174,6 @@ def test_a_hub_id_brings_its_retriever_from_the_same_place(saved, tmp_path, reco
     found = pipeline("recommendation", model="you/films", device="cpu", **place)
     assert isinstance(found.recommender.retriever.model, LRURecForRetrieval)
     assert_same(found(REQUESTS[0]), recommend(REQUESTS[0]))
-
-
-def test_a_whole_checkpoint_and_an_adapter_answer_too(saved, tmp_path, recommend):
-    whole = LlamaRecLKGForRanking.from_pretrained(saved)
-    whole.save_pretrained(tmp_path / "whole", include_backbone=True)
-    adapted = LlamaRecLKGForRanking.from_pretrained(saved)
-    adapted.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    adapted.save_pretrained(tmp_path / "adapted")
-    for name, model in (("whole", whole), ("adapted", adapted)):
-        recommend.processor.save_pretrained(tmp_path / name)
-        shutil.copytree(saved / "retriever", tmp_path / name / "retriever")
-        wanted = Recommender(model, recommend.processor, recommend.recommender.retriever).recommend(**REQUESTS[1], k=5)
-        found = pipeline("recommendation", model=str(tmp_path / name), device="cpu")(REQUESTS[1], top_k=5)
-        assert_same(found, [asdict(item) for item in wanted])
-        assert (found[0]["score"] != pytest.approx(recommend(REQUESTS[1])[0]["score"])) == (name == "adapted")
 
 
 def test_without_a_retriever_it_ranks_what_it_is_given_and_says_so(saved, tmp_path, caplog, recommend, film_dataset):
