@@ -270,7 +270,7 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
                         f"path_gate='attention_bias' needs the 'sdpa' attention kernel; the backbone uses {kernel!r}. "
                         "Load it with attn_implementation='sdpa', or set path_gate='straight_through'."
                     )
-                # Under autocast the kernel casts it. Before, upstream fills it with the least number of the keys' type,
+                # Under autocast the kernel casts it. Upstream first fills it with the least number of the keys' type,
                 # which is float32 in a quantized backbone.
                 autocast = torch.is_autocast_enabled(prompt.input_ids.device.type)
                 dtype = torch.float32 if autocast else self.get_input_embeddings().weight.dtype

@@ -27,7 +27,7 @@ from ..graph.co_ratings import co_ratings
 from ..graph.evidence import STATISTICS, EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
 from ..hub.layout import CARD_FACTS, CARD_FILE, REPORT_FILE, RETRIEVER_FOLDER
-from ..hub.model_card import ModelCard
+from ..hub.model_card import ModelCard, read_record
 from ..ranking.backbones import resolve_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
