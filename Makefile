@@ -30,8 +30,10 @@ quickstart: $(VENV)/installed
 data: $(VENV)/installed
 	$(BIN)/python -c 'from llamarec_lkg.data.sources import load_dataset_bundle; from llamarec_lkg.ranking.backbones import resolve_backbone; load_dataset_bundle("ml-100k"); resolve_backbone("smollm2-135m-instruct-q4_1")'
 
+# two processes of one thread each: threads of the two would wait for each other
+test: export OMP_NUM_THREADS = 1
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest

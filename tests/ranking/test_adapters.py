@@ -308,7 +308,7 @@ def test_an_adapter_that_was_loaded_frozen_is_not_trained_without_a_word(tenants
 def test_a_tenant_is_trained_beside_others_which_stay_as_they_are(tenants, proc, film_dataset, tmp_path):
     ranker = loaded(tmp_path, ("films", "books"))
     ranker.add_adapter(LoraConfig(**LORA), "new", config=proc.model_config(user_dropout=0.0, preference_dropout=0.0))
-    assert ranker.active_adapter == "new" and float(ranker.fusion.evidence_weight) == 1.0
+    assert ranker.active_adapter == "new" and ranker.fusion.evidence_weight.item() == 1.0
     before = {name: p.detach().clone() for name, p in ranker.named_parameters()}
     trained(ranker, proc, film_dataset, tmp_path)
     moved = {name for name, p in ranker.named_parameters() if not torch.equal(before[name], p)}
@@ -616,7 +616,7 @@ def test_the_trainer_quantizes_a_backbone_given_by_name(proc, film_dataset, tmp_
         max_steps=2,
         use_cpu=True,
         disable_tqdm=True,
-        gradient_checkpointing=True,
+        activation_checkpointing=True,
         warmup_steps=0,
     )
     trainer = LlamaRecLKGTrainer(

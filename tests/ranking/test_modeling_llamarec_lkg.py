@@ -344,7 +344,7 @@ def test_a_checkpoint_that_names_no_backbone_says_what_to_do(proc, tmp_path):
 
 def test_gradient_checkpointing_changes_nothing(proc, batch):
     plain, checkpointed = varied(model(proc)), varied(model(proc))
-    checkpointed.gradient_checkpointing_enable()
+    checkpointed.activation_checkpointing_enable()
     for ranker in (plain, checkpointed):
         ranker.train()
         torch.manual_seed(0)
