@@ -31,6 +31,7 @@ from ..hub.layout import (
 from ..hub.mixin import HubMixin
 from ..hub.push import PushOptions, push_folder
 from ..hub.saved_folder import check_graph
+from ..retrieval.candidates import evidence_scale
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file, read_json, write_json
 from ..utils.fingerprints import catalogue_fingerprint
@@ -197,12 +198,7 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
 
     def fit(self, examples: Sequence[RankingExample | Mapping[str, Any]]) -> LlamaRecLKGProcessor:
         """Set the scale of each relation's evidence to its standard deviation over the candidates of examples."""
-        lists = [_as_example(example) for example in examples]
-        index = self.evidence_index.with_scale(np.ones(len(self.relations)))
-        evidence = index.evidence([one.history for one in lists], [one.candidates for one in lists])
-        real = np.concatenate([rows[: len(one.candidates)] for one, rows in zip(lists, evidence, strict=True)])
-        spread = real.std(axis=0, dtype=np.float64)
-        self.set_evidence_scale(np.where(spread > 1e-6, spread, 1.0))
+        self.set_evidence_scale(evidence_scale([_as_example(example) for example in examples], self.evidence_index))
         return self
 
     def set_evidence_scale(self, scale: Sequence[float]) -> None:

@@ -106,6 +106,28 @@ def training_examples(
     return examples
 
 
+def evidence_scale(
+    examples: Sequence[RankingExample],
+    indexes: EvidenceIndex | Sequence[EvidenceIndex],
+    fold_of_user: np.ndarray | None = None,
+) -> np.ndarray:
+    """The standard deviation of each relation's evidence over the candidates of lists, shape (R,), 1 where nothing
+    varies: what evidence is divided by (`EvidenceIndex.with_scale`), so that relations compare.
+
+    `indexes` and `fold_of_user` are as for `with_features`; what scale the indexes have plays no part.
+    """
+    indexes = list(indexes) if isinstance(indexes, Sequence) else [indexes]
+    folds = np.array([0 if fold_of_user is None else fold_of_user[example.user] for example in examples])
+    parts = []
+    for fold, index in enumerate(indexes):
+        lists = [examples[row] for row in np.flatnonzero(folds == fold)]
+        index = index.with_scale(np.ones(index.num_relations))
+        evidence = index.evidence([one.history for one in lists], [one.candidates for one in lists])
+        parts += [rows[: len(one.candidates)] for one, rows in zip(lists, evidence, strict=True)]
+    spread = np.concatenate(parts).std(axis=0, dtype=np.float64)
+    return np.where(spread > 1e-6, spread, 1.0).astype(np.float32)
+
+
 def with_features(
     examples: Sequence[RankingExample],
     indexes: EvidenceIndex | Sequence[EvidenceIndex],
@@ -116,6 +138,7 @@ def with_features(
     """The lists with what the graph says of their candidates and histories.
 
     `indexes` are one for each fold, of a graph whose co-ratings leave the users of the fold out, or a single one.
+    Their scale is that of the processor that the lists go with: evidence and statistics are told in its units.
     """
     indexes = list(indexes) if isinstance(indexes, Sequence) else [indexes]
     result: list[RankingExample | None] = [None] * len(examples)

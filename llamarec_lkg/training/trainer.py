@@ -94,6 +94,12 @@ class LlamaRecLKGTrainer(PushingTrainer):
                 "Make them with `candidates.training_examples`, or filter them out."
             )
         if train_dataset and processing_class.evidence_scale is None:
+            if any(example.evidence is not None for example in train_dataset):
+                raise LKGError(
+                    "The training lists carry evidence, but the processor has no scale to read other lists by. Give "
+                    "it `evidence_scale=candidates.evidence_scale(lists, indexes, folds)`, and make the lists' "
+                    "features with indexes of that scale (`index.with_scale(scale)`)."
+                )
             processing_class.fit(train_dataset)
         if isinstance(model, str):
             model = _load(model, processing_class, config, args, quantization_config, peft_config)

@@ -31,7 +31,13 @@ from ..hub.model_card import ModelCard, read_record
 from ..ranking.backbones import resolve_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
-from ..retrieval.candidates import evaluation_examples, folds_of_users, training_examples, with_features
+from ..retrieval.candidates import (
+    evaluation_examples,
+    evidence_scale,
+    folds_of_users,
+    training_examples,
+    with_features,
+)
 from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from ..retrieval.training import train_lrurec
 from ..utils.errors import LKGError
@@ -46,7 +52,7 @@ from .training_args import LlamaRecLKGTrainingArguments
 
 
 STAGE_FILE = "stage.json"
-MODEL_VERSION = 3  # goes up when the same settings make another model; older runs are then made anew
+MODEL_VERSION = 4  # goes up when the same settings make another model; older runs are then made anew
 REPORT_VERSION = 3  # goes up when the same settings make other rows; older reports are then made anew
 # training arguments that change what is shown, not what is learned
 COSMETIC_ARGUMENTS = ("disable_tqdm", "logging_steps", "report_to", "per_device_eval_batch_size")
@@ -171,12 +177,12 @@ class Workflow:
             )
             graphs = map(rewire, graphs) if rewire else graphs
             indexes = [EvidenceIndex.from_graph(graph, half_life=processor.evidence_half_life) for graph in graphs]
-            lists = with_features(lists, indexes, folds, progress=self.progress)
-            spread = np.concatenate([example.evidence for example in lists]).std(axis=0)
-            scale = np.where(spread > 1e-6, spread, 1.0).astype(np.float32)
+            scale = evidence_scale(lists, indexes, folds)
             processor.set_evidence_scale(scale)
+            indexes = [index.with_scale(scale) for index in indexes]
+            lists = with_features(lists, indexes, folds, progress=self.progress)
             self._say(f"    {len(lists):,} lists")
-        return [replace(example, evidence=example.evidence / scale) for example in lists]
+        return lists
 
     def lists(self, split: str) -> list[RankingExample]:
         """What the retriever finds for every target of a split."""
@@ -304,7 +310,7 @@ class Workflow:
         # weights that are trained need float32 for their small steps, unless asked for otherwise
         trained = self.config.peft_config() is None and quantization is None
         arguments = {
-            "dtype": torch.float32 if trained and self.config.backbone.dtype == "auto" else self.dtype,
+            "dtype": torch.float32 if trained and self.config.backbone.dtype in (None, "auto") else self.dtype,
             "attn_implementation": section.attn_implementation,
             "revision": section.model_revision if section.model_revision != "main" else None,
             "quantization_config": quantization,

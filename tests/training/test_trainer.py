@@ -22,7 +22,7 @@ from llamarec_lkg import (
 )
 from llamarec_lkg.evaluation.metrics import mean_metrics, target_ranks
 from llamarec_lkg.ranking.scoring import score_heads
-from llamarec_lkg.retrieval.candidates import to_dataset
+from llamarec_lkg.retrieval.candidates import evidence_scale, to_dataset, with_features
 from llamarec_lkg.training.warm_up import fit_heads, heads_batch
 
 
@@ -220,8 +220,11 @@ def test_reentrant_checkpointing_is_refused_with_the_reason(tmp_path, prefix):
 
 def test_processor_without_scale_is_fitted_on_the_training_lists(proc, lists, tmp_path):
     assert proc.evidence_scale is None
-    LlamaRecLKGTrainer(model(proc), arguments(tmp_path), lists, None, proc)
-    assert len(proc.evidence_scale) == len(proc.relations)
+    ranker, carried = model(proc), with_features(lists, proc.evidence_index, progress=False)
+    with pytest.raises(LKGError, match="carry evidence, but the processor has no scale"):
+        LlamaRecLKGTrainer(ranker, arguments(tmp_path), carried, None, proc)
+    LlamaRecLKGTrainer(ranker, arguments(tmp_path), lists, None, proc)
+    assert proc.evidence_scale == pytest.approx(evidence_scale(lists, proc.evidence_index).tolist())
 
 
 def test_features_that_lists_carry_are_used_as_they_are_in_training_and_in_the_warm_up(proc, lists, tmp_path):

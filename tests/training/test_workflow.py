@@ -115,9 +115,12 @@ def test_the_lists_of_a_fold_come_from_a_retriever_and_co_ratings_that_never_saw
     spoke = stacked.std(axis=0) > 0
     assert spoke.any() and stacked.std(axis=0)[spoke] == pytest.approx(1.0, rel=1e-3)
     for example in lists[::40]:
-        index = indexes[folds[example.user]].with_scale(processor.evidence_scale)
+        index = indexes[folds[example.user]]
+        np.testing.assert_allclose(index.scale, processor.evidence_scale)
         wanted = index.evidence([example.history], [example.candidates])[0]
         np.testing.assert_allclose(example.evidence, wanted, rtol=1e-4, atol=1e-5)
+        wanted = index.statistics([example.history])[0]
+        np.testing.assert_allclose(example.history_relations, wanted, rtol=1e-4, atol=1e-5)
     again = workflow(run, output_dir=str(tmp_path), examples__folds=3)
     monkeypatch.setattr(workflows, "train_lrurec", lambda *args, **kwargs: pytest.fail("each is a finished stage"))
     assert len(again.training_lists(again.build_processor())) == len(lists)
