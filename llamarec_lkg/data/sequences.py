@@ -224,7 +224,7 @@ def prepare_dataset(bundle: DatasetBundle, settings: PreprocessingSettings | Non
     settings = settings or PreprocessingSettings()
     key = fingerprint(FORMAT_VERSION, bundle.interactions, bundle.items, as_plain(settings))
     folder = cache_dir() / "prepared" / f"{file_name(bundle.name)}-{key}"
-    if folder.exists():
+    if (folder / "dataset.json").exists():  # written last
         return SequenceDataset.load(folder)
     dataset = SequenceDataset.from_bundle(bundle, settings)
     dataset.save(folder)

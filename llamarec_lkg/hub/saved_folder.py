@@ -106,12 +106,12 @@ class SavedFolder:
         weights, adapters = [WEIGHTS_FILE], [path for path in chosen if path.startswith(f"{ADAPTER_FOLDER}/")]
         if WEIGHTS_FILE not in chosen and WEIGHTS_INDEX in chosen:
             weights = sorted(set(read_json(self.path / WEIGHTS_INDEX)["weight_map"].values()))
-        names: set[str] = set()
-        for path in weights:
-            if path in chosen:
+        names, others = set[str](), set[str]()
+        for path in chosen:
+            if path.endswith(".safetensors") and "/" not in path:
                 with safe_open(self.path / path, framework="np") as file:
-                    names.update(file.keys())
-        if self.config.get("num_users") or USER_EMBEDDING in names:
+                    (names if path in weights else others).update(file.keys())
+        if self.config.get("num_users") or USER_EMBEDDING in names | others:
             raise LKGError(
                 f"The model in {self.path} holds weights of single users outside private/. Nothing was uploaded. Load "
                 "it and save it again, which moves them there."
@@ -125,6 +125,11 @@ class SavedFolder:
                 lacking.append(f"{ADAPTER_FOLDER}/{name}")
         if lacking:
             raise LKGError(f"The model in {self.path} is not whole: {lacking} is missing. Save it again.")
+        if others or not whole and any(name.startswith("language_model.") for name in names):
+            raise LKGError(
+                f"{self.path} holds weights of another model beside those of its {CONFIG_FILE}. Nothing was uploaded. "
+                "Save the model again, in a folder of its own."
+            )
 
     def _check_processor(self, chosen: Sequence[str]) -> None:
         needed = [PROCESSOR_FILE, ITEMS_FILE, *(f"{GRAPH_FOLDER}/{name}" for name in GRAPH_FILES)]

@@ -89,8 +89,8 @@ class Recommender:
         """Load what the quickstart, the command line or the trainer saved or pushed.
 
         Args:
-            device: where ranker and retriever compute; by default where the ranker is loaded, the CPU unless
-                `device_map` says otherwise.
+            device: where ranker and retriever compute; by default on the GPU where there is one, or as `device_map`
+                and `quantization_config` place the ranker.
             kwargs: for the ranker's `from_pretrained`, whose errors are raised.
         """
         name = str(pretrained_model_name_or_path)
@@ -101,6 +101,9 @@ class Recommender:
                 LlamaRecLKGProcessor.from_pretrained(name, **hub),
                 LRURecRetriever.from_repository(name, hub),
             )
+        placed = "device_map" in kwargs or "quantization_config" in kwargs
+        if device is None and torch.cuda.is_available() and not placed:
+            device = "cuda"  # for which the precision was chosen
         return cls(model if device is None else model.to(device), processor, retriever)
 
     def load_adapter(

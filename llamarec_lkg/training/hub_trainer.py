@@ -134,7 +134,11 @@ class PushingTrainer(Trainer):
         steps = self.args.save_strategy == SaveStrategy.STEPS
         when = f"step {self.state.global_step}" if steps else f"epoch {int(self.state.epoch)}"
         options = self._push_options(commit_message=f"Training in progress, {when}")
-        job = self._push_later(checkpoint_folder, options, may_fail=True)
+        try:
+            job = self._push_later(checkpoint_folder, options, may_fail=True)
+        except (LKGError, OSError) as error:  # no snapshot could be made
+            logger.warning(f"Training goes on. {error}")
+            return
         if busy:
             self.push_in_progress.jobs.append(job)
         else:

@@ -41,6 +41,13 @@ class GraphSection:
     co_rating_min_people: int = 5  # a pair of items that fewer people interacted with is not tied
     co_ratings_per_item: int = 50  # how many other items each is tied to
 
+    def __post_init__(self) -> None:
+        if self.co_rating_min_people < 2:
+            raise LKGError(
+                f"graph.co_rating_min_people is {self.co_rating_min_people}; it is 2 at least, so that no weight of a "
+                "pair is one person's, and 5 unless asked for otherwise."
+            )
+
 
 @dataclass
 class ExamplesSection:
@@ -53,6 +60,13 @@ class ExamplesSection:
     shuffle: bool = True  # random order of candidates in training
     max_train: int | None = None  # lists for the language model; preferences and fusion warm up on all in any case
     max_validation: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.negatives not in ("retrieved", "uniform") or self.folds < 1:
+            raise LKGError(
+                f"examples has negatives {self.negatives!r} and folds {self.folds}; negatives is 'retrieved' or "
+                "'uniform', folds a whole number from 1 up."
+            )
 
 
 def default_backbone() -> ModelConfig:

@@ -51,7 +51,7 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns=True would drop the columns the collator needs; leave it False.")
+            raise LKGError("remove_unused_columns=True would drop the columns the collator needs; leave it False.")
         if self.activation_checkpointing and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise LKGError(
                 "activation_checkpointing_kwargs has use_reentrant=True; use False, the default: the preferences gate "

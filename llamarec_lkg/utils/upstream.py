@@ -19,7 +19,7 @@ def hide_missing_kernel() -> None:
 def quiet_upstream() -> Iterator[None]:
     """Inside, `transformers` shows no bar for reading weights that are here already (downloads keep theirs), and a
     warning that PEFT's use of `transformers` raises stays away."""
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
     shown, hub_shown = is_progress_bar_enabled(), not are_progress_bars_disabled()
@@ -33,3 +33,5 @@ def quiet_upstream() -> Iterator[None]:
     finally:
         if shown:
             enable_progress_bar()
+        if not hub_shown:
+            disable_progress_bars()

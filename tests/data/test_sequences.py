@@ -230,6 +230,14 @@ def test_preparing_twice_reads_the_cache(make_bundle, monkeypatch):
     assert [path.name.rsplit("-", 1)[0] for path in (cache_dir() / "prepared").iterdir()] == ["tiny"]
 
 
+def test_a_preparation_that_was_killed_is_made_again(make_bundle):
+    bundle = make_bundle([(user, item, item) for user in (1, 2) for item in (1, 2, 3)])
+    first = prepare_dataset(bundle, LOOSE)
+    (folder,) = (cache_dir() / "prepared").iterdir()
+    (folder / "dataset.json").unlink()  # it is written last
+    assert same(prepare_dataset(bundle, LOOSE), first) and (folder / "dataset.json").exists()
+
+
 def test_the_cache_is_keyed_by_content_and_settings(make_bundle):
     rows = [(1, item, item) for item in range(1, 6)]
     bundle = make_bundle(rows)

@@ -258,6 +258,10 @@ def test_a_push_that_fails_in_between_does_not_end_training(hub, trainer, caplog
         run.train()
     assert failure.happened == 2 and run.state.global_step == 4 and "Training goes on." in caplog.text
     assert titles(hub) == ["initial commit"]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "llamarec_lkg.training.hub_trainer"):
+        run._push_from_checkpoint(str(tmp_path / "nothing was saved here"))
+    assert "Training goes on." in caplog.text and titles(hub) == ["initial commit"]
     hub.fail("POST */commit/*", "401")
     with pytest.raises(LKGError, match="could not be pushed"):
         run.push_to_hub()

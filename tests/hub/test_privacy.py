@@ -239,7 +239,7 @@ def test_a_table_of_users_at_the_root_is_not_taken_along(hub, proc, dataset, tmp
         assert "users.parquet" not in uploaded(hub) and bool(leaks(uploaded(hub), dataset)) is bool(options)
 
 
-@pytest.mark.parametrize("place", ["weights", "config", "shard"])
+@pytest.mark.parametrize("place", ["weights", "config", "shard", "stray"])
 def test_weights_of_users_at_the_root_are_refused(hub, proc, tmp_path, place):
     model = ranker(proc).merge_adapter() if place == "shard" else ranker(proc)
     model.save_pretrained(tmp_path, max_shard_size="40KB")
@@ -249,6 +249,8 @@ def test_weights_of_users_at_the_root_are_refused(hub, proc, tmp_path, place):
         (tmp_path / "config.json").write_text(json.dumps({**content, "num_users": 7}))
     else:
         path = sorted(tmp_path.glob("model*.safetensors"))[0]
+        if place == "stray":  # a shard that the model is not made of
+            shutil.copy(path, path := tmp_path / "model-00001-of-00002.safetensors")
         weights = {**load_file(path), "preference.user_embedding.weight": torch.zeros(8, 2)}
         save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(LKGError, match="weights of single users outside private/.*save it again"):

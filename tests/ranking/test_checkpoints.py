@@ -234,6 +234,8 @@ def test_a_small_form_beside_the_weights_of_a_whole_model_is_refused(proc, base,
     said = rf"{WEIGHTS} does not fit .* 2\d weights differ, .*'language_model.lm_head.weight': \(\(300, 32\), None\)"
     with pytest.raises(LKGError, match=said):
         AutoModel.from_pretrained(tmp_path / "run")
+    with pytest.raises(LKGError, match="weights of another model beside those of its config.json"):
+        SavedFolder(tmp_path / "run", ("model",)).content(backbone="owner/base")
     if form == "adapter":
         with pytest.raises(LKGError, match=said):
             ranker.load_adapter(tmp_path / "run", "second", same_backbone=True)

@@ -83,3 +83,16 @@ def test_an_adapter_is_any_peft_configuration():
     for wrong, said in (({"peft_type": "LORRA"}, "LORRA.*one of .*'IA3'"), ({**pissa, "lora_rank": 3}, "'lora_rank'")):
         with pytest.raises(LKGError, match=f"adapter is no configuration of PEFT.*{said}"):
             RunConfig.from_mapping({"adapter": wrong})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"graph": {"co_rating_min_people": 1}}, "it is 2 at least, so that no weight of a pair is one person's"),
+        ({"examples": {"negatives": "retrived"}}, "negatives is 'retrieved' or 'uniform'"),
+        ({"examples": {"folds": 0}}, "folds a whole number from 1 up"),
+    ],
+)
+def test_what_a_section_cannot_be_is_told_before_anything_is_trained(content, said):
+    with pytest.raises(LKGError, match=said):
+        RunConfig.from_mapping(content)
