@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..data.schema import RankingExample, clean_text
+from ..data.schema import CO_RATED, RankingExample, clean_text
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 
 
 SHOWN_REASONS = 4  # in print
 FAINT = 0.05  # of the strongest path's share
+CO_RATED_WORDS = "people who rated the same items"
 LANGUAGE_MODEL, RETRIEVER, PATH, OTHER_PATHS = "language model", "retriever", "path", "other paths"
 
 
@@ -40,10 +41,11 @@ class Reason:
     def text(self) -> str:
         """In words, without the share."""
         if self.kind == PATH:
-            through = " ".join(name for name in (self.relation, *self.nodes[1:-1]) if name)
+            relation = "rated by the same people" if self.relation == CO_RATED else self.relation
+            through = " ".join(name for name in (relation, *self.nodes[1:-1]) if name)
             return f"{self.nodes[0]} -> {through} -> {self.nodes[-1]}"
         if self.kind == OTHER_PATHS:
-            return f"other paths along {self.relation}"
+            return CO_RATED_WORDS if self.relation == CO_RATED else f"other paths along {self.relation}"
         return "the order of the history (retriever)" if self.kind == RETRIEVER else "what the language model reads"
 
     def __str__(self) -> str:

@@ -247,5 +247,7 @@ def _check(content: Any, where: str) -> None:
                     f"{name!r} in {where} is no setting of a run.{meant} Settings are called section.key; the "
                     f"sections are {', '.join(sections)}."
                 )
+            if type(known[name]) is bool and type(value) not in (bool, type(None)):
+                raise LKGError(f"{name} is {value!r} in {where}; it must be true or false.")
             if type(known[name]) in (int, float) and type(value) not in (int, float, type(None)):
                 raise LKGError(f"{name} is {value!r} in {where}; it must be a number.")

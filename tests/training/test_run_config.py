@@ -91,6 +91,7 @@ def test_an_adapter_is_any_peft_configuration():
         ({"graph": {"co_rating_min_people": 1}}, "it is 2 at least, so that no weight of a pair is one person's"),
         ({"examples": {"negatives": "retrived"}}, "negatives is 'retrieved' or 'uniform'"),
         ({"examples": {"folds": 0}}, "folds a whole number from 1 up"),
+        ({"model": {"use_path_gate": "flase"}}, "model.use_path_gate is 'flase' in .*; it must be true or false"),
     ],
 )
 def test_what_a_section_cannot_be_is_told_before_anything_is_trained(content, said):
