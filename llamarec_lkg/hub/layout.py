@@ -66,10 +66,11 @@ def write_shim(folder: str | Path) -> None:
 
 
 def ignore_private(folder: str | Path) -> None:
-    """Have the `.gitignore` of a folder name `private/`, so that git and uploads of the whole folder
-    (`upload_folder`, `hf upload`, `transformers.Trainer.push_to_hub`) leave it alone. Its other lines stay."""
-    path, line = Path(folder) / RULES_FILE, f"{PRIVATE_FOLDER}/"
+    """Have the `.gitignore` of a folder name `private/`, and checkpoints, whose optimiser has a row for each user, so
+    that git and uploads of the whole folder (`upload_folder`, `hf upload`, `transformers.Trainer.push_to_hub`) leave
+    them alone. Its other lines stay."""
+    path = Path(folder) / RULES_FILE
     rules = path.read_text(encoding="utf-8") if path.exists() else ""
-    if line not in rules.splitlines():
+    if new := [line for line in (f"{PRIVATE_FOLDER}/", "checkpoint*/") if line not in rules.splitlines()]:
         with atomic_file(path) as temporary:
-            temporary.write_text(f"{rules.rstrip()}\n{line}\n".lstrip(), encoding="utf-8")
+            temporary.write_text("\n".join([rules.rstrip(), *new, ""]).lstrip(), encoding="utf-8")

@@ -338,11 +338,11 @@ def test_a_folder_that_is_not_whole_is_not_pushed(hub, whole, tmp_path):
 
 def test_a_gitignore_names_private_once_and_keeps_what_it_holds(tmp_path):
     ignore_private(tmp_path)
-    assert (tmp_path / ".gitignore").read_text() == f"{PRIVATE_FOLDER}/\n"
+    assert (tmp_path / ".gitignore").read_text() == f"{PRIVATE_FOLDER}/\ncheckpoint*/\n"
     for rules in ("*.log", "*.log\n", "*.log\nprivate/\n"):
         (tmp_path / ".gitignore").write_text(rules)
         ignore_private(tmp_path)
-        assert (tmp_path / ".gitignore").read_text() == "*.log\nprivate/\n"
+        assert (tmp_path / ".gitignore").read_text() == "*.log\nprivate/\ncheckpoint*/\n"
 
 
 def test_what_else_lies_in_a_folder_stays_there(hub, whole, tmp_path):

@@ -61,7 +61,7 @@ def test_users_are_in_private_alone_and_without_it_everybody_is_the_average_user
     folder.mkdir()
     (folder / ".gitignore").write_text("*.log")
     ranker.save_pretrained(folder, **options)
-    assert (folder / ".gitignore").read_text().split() == ["*.log", "private/"]
+    assert (folder / ".gitignore").read_text().split() == ["*.log", "private/", "checkpoint*/"]
     proc.save_pretrained(folder)
     assert load_file(folder / USER_EMBEDDING_FILE).keys() == {USER_EMBEDDING}
 
