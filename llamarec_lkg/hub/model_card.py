@@ -14,9 +14,10 @@ from huggingface_hub import ModelCard as HubModelCard
 
 from ..evaluation.report import CEILING, RANKER, REFERENCE, Report, table, verdict
 from ..utils.errors import LKGError
-from ..utils.files import atomic_file, read_json
+from ..utils.files import atomic_file, read_json, write_json
+from ..utils.fingerprints import as_plain
 from ..utils.hub import HUB_IDS, is_hub_id, template_text
-from .layout import USER_EMBEDDING_FILE, USERS_FILE
+from .layout import CARD_FACTS, CARD_FILE, USER_EMBEDDING_FILE, USERS_FILE
 
 
 if TYPE_CHECKING:
@@ -212,9 +213,10 @@ class ModelCard:
         name = HUB_IDS.get(self.base_model, self.base_model)
         return name if is_hub_id(name) else None
 
-    def save(self, path: str | Path) -> None:
-        """Write the card, whole or not at all."""
-        with atomic_file(path) as temporary:
+    def save(self, folder: str | Path) -> None:
+        """Write what the card says as `card.json`, without the report, and the card as `README.md`."""
+        write_json(Path(folder) / CARD_FACTS, {k: v for k, v in as_plain(self).items() if k != "report"})
+        with atomic_file(Path(folder) / CARD_FILE) as temporary:
             temporary.write_text(str(self.to_hub_card()), encoding="utf-8")
 
 

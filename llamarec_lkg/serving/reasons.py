@@ -15,7 +15,6 @@ from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 
 SHOWN_REASONS = 4  # in print
 FAINT = 0.05  # of the strongest path's share
-CO_RATED_WORDS = "people who rated the same items"
 LANGUAGE_MODEL, RETRIEVER, PATH, OTHER_PATHS = "language model", "retriever", "path", "other paths"
 
 
@@ -45,7 +44,8 @@ class Reason:
             through = " ".join(name for name in (relation, *self.nodes[1:-1]) if name)
             return f"{self.nodes[0]} -> {through} -> {self.nodes[-1]}"
         if self.kind == OTHER_PATHS:
-            return CO_RATED_WORDS if self.relation == CO_RATED else f"other paths along {self.relation}"
+            by_people = self.relation == CO_RATED
+            return "people who rated the same items" if by_people else f"other paths along {self.relation}"
         return "the order of the history (retriever)" if self.kind == RETRIEVER else "what the language model reads"
 
     def __str__(self) -> str:

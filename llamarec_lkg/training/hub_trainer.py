@@ -12,14 +12,11 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
-from ..hub.layout import CARD_FACTS, CARD_FILE
 from ..hub.model_card import ModelCard
 from ..hub.push import PushOptions, push_folder
 from ..hub.saved_folder import SavedFolder, public_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..utils.errors import LKGError
-from ..utils.files import write_json
-from ..utils.fingerprints import as_plain
 from ..utils.hub import make_repository, whole_id
 from .training_args import LlamaRecLKGTrainingArguments
 
@@ -47,9 +44,7 @@ class PushingTrainer(Trainer):
         if isinstance(given.get("dataset_name"), list):
             given["dataset_name"] = ", ".join(given["dataset_name"])
         card = ModelCard.from_trainer(self, has_retriever=self.retriever is not None, **given)
-        folder = Path(self.args.output_dir)
-        write_json(folder / CARD_FACTS, {k: v for k, v in as_plain(card).items() if k != "report"})
-        card.save(folder / CARD_FILE)
+        card.save(self.args.output_dir)
 
     # -- pushing ----------------------------------------------------------------------------------------------------
 

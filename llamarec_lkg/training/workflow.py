@@ -26,7 +26,7 @@ from ..evaluation.report import Report
 from ..graph.co_ratings import co_ratings
 from ..graph.evidence import STATISTICS, EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
-from ..hub.layout import CARD_FACTS, CARD_FILE, REPORT_FILE, RETRIEVER_FOLDER
+from ..hub.layout import CARD_FACTS, REPORT_FILE, RETRIEVER_FOLDER
 from ..hub.model_card import ModelCard, read_record
 from ..ranking.backbones import resolve_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
@@ -334,9 +334,7 @@ class Workflow:
         return model if getattr(model.language_model, "is_quantized", False) else model.to(self.state.device)
 
     def _write_card(self, card: ModelCard, report: Report | None = None) -> None:
-        card = replace(card, report=report, **self.config.card.given())
-        write_json(self.folder / CARD_FACTS, {k: v for k, v in as_plain(card).items() if k != "report"})
-        card.save(self.folder / CARD_FILE)
+        replace(card, report=report, **self.config.card.given()).save(self.folder)
 
     # -- what is said ------------------------------------------------------------------------------------------------
 

@@ -95,6 +95,12 @@ def test_with_all_paths_named_nothing_is_left_of_any_relation(recommender):
     assert path.share == pytest.approx(1.7 * path.preference * float(evidence), rel=1e-5)
 
 
+def test_co_ratings_are_told_as_what_people_did():
+    assert Reason(OTHER_PATHS, 0.5, CO_RATED).text == "people who rated the same items"
+    assert Reason(PATH, 0.5, CO_RATED, 0.3, ["Heat", "Up"]).text == "Heat -> rated by the same people -> Up"
+    assert Reason(OTHER_PATHS, 0.5, "GENRE_IS").text == "other paths along GENRE_IS"
+
+
 def test_a_sentence_by_hand():
     reasons = [
         Reason(PATH, 1.25, "DIRECTED_BY", 0.4, ["Heat", "Mann", "Insider"]),
