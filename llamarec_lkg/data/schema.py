@@ -278,8 +278,11 @@ class RankingExample:
         retrieval_scores (`np.ndarray`, shape (C,)).
         label (`int`): index of the target among the candidates, -1 where it is not one or is not known.
         evidence, history_relations (`np.ndarray` of `float32`, shapes (C, R) and (R, S), optional): what the graph
-            says of the candidates and of the history (`retrieval.candidates.with_features`). Where they are absent,
-            the processor reads them.
+            says of the candidates and of the history (`retrieval.candidates.with_features`).
+        recent_evidence (`np.ndarray` of `float32`, shape (C, R), optional): the same as evidence, from the last items
+            of the history alone.
+        popularity (`np.ndarray` of `float32`, shape (C,), optional): log(1 + training interactions) of the candidates.
+            Of these four the processor reads those that are absent.
     """
 
     user: int
@@ -290,6 +293,8 @@ class RankingExample:
     label: int = -1
     evidence: np.ndarray | None = None
     history_relations: np.ndarray | None = None
+    recent_evidence: np.ndarray | None = None
+    popularity: np.ndarray | None = None
 
     @classmethod
     def from_mapping(cls, row: Mapping[str, Any]) -> RankingExample:
@@ -299,7 +304,8 @@ class RankingExample:
             raise LKGError(f"A ranking example has {sorted(row)} but lacks {missing}, columns of dense item ids.")
         history, candidates = (np.asarray(row[name], dtype=np.int64) for name in ("history", "candidates"))
         floats = {"ratings": np.ones(len(history)), "retrieval_scores": np.zeros(len(candidates))}
-        floats |= {name: row[name] for name in (*floats, "evidence", "history_relations") if row.get(name) is not None}
+        carried = ("evidence", "history_relations", "recent_evidence", "popularity")
+        floats |= {name: row[name] for name in (*floats, *carried) if row.get(name) is not None}
         return cls(
             user=int(row.get("user", UNKNOWN_USER)),
             history=history,

@@ -118,6 +118,10 @@ class EvidenceIndex:
         """The same index with another `scale`, for example one that was saved."""
         return replace(self, scale=np.asarray(scale, dtype=np.float32))
 
+    def with_half_life(self, half_life: float) -> EvidenceIndex:
+        """The same index, in which a history fades at another pace."""
+        return replace(self, half_life=half_life)
+
     # -- evidence ---------------------------------------------------------------------------------------------------
 
     def history_weights(self, length: int) -> np.ndarray:

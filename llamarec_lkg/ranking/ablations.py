@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from .processing_llamarec_lkg import LlamaRecLKGProcessor
 from .scoring import ranker_scores
 
 
-CONTROLS = ("no-kg", "shuffled-kg", "uniform-preferences", "other-user-preferences")
+CONTROLS = ("no-kg", "shuffled-kg", "uniform-preferences", "other-user-preferences", "permuted-titles")
 
 
 def control_scores(
@@ -25,27 +24,34 @@ def control_scores(
     examples: Sequence[RankingExample],
     *,
     seed: int = 0,
-    **options: Any,
+    score: Callable[..., np.ndarray] = ranker_scores,
+    **options,
 ) -> np.ndarray:
     """`ranker_scores` with one thing taken away from a trained ranker.
 
     Args:
         name: "no-kg" (a graph without edges), "shuffled-kg" (every item in the place of another; degrees stay),
-            "uniform-preferences", or "other-user-preferences" (those of another user, drawn by `seed`).
+            "uniform-preferences", "other-user-preferences" (those of another user, drawn by `seed`), or
+            "permuted-titles" (every item under the title of another).
+        score: in place of `ranker_scores`.
+        options: for it.
     """
     if name not in CONTROLS:
         raise LKGError(f"There is no control {name!r}; the controls are {CONTROLS}.")
     if name == "other-user-preferences":
-        return ranker_scores(model, processor, examples, preferences_of=other_users(examples, seed), **options)
+        return score(model, processor, examples, preferences_of=other_users(examples, seed), **options)
     if name == "uniform-preferences":
         hook = model.preference.register_forward_hook(lambda module, inputs, logits: torch.zeros_like(logits))
         try:
-            return ranker_scores(model, processor, examples, **options)
+            return score(model, processor, examples, **options)
         finally:
             hook.remove()
+    if name == "permuted-titles":
+        order = np.random.default_rng(seed).permutation(len(processor.titles))
+        return score(model, processor.with_titles([processor.titles[row] for row in order]), examples, **options)
     graph = processor.knowledge_graph
     changed = graph.shuffle_items(seed) if name == "shuffled-kg" else graph.without_relations(graph.relations)
-    return ranker_scores(model, processor.with_knowledge_graph(changed), examples, **options)
+    return score(model, processor.with_knowledge_graph(changed), examples, **options)
 
 
 def other_users(examples: Sequence[RankingExample], seed: int = 0) -> list[RankingExample]:

@@ -44,15 +44,17 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
         use_path_gate (`bool`): gradient route 2, preferences weigh the paths inside the backbone.
         path_gate (`"attention_bias"` or `"straight_through"`): how; the second works with every attention kernel.
         path_gate_temperature (`float`): of the softmax over the selected paths' scores.
-        use_retrieval_scores, use_letter_prior (`bool`): add the first stage's score; subtract the letters' own bias.
-        learn_letter_scale (`bool`), letter_scale, evidence_weight, retrieval_weight (`float`): the first s, a and b.
+        use_retrieval_scores, use_popularity (`bool`): add the first stage's score; how often an item was trained on.
+        use_letter_prior (`bool`): subtract the letters' own bias.
+        learn_lm_scale (`bool`), lm_scale, evidence_weight, retrieval_weight (`float`): of the parts, at the start.
         num_paths (`int`): K, how many paths enter the prompt. 0 writes none.
         one_path_per_history_item (`bool`): among the paths of one history item only the best may enter, as published.
         path_weighting (`"evidence"` or `"tfidf"`): what a path weighs: its own share of the evidence, or the
             published formula.
         path_style (`"compact"` or `"published"`), history_length, max_title_tokens, num_candidates, max_length
             (`int`): prompt settings. `max_length` bounds the assembled prompt in tokens.
-        evidence_half_life (`float`): an item of the history counts half as much as one so many places later.
+        evidence_half_life, recent_half_life (`float`): in evidence, an item of the history counts half as much as one
+            so many places later; the second is that of "recent evidence", a part of its own.
         letter_token_ids, prior_input_ids (`list[int]`): tokens of the letters, and of the empty prompt on which their
             own bias is read; set from the processor.
         catalogue, users (`str`, optional): fingerprints of the items it ranks and of the users it has weights for, set
@@ -62,7 +64,7 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
 
     model_type = "llamarec_lkg"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
-    keys_to_ignore_at_inference = ["preferences", "path_scores", "selected_paths", "letter_logits", "letter_scores"]
+    keys_to_ignore_at_inference = ["preferences", "path_scores", "selected_paths", "lm_logits", "lm_scores"]
 
     text_config: dict | PreTrainedConfig | None = None
     backbone_name_or_path: str | None = None
@@ -84,9 +86,10 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
     path_gate: Literal["attention_bias", "straight_through"] = "attention_bias"
     path_gate_temperature: float = 0.2
     use_retrieval_scores: bool = True
+    use_popularity: bool = True
     use_letter_prior: bool = True
-    learn_letter_scale: bool = True
-    letter_scale: float = 0.1
+    learn_lm_scale: bool = True
+    lm_scale: float = 0.1
     evidence_weight: float = 1.0
     retrieval_weight: float = 1.0
     num_paths: int = 4
@@ -98,6 +101,7 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
     num_candidates: int = 20
     max_length: int = 768
     evidence_half_life: float = 10.0
+    recent_half_life: float = 1.0
     letter_token_ids: list[int] | None = None
     prior_input_ids: list[int] | None = None
     catalogue: str | None = None
@@ -155,9 +159,10 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
             "use_evidence_fusion": False,
             "use_path_gate": False,
             "use_retrieval_scores": False,
+            "use_popularity": False,
             "use_letter_prior": False,
-            "learn_letter_scale": False,
-            "letter_scale": 1.0,
+            "learn_lm_scale": False,
+            "lm_scale": 1.0,
             "num_paths": 20,
             "one_path_per_history_item": True,
             "path_weighting": "tfidf",

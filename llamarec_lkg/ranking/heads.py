@@ -76,46 +76,76 @@ class UserPreferenceModule(nn.Module):
         self.user_embedding = table.to(self.bias.device).requires_grad_(self.bias.requires_grad)
 
 
-class ScoreFusion(nn.Module):
-    """logits = s * (letters - prior) + a * evidence . preferences + b * retrieval, each part behind its switch.
-
-    What the language model and the retriever say is taken relative to the list's mean. Order and loss are the same; a
-    part of a score then says what tells a candidate from the others.
-    """
+class PartWeights(nn.Module):
+    """What each part of a score weighs: `retrieval_weight`, `evidence_weight` and `popularity_weight` of shape (1,),
+    and `recent_weight` (R,), of the evidence that the last items give along each relation."""
 
     def __init__(self, config: LlamaRecLKGConfig):
         super().__init__()
-        self.config = config
-        for name in ("letter_scale", "evidence_weight", "retrieval_weight"):
+        for name in ("evidence_weight", "retrieval_weight"):
             # of shape (1,): FSDP2 cannot shard what has no dimension
             self.register_parameter(name, nn.Parameter(torch.tensor([float(getattr(config, name))])))
-        self.letter_scale.requires_grad_(config.use_language_model and config.learn_letter_scale)
+        self.recent_weight = nn.Parameter(torch.zeros(config.num_relations))
+        self.popularity_weight = nn.Parameter(torch.zeros(1))
         self.evidence_weight.requires_grad_(config.use_evidence_fusion)
+        self.recent_weight.requires_grad_(config.use_evidence_fusion)
         self.retrieval_weight.requires_grad_(config.use_retrieval_scores)
+        self.popularity_weight.requires_grad_(config.use_popularity)
+
+
+class ScoreFusion(PartWeights):
+    """logits = l * language model + b * retriever + p * popularity + evidence, each part behind its switch.
+
+    Evidence is summed over relations: a * preference * evidence + c * recent evidence, with one c a relation.
+
+    Without the language model's scores the other parts have weights of their own, `alone`: what the retriever deserves
+    beside it is not what it deserves by itself. What the language model, the retriever and popularity say is taken
+    relative to the list's mean. Order and loss are the same; a part of a score then says what tells a candidate from
+    the others.
+    """
+
+    def __init__(self, config: LlamaRecLKGConfig):
+        super().__init__(config)
+        self.config = config
+        self.lm_scale = nn.Parameter(torch.tensor([float(config.lm_scale)]))
+        self.lm_scale.requires_grad_(config.use_language_model and config.learn_lm_scale)
+        # Fitted by themselves: a parameter that a pass does not reach would stop training on several devices.
+        self.alone = PartWeights(config).requires_grad_(False)
+
+    def weights(self, with_language_model: bool) -> PartWeights:
+        """The weights beside the language model, or without it."""
+        return self if with_language_model else self.alone
 
     def forward(
         self,
-        letter_logits: torch.Tensor | None,
+        lm_scores: torch.Tensor | None,
         preferences: torch.Tensor,
         evidence: torch.Tensor,
         retrieval_scores: torch.Tensor,
         candidate_mask: torch.Tensor,
+        recent_evidence: torch.Tensor | None = None,
+        popularity: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The logits (B, C), and the terms of the sum: "language model" and "retriever" (B, C), "evidence" by relation
-        (B, C, R)."""
+        """The logits (B, C), and the terms of the sum: "language model", "retriever" and "popularity" (B, C),
+        "evidence" by relation (B, C, R)."""
         none = torch.zeros_like(retrieval_scores, dtype=torch.float32)
-        parts = {"language model": none, "retriever": none}
-        if letter_logits is not None:
-            parts["language model"] = self.letter_scale * _less_mean(letter_logits, candidate_mask)
+        parts = {"language model": none, "retriever": none, "popularity": none}
+        weights = self.weights(lm_scores is not None)
+        if lm_scores is not None:
+            parts["language model"] = self.lm_scale * less_mean(lm_scores, candidate_mask)
         if self.config.use_retrieval_scores:
-            parts["retriever"] = self.retrieval_weight * _less_mean(retrieval_scores, candidate_mask)
+            parts["retriever"] = weights.retrieval_weight * less_mean(retrieval_scores, candidate_mask)
+        if self.config.use_popularity and popularity is not None:
+            parts["popularity"] = weights.popularity_weight * less_mean(popularity, candidate_mask)
         if self.config.use_evidence_fusion:
-            parts["evidence"] = self.evidence_weight * preferences[:, None, :] * evidence.float()
+            parts["evidence"] = weights.evidence_weight * preferences[:, None, :] * evidence.float()
+            if recent_evidence is not None:
+                parts["evidence"] = parts["evidence"] + weights.recent_weight * recent_evidence.float()
         logits = sum(part.sum(-1) if name == "evidence" else part for name, part in parts.items())
         return logits.masked_fill(~candidate_mask, torch.finfo(torch.float32).min), parts
 
 
-def _less_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def less_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """(B, C) values less each row's mean over its real candidates; what is none counts as 0."""
     values = values.float().masked_fill(~mask, 0.0)
     return values - values.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)

@@ -25,7 +25,7 @@ from .adapters import AdapterMixin, Tenant
 from .backbones import find_backbone
 from .checkpoints import CheckpointMixin
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
-from .heads import ScoreFusion, UserPreferenceModule, evaluating, straight_through
+from .heads import PartWeights, ScoreFusion, UserPreferenceModule, evaluating, straight_through
 from .prompt_assembly import AssembledPrompt, assemble_prompt, select_paths
 
 
@@ -38,8 +38,8 @@ class RankingOutput(ModelOutput):
         preferences (B, R): distribution over relations.
         path_scores (B, P): score of every path; -inf where there is none.
         selected_paths (`long`, (B, K)): paths in the prompt, best first; -1 where there is none.
-        letter_logits (B, C): what the backbone said, prior not yet subtracted.
-        letter_scores (B, C): the same less the prior, what the fusion takes.
+        lm_logits (B, C): what the backbone said, prior not yet subtracted.
+        lm_scores (B, C): the same less the prior, what the fusion takes.
     """
 
     loss: torch.Tensor | None = None
@@ -47,8 +47,8 @@ class RankingOutput(ModelOutput):
     preferences: torch.Tensor | None = None
     path_scores: torch.Tensor | None = None
     selected_paths: torch.Tensor | None = None
-    letter_logits: torch.Tensor | None = None
-    letter_scores: torch.Tensor | None = None
+    lm_logits: torch.Tensor | None = None
+    lm_scores: torch.Tensor | None = None
 
 
 class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedModel):
@@ -105,9 +105,13 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
                 module.user_embedding.weight[UNKNOWN_USER].zero_()
             if module.user_norm is not None:
                 nn.init.ones_(module.user_norm.weight)
-        elif isinstance(module, ScoreFusion):
-            for name in ("letter_scale", "evidence_weight", "retrieval_weight"):
-                getattr(module, name).fill_(getattr(self.config, name))
+        elif isinstance(module, PartWeights):
+            module.recent_weight.zero_()
+            module.popularity_weight.zero_()
+            module.evidence_weight.fill_(self.config.evidence_weight)
+            module.retrieval_weight.fill_(self.config.retrieval_weight)
+            if isinstance(module, ScoreFusion):
+                module.lm_scale.fill_(self.config.lm_scale)
 
     # -- backbone --------------------------------------------------------------------------------------------------
 
@@ -152,6 +156,11 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
         return self._evaluate(batch)[0].logits
 
     @torch.inference_mode()
+    def language_model_scores(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What the language model says of the candidates, before the fusion weighs it, (B, C) in float32."""
+        return self._evaluate(batch)[0].lm_scores.float()
+
+    @torch.inference_mode()
     def score_parts(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The logits of `score` taken apart.
 
@@ -160,8 +169,8 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
             `use_evidence_fusion`), and beside them "preferences" (B, R), what the evidence was weighed with.
         """
         output, inputs = self._evaluate(batch)
-        names = ("evidence", "retrieval_scores", "candidate_mask")
-        _, parts = self.fusion(output.letter_scores, output.preferences, *(inputs[name] for name in names))
+        names = ("evidence", "retrieval_scores", "candidate_mask", "recent_evidence", "popularity")
+        _, parts = self.fusion(output.lm_scores, output.preferences, *(inputs.get(name) for name in names))
         return {**parts, "preferences": output.preferences}
 
     def _evaluate(self, batch: Mapping[str, torch.Tensor]) -> tuple[RankingOutput, dict[str, torch.Tensor]]:
@@ -194,6 +203,9 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
         suffix_input_ids: torch.Tensor | None = None,
         suffix_attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        recent_evidence: torch.Tensor | None = None,
+        popularity: torch.Tensor | None = None,
+        lm_scores: torch.Tensor | None = None,
     ) -> RankingOutput:
         """Rank the candidates of each row.
 
@@ -213,6 +225,8 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
             path_sources (`long`, (B, P)): history item of each path.
             suffix_input_ids, suffix_attention_mask (B, Ls): candidates and response cue.
             labels (`long`, (B,)): index of the target; negative is left out of the loss.
+            recent_evidence (B, C, R), popularity (B, C): as the examples carry them; None counts as nothing.
+            lm_scores (B, C): what the language model says, where that is known; it is not run then.
         """
         if evidence.shape[-1] != self.config.num_relations:
             raise LKGError(
@@ -222,8 +236,8 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
         exact = torch.autocast(user_ids.device.type, enabled=False)  # preferences and fusion stay in float32
         with exact:
             preferences = self.preference(user_ids, history_relations).softmax(-1)
-        letter_logits = path_scores = selected = relative = None
-        if self.config.use_language_model:
+        lm_logits = path_scores = selected = None
+        if self.config.use_language_model and lm_scores is None:
             with exact:
                 path_scores = torch.einsum("bpr,br->bp", path_relation_weights.float(), preferences)
             path_scores = path_scores.masked_fill(~path_attention_mask.bool().any(-1), -torch.inf)
@@ -239,18 +253,20 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
                 selected,
                 self.config.max_length,
             )
-            letter_logits = relative = self._letter_logits(prompt, scores, candidate_mask.shape[1])
+            lm_logits = lm_scores = self._letter_logits(prompt, scores, candidate_mask.shape[1])
             if self.config.use_letter_prior:
-                relative = letter_logits - self._letter_prior(candidate_mask.shape[1], evidence.device)
+                lm_scores = lm_logits - self._letter_prior(candidate_mask.shape[1], evidence.device)
         with exact:
-            logits, _ = self.fusion(relative, preferences, evidence, retrieval_scores, candidate_mask)
+            logits, _ = self.fusion(
+                lm_scores, preferences, evidence, retrieval_scores, candidate_mask, recent_evidence, popularity
+            )
         loss = None
         if labels is not None:
             known = labels >= 0
             loss = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0.0
             if self.preference.training and self.config.user_shrinkage:  # in the heads' warm-up, too
                 loss = loss + self.config.user_shrinkage * self.preference.personal(user_ids).square().sum(1).mean()
-        return RankingOutput(loss, logits, preferences, path_scores, selected, letter_logits, relative)
+        return RankingOutput(loss, logits, preferences, path_scores, selected, lm_logits, lm_scores)
 
     def _letter_logits(self, prompt: AssembledPrompt, path_scores: torch.Tensor, count: int) -> torch.Tensor:
         """The backbone's logits of the first `count` letters after the last token, (B, count) in float32."""

@@ -31,7 +31,9 @@ from ..hub.layout import (
 from ..hub.mixin import HubMixin
 from ..hub.push import PushOptions, push_folder
 from ..hub.saved_folder import check_graph
+from ..retrieval.base import Retriever
 from ..retrieval.candidates import evidence_scale
+from ..retrieval.fused import CandidateWeights, FusedRetriever
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file, read_json, write_json
 from ..utils.fingerprints import catalogue_fingerprint
@@ -39,6 +41,8 @@ from ..utils.hub import fetch, hub_options, pinned
 from .configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
 from .prompts import PromptMixin
 
+
+COUNT = "interactions"  # column of the items' table: how often each was trained on
 
 # settings of the configuration that shape the batch; model and processor must agree on them
 SHARED_SETTINGS = (
@@ -51,6 +55,7 @@ SHARED_SETTINGS = (
     "num_candidates",
     "max_length",
     "evidence_half_life",
+    "recent_half_life",
 )
 
 
@@ -64,6 +69,9 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         user_ids (`Sequence[str]`): raw ids of dense users 1, 2, ..., for a model with weights of single users
             (`use_user_embedding`); without them every user is unknown. They are saved in `private/`.
         evidence_scale (`Sequence[float]`, optional): set by `fit`.
+        item_counts (`Sequence[int]`): how often items 1, 2, ... were trained on; without them all are alike popular.
+        candidate_weights ([`CandidateWeights`], optional): how retriever, evidence and popularity find candidates
+            together (`fused_retriever`); without them the retriever finds them alone.
         settings: values for `SHARED_SETTINGS`; see [`LlamaRecLKGConfig`], whose defaults they have.
     """
 
@@ -78,6 +86,8 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         titles: Sequence[str],
         user_ids: Sequence[str] = (),
         evidence_scale: Sequence[float] | None = None,
+        item_counts: Sequence[int] = (),
+        candidate_weights: CandidateWeights | None = None,
         **settings: Any,
     ):
         if not len(item_ids) == len(titles) == knowledge_graph.num_items:
@@ -97,6 +107,9 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         self.dense_item = {raw: row + 1 for row, raw in enumerate(self.item_ids)}
         self.dense_user = {raw: row + 1 for row, raw in enumerate(self.user_ids)}
         self.evidence_scale = None if evidence_scale is None else [float(value) for value in evidence_scale]
+        counts = item_counts if len(item_counts) else np.zeros(len(self.item_ids))
+        self.log_counts = np.log1p(np.concatenate([[0], counts])).astype(np.float32)  # (num_items + 1,)
+        self.candidate_weights = candidate_weights
         self.knowledge_graph = _without_people(knowledge_graph)
         self.reads_carried_features = True  # not with another graph: what examples carry was read from this one
         super().__init__(tokenizer)
@@ -182,14 +195,38 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
             raise LKGError(f"The graph has the relations {graph.relations}; this processor needs {self.relations}.")
         other = copy(self)
         other.knowledge_graph, other.reads_carried_features = _without_people(graph), False
-        for name in ("evidence_index", "_path_graph"):
+        for name in ("evidence_index", "recent_index", "_path_graph"):
             other.__dict__.pop(name, None)
         return other
+
+    def with_titles(self, titles: Sequence[str]) -> LlamaRecLKGProcessor:
+        """A processor that shares everything with this one but names the items otherwise, as a control."""
+        other = copy(self)
+        other.titles, other._token_cache = tuple(titles), {}
+        return other
+
+    @property
+    def writes_paths(self) -> bool:
+        """Whether paths of the graph can stand in the prompt."""
+        return self.num_paths > 0 and self._path_graph.num_edges > 0
 
     @cached_property
     def evidence_index(self) -> EvidenceIndex:
         index = EvidenceIndex.from_graph(self.knowledge_graph, half_life=self.evidence_half_life)
         return index if self.evidence_scale is None else index.with_scale(self.evidence_scale)
+
+    @cached_property
+    def recent_index(self) -> EvidenceIndex:
+        """`evidence_index`, for which little but the last items of a history counts."""
+        return self.evidence_index.with_half_life(self.recent_half_life)
+
+    def fused_retriever(self, retriever: Retriever) -> Retriever:
+        """`retriever` joined by evidence and popularity, where `candidate_weights` say how."""
+        if self.candidate_weights is None:
+            return retriever
+        return FusedRetriever(
+            retriever, self.evidence_index, self.log_counts, self.candidate_weights, self.recent_half_life
+        )
 
     @cached_property
     def _path_graph(self) -> KnowledgeGraph:
@@ -204,7 +241,8 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
     def set_evidence_scale(self, scale: Sequence[float]) -> None:
         """What each relation's evidence is divided by, R positive numbers."""
         self.evidence_scale = [float(value) for value in scale]
-        self.__dict__.pop("evidence_index", None)
+        for name in ("evidence_index", "recent_index"):
+            self.__dict__.pop(name, None)
 
     # -- examples from raw ids --------------------------------------------------------------------------------------
 
@@ -306,31 +344,31 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
             self.check_example(example)
         count = pad_to_candidates or max(len(example.candidates) for example in examples)
         batch: dict[str, Any] = {
-            "evidence": np.zeros((len(examples), count, len(self.relations)), dtype=np.float32),
-            "retrieval_scores": np.zeros((len(examples), count), dtype=np.float32),
-            "candidate_mask": np.zeros((len(examples), count), dtype=bool),
+            "candidate_mask": np.arange(count) < np.array([[len(example.candidates)] for example in examples]),
+            "retrieval_scores": _padded([example.retrieval_scores for example in examples], count),
             "user_ids": np.array([example.user for example in examples], dtype=np.int64),
             "history_relations": np.stack(self._features("history_relations", examples)).astype(np.float32),
             "labels": np.array([example.label for example in examples], dtype=np.int64),
         }
-        evidence = self._features("evidence", examples)
-        for row, size in enumerate(len(example.candidates) for example in examples):
-            batch["evidence"][row, :size] = evidence[row][:size]
-            batch["retrieval_scores"][row, :size] = examples[row].retrieval_scores
-            batch["candidate_mask"][row, :size] = True
+        for name in ("evidence", "recent_evidence", "popularity"):
+            batch[name] = _padded(self._features(name, examples), count)
         batch = {name: torch.from_numpy(value) for name, value in batch.items()}
         if with_prompt:
             batch |= self._prompt_parts(examples)
         return BatchFeature(batch)
 
     def _features(self, name: str, examples: Sequence[RankingExample]) -> list[np.ndarray]:
-        """The "evidence" (C, R) or "history_relations" (R, S) of each example, as it carries them; those of the others
-        are read from the graph at once."""
+        """A feature of each example (see [`RankingExample`]) as it carries it; the others' are read at once."""
         found = [getattr(example, name) if self.reads_carried_features else None for example in examples]
         rows = [row for row, value in enumerate(found) if value is None]
         histories, candidates = ([getattr(examples[row], one) for row in rows] for one in ("history", "candidates"))
-        index = self.evidence_index
-        read = index.evidence(histories, candidates) if name == "evidence" else index.statistics(histories)
+        if name == "popularity":
+            read = [self.log_counts[items] for items in candidates]
+        elif name == "history_relations":
+            read = self.evidence_index.statistics(histories)
+        else:
+            index = self.evidence_index if name == "evidence" else self.recent_index
+            read = index.evidence(histories, candidates)
         for row, values in zip(rows, read, strict=True):
             found[row] = values
         return found
@@ -392,6 +430,7 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
             "processor_class": type(self).__name__,
             "settings": self.settings,
             "evidence_scale": self.evidence_scale,
+            "candidate_weights": None if self.candidate_weights is None else vars(self.candidate_weights),
             "relations": list(self.relations),
             "auto_map": PROCESSOR_MAP,
         }
@@ -406,7 +445,9 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         write_shim(folder)
         self.tokenizer.save_pretrained(folder)
         with atomic_file(folder / ITEMS_FILE) as temporary:
-            pd.DataFrame({ITEM_ID: list(self.item_ids), TITLE: list(self.titles)}).to_parquet(temporary)
+            counts = np.expm1(self.log_counts[1:]).round().astype(np.int64)
+            columns = {ITEM_ID: list(self.item_ids), TITLE: list(self.titles), COUNT: counts}
+            pd.DataFrame(columns).to_parquet(temporary)
         (folder / USERS_FILE).unlink(missing_ok=True)
         if self.user_ids:
             ignore_private(folder)
@@ -433,7 +474,7 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
             raise LKGError(
                 f"{ITEMS_FILE} or {USERS_FILE} in {name} is damaged ({error}). Save or download it again."
             ) from error
-        graph = KnowledgeGraph.from_pretrained(Path(graph_files[0]).parent)
+        graph, weights = KnowledgeGraph.from_pretrained(Path(graph_files[0]).parent), description["candidate_weights"]
         check_graph(name, description["relations"], graph, tuple(items[ITEM_ID]))
         return cls(
             AutoTokenizer.from_pretrained(name, **hub),
@@ -442,6 +483,8 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
             tuple(items[TITLE]),
             users,
             evidence_scale=description["evidence_scale"],
+            item_counts=items[COUNT].to_numpy(),
+            candidate_weights=None if weights is None else CandidateWeights(**weights),
             **description["settings"],
         )
 
@@ -458,6 +501,14 @@ def _pad(rows: Sequence[Sequence[int]], *, left: bool) -> tuple[torch.Tensor, to
         part = slice(ids.shape[1] - len(tokens), None) if left else slice(0, len(tokens))
         ids[row, part], mask[row, part] = tokens, 1
     return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def _padded(rows: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """Arrays of (C, ...) -> `float32`, (B, count, ...), with zeros where a row is shorter."""
+    result = np.zeros((len(rows), count, *np.shape(rows[0])[1:]), dtype=np.float32)
+    for row, values in enumerate(rows):
+        result[row, : min(len(values), count)] = values[:count]
+    return result
 
 
 def _without_people(graph: KnowledgeGraph) -> KnowledgeGraph:

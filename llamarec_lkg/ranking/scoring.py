@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,32 +28,44 @@ def ranker_scores(
     description: str = "rank",
     progress: bool = True,
     preferences_of: Sequence[RankingExample] | None = None,
+    lm_scores: np.ndarray | None = None,
+    part: Literal["whole", "language model"] = "whole",
 ) -> np.ndarray:
     """Scores of the candidates of all examples, shape (N, num_candidates), -inf where there is no candidate.
 
     Lists without their target among the candidates are misses whatever the order: they are not run, and their scores
-    are NaN. `preferences_of` names, for each example, the one whose user and history its preferences are taken from.
-    Under `accelerate launch` every process scores its share, and each gets the whole.
+    are NaN. Under `accelerate launch` every process scores its share, and each gets the whole.
+
+    Args:
+        preferences_of: for each example, the one whose user and history its preferences are taken from.
+        lm_scores: what the language model says, where that is known: this function's result for another `part`.
+        part: "language model" gives what the language model says, before the fusion weighs it.
     """
     processor.check_model(model.config)  # another adapter may have come into use since the two were paired
-    with_prompt = model.config.use_language_model
+    with_prompt = model.config.use_language_model and lm_scores is None
     rows = [row for row, example in enumerate(examples) if example.label >= 0]
+    rows.sort(key=lambda row: len(examples[row].history))  # short with short: less padding
     scores = np.full((len(examples), processor.num_candidates), np.nan, dtype=np.float32)
     state = PartialState()
     own = rows[state.process_index :: state.num_processes]
+    batch_size = batch_size if with_prompt else max(batch_size, 512)
     found: list[tuple[int, np.ndarray]] = []
     with tqdm(total=len(own), desc=description, unit="list", disable=not (progress and state.is_main_process)) as bar:
         for start in range(0, len(own), batch_size):
-            part = own[start : start + batch_size]
-            batch = processor([examples[row] for row in part], with_prompt=with_prompt)
+            chunk = own[start : start + batch_size]
+            batch = processor([examples[row] for row in chunk], with_prompt=with_prompt)
             if preferences_of is not None:
-                others = processor([preferences_of[row] for row in part], with_prompt=False)
+                others = processor([preferences_of[row] for row in chunk], with_prompt=False)
                 batch |= {name: others[name] for name in ("user_ids", "history_relations")}
-            for row, values in zip(part, model.score(batch).cpu().numpy(), strict=True):
+            if lm_scores is not None and model.config.use_language_model:
+                known = lm_scores[chunk, : batch["candidate_mask"].shape[1]]
+                batch["lm_scores"] = torch.from_numpy(np.where(batch["candidate_mask"], known, 0.0))
+            result = model.score(batch) if part == "whole" else model.language_model_scores(batch)
+            for row, values in zip(chunk, result.cpu().numpy(), strict=True):
                 values = values[: len(examples[row].candidates)]
                 require_finite(values)
                 found.append((row, np.pad(values, (0, scores.shape[1] - len(values)), constant_values=-np.inf)))
-            bar.update(len(part))
+            bar.update(len(chunk))
     for row, values in gather_object(found) if state.num_processes > 1 else found:
         scores[row] = values
     return scores
@@ -98,16 +111,20 @@ def catalogue_scores(
     Returns:
         `np.ndarray` of `float32`, shape (B, num_items + 1); -inf for the padding item and for items of the history.
     """
-    index, config, fusion = processor.evidence_index, model.config, model.fusion
+    index, config, weights = processor.evidence_index, model.config, model.fusion.alone
     first_stage = exclude_history(retriever.score(histories), histories)
     known = np.isfinite(first_stage)
     logits = np.zeros(first_stage.shape, dtype=np.float32)
     if config.use_retrieval_scores:
         mean = first_stage.mean(axis=1, where=known, keepdims=True)
-        logits += fusion.retrieval_weight.item() * (first_stage - mean)
+        logits += weights.retrieval_weight.item() * (first_stage - mean)
+    if config.use_popularity:
+        logits += weights.popularity_weight.item() * processor.log_counts
     if config.use_evidence_fusion:
         users = np.full(len(histories), UNKNOWN_USER) if users is None else np.asarray(users)
         statistics = torch.from_numpy(index.statistics(histories))
         preferences = model.preferences({"user_ids": torch.from_numpy(users), "history_relations": statistics})
-        logits += index.catalogue(histories, fusion.evidence_weight.item() * preferences.float().cpu().numpy())
+        logits += index.catalogue(histories, weights.evidence_weight.item() * preferences.float().cpu().numpy())
+        recent = np.tile(weights.recent_weight.float().cpu().numpy(), (len(histories), 1))
+        logits += processor.recent_index.catalogue(histories, recent)
     return np.where(known, logits, -np.inf).astype(np.float32)

@@ -22,17 +22,19 @@ from ..data.sequences import SequenceDataset
 from ..graph.evidence import EvidenceIndex
 from ..utils.errors import LKGError
 from .base import Retriever, exclude_history, top_k
+from .fused import FusedRetriever
 
 
 BLOCK = 512  # lists that are made at once
-ScoredBlock = tuple[np.ndarray, list[np.ndarray], np.ndarray]  # positions, histories and scores of all items
+# positions, histories, and scores of all items: the retriever's, and those that candidates are chosen by
+ScoredBlock = tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]
 
 
 def evaluation_examples(
     dataset: SequenceDataset, retriever: Retriever, split: str, *, num_candidates: int = 20, progress: bool = True
 ) -> list[RankingExample]:
     """The retriever's best `num_candidates` for every target of `split`, in its order; label -1 where it missed the
-    target."""
+    target. Of a [`FusedRetriever`] they carry the scores of its first part: the ranker weighs the others itself."""
     blocks = _scored(dataset, retriever, dataset.positions(split), f"retrieve {split}", progress)
     return list(_retrieve(dataset, blocks, num_candidates))
 
@@ -97,13 +99,42 @@ def training_examples(
             found = _uniform(dataset, blocks, num_candidates, generator)
         else:
             found = (example for example in _retrieve(dataset, blocks, num_candidates) if example.label >= 0)
-        examples += [_shuffled(example, generator) if shuffle else example for example in found]
+        examples += [
+            _chosen(example, generator.permutation(len(example.candidates))) if shuffle else example
+            for example in found
+        ]
     if not examples:
         raise LKGError(
             f"None of {len(positions)} training positions gives an example: the retriever finds no target among its "
             f"best {num_candidates}. Train it longer, keep more candidates, or use negatives='uniform'."
         )
     return examples
+
+
+def best_lists(pools: Sequence[RankingExample], num_candidates: int) -> list[RankingExample]:
+    """Of lists in the order of retrieval the first `num_candidates`, where the target is among them: what evaluation
+    sees."""
+    return [_chosen(pool, np.arange(num_candidates)) for pool in pools if pool.label < num_candidates]
+
+
+def drawn_lists(
+    pools: Sequence[RankingExample], num_candidates: int, *, pool_share: float = 0.3, seed: int = 42
+) -> list[RankingExample]:
+    """Lists to learn from, one a pool, in random order of candidates.
+
+    Args:
+        pools: longer lists in the order of retrieval, whose target is among their candidates.
+        pool_share: in so many of the lists, and in all whose target is not among the first `num_candidates`, the other
+            candidates are drawn from the whole pool: more lists, and of more kinds.
+    """
+    generator, lists = np.random.default_rng(seed), []
+    for pool in pools:
+        rows = np.arange(min(num_candidates, len(pool.candidates)))
+        if pool.label >= num_candidates or generator.random() < pool_share:
+            others = generator.permutation(np.delete(np.arange(len(pool.candidates)), pool.label))
+            rows = np.append(others[: num_candidates - 1], pool.label)
+        lists.append(_chosen(pool, generator.permutation(rows)))
+    return lists
 
 
 def evidence_scale(
@@ -133,26 +164,39 @@ def with_features(
     indexes: EvidenceIndex | Sequence[EvidenceIndex],
     fold_of_user: np.ndarray | None = None,
     *,
+    log_counts: np.ndarray | Sequence[np.ndarray] | None = None,
+    recent_half_life: float = 1.0,
     progress: bool = True,
 ) -> list[RankingExample]:
-    """The lists with what the graph says of their candidates and histories.
+    """The lists with what graph and training counts say of their candidates and histories.
 
     `indexes` are one for each fold, of a graph whose co-ratings leave the users of the fold out, or a single one.
     Their scale is that of the processor that the lists go with: evidence and statistics are told in its units.
+    `log_counts` are likewise log(1 + training interactions) of items without the users of each fold; without them
+    popularity is not carried. `recent_half_life` is the processor's.
     """
     indexes = list(indexes) if isinstance(indexes, Sequence) else [indexes]
+    log_counts = [log_counts] if isinstance(log_counts, np.ndarray) else log_counts
     result: list[RankingExample | None] = [None] * len(examples)
     rows_of_user: dict[int, list[int]] = defaultdict(list)
     for row, example in enumerate(examples):
         rows_of_user[example.user].append(row)
     with tqdm(total=len(examples), desc="read evidence", unit="list", disable=not progress) as bar:
         for user, rows in rows_of_user.items():
-            index = indexes[0 if fold_of_user is None else int(fold_of_user[user])]
-            histories = [examples[row].history for row in rows]
-            evidence = index.evidence(histories, [examples[row].candidates for row in rows])
-            for row, values, statistics in zip(rows, evidence, _statistics(index, histories), strict=True):
-                own = values[: len(examples[row].candidates)]
-                result[row] = replace(examples[row], evidence=own, history_relations=statistics)
+            fold = 0 if fold_of_user is None else int(fold_of_user[user])
+            index, lists = indexes[fold], [examples[row] for row in rows]
+            histories, candidates = [one.history for one in lists], [one.candidates for one in lists]
+            evidence = index.evidence(histories, candidates)
+            recent = index.with_half_life(recent_half_life).evidence(histories, candidates)
+            for place, (row, statistics) in enumerate(zip(rows, _statistics(index, histories), strict=True)):
+                count = len(candidates[place])
+                result[row] = replace(
+                    examples[row],
+                    evidence=evidence[place, :count],
+                    recent_evidence=recent[place, :count],
+                    history_relations=statistics,
+                    popularity=None if log_counts is None else log_counts[fold][candidates[place]],
+                )
             bar.update(len(rows))
     return result
 
@@ -191,27 +235,29 @@ def _positions(dataset: SequenceDataset, per_user: int | None) -> np.ndarray:
 def _scored(
     dataset: SequenceDataset, retriever: Retriever, positions: np.ndarray, description: str, progress: bool
 ) -> Iterator[ScoredBlock]:
-    """Positions in blocks, with the history before each and the retriever's scores of all items."""
+    """Positions in blocks, with the history before each and the scores of all items."""
+    fused = isinstance(retriever, FusedRetriever)
     with tqdm(total=len(positions), desc=description, unit="list", disable=not progress) as bar:
         for start in range(0, len(positions), BLOCK):
             block = positions[start : start + BLOCK]
             histories = [dataset.item_sequence[dataset.history(position)] for position in block]
-            yield block, histories, retriever.score(histories)
+            scores = retriever.retriever.score(histories) if fused else retriever.score(histories)
+            yield block, histories, scores, retriever.join(scores, histories) if fused else scores.copy()
             bar.update(len(block))
 
 
 def _retrieve(dataset: SequenceDataset, blocks: Iterator[ScoredBlock], count: int) -> Iterator[RankingExample]:
-    for block, histories, scores in blocks:
-        items, best = top_k(exclude_history(scores, histories), count)
+    for block, histories, scores, chosen_by in blocks:
+        items, _ = top_k(exclude_history(chosen_by, histories), count)
         for row, position in enumerate(block):
-            real = items[row] != PADDING_ITEM
-            yield _example(dataset, position, items[row][real], best[row][real])
+            candidates = items[row][items[row] != PADDING_ITEM]
+            yield _example(dataset, position, candidates, scores[row][candidates])
 
 
 def _uniform(
     dataset: SequenceDataset, blocks: Iterator[ScoredBlock], count: int, generator: np.random.Generator
 ) -> Iterator[RankingExample]:
-    for block, histories, scores in blocks:
+    for block, histories, scores, _ in blocks:
         for row, position in enumerate(block):
             target = dataset.item_sequence[position]
             free = np.setdiff1d(np.arange(1, dataset.num_items + 1), np.append(histories[row], target))
@@ -235,11 +281,10 @@ def _example(
     )
 
 
-def _shuffled(example: RankingExample, generator: np.random.Generator) -> RankingExample:
-    order = generator.permutation(len(example.candidates))
-    return replace(
-        example,
-        candidates=example.candidates[order],
-        retrieval_scores=example.retrieval_scores[order],
-        label=int(np.flatnonzero(order == example.label)[0]),
-    )
+def _chosen(example: RankingExample, rows: np.ndarray) -> RankingExample:
+    """The list of these candidates, with what it carries of them."""
+    rows = rows[rows < len(example.candidates)]
+    names = ("candidates", "retrieval_scores", "evidence", "recent_evidence", "popularity")
+    carried = {name: getattr(example, name)[rows] for name in names if getattr(example, name) is not None}
+    place = np.flatnonzero(rows == example.label)
+    return replace(example, **carried, label=int(place[0]) if len(place) else -1)

@@ -5,17 +5,21 @@ A score is a sum (see `ScoreFusion`), so the shares of all reasons add up to it.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ..data.schema import CO_RATED, RankingExample, clean_text
+from ..ranking.heads import PartWeights
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 
 
 SHOWN_REASONS = 4  # in print
 FAINT = 0.05  # of the strongest path's share
-LANGUAGE_MODEL, RETRIEVER, PATH, OTHER_PATHS = "language model", "retriever", "path", "other paths"
+LANGUAGE_MODEL, RETRIEVER, POPULARITY = "language model", "retriever", "popularity"
+PATH, OTHER_PATHS = "path", "other paths"
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Reason:
     """One part of an item's score.
 
     Args:
-        kind (`str`): "path", "other paths" (all that are not named, of one relation), "retriever" or "language model".
+        kind (`str`): "path", "other paths" (all that are not named, of one relation), "retriever", "popularity" or
+            "language model".
         share (`float`): what it adds to the score.
         relation (`str`, optional): of a path.
         preference (`float`, optional): the user's weight of that relation, of 1 over all relations.
@@ -46,6 +51,8 @@ class Reason:
         if self.kind == OTHER_PATHS:
             by_people = self.relation == CO_RATED
             return "people who rated the same items" if by_people else f"other paths along {self.relation}"
+        if self.kind == POPULARITY:
+            return "how many people chose it"
         return "the order of the history (retriever)" if self.kind == RETRIEVER else "what the language model reads"
 
     def __str__(self) -> str:
@@ -109,22 +116,24 @@ def reasons_for(
     row: int,
     parts: Mapping[str, float],
     preferences: Mapping[str, float],
-    evidence_weight: float,
+    weights: PartWeights,
     count: int,
 ) -> list[Reason]:
     """Take the score of candidate `row` apart, largest share first.
 
     Args:
-        parts: its score by part: "retriever", "language model" and the names of relations.
+        parts: its score by part: "retriever", "popularity", "language model" and the names of relations.
         preferences: of the user, by relation.
-        evidence_weight: of the fusion; times preference and a path's evidence it is the path's share.
+        weights: those of the fusion that scored it.
         count: how many paths to name, the strongest through each entity first; the rest is summed up by relation.
     """
-    paths = [
-        Reason(PATH, evidence_weight * preferences[relation] * weight, relation, preferences[relation], nodes)
-        for relation, nodes, weight in (evidence_paths(processor, example, row) if count else ())
-        if weight and parts[relation]
-    ]
+    evidence_weight = weights.evidence_weight.item()
+    recent_weights = dict(zip(processor.relations, weights.recent_weight.tolist(), strict=True))
+    paths = []
+    for relation, nodes, weight, recent in evidence_paths(processor, example, row) if count else ():
+        share = evidence_weight * preferences[relation] * weight + recent_weights[relation] * recent
+        if share and parts[relation]:
+            paths.append(Reason(PATH, share, relation, preferences[relation], nodes))
     paths = _varied(sorted(paths, key=lambda reason: -abs(reason.share)))[:count]
     rest = dict(parts)
     for reason in paths:
@@ -139,20 +148,22 @@ def reasons_for(
 
 def evidence_paths(
     processor: LlamaRecLKGProcessor, example: RankingExample, row: int
-) -> list[tuple[str, list[str], float]]:
+) -> list[tuple[str, list[str], float, float]]:
     """Every path that the evidence of candidate `row` runs through: its relation, the names along it (item of the
-    history, entity if there is one, candidate), and its part of the evidence along that relation."""
+    history, entity if there is one, candidate), and its parts of the evidence and of the recent evidence along that
+    relation."""
     graph, index, candidate = processor.knowledge_graph, processor.evidence_index, int(example.candidates[row])
-    parts: Counter[tuple[int, int]] = Counter()
-    for place, column, weight in zip(*index.contributions(example.history, candidate), strict=True):
-        parts[int(example.history[place]), int(column)] += float(weight)
+    found: dict[tuple[int, int], np.ndarray] = defaultdict(lambda: np.zeros(2))
+    for part, one in enumerate((index, processor.recent_index)):
+        for place, column, weight in zip(*one.contributions(example.history, candidate), strict=True):
+            found[int(example.history[place]), int(column)][part] += weight
     records = []
-    for (item, column), weight in parts.items():
+    for (item, column), parts in found.items():
         node = int(index.column_node[column])
         relation = processor.relations[index.column_relation[column]]
         inner = [] if node == graph.item_nodes[candidate] else [clean_text(graph.node_names[node])]
         nodes = [processor.titles[item - 1], *inner, processor.titles[candidate - 1]]
-        records.append((relation, nodes, weight))
+        records.append((relation, nodes, *parts.tolist()))
     return records
 
 

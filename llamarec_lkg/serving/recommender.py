@@ -20,11 +20,12 @@ from ..hub.push import PushOptions, push_folder
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..retrieval.base import Retriever, check_retriever, exclude_history, top_k
+from ..retrieval.fused import FusedRetriever
 from ..retrieval.modeling_lrurec import LRURecRetriever
 from ..utils.errors import LKGError
 from ..utils.hub import hub_options, pinned
 from ..utils.upstream import quiet_upstream
-from .reasons import LANGUAGE_MODEL, PATH, RETRIEVER, Recommendation, reasons_for
+from .reasons import LANGUAGE_MODEL, PATH, POPULARITY, RETRIEVER, Recommendation, reasons_for
 from .sliding_windows import rank_windows
 
 
@@ -43,7 +44,7 @@ class Ranking:
 
     Args:
         order (shape (C,)): indices into the candidates, best first.
-        parts (shape (C, 2 + R)): what scores are the sum of: language model, retriever, and each relation.
+        parts (shape (C, 3 + R)): what scores are the sum of: language model, retriever, popularity, and each relation.
         preferences (shape (R,), optional): the user's; None for a list of one, which is not scored.
     """
 
@@ -235,7 +236,9 @@ class Recommender:
             scores = np.zeros((len(requests), len(self.item_ids) + 1), dtype=np.float32)
         else:
             scores = self.retriever.score(histories)
-        found, _ = top_k(exclude_history(scores.copy(), histories), max(k, self.processor.num_candidates))
+        finder = self.processor.fused_retriever(self.retriever)
+        chosen_by = finder.join(scores, histories) if isinstance(finder, FusedRetriever) else scores.copy()
+        found, _ = top_k(exclude_history(chosen_by, histories), max(k, self.processor.num_candidates))
         examples = []
         for request, first_stage, items in zip(requests, scores, found, strict=True):
             candidates = items[items > 0] if request.candidates is None else request.candidates
@@ -254,7 +257,7 @@ class Recommender:
             found = self.model.score_parts(self.processor(windows, with_prompt=self.model.config.use_language_model))
             found = {name: values.float().cpu().numpy() for name, values in found.items()}
             preferences.update(zip(rows, found["preferences"], strict=True))
-            parts = np.stack([found["language model"], found["retriever"]], axis=-1)
+            parts = np.stack([found[name] for name in (LANGUAGE_MODEL, RETRIEVER, POPULARITY)], axis=-1)
             none = np.zeros((*parts.shape[:2], len(self.processor.relations)), dtype=np.float32)
             return np.concatenate([parts, found.get("evidence", none)], axis=-1)
 
@@ -266,7 +269,7 @@ class Recommender:
             if len(example.candidates) > 1:
                 rankings.append(Ranking(example, *next(ranked), next(given)))
             else:
-                parts = np.zeros((len(example.candidates), 2 + len(self.processor.relations)), dtype=np.float32)
+                parts = np.zeros((len(example.candidates), 3 + len(self.processor.relations)), dtype=np.float32)
                 parts[:, 1] = example.retrieval_scores
                 rankings.append(Ranking(example, np.arange(len(parts)), parts, None))
         return rankings
@@ -292,12 +295,12 @@ class Recommender:
     def _describe(self, rank: int, ranking: Ranking, row: int, num_reasons: int) -> Recommendation:
         example, parts, names = ranking.example, ranking.parts[row].astype(float), self.processor.relations
         item, reasons = int(example.candidates[row]), []
-        named = dict(zip((LANGUAGE_MODEL, RETRIEVER, *names), parts.tolist(), strict=True))
+        named = dict(zip((LANGUAGE_MODEL, RETRIEVER, POPULARITY, *names), parts.tolist(), strict=True))
         relations = {name: named[name] for name in sorted(names, key=lambda name: -named[name]) if named[name]}
         if ranking.preferences is not None:
             preferences = dict(zip(names, ranking.preferences.tolist(), strict=True))
-            weight = self.model.fusion.evidence_weight.item()
-            reasons = reasons_for(self.processor, example, row, named, preferences, weight, num_reasons)
+            weights = self.model.fusion.weights(self.model.config.use_language_model)
+            reasons = reasons_for(self.processor, example, row, named, preferences, weights, num_reasons)
         return Recommendation(
             rank=rank,
             item_id=self.item_ids[item - 1],

@@ -52,14 +52,19 @@ class GraphSection:
 @dataclass
 class ExamplesSection:
     """The training lists of a fold of users are made by a retriever and read with co-ratings that were fitted on the
-    others. One fold makes all of them with the one retriever and graph, as published."""
+    others. The users of one fold train nothing but the weights of the parts. `folds: 1` makes all lists with the one
+    retriever and graph, as published, and fits no weights at the end."""
 
     folds: int = 4
     per_user: int | None = None  # lists of each user's latest training positions; None takes all
     negatives: Literal["retrieved", "uniform"] = "retrieved"
     shuffle: bool = True  # random order of candidates in training
+    fuse_candidates: bool = True  # candidates by retriever, evidence and popularity together
+    pool: int = 60  # candidates are drawn from so many of the best ...
+    pool_share: float = 0.3  # ... in this share of the lists, and where the target is not among the very best
     max_train: int | None = None  # lists for the language model; preferences and fusion warm up on all in any case
     max_validation: int | None = None
+    max_held_out: int | None = 1000  # lists, of one fold's users, that the language model's weight is fitted on
 
     def __post_init__(self) -> None:
         if self.negatives not in ("retrieved", "uniform") or self.folds < 1:
@@ -87,8 +92,8 @@ class EvaluationSection:
     split: Literal["validation", "test"] = "test"
     batch_size: int = 16
     resamples: int = 2000
-    controls: list[str] = field(default_factory=list)  # of the whole ranker; those without language model always run
-    untrained: bool = True  # whether to score the ranker before training, too
+    controls: list[str] = field(default_factory=lambda: list(CONTROLS))  # with the language model
+    second_seed: bool = True  # train the retriever twice more, for a second opinion in the language model's place
     seed: int = 0
 
     def __post_init__(self) -> None:

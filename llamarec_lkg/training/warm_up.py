@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm, trange
 
 from ..data.schema import RankingExample
-from ..ranking.heads import evaluating
+from ..ranking.heads import evaluating, less_mean
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..ranking.scoring import score_heads, without_language_model
+from ..retrieval.fused import listwise_weights
 
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,9 @@ def fit_heads(
     seed: int = 42,
     progress: bool = True,
 ) -> list[dict[str, float]]:
-    """Train the preference module and the fusion weights, the backbone left out; keep the best epoch by validation
-    loss, where the state before the first epoch competes.
+    """Train the preference module and the weights of the other parts, the backbone left out; keep the best epoch by
+    validation loss, where the state before the first epoch competes. The weights beside the language model start from
+    them.
 
     Args:
         train, validation: from `heads_batch`. Rows whose label is negative are left out.
@@ -61,8 +63,10 @@ def fit_heads(
     Returns:
         one record an epoch: `{"epoch", "loss", "eval_loss"}`.
     """
-    parameters = [p for part in (model.preference, model.fusion) for p in part.parameters() if p.requires_grad]
-    config = model.config
+    config, alone = model.config, model.fusion.alone
+    learned = [name for name, _ in alone.named_parameters() if getattr(model.fusion, name).requires_grad]
+    parameters = [p for p in model.preference.parameters() if p.requires_grad]
+    parameters += [getattr(alone, name).requires_grad_() for name in learned]
     if not parameters or not (config.use_evidence_fusion or config.use_retrieval_scores):
         return []  # without the backbone, the scores would not depend on anything that learns
     device = model.fusion.retrieval_weight.device
@@ -93,9 +97,50 @@ def fit_heads(
             elif epoch - best_epoch >= patience:
                 break
         optimizer.zero_grad(set_to_none=True)
+    alone.requires_grad_(False)
     model.load_state_dict(best, strict=False)
+    model.fusion.load_state_dict(alone.state_dict(), strict=False)
     logger.info("Preferences and fusion alone: validation loss %.4f (epoch %d).", best_loss, best_epoch)
     return log
+
+
+@torch.no_grad()
+def fit_parts(
+    model: LlamaRecLKGForRanking, batch: Mapping[str, torch.Tensor], lm_scores: torch.Tensor | None = None
+) -> dict[str, list[float]]:
+    """Fit what the parts of a score weigh, preferences and language model as they are, to the least listwise
+    cross-entropy: the weights beside the language model given its scores, else those without it.
+
+    Args:
+        batch: from `heads_batch`, of lists that trained nothing else: what has been learned by heart deserves less
+            weight on other lists.
+        lm_scores (N, C): what the language model says of them.
+
+    Returns:
+        the weights, by name.
+    """
+    fusion, config = model.fusion, model.config
+    lm_scores = None if lm_scores is None else lm_scores[batch["labels"] >= 0].cpu()
+    batch = _labelled(batch, torch.device("cpu"))
+    mask, labels = batch["candidate_mask"], batch["labels"]
+    columns: dict[str, torch.Tensor] = {}
+    if config.use_retrieval_scores:
+        columns["retrieval_weight"] = less_mean(batch["retrieval_scores"], mask)[..., None]
+    if config.use_popularity:
+        columns["popularity_weight"] = less_mean(batch["popularity"], mask)[..., None]
+    if config.use_evidence_fusion:
+        preferences = model.preferences(batch).cpu()
+        columns["evidence_weight"] = (preferences[:, None] * batch["evidence"]).sum(-1, keepdim=True)
+        columns["recent_weight"] = batch["recent_evidence"]
+    if lm_scores is not None and config.learn_lm_scale:
+        columns["lm_scale"] = less_mean(lm_scores, mask)[..., None]
+    features = torch.cat(list(columns.values()), dim=-1)
+    spread = features[mask].std(0).clamp(min=1e-6)
+    found = listwise_weights(features / spread, mask, labels) / spread
+    weights = fusion.weights(lm_scores is not None)
+    for name, values in zip(columns, found.split([one.shape[-1] for one in columns.values()]), strict=True):
+        getattr(weights, name).copy_(values)
+    return {name: value.tolist() for name, value in fusion.state_dict().items()}
 
 
 def _labelled(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

@@ -24,27 +24,22 @@ from ..data.sequences import SequenceDataset, prepare_dataset
 from ..data.sources import load_dataset_bundle
 from ..evaluation.report import Report
 from ..graph.co_ratings import co_ratings
-from ..graph.evidence import STATISTICS, EvidenceIndex
+from ..graph.evidence import STATISTICS
 from ..graph.knowledge_graph import KnowledgeGraph
 from ..hub.layout import CARD_FACTS, REPORT_FILE, RETRIEVER_FOLDER
 from ..hub.model_card import ModelCard, read_record
 from ..ranking.backbones import resolve_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
-from ..retrieval.candidates import (
-    evaluation_examples,
-    evidence_scale,
-    folds_of_users,
-    training_examples,
-    with_features,
-)
+from ..retrieval.candidates import evaluation_examples, folds_of_users
 from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
-from ..retrieval.training import train_lrurec
+from ..retrieval.training import LRURecTrainingArguments, train_lrurec
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file, atomic_folder, read_json, write_json
 from ..utils.fingerprints import as_plain, fingerprint
 from ..utils.precision import describe_dtype, resolve_dtype
 from ..utils.upstream import quiet_upstream
+from .lists import HELD_OUT_FOLD, FoldParts, TrainingLists, make_lists
 from .report_rows import protocol_of_report, rows_of_report
 from .run_config import RunConfig
 from .trainer import LlamaRecLKGTrainer
@@ -52,8 +47,9 @@ from .training_args import LlamaRecLKGTrainingArguments
 
 
 STAGE_FILE = "stage.json"
-MODEL_VERSION = 4  # goes up when the same settings make another model; older runs are then made anew
-REPORT_VERSION = 3  # goes up when the same settings make other rows; older reports are then made anew
+SECOND_SEED = 1000  # added to the seed, for a second opinion
+MODEL_VERSION = 5  # goes up when the same settings make another model; older runs are then made anew
+REPORT_VERSION = 4  # goes up when the same settings make other rows; older reports are then made anew
 # training arguments that change what is shown, not what is learned
 COSMETIC_ARGUMENTS = ("disable_tqdm", "logging_steps", "report_to", "per_device_eval_batch_size")
 
@@ -84,6 +80,8 @@ class Workflow:
         self.progress = progress and self.state.is_main_process
         self._data: PreparedData | None = None
         self._retrievers: dict[str, LRURecRetriever] = {}
+        self._folds: list[FoldParts] | None = None
+        self._lists: TrainingLists | None = None
 
     def run(self) -> Report:
         """All stages."""
@@ -124,17 +122,20 @@ class Workflow:
         """The first stage, fitted on all training interactions."""
         return self._retriever(RETRIEVER_FOLDER, self.prepare().dataset, "2/6 retriever")
 
-    def _retriever(self, name: str, dataset: SequenceDataset, title: str) -> LRURecRetriever:
+    def _retriever(
+        self, name: str, dataset: SequenceDataset, title: str, args: LRURecTrainingArguments | None = None
+    ) -> LRURecRetriever:
         """A retriever fitted on the training interactions of `dataset`, kept in the folder `name`."""
+        args = args or self.config.retriever
         if name in self._retrievers:
             return self._retrievers[name]
         folder = self.folder / name
-        key = fingerprint(self.prepare().data_key, as_plain(self.config.retriever), dataset.labels)
+        key = fingerprint(self.prepare().data_key, as_plain(args), dataset.labels)
         done = _is_done(folder, key)
         with self._stage(title, reused=done):
             if self.state.is_main_process and not done:
                 device = str(self.state.device)
-                model, log = train_lrurec(dataset, self.config.retriever, device=device, progress=self.progress)
+                model, log = train_lrurec(dataset, args, device=device, progress=self.progress)
                 with atomic_folder(folder) as temporary:
                     model.save_pretrained(temporary)
                     write_json(temporary / "log.json", log)
@@ -144,50 +145,59 @@ class Workflow:
         self._retrievers[name] = LRURecRetriever(model)
         return self._retrievers[name]
 
+    def folds(self) -> list[FoldParts]:
+        """What is known without the users of each fold."""
+        section, data = self.config.examples, self.prepare()
+        if self._folds is None:
+            fold_of_user = folds_of_users(data.dataset.num_users, section.folds, self.config.retriever.seed)
+            self._folds = []
+            for fold in range(section.folds):
+                users = np.flatnonzero(fold_of_user == fold)
+                others = data.dataset.without_users(users)
+                title = f"3/6 retriever of fold {fold + 1} of {section.folds}"
+                retriever = self._retriever(f"{RETRIEVER_FOLDER}-fold-{fold}", others, title)
+                log_counts = np.log1p(others.training_counts()).astype(np.float32)
+                graph = self._with_co_ratings(data.graph, others)
+                self._folds.append(FoldParts(fold_of_user, retriever, graph, log_counts))
+        return self._folds
+
+    def second_retrievers(self) -> tuple[LRURecRetriever, LRURecRetriever]:
+        """The retriever by another seed, without the users whose lists are held out, and whole."""
+        fold_of_user = self.folds()[0].fold_of_user
+        dataset, args = self.prepare().dataset, self.config.retriever
+        args = replace(args, seed=args.seed + SECOND_SEED)
+        others = dataset.without_users(np.flatnonzero(fold_of_user == HELD_OUT_FOLD))
+        title = "6/6 second seed of the retriever"
+        return (
+            self._retriever(f"{RETRIEVER_FOLDER}-second-fold-{HELD_OUT_FOLD}", others, title, args),
+            self._retriever(f"{RETRIEVER_FOLDER}-second", dataset, title, args),
+        )
+
     def training_lists(
         self, processor: LlamaRecLKGProcessor, rewire: Callable[[KnowledgeGraph], KnowledgeGraph] | None = None
-    ) -> list[RankingExample]:
-        """The ranker's training lists with what the graph says of them, made and read out of fold. Sets the
-        processor's scale of evidence: the standard deviation over the candidates of these lists.
+    ) -> TrainingLists:
+        """The ranker's training lists with what graph and counts say of them, made and read out of fold. Sets the
+        processor's scale of evidence, and what candidates are found by.
 
         Args:
             rewire: changes the graphs that lists are read with, for controls; the processor's must be changed alike.
         """
-        section, data, seed = self.config.examples, self.prepare(), self.config.retriever.seed
-        if section.folds == 1:
-            folds, retrievers, graphs = None, [self.train_retriever()], [data.graph]
-        else:
-            folds, retrievers, graphs = folds_of_users(data.dataset.num_users, section.folds, seed), [], []
-            for fold in range(section.folds):
-                others = data.dataset.without_users(np.flatnonzero(folds == fold))
-                title = f"3/6 retriever of fold {fold + 1} of {section.folds}"
-                retrievers.append(self._retriever(f"{RETRIEVER_FOLDER}-fold-{fold}", others, title))
-                graphs.append(self._with_co_ratings(data.graph, others))
+        self.train_retriever()
+        folds = self.folds() if self.config.examples.folds > 1 else None
         with self._stage("4/6 training lists"):
-            lists = training_examples(
-                data.dataset,
-                retrievers,
-                folds,
-                num_candidates=processor.num_candidates,
-                negatives=section.negatives,
-                per_user=section.per_user,
-                shuffle=section.shuffle,
-                seed=seed,
-                progress=self.progress,
-            )
-            graphs = map(rewire, graphs) if rewire else graphs
-            indexes = [EvidenceIndex.from_graph(graph, half_life=processor.evidence_half_life) for graph in graphs]
-            scale = evidence_scale(lists, indexes, folds)
-            processor.set_evidence_scale(scale)
-            indexes = [index.with_scale(scale) for index in indexes]
-            lists = with_features(lists, indexes, folds, progress=self.progress)
-            self._say(f"    {len(lists):,} lists")
+            section, seed, data = self.config.examples, self.config.retriever.seed, self.prepare()
+            if folds is None:
+                log_counts = np.log1p(data.dataset.training_counts()).astype(np.float32)
+                folds = [FoldParts(None, self.train_retriever(), data.graph, log_counts)]
+            lists = make_lists(data.dataset, folds, processor, section, rewire, seed=seed, progress=self.progress)
+            self._say(f"    {lists.describe()}")
         return lists
 
-    def lists(self, split: str) -> list[RankingExample]:
-        """What the retriever finds for every target of a split."""
-        settings = {"num_candidates": int(self.config.prompt.get("num_candidates", 20)), "progress": self.progress}
-        return evaluation_examples(self.prepare().dataset, self.train_retriever(), split, **settings)
+    def lists(self, processor: LlamaRecLKGProcessor, split: str) -> list[RankingExample]:
+        """The candidates found for every target of a split, in their order."""
+        retriever, settings = processor.fused_retriever(self.train_retriever()), {"progress": self.progress}
+        settings["num_candidates"] = processor.num_candidates
+        return evaluation_examples(self.prepare().dataset, retriever, split, **settings)
 
     def _ranker_key(self) -> str:
         sections = self.config.to_mapping()
@@ -208,16 +218,16 @@ class Workflow:
             raise LKGError(f"There is no checkpoint of this very run in {args.output_dir} to resume from.")
         processor = self.build_processor()
         self.train_retriever()
-        train = self.training_lists(processor)
+        lists = self.training_lists(processor)
         with self._stage("5/6 ranker"):
-            validation = self.lists("validation")
+            validation = self.lists(processor, "validation")
             model = self.build_model(processor)
             reads, given = model.config.use_language_model, self.config.backbone.dtype
             if reads:
                 automatic = given in (None, "auto")
                 self._say(f"    {describe_dtype(self.state.device) if automatic else f'{given}, by backbone.dtype'}")
             adapter = self.config.peft_config() if reads else None
-            trainer = LlamaRecLKGTrainer(model, args, train, validation, processor, peft_config=adapter)
+            trainer = LlamaRecLKGTrainer(model, args, lists.train, validation, processor, peft_config=adapter)
             if args.heads_warm_up_epochs and not resume:
                 trainer.warm_up_heads()  # on all lists, before the sample for the language model is drawn
             section = self.config.examples
@@ -230,6 +240,8 @@ class Workflow:
                     "Nothing of this ranker would be trained. Without model.use_language_model it needs "
                     "model.use_evidence_fusion or model.use_retrieval_scores, and training.heads_warm_up_epochs."
                 )
+            if lists.held_out:
+                trainer.fit_parts(_sample(lists.held_out, section.max_held_out, args.seed), lists.best)
             if self.state.is_main_process:  # while the new model is written, nothing must pass for a finished one
                 for name in (STAGE_FILE, REPORT_FILE, "report.md", "report.png"):
                     (self.folder / name).unlink(missing_ok=True)
@@ -259,7 +271,7 @@ class Workflow:
         self.train()
         with self._stage("6/6 evaluation"):
             processor = LlamaRecLKGProcessor.from_pretrained(self.folder)
-            examples = self.lists(section.split)
+            examples = self.lists(processor, section.split)
             report = Report.from_ranks(
                 dict(rows_of_report(self, processor, examples)),
                 np.array([example.label >= 0 for example in examples]),
@@ -283,7 +295,9 @@ class Workflow:
             tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(self.config.backbone.model_name_or_path))
         items, graph = data.dataset.items, data.graph if graph is None else graph
         users = data.dataset.user_ids if self.config.model.get("use_user_embedding") else ()
-        return LlamaRecLKGProcessor(tokenizer, graph, items.ids, items.titles, users, **self.config.prompt)
+        counts = data.dataset.training_counts()[1:]
+        settings = {"item_counts": counts, **self.config.prompt}
+        return LlamaRecLKGProcessor(tokenizer, graph, items.ids, items.titles, users, **settings)
 
     def build_model(self, processor: LlamaRecLKGProcessor) -> LlamaRecLKGForRanking:
         """A new ranker around this run's backbone."""
