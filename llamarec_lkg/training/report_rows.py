@@ -44,10 +44,8 @@ def rows_of_report(
     section, dataset = workflow.config.evaluation, workflow.prepare().dataset
     retriever, model = workflow.train_retriever(), workflow.load_model()
     score = partial(ranker_scores, batch_size=section.batch_size, progress=workflow.progress)
-    first_stages: dict[str, Retriever] = {
-        "popularity": PopularityRetriever.from_dataset(dataset),
-        REFERENCE: retriever,
-    }
+    popularity = PopularityRetriever.from_dataset(dataset)
+    first_stages: dict[str, Retriever] = {"popularity": popularity, REFERENCE: retriever}
     if processor.candidate_weights is not None:
         first_stages[CANDIDATES] = processor.fused_retriever(retriever)
     for row, found_by in first_stages.items():

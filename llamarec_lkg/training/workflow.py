@@ -32,6 +32,7 @@ from ..ranking.backbones import resolve_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..retrieval.candidates import evaluation_examples, folds_of_users
+from ..retrieval.fused import CandidateWeights
 from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
 from ..retrieval.training import LRURecTrainingArguments, train_lrurec
 from ..utils.errors import LKGError
@@ -81,7 +82,7 @@ class Workflow:
         self._data: PreparedData | None = None
         self._retrievers: dict[str, LRURecRetriever] = {}
         self._folds: list[FoldParts] | None = None
-        self._lists: TrainingLists | None = None
+        self._lists: tuple[TrainingLists, CandidateWeights | None, list[float]] | None = None
 
     def run(self) -> Report:
         """All stages."""
@@ -182,6 +183,10 @@ class Workflow:
         Args:
             rewire: changes the graphs that lists are read with, for controls; the processor's must be changed alike.
         """
+        if rewire is None and self._lists is not None:
+            lists, processor.candidate_weights, scale = self._lists
+            processor.set_evidence_scale(scale)
+            return lists
         self.train_retriever()
         folds = self.folds() if self.config.examples.folds > 1 else None
         with self._stage("4/6 training lists"):
@@ -191,6 +196,8 @@ class Workflow:
                 folds = [FoldParts(None, self.train_retriever(), data.graph, log_counts)]
             lists = make_lists(data.dataset, folds, processor, section, rewire, seed=seed, progress=self.progress)
             self._say(f"    {lists.describe()}")
+        if rewire is None:
+            self._lists = lists, processor.candidate_weights, processor.evidence_scale
         return lists
 
     def lists(self, processor: LlamaRecLKGProcessor, split: str) -> list[RankingExample]:
