@@ -30,7 +30,10 @@ _NAMES = {
     "ranking.modeling_llamarec_lkg": ["LlamaRecLKGForRanking", "RankingOutput"],
     "ranking.processing_llamarec_lkg": ["LlamaRecLKGProcessor"],
     "retrieval.configuration_lrurec": ["LRURecConfig"],
+    "retrieval.configuration_sasrec": ["SASRecConfig"],
     "retrieval.modeling_lrurec": ["LRURecForRetrieval"],
+    "retrieval.modeling_sasrec": ["SASRecForRetrieval"],
+    "retrieval.sequential": ["NeuralRetriever"],
     "serving.pipeline": ["RecommendationPipeline"],
     "serving.reasons": ["Recommendation"],
     "serving.recommender": ["Recommender"],
@@ -48,8 +51,13 @@ _REGISTERED = {
     "transformers.models.auto.configuration_auto": [
         "ranking.configuration_llamarec_lkg",
         "retrieval.configuration_lrurec",
+        "retrieval.configuration_sasrec",
     ],
-    "transformers.models.auto.modeling_auto": ["ranking.modeling_llamarec_lkg", "retrieval.modeling_lrurec"],
+    "transformers.models.auto.modeling_auto": [
+        "ranking.modeling_llamarec_lkg",
+        "retrieval.modeling_lrurec",
+        "retrieval.modeling_sasrec",
+    ],
     "transformers.models.auto.processing_auto": ["ranking.processing_llamarec_lkg"],
     "transformers.pipelines": ["serving.pipeline"],
 }

@@ -39,7 +39,7 @@ def movielens_folder() -> Path:
 @pytest.fixture(scope="session")
 def movielens_dataset(movielens_folder) -> SequenceDataset:
     """ml-latest-small under the published protocol."""
-    return SequenceDataset.from_bundle(load_dataset_bundle(movielens_folder))
+    return SequenceDataset.from_bundle(load_dataset_bundle(movielens_folder), PreprocessingSettings(ties="item_id"))
 
 
 def _bundle(rows, items=None, name="tiny", **extra) -> DatasetBundle:

@@ -1,11 +1,10 @@
-"""From raw tables to dense sequences and splits: leave-one-out, and the global time split."""
+"""From raw tables to dense sequences, each interaction with the part of the data that it belongs to."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -16,50 +15,14 @@ from ..utils.errors import LKGError
 from ..utils.files import atomic_files, cache_dir, file_name, read_json, write_json
 from ..utils.fingerprints import as_plain, fingerprint
 from .k_core import core_rows
+from .ordering import shuffling_keys, without_duplicates
 from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DatasetBundle, ItemTable, natural_order
+from .splits import SPLITS, TEST, TRAIN, UNUSED, VALIDATION, PreprocessingSettings, leave_one_out, time_split
 
 
 logger = logging.getLogger(__name__)
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 ARRAYS_FILE = "sequences.safetensors"
-TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
-SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-
-
-@dataclass(frozen=True)
-class PreprocessingSettings:
-    """How raw tables become sequences. The defaults are the published protocol (LlamaRec, arXiv 2311.02089, section
-    4.1).
-
-    Args:
-        min_user_interactions, min_item_interactions (`int`): the k-core filter, repeated until nothing changes.
-        split (`"leave-one-out"` or `"time"`): the last interaction of every user is the test target and the one
-            before it the validation target; or two points in time, the same for all users, part the data.
-        validation_fraction, test_fraction (`float`): of all interactions, for the time split.
-        targets (`"first"` or `"all"`): for the time split, whether a user's first interaction in a part is the target
-            or each.
-        min_rating (`float`, optional): drop interactions rated lower. By default all ratings count as positives.
-    """
-
-    min_user_interactions: int = 5
-    min_item_interactions: int = 5
-    split: Literal["leave-one-out", "time"] = "leave-one-out"
-    validation_fraction: float = 0.1
-    test_fraction: float = 0.1
-    targets: Literal["first", "all"] = "first"
-    min_rating: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.split not in ("leave-one-out", "time") or self.targets not in ("first", "all"):
-            raise LKGError(
-                f"split={self.split!r} and targets={self.targets!r} were given; split is 'leave-one-out' or 'time', "
-                "targets 'first' or 'all'."
-            )
-        if not 0 < self.validation_fraction + self.test_fraction < 1:
-            raise LKGError(
-                f"validation_fraction + test_fraction is {self.validation_fraction + self.test_fraction}; it must lie "
-                "between 0 and 1."
-            )
 
 
 @dataclass(frozen=True)
@@ -79,6 +42,8 @@ class SequenceDataset:
         labels (`np.ndarray` of `int8`, shape (N,)): TRAIN, VALIDATION, TEST or UNUSED for each position. A VALIDATION
             or TEST position is a target; its history is everything the user did before it.
         dropped_items (`ItemTable`): the catalogue's items that the filter removed.
+        settings ([`PreprocessingSettings`]): how they were made.
+        duplicates (`int`): interactions that repeated user, item and time of another, and were dropped.
     """
 
     name: str
@@ -91,16 +56,23 @@ class SequenceDataset:
     labels: np.ndarray
     dropped_items: ItemTable
     settings: PreprocessingSettings
+    duplicates: int = 0
 
     @classmethod
     def from_bundle(cls, bundle: DatasetBundle, settings: PreprocessingSettings | None = None) -> SequenceDataset:
         """Filter, order and split.
 
-        Items without a row in the item table are dropped; then users and items with too few interactions, repeatedly;
-        then each user's interactions are ordered by (timestamp, item id). An `LKGError` says that nothing is left.
+        Exact duplicates are dropped, and items without a row in the item table; then users and items with too few
+        interactions, repeatedly; then each user's interactions are ordered by time, ties as `settings.ties` says. An
+        `LKGError` says that nothing is left.
         """
         settings = settings or PreprocessingSettings()
-        frame = bundle.interactions.to_frame()
+        frame = without_duplicates(bundle.interactions.to_frame())
+        duplicates = len(bundle.interactions) - len(frame)
+        if duplicates:
+            logger.warning("Dropped %d interactions that repeat user, item and time of another.", duplicates)
+        if settings.ties == "shuffled":
+            frame = frame.assign(**{_KEY: shuffling_keys(frame, settings.seed)})
         known = frame[ITEM_ID].isin(set(bundle.items.ids))
         if not known.all():
             logger.warning(
@@ -122,7 +94,8 @@ class SequenceDataset:
         kept = set(item_ids)
         users = pd.Index(user_ids).get_indexer(frame[USER_ID]) + 1
         items = pd.Index(item_ids).get_indexer(frame[ITEM_ID]) + 1
-        order = np.lexsort((items, frame[TIMESTAMP], users))
+        keys = {"shuffled": frame.get(_KEY), "file": np.arange(len(frame)), "item_id": items}
+        order = np.lexsort((keys[settings.ties], frame[TIMESTAMP], users))
         offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids) + 1)[1:])])
         timestamps = frame[TIMESTAMP].to_numpy()[order]
         by_time = settings.split == "time"
@@ -134,15 +107,22 @@ class SequenceDataset:
             item_sequence=items[order].astype(np.int32),
             ratings=frame[RATING].to_numpy()[order],
             timestamps=timestamps,
-            labels=_time_split(offsets, timestamps, settings) if by_time else _leave_one_out(offsets),
+            labels=time_split(offsets, timestamps, settings) if by_time else leave_one_out(offsets, settings.last),
             dropped_items=bundle.items.select([raw for raw in bundle.items.ids if raw not in kept]),
             settings=settings,
+            duplicates=duplicates,
         )
         if not (dataset.labels == TEST).any():
             raise LKGError(
                 "No user has an interaction in the test part. Leave-one-out needs users with three interactions, a "
                 "time split users with some before and after the split point."
             )
+        targets = np.flatnonzero(np.isin(dataset.labels, (VALIDATION, TEST)))
+        if repeated := int(dataset.repeated(targets).sum()):
+            logger.warning(
+                "%d of %d targets (%.1f%%) are items that their users had before. What is in a history is not ranked, "
+                "so that these count as misses.", repeated, len(targets), 100 * repeated / len(targets),
+            )  # fmt: skip
         return dataset
 
     @property
@@ -166,6 +146,21 @@ class SequenceDataset:
         start = int(self.offsets[self.user_of(np.asarray(position)) - 1])
         return slice(start if max_length is None else max(start, position - max_length), int(position))
 
+    def tied(self, positions: np.ndarray) -> np.ndarray:
+        """Whether time does not say what came first: the interaction shares its timestamp with the one before or after
+        it of the same user. `bool`, shape of `positions`."""
+        same = (np.diff(self.timestamps) == 0) & (np.diff(self.user_of(np.arange(len(self.timestamps)))) == 0)
+        return (np.append(False, same) | np.append(same, False))[positions]
+
+    def repeated(self, positions: np.ndarray) -> np.ndarray:
+        """Whether the user had the item before, so that it is in the history of the position: `bool`, shape of
+        `positions`."""
+        users = self.user_of(np.arange(len(self.item_sequence)))
+        _, first = np.unique(users * (self.num_items + 1) + self.item_sequence, return_index=True)
+        again = np.ones(len(users), dtype=bool)
+        again[first] = False
+        return again[positions]
+
     def training_sequences(self) -> list[np.ndarray]:
         """Training items of each user in time order; users without any are left out."""
         parts = (slice(a, b) for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True))
@@ -188,7 +183,12 @@ class SequenceDataset:
             self.items.to_frame().to_parquet(temporary / "items.parquet")
             self.dropped_items.to_frame().to_parquet(temporary / "dropped_items.parquet")
             pd.DataFrame({USER_ID: list(self.user_ids)}, dtype=str).to_parquet(temporary / "users.parquet")
-            description = {"format_version": FORMAT_VERSION, "name": self.name, "settings": as_plain(self.settings)}
+            description = {
+                "format_version": FORMAT_VERSION,
+                "name": self.name,
+                "settings": as_plain(self.settings),
+                "duplicates": self.duplicates,
+            }
             write_json(temporary / "dataset.json", description)
 
     @classmethod
@@ -208,6 +208,7 @@ class SequenceDataset:
                 items=_read_items(folder / "items.parquet"),
                 dropped_items=_read_items(folder / "dropped_items.parquet"),
                 settings=PreprocessingSettings(**description["settings"]),
+                duplicates=description["duplicates"],
                 **load_file(folder / ARRAYS_FILE),
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -216,6 +217,7 @@ class SequenceDataset:
             ) from error
 
 
+_KEY = "shuffling_key"  # a column while a data set is made
 _ARRAYS = ("offsets", "item_sequence", "ratings", "timestamps", "labels")
 
 
@@ -229,31 +231,6 @@ def prepare_dataset(bundle: DatasetBundle, settings: PreprocessingSettings | Non
     dataset = SequenceDataset.from_bundle(bundle, settings)
     dataset.save(folder)
     return dataset
-
-
-def _leave_one_out(offsets: np.ndarray) -> np.ndarray:
-    labels = np.full(offsets[-1], TRAIN, dtype=np.int8)
-    ends = offsets[1:][np.diff(offsets) >= 3]
-    labels[ends - 1] = TEST
-    labels[ends - 2] = VALIDATION
-    return labels
-
-
-def _time_split(offsets: np.ndarray, timestamps: np.ndarray, settings: PreprocessingSettings) -> np.ndarray:
-    after_validation = 1 - settings.test_fraction
-    cuts = [after_validation - settings.validation_fraction, after_validation]
-    validation_start, test_start = np.quantile(timestamps, cuts, method="higher")
-    labels = np.where(timestamps >= test_start, TEST, np.where(timestamps >= validation_start, VALIDATION, TRAIN))
-    labels = labels.astype(np.int8)
-    firsts = offsets[:-1]
-    labels[firsts[labels[firsts] != TRAIN]] = UNUSED  # a target needs a history
-    if settings.targets == "first":
-        users = np.repeat(np.arange(len(firsts)), np.diff(offsets))
-        for part in (VALIDATION, TEST):
-            positions = np.flatnonzero(labels == part)
-            _, first = np.unique(users[positions], return_index=True)
-            labels[np.delete(positions, first)] = UNUSED
-    return labels
 
 
 def _read_items(path: Path) -> ItemTable:

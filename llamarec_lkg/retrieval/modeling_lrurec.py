@@ -1,4 +1,4 @@
-"""LRURec, the first stage: a linear recurrent unit over a user's item history that scores every item.
+"""LRURec, a first stage: a linear recurrent unit over a user's item history that scores every item.
 
 Linear Recurrent Units for Sequential Recommendation (Yue et al., WSDM 2024, arXiv 2310.02367); the unit itself is from
 Resurrecting Recurrent Neural Networks for Long Sequences (Orvieto et al., ICML 2023, arXiv 2303.06349).
@@ -7,35 +7,14 @@ Resurrecting Recurrent Neural Networks for Long Sequences (Orvieto et al., ICML 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers import AutoModel
 
-from ..data.schema import PADDING_ITEM
-from ..hub.layout import CONFIG_FILE, RETRIEVER_FOLDER
-from ..utils.hub import fetch
-from .base import pad_left
 from .configuration_lrurec import LRURecConfig
-
-
-@dataclass
-class RetrievalOutput(ModelOutput):
-    """
-    Args:
-        loss (`torch.Tensor`, shape (), optional): mean cross-entropy over all items and labelled positions.
-        logits (`torch.Tensor`, shape (B, num_items + 1), optional): scores of all items after the last position; the
-            column of the padding item is -inf.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
+from .sequential import NeuralRetriever, SequentialRetrieverModel
 
 
 class _LinearRecurrence(torch.autograd.Function):
@@ -128,19 +107,15 @@ class LRURecBlock(nn.Module):
         return self.feed_forward_norm(hidden + self.dropout(self.feed_forward_out(inner)))
 
 
-class LRURecForRetrieval(PreTrainedModel):
+class LRURecForRetrieval(SequentialRetrieverModel):
     """Scores all items for a left-padded history of dense item ids."""
 
     config: LRURecConfig
     config_class = LRURecConfig
     base_model_prefix = "lrurec"
-    main_input_name = "item_ids"
-    accepts_loss_kwargs = False
 
     def __init__(self, config: LRURecConfig):
         super().__init__(config)
-        self.item_embedding = nn.Embedding(config.num_items + 1, config.hidden_size, padding_idx=PADDING_ITEM)
-        self.item_bias = nn.Parameter(torch.zeros(config.num_items + 1))
         self.embedding_norm = nn.LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.blocks = nn.ModuleList([LRURecBlock(config) for _ in range(config.num_hidden_layers)])
@@ -148,86 +123,17 @@ class LRURecForRetrieval(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-            if isinstance(module, nn.Embedding):
-                module.weight[PADDING_ITEM].zero_()
-            elif module.bias is not None:
-                module.bias.zero_()
-        elif isinstance(module, nn.LayerNorm):
-            module.weight.fill_(1.0)
-            module.bias.zero_()
-        elif isinstance(module, LRURecRecurrence):
+        if isinstance(module, LRURecRecurrence):
             module.reset_eigenvalues(self.config.radius_min, self.config.radius_max)
-        elif isinstance(module, LRURecForRetrieval):
-            module.item_bias.zero_()
+        else:
+            super()._init_weights(module)
 
-    def encode(self, item_ids: torch.Tensor) -> torch.Tensor:
-        """(B, L) dense items, left-padded with 0 -> (B, L, D)."""
-        mask = item_ids != PADDING_ITEM
-        hidden = self.dropout(self.embedding_norm(self.item_embedding(item_ids)))
+    def encode_vectors(self, vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.dropout(self.embedding_norm(vectors))
         for block in self.blocks:
             hidden = block(hidden, mask)
         return hidden
 
-    def forward(self, item_ids: torch.Tensor, labels: torch.Tensor | None = None) -> RetrievalOutput:
-        """
-        Args:
-            item_ids (`torch.Tensor` of `long`, shape (B, L)): dense items, oldest first, left-padded with 0.
-            labels (`torch.Tensor` of `long`, shape (B, L), optional): the next item at each position, 0 where there
-                is none.
 
-        Returns:
-            [`RetrievalOutput`] with the loss when labels are given, else with the scores after the last position.
-        """
-        hidden = self.encode(item_ids)
-        if labels is not None:
-            labelled = labels != PADDING_ITEM
-            return RetrievalOutput(
-                loss=F.cross_entropy(self._score(hidden[labelled])[:, 1:].float(), labels[labelled] - 1)
-            )
-        logits = self._score(hidden[:, -1]).float()
-        logits[:, PADDING_ITEM] = -torch.inf
-        return RetrievalOutput(logits=logits)
-
-    def _score(self, hidden: torch.Tensor) -> torch.Tensor:
-        return F.linear(hidden, self.item_embedding.weight, self.item_bias.to(hidden.dtype))
-
-
-class LRURecRetriever:
-    """LRURec behind the `Retriever` border: padding, batching and device are its business."""
-
-    def __init__(self, model: LRURecForRetrieval, batch_size: int = 128):
-        self.model = model
-        self.batch_size = batch_size
-        self.num_items = model.config.num_items
-
-    @classmethod
-    def from_repository(cls, name: str, hub: dict[str, Any]) -> LRURecRetriever | None:
-        """The retriever of a saved folder or repository, where it holds one; `hub` as for `utils.hub.fetch`."""
-        if fetch(name, f"{RETRIEVER_FOLDER}/{CONFIG_FILE}", optional=True, **hub) is None:
-            return None
-        place = {**hub, "subfolder": "/".join(filter(None, (hub.get("subfolder"), RETRIEVER_FOLDER)))}
-        return cls(LRURecForRetrieval.from_pretrained(name, **place))
-
-    @property
-    def catalogue(self) -> str | None:
-        """Fingerprint of the items it was trained to find, where it is known."""
-        return self.model.config.catalogue
-
-    @torch.inference_mode()
-    def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
-        training = self.model.training
-        self.model.eval()
-        scores = np.empty((len(histories), self.num_items + 1), dtype=np.float32)
-        order = np.argsort([len(history) for history in histories], kind="stable")  # short with short: less padding
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            batch = pad_left([histories[row] for row in rows], self.model.config.max_length).to(self.model.device)
-            scores[rows] = self.model(batch).logits.float().cpu().numpy()
-        self.model.train(training)
-        return scores
-
-
+LRURecRetriever = NeuralRetriever  # its name when there was no other
 AutoModel.register(LRURecConfig, LRURecForRetrieval, exist_ok=True)

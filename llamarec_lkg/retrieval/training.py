@@ -1,9 +1,10 @@
-"""Training LRURec: next-item cross-entropy over all items, stopped early on validation Recall@10."""
+"""Training a neural retriever: next-item cross-entropy over all items, stopped early on validation Recall@10."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,19 +15,42 @@ from ..evaluation.metrics import mean_metrics
 from ..utils.errors import LKGError
 from ..utils.fingerprints import catalogue_fingerprint
 from .base import Retriever, pad_left, retriever_ranks
-from .modeling_lrurec import LRURecConfig, LRURecForRetrieval, LRURecRetriever
+from .item_features import ItemFeatures, check_kind
+from .item_vectors import feature_sizes
+from .modeling_lrurec import LRURecConfig, LRURecForRetrieval
+from .modeling_sasrec import SASRecConfig, SASRecForRetrieval
+from .sequential import NeuralRetriever, SequentialRetrieverModel
+
+
+MODELS = {"lrurec": (LRURecConfig, LRURecForRetrieval), "sasrec": (SASRecConfig, SASRecForRetrieval)}
 
 
 @dataclass
-class LRURecTrainingArguments:
+class RetrieverTrainingArguments:
     """Settings of the first stage.
 
-    The defaults are the reference settings for MovieLens (arXiv 2310.02367) but for the schedule: a rate that warms up
-    and falls reaches in 4,000 steps what a constant one needs a long wait of patience for.
+    The defaults are the reference settings for LRURec on MovieLens (arXiv 2310.02367) but for the schedule: a rate
+    that warms up and falls reaches in 4,000 steps what a constant one needs a long wait of patience for.
     """
 
-    hidden_size: int = field(default=64, metadata={"help": "Width of item embeddings."})
-    num_hidden_layers: int = field(default=2, metadata={"help": "Blocks of recurrence and feed-forward."})
+    model_type: Literal["lrurec", "sasrec"] = field(
+        default="lrurec", metadata={"help": "'lrurec' (linear recurrence) or 'sasrec' (self-attention)."}
+    )
+    item_vectors: Literal["ids", "text", "entities", "text+entities"] = field(
+        default="ids",
+        metadata={"help": "What an item's vector knows beside its id: nothing, its text, its entities in the graph."},
+    )
+    id_shrinkage: float = field(
+        default=0.0,
+        metadata={
+            "help": "An item of n training interactions has n / (n + id_shrinkage) of its id vector and bias, so that "
+            "a rare one leans on its text and entities."
+        },
+    )
+    text_scale: float = field(default=1.0, metadata={"help": "How fast the projection of text is learned."})
+    hidden_size: int = field(default=64, metadata={"help": "Width of item vectors."})
+    num_hidden_layers: int = field(default=2, metadata={"help": "Layers of the encoder."})
+    num_attention_heads: int = field(default=2, metadata={"help": "Of each layer of SASRec."})
     dropout: float = field(default=0.2, metadata={"help": "Dropout probability."})
     max_length: int = field(default=200, metadata={"help": "How much history is read."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Of AdamW."})
@@ -47,22 +71,28 @@ def evaluate_retriever(retriever: Retriever, dataset: SequenceDataset, split: st
     return mean_metrics(retriever_ranks(dataset, retriever, split), ks=(1, 5, 10, 20))
 
 
-def train_lrurec(
+def train_retriever(
     dataset: SequenceDataset,
-    args: LRURecTrainingArguments | None = None,
+    args: RetrieverTrainingArguments | None = None,
     *,
+    features: ItemFeatures | None = None,
     device: str = "cpu",
     progress: bool = True,
-) -> tuple[LRURecForRetrieval, list[dict[str, float]]]:
+) -> tuple[SequentialRetrieverModel, list[dict[str, float]]]:
     """Train on `dataset`'s training part and return the best model by validation Recall@10, with the log.
+
+    Args:
+        features: of the data set's items, see [`~item_features.item_features`]; what they hold enters the item
+            vectors.
 
     Returns:
         the model in eval mode, and one record `{"step", "loss", "recall@10", ...}` a validation.
 
     Raises:
-        LKGError: no user has two training interactions, there is no validation target, or a setting is unknown.
+        LKGError: no user has two training interactions, there is no validation target, a setting is unknown, or
+            features are absent or of other items.
     """
-    args = args or LRURecTrainingArguments()
+    args = args or RetrieverTrainingArguments()
     sequences = training_windows(dataset, args.max_length)
     if not sequences:
         raise LKGError("No user has two training interactions, so there is no next item to learn from.")
@@ -70,20 +100,12 @@ def train_lrurec(
         raise LKGError("There is no validation target to choose the best model by. Leave a part for validation.")
     torch.manual_seed(args.seed)
     generator = np.random.default_rng(args.seed)
-    config = LRURecConfig(
-        num_items=dataset.num_items,
-        hidden_size=args.hidden_size,
-        num_hidden_layers=args.num_hidden_layers,
-        hidden_dropout_prob=args.dropout,
-        max_length=args.max_length,
-        catalogue=catalogue_fingerprint(dataset.items.ids),
-    )
-    model = LRURecForRetrieval(config).to(device)
+    model = _new_model(dataset, args, features).to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(args))
-    retriever = LRURecRetriever(model)
+    retriever = NeuralRetriever(model)
     best, best_recall, best_step, log, losses = None, -1.0, 0, [], []
     batches = _batches(sequences, args.batch_size, generator)
     with tqdm(total=args.max_steps, desc="train retriever", unit="step", disable=not progress) as bar:
@@ -122,7 +144,40 @@ def training_windows(dataset: SequenceDataset, max_length: int) -> list[np.ndarr
     return windows
 
 
-def _schedule(args: LRURecTrainingArguments):
+def _new_model(
+    dataset: SequenceDataset, args: RetrieverTrainingArguments, features: ItemFeatures | None
+) -> SequentialRetrieverModel:
+    if args.model_type not in MODELS:
+        raise LKGError(f"model_type is {args.model_type!r}; it is {' or '.join(map(repr, MODELS))}.")
+    check_kind(args.item_vectors)
+    if features is None and args.item_vectors != "ids":
+        raise LKGError(
+            f"item_vectors={args.item_vectors!r} needs `features=item_features({args.item_vectors!r}, ...)`."
+        )
+    if features is not None and features.num_items not in (None, dataset.num_items):
+        raise LKGError(
+            f"The features are those of {features.num_items} items, the data have {dataset.num_items}. Make them from "
+            "`dataset.items`."
+        )
+    config_class, model_class = MODELS[args.model_type]
+    config = config_class(
+        num_items=dataset.num_items,
+        hidden_size=args.hidden_size,
+        num_hidden_layers=args.num_hidden_layers,
+        hidden_dropout_prob=args.dropout,
+        max_length=args.max_length,
+        weigh_ids=args.id_shrinkage > 0,
+        text_scale=args.text_scale,
+        catalogue=catalogue_fingerprint(dataset.items.ids),
+        **feature_sizes(features),
+        **({"num_attention_heads": args.num_attention_heads} if args.model_type == "sasrec" else {}),
+    )
+    model = model_class(config)
+    model.load_features(features, dataset.training_counts(), args.id_shrinkage)
+    return model
+
+
+def _schedule(args: RetrieverTrainingArguments):
     if args.lr_scheduler_type == "constant":
         return lambda step: 1.0
     if args.lr_scheduler_type == "one_cycle":
@@ -139,3 +194,6 @@ def _batches(sequences: list[np.ndarray], batch_size: int, generator: np.random.
         order = generator.permutation(len(sequences))
         for start in range(0, len(order), batch_size):
             yield [sequences[row] for row in order[start : start + batch_size]]
+
+
+LRURecTrainingArguments, train_lrurec = RetrieverTrainingArguments, train_retriever  # when LRURec was all there was

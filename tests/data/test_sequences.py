@@ -85,9 +85,9 @@ def test_low_ratings_can_be_dropped(make_dataset):
     assert len(make_dataset(rows).item_sequence) == 5
 
 
-def test_interactions_are_ordered_by_time_then_by_numeric_item_id(make_dataset):
+def test_interactions_are_ordered_by_time_then_as_published_by_numeric_item_id(make_dataset):
     rows = [(2, 1, 9), (1, 10, 5), (1, 9, 5), (10, 9, 1), (1, 100, 4), (10, 1, 0), (10, 10, 2), (1, 1, 5)]
-    data = make_dataset(rows)
+    data = make_dataset(rows, ties="item_id")
     assert data.user_ids == ("1", "2", "10")
     assert data.items.ids == ("1", "9", "10", "100")
     assert data.offsets.tolist() == [0, 4, 5, 8]
@@ -135,6 +135,22 @@ def test_leave_one_out_takes_the_last_two_of_users_with_three_or_more(make_datas
     assert data.positions("validation").tolist() == [3, 8]
     assert data.positions("test").tolist() == [4, 9]
     assert data.user_of(data.positions("test")).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("length", "tests"), [(2, 0), (3, 1), (4, 1), (5, 1), (6, 2), (7, 2), (8, 3), (17, 7), (18, 8), (40, 8)]
+)
+def test_the_last_eight_are_targets_where_half_is_left_to_train_on(make_dataset, length, tests):
+    data = make_dataset([(1, item, item) for item in range(length)] + [(2, item, item) for item in range(3)], last=8)
+    expected = [TRAIN] * (length - tests - 1) + [VALIDATION] + [TEST] * tests if tests else [TRAIN] * length
+    assert data.labels.tolist() == [*expected, TRAIN, VALIDATION, TEST]
+    assert data.labels.dtype == np.int8
+
+
+@pytest.mark.parametrize("wrong", [{"last": 0}, {"last": 3, "split": "time"}])
+def test_a_number_of_targets_that_means_nothing_is_refused(wrong):
+    with pytest.raises(LKGError, match=f"last={wrong['last']} was given .*1 or more"):
+        PreprocessingSettings(**wrong)
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +261,9 @@ def test_the_cache_is_keyed_by_content_and_settings(make_bundle):
         (bundle, LOOSE),
         (bundle, replace(LOOSE, min_user_interactions=2)),
         (bundle, replace(LOOSE, min_rating=1.0)),
+        (bundle, replace(LOOSE, ties="file")),
+        (bundle, replace(LOOSE, seed=1)),
+        (bundle, replace(LOOSE, last=2)),
         (make_bundle([*rows[:-1], (1, 5, 99)]), LOOSE),
         (make_bundle([*rows[:-1], (1, 5, 5, 4.0)]), LOOSE),
         (make_bundle(rows, bundle.items.to_frame().assign(title="Other")), LOOSE),
@@ -258,11 +277,17 @@ def test_the_cache_is_keyed_by_content_and_settings(make_bundle):
         assert len(list((cache_dir() / "prepared").iterdir())) == count
 
 
-def test_the_published_settings_are_the_default(make_bundle):
+def test_the_published_settings_are_the_default_but_for_ties(make_bundle):
     bundle = make_bundle([(user, item, item) for user in range(5) for item in range(1, 6)])
-    assert prepare_dataset(bundle).settings == PreprocessingSettings(
-        min_user_interactions=5, min_item_interactions=5, split="leave-one-out", min_rating=None
+    published = PreprocessingSettings(
+        min_user_interactions=5,
+        min_item_interactions=5,
+        split="leave-one-out",
+        min_rating=None,
+        ties="item_id",
+        last=1,
     )
+    assert prepare_dataset(bundle).settings == replace(published, ties="shuffled", seed=42)
 
 
 def test_an_interrupted_preparation_is_made_anew(make_bundle, monkeypatch):
@@ -290,5 +315,5 @@ def test_data_saved_by_an_older_version_are_prepared_again(film_dataset, tmp_pat
     film_dataset.save(tmp_path)
     description = json.loads((tmp_path / "dataset.json").read_text())
     (tmp_path / "dataset.json").write_text(json.dumps({**description, "format_version": 1}))
-    with pytest.raises(LKGError, match="in format 1; this version reads 3. Prepare the data again"):
+    with pytest.raises(LKGError, match="in format 1; this version reads 4. Prepare the data again"):
         SequenceDataset.load(tmp_path)

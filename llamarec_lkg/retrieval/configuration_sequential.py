@@ -1,0 +1,42 @@
+"""What the configurations of all neural retrievers share: the catalogue, and what an item's vector is made of."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig
+
+
+class SequentialRetrieverConfig(PreTrainedConfig):
+    """Sizes of a model that reads a history of items and scores all items by their vectors.
+
+    Args:
+        num_items: dense items, without padding.
+        hidden_size: width of item vectors.
+        max_length: how much history is read; older items are cut off.
+        text_size: width of the items' text vectors; 0 where there are none.
+        text_scale: of the projected text. The projection starts the smaller the larger this is, so that it changes
+            only how fast the text is learned.
+        num_entities, num_entity_links: entities that items share, and how often an item has one; 0 where there are
+            none.
+        weigh_ids: whether id vectors and biases are weighed by how often an item was trained on
+            ([`~item_vectors.id_shares`]). Items with text or entities have it always.
+        text_backbone, text_layers, text_state_size: what the text was read with, see [`~text_vectors.TextProjection`];
+            a size of 0 where that is not known.
+        catalogue: [`~utils.fingerprints.catalogue_fingerprint`] of the items it was trained to find; None is not
+            compared with anything.
+    """
+
+    num_items: int = 1
+    hidden_size: int = 64
+    num_hidden_layers: int = 2
+    hidden_dropout_prob: float = 0.2
+    max_length: int = 200
+    initializer_range: float = 0.02
+    text_size: int = 0
+    text_scale: float = 1.0
+    num_entities: int = 0
+    num_entity_links: int = 0
+    weigh_ids: bool = False
+    text_backbone: str | None = None
+    text_layers: int = 0
+    text_state_size: int = 0
+    catalogue: str | None = None

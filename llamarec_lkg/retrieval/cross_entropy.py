@@ -1,0 +1,60 @@
+"""Cross-entropy over a whole catalogue in bounded memory.
+
+The scores of a batch over 100,000 items are gigabytes, and their gradient as much again. Here a block of positions is
+scored, its loss and its gradient are taken at once, and its scores are forgotten: nothing is computed twice, and a
+block that fits the processor's cache is faster than one large product.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd.function import once_differentiable
+
+
+SCORES_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}  # numbers in a block
+
+
+def catalogue_cross_entropy(
+    hidden: torch.Tensor, vectors: torch.Tensor, bias: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Mean of -log softmax(hidden @ vectors.T + bias)[label], a number of `float32`.
+
+    Args:
+        hidden (N, D), vectors (I, D), bias (I,): what scores are made of. A bias of -inf leaves an item out.
+        labels (`long`, (N,)): rows of `vectors`.
+    """
+    rows = max(1, SCORES_AT_ONCE.get(hidden.device.type, SCORES_AT_ONCE["cpu"]) // max(1, len(vectors)))
+    return _CrossEntropy.apply(hidden, vectors, bias, labels, rows)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, vectors, bias, labels, rows):
+        learns = any(ctx.needs_input_grad[:3])
+        bias = bias.to(vectors.dtype)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden, grad_vectors = torch.zeros_like(hidden), torch.zeros_like(vectors, dtype=torch.float32)
+        grad_bias = torch.zeros(len(vectors), dtype=torch.float32, device=hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(labels), rows):
+                states = hidden[start : start + rows].to(vectors.dtype)
+                targets = labels[start : start + rows, None]
+                logs = torch.addmm(bias, states, vectors.T).float().log_softmax(dim=-1)
+                total -= logs.gather(1, targets).sum()
+                if learns:
+                    error = logs.exp_().scatter_add_(1, targets, -torch.ones_like(logs[:, :1]))
+                    grad_bias += error.sum(0)
+                    error = error.to(vectors.dtype)
+                    grad_hidden[start : start + rows] = error @ vectors
+                    grad_vectors += error.T @ states
+        count = max(1, len(labels))
+        if learns:
+            ctx.save_for_backward(grad_hidden / count, grad_vectors / count, grad_bias / count)
+            ctx.dtypes = hidden.dtype, vectors.dtype, bias.dtype
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        gradients = (grad * found for found in ctx.saved_tensors)
+        return *(found.to(dtype) for found, dtype in zip(gradients, ctx.dtypes, strict=True)), None, None

@@ -1,0 +1,195 @@
+"""What every neural retriever has: item vectors that enter a history and score the next item, their loss, and the
+border behind which any of them is a `Retriever`. A model brings `encode_vectors`, and `model_type` in its
+configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ..data.schema import PADDING_ITEM
+from ..hub.layout import CONFIG_FILE, RETRIEVER_FOLDER
+from ..utils.errors import LKGError
+from ..utils.files import read_json
+from ..utils.hub import fetch
+from .base import pad_left
+from .configuration_sequential import SequentialRetrieverConfig
+from .cross_entropy import catalogue_cross_entropy
+from .item_features import ItemFeatures
+from .item_vectors import ItemContent, id_shares
+
+
+@dataclass
+class RetrievalOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.Tensor`, shape (), optional): mean cross-entropy over all items and labelled positions.
+        logits (`torch.Tensor`, shape (B, num_items + 1), optional): scores of all items after the last position; the
+            column of the padding item is -inf.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class SequentialRetrieverModel(PreTrainedModel):
+    """Scores all items for a left-padded history of dense item ids.
+
+    An item's vector is share x id vector + projection of its text + mean of its entities' vectors, and its bias is
+    share x bias; what an item lacks is left out. The share is 1 for items known by their ids alone; else it grows with
+    how often the item was trained on, and is 0 for one that never was.
+    """
+
+    config: SequentialRetrieverConfig
+    main_input_name = "item_ids"
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SequentialRetrieverConfig):
+        super().__init__(config)
+        self.item_embedding = nn.Embedding(config.num_items + 1, config.hidden_size, padding_idx=PADDING_ITEM)
+        self.item_bias = nn.Parameter(torch.zeros(config.num_items + 1))
+        self.item_content = ItemContent(config) if config.text_size or config.num_entities else None
+        self.id_share = None
+        if self.item_content is not None or config.weigh_ids:
+            self.register_buffer("id_share", torch.ones(config.num_items + 1))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, ItemContent):
+            module.reset(std)
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            if isinstance(module, nn.Embedding):
+                module.weight[PADDING_ITEM].zero_()
+            elif module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.LayerNorm):
+            module.weight.fill_(1.0)
+            module.bias.zero_()
+        elif isinstance(module, SequentialRetrieverModel):
+            module.item_bias.zero_()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.item_embedding
+
+    def item_vectors(self) -> torch.Tensor:
+        """Vectors of all items, shape (num_items + 1, D): a product over the whole catalogue where items have text, so
+        it is made once for a step, or for all histories that are scored together."""
+        vectors = self.item_embedding.weight
+        if self.id_share is not None:
+            vectors = vectors * self.id_share[:, None].to(vectors.dtype)
+        return vectors if self.item_content is None else vectors + self.item_content()
+
+    def encode(self, item_ids: torch.Tensor, item_vectors: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, L) dense items, left-padded with 0 -> states (B, L, D)."""
+        item_vectors = self.item_vectors() if item_vectors is None else item_vectors
+        return self.encode_vectors(F.embedding(item_ids, item_vectors), item_ids != PADDING_ITEM)
+
+    def encode_vectors(self, vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Item vectors (B, L, D), oldest first, and where they are no padding (B, L) -> states (B, L, D), each of
+        which has seen what comes before it and its own item."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        item_ids: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        item_vectors: torch.Tensor | None = None,
+    ) -> RetrievalOutput:
+        """
+        Args:
+            item_ids (`torch.Tensor` of `long`, shape (B, L)): dense items, oldest first, left-padded with 0.
+            labels (`torch.Tensor` of `long`, shape (B, L), optional): the next item at each position, 0 where there
+                is none.
+            item_vectors (`torch.Tensor`, shape (num_items + 1, D), optional): `item_vectors()`, where it is known.
+
+        Returns:
+            [`RetrievalOutput`] with the loss when labels are given, else with the scores after the last position.
+        """
+        item_vectors = self.item_vectors() if item_vectors is None else item_vectors
+        hidden, bias = self.encode(item_ids, item_vectors), self._bias()
+        if labels is None:
+            return RetrievalOutput(logits=F.linear(hidden[:, -1], item_vectors, bias.to(hidden.dtype)).float())
+        if self.training and self.id_share is not None:
+            # whom nobody could choose was not refused: it is no negative
+            bias = bias.masked_fill(self.id_share == 0, -torch.inf)
+        labelled = labels != PADDING_ITEM
+        return RetrievalOutput(loss=catalogue_cross_entropy(hidden[labelled], item_vectors, bias, labels[labelled]))
+
+    def _bias(self) -> torch.Tensor:
+        """Bias of all items, -inf for padding."""
+        bias = self.item_bias if self.id_share is None else self.item_bias * self.id_share.to(self.item_bias.dtype)
+        return bias.masked_fill(torch.arange(len(bias), device=bias.device) == PADDING_ITEM, -torch.inf)
+
+    @torch.no_grad()
+    def load_features(self, features: ItemFeatures | None, counts: np.ndarray, shrinkage: float) -> None:
+        """Take in what is known of the items: features of the sizes that the configuration names, and how often each
+        was trained on, shape (num_items + 1,), with the constant of [`~item_vectors.id_shares`]."""
+        if self.item_content is not None and features is not None:
+            self.item_content.load_features(features)
+        if self.id_share is not None:
+            self.id_share.copy_(torch.from_numpy(id_shares(counts, shrinkage)))
+
+
+class NeuralRetriever:
+    """A neural model behind the `Retriever` border: padding, batching and device are its business."""
+
+    def __init__(self, model: SequentialRetrieverModel, batch_size: int = 128):
+        self.model = model
+        self.batch_size = batch_size
+        self.num_items = model.config.num_items
+
+    @classmethod
+    def from_pretrained(cls, name: str, **hub: Any) -> NeuralRetriever:
+        """The retriever of a folder or repository whose `config.json` is its own; `hub` as for `utils.hub.fetch`.
+
+        Raises:
+            LKGError: what is there is no retriever.
+        """
+        from transformers import CONFIG_MAPPING, MODEL_MAPPING
+
+        model_type = read_json(fetch(name, CONFIG_FILE, **hub)).get("model_type")
+        config_class = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else type(None)
+        if not issubclass(config_class, SequentialRetrieverConfig):
+            raise LKGError(
+                f"{name} holds a model of type {model_type!r}, which is no retriever of this library. Give the folder "
+                "that a retriever was saved in."
+            )
+        return cls(MODEL_MAPPING[config_class].from_pretrained(name, **hub))
+
+    @classmethod
+    def from_repository(cls, name: str, hub: dict[str, Any]) -> NeuralRetriever | None:
+        """The retriever of a saved folder or repository, where it holds one; `hub` as for `utils.hub.fetch`."""
+        if fetch(name, f"{RETRIEVER_FOLDER}/{CONFIG_FILE}", optional=True, **hub) is None:
+            return None
+        place = {**hub, "subfolder": "/".join(filter(None, (hub.get("subfolder"), RETRIEVER_FOLDER)))}
+        return cls.from_pretrained(name, **place)
+
+    @property
+    def catalogue(self) -> str | None:
+        """Fingerprint of the items it was trained to find, where it is known."""
+        return self.model.config.catalogue
+
+    @torch.inference_mode()
+    def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        training = self.model.training
+        self.model.eval()
+        vectors = self.model.item_vectors()
+        scores = np.empty((len(histories), self.num_items + 1), dtype=np.float32)
+        order = np.argsort([len(history) for history in histories], kind="stable")  # short with short: less padding
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            batch = pad_left([histories[row] for row in rows], self.model.config.max_length).to(self.model.device)
+            scores[rows] = self.model(batch, item_vectors=vectors).logits.cpu().numpy()
+        self.model.train(training)
+        return scores
