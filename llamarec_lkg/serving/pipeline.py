@@ -17,7 +17,7 @@ from ..hub.layout import RETRIEVER_FOLDER
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..retrieval.base import Retriever
-from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
+from ..retrieval.sequential import NeuralRetriever, SequentialRetrieverModel
 from ..utils.errors import LKGError
 from ..utils.upstream import quiet_upstream
 from .recommender import Ranking, Recommender, Request
@@ -43,7 +43,7 @@ class RecommendationPipeline(Pipeline):
     Args:
         model ([`LlamaRecLKGForRanking`]): `pipeline` makes it of a folder or Hub id.
         processor ([`LlamaRecLKGProcessor`]): likewise; to be given beside a model that is not a name.
-        retriever: finds candidates and scores them first. A `Retriever`, an [`LRURecForRetrieval`], or the folder or
+        retriever: finds candidates and scores them first. A `Retriever`, an [`SequentialRetrieverModel`], or the folder or
             Hub id of one; by default the one saved beside the model. False is none: every request then brings its
             candidates, whose first-stage scores are 0.
         kwargs: of [`~transformers.Pipeline`]: `device`, ...; and what a call takes, for all calls.
@@ -63,7 +63,7 @@ class RecommendationPipeline(Pipeline):
         model: LlamaRecLKGForRanking,
         processor: LlamaRecLKGProcessor | None = None,
         *,
-        retriever: Retriever | LRURecForRetrieval | str | Path | Literal[False] | None = None,
+        retriever: Retriever | SequentialRetrieverModel | str | Path | Literal[False] | None = None,
         **kwargs: Any,
     ):
         local = kwargs.pop("local_files_only", None)  # `pipeline` has loaded by it, and passes it on
@@ -77,9 +77,9 @@ class RecommendationPipeline(Pipeline):
         if retriever is None:
             retriever = _find_retriever(model, {} if local is None else {"local_files_only": local})
         elif isinstance(retriever, str | Path):
-            retriever = LRURecForRetrieval.from_pretrained(str(retriever))
-        if isinstance(retriever, LRURecForRetrieval):
-            retriever = LRURecRetriever(retriever)
+            retriever = NeuralRetriever.from_pretrained(str(retriever))
+        if isinstance(retriever, SequentialRetrieverModel):
+            retriever = NeuralRetriever(retriever)
         self.recommender = Recommender(model, processor, None if retriever is False else retriever)
 
     def __call__(
@@ -182,12 +182,12 @@ def _each(inputs: Any) -> Iterator[Any]:
     return (request for request in inputs)
 
 
-def _find_retriever(model: LlamaRecLKGForRanking, hub: dict[str, Any]) -> LRURecRetriever | None:
+def _find_retriever(model: LlamaRecLKGForRanking, hub: dict[str, Any]) -> NeuralRetriever | None:
     """The retriever in the folder, or in the commit of the repository, that the model was loaded from."""
     place, commit = model.config.name_or_path, getattr(model.config, "_commit_hash", None)
     hub = {**hub, "revision": commit} if commit else hub
     with quiet_upstream():
-        retriever = LRURecRetriever.from_repository(place, hub) if place else None
+        retriever = NeuralRetriever.from_repository(place, hub) if place else None
     if retriever is None:
         logger.warning(
             f"There is no folder {RETRIEVER_FOLDER!r} beside the model, so every request must bring its candidates, "

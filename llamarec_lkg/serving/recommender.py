@@ -21,7 +21,7 @@ from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..retrieval.base import Retriever, check_retriever, exclude_history, top_k
 from ..retrieval.fused import FusedRetriever
-from ..retrieval.modeling_lrurec import LRURecRetriever
+from ..retrieval.sequential import NeuralRetriever
 from ..utils.errors import LKGError
 from ..utils.hub import hub_options, pinned
 from ..utils.upstream import quiet_upstream
@@ -61,7 +61,7 @@ class Recommender:
     answers, so not from several threads at once.
 
     Args:
-        retriever: finds candidates; an LRURec is moved to the model's device. None: every request brings its
+        retriever: finds candidates; a neural one is moved to the model's device. None: every request brings its
             candidates.
 
     Raises:
@@ -74,7 +74,7 @@ class Recommender:
         processor.check_model(model.config)
         if retriever is not None:
             check_retriever(retriever, processor.item_ids)
-        if isinstance(retriever, LRURecRetriever):
+        if isinstance(retriever, NeuralRetriever):
             retriever.model.to(model.device)
         self.model, self.processor, self.retriever = model.eval(), processor, retriever
         self.adapter_name = model.active_adapter
@@ -100,7 +100,7 @@ class Recommender:
             model = LlamaRecLKGForRanking.from_pretrained(name, **{**kwargs, **hub})
             processor, retriever = (
                 LlamaRecLKGProcessor.from_pretrained(name, **hub),
-                LRURecRetriever.from_repository(name, hub),
+                NeuralRetriever.from_repository(name, hub),
             )
         placed = "device_map" in kwargs or "quantization_config" in kwargs
         if device is None and torch.cuda.is_available() and not placed:
@@ -127,7 +127,7 @@ class Recommender:
         name = str(pretrained_model_name_or_path)
         hub = pinned(name, hub)
         processor = LlamaRecLKGProcessor.from_pretrained(name, **hub)
-        retriever = LRURecRetriever.from_repository(name, hub)
+        retriever = NeuralRetriever.from_repository(name, hub)
         if retriever is not None:
             check_retriever(retriever, processor.item_ids)  # before the model changes
         self.model.load_adapter(name, adapter_name, processor=processor, same_backbone=same_backbone, **hub)
@@ -149,7 +149,7 @@ class Recommender:
         folder, wanted = Path(save_directory), kwargs.pop("push_to_hub", False)
         options = PushOptions.take(kwargs, strict=wanted)
         repo_id = kwargs.pop("repo_id", folder.name)
-        if self.retriever is not None and not isinstance(self.retriever, LRURecRetriever):
+        if self.retriever is not None and not isinstance(self.retriever, NeuralRetriever):
             raise LKGError(
                 f"A {type(self.retriever).__name__} cannot be saved. Save model and processor by themselves."
             )

@@ -19,7 +19,7 @@ from ..data.sequences import PreprocessingSettings
 from ..ranking.ablations import CONTROLS
 from ..ranking.configuration_llamarec_lkg import LlamaRecLKGConfig
 from ..ranking.processing_llamarec_lkg import SHARED_SETTINGS
-from ..retrieval.training import LRURecTrainingArguments
+from ..retrieval.training import RetrieverTrainingArguments
 from ..utils.errors import LKGError
 from ..utils.hub import SMOLLM2_NAME
 from .training_args import LlamaRecLKGTrainingArguments
@@ -90,6 +90,7 @@ def default_backbone() -> ModelConfig:
 @dataclass
 class EvaluationSection:
     split: Literal["validation", "test"] = "test"
+    last: int = 1  # how many of each user's last items are test targets (`PreprocessingSettings.last`)
     batch_size: int = 16
     resamples: int = 2000
     controls: list[str] = field(default_factory=lambda: list(CONTROLS))  # with the language model
@@ -153,7 +154,7 @@ class RunConfig:
     data: DataSection = field(default_factory=DataSection)
     preprocessing: PreprocessingSettings = field(default_factory=PreprocessingSettings)
     graph: GraphSection = field(default_factory=GraphSection)
-    retriever: LRURecTrainingArguments = field(default_factory=LRURecTrainingArguments)
+    retriever: RetrieverTrainingArguments = field(default_factory=RetrieverTrainingArguments)
     examples: ExamplesSection = field(default_factory=ExamplesSection)
     backbone: ModelConfig = field(default_factory=default_backbone)
     adapter: dict[str, Any] = field(default_factory=dict)
@@ -162,6 +163,9 @@ class RunConfig:
     training: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     card: CardSection = field(default_factory=CardSection)
+
+    def __post_init__(self) -> None:
+        self.preprocessing = dataclasses.replace(self.preprocessing, last=self.evaluation.last)
 
     @classmethod
     def from_mapping(cls, content: Mapping[str, Any]) -> RunConfig:
@@ -226,8 +230,9 @@ class RunConfig:
 
 def _settings() -> dict[str, Any]:
     """Every setting as "section.key", with its default. `adapter` is left to PEFT."""
-    sections = {n: vars(d) if dataclasses.is_dataclass(d) else {} for n, d in vars(RunConfig()).items()}
+    sections = {n: {**vars(d)} if dataclasses.is_dataclass(d) else {} for n, d in vars(RunConfig()).items()}
     model = {f.name: f.default for f in dataclasses.fields(LlamaRecLKGConfig)}
+    sections["preprocessing"].pop("last")  # it is called evaluation.last
     sections["prompt"] = {name: model.pop(name, None) for name in SHARED_SETTINGS}
     sections["model"] = model
     sections["training"] = {f.name: f.default for f in dataclasses.fields(LlamaRecLKGTrainingArguments)}

@@ -24,7 +24,7 @@ from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..ranking.scoring import ranker_scores
 from ..retrieval.base import check_retriever
-from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
+from ..retrieval.sequential import NeuralRetriever, SequentialRetrieverModel
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file
 from .hub_trainer import PushingTrainer, check_push
@@ -61,7 +61,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
             `train_dataset`.
         peft_config: for the backbone; preferences and fusion are always trained.
         quantization_config: for a backbone given by name.
-        retriever: an [`LRURecForRetrieval`] to save and push beside the ranker, so that a `Recommender` can load both.
+        retriever: an [`SequentialRetrieverModel`] to save and push beside the ranker, so that a `Recommender` can load both.
         config: for a backbone given by name; by default the processor's `model_config()`.
         kwargs: for `transformers.Trainer`.
 
@@ -79,7 +79,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
         peft_config: Any = None,
         quantization_config: Any = None,
         config: LlamaRecLKGConfig | None = None,
-        retriever: LRURecForRetrieval | LRURecRetriever | None = None,
+        retriever: SequentialRetrieverModel | NeuralRetriever | None = None,
         data_collator: Any = None,
         **kwargs: Any,
     ):
@@ -111,9 +111,9 @@ class LlamaRecLKGTrainer(PushingTrainer):
                 "with `peft_config` or `model.add_adapter(config)`."
             )
         processing_class.check_model(model.config)
-        self.retriever = retriever.model if isinstance(retriever, LRURecRetriever) else retriever
+        self.retriever = retriever.model if isinstance(retriever, NeuralRetriever) else retriever
         if self.retriever is not None:
-            check_retriever(LRURecRetriever(self.retriever), processing_class.item_ids)
+            check_retriever(NeuralRetriever(self.retriever), processing_class.item_ids)
         if peft_config is not None:
             if model.has_adapter:
                 raise LKGError("The model has an adapter already; leave peft_config out to go on training it.")

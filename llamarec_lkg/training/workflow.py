@@ -33,8 +33,9 @@ from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..retrieval.candidates import evaluation_examples, folds_of_users
 from ..retrieval.fused import CandidateWeights
-from ..retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
-from ..retrieval.training import LRURecTrainingArguments, train_lrurec
+from ..retrieval.item_features import ItemFeatures, item_features
+from ..retrieval.sequential import NeuralRetriever
+from ..retrieval.training import RetrieverTrainingArguments, train_retriever
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file, atomic_folder, read_json, write_json
 from ..utils.fingerprints import as_plain, fingerprint
@@ -80,7 +81,8 @@ class Workflow:
         self.state = PartialState(cpu=bool(config.training.get("use_cpu", not torch.cuda.is_available())))
         self.progress = progress and self.state.is_main_process
         self._data: PreparedData | None = None
-        self._retrievers: dict[str, LRURecRetriever] = {}
+        self._retrievers: dict[str, NeuralRetriever] = {}
+        self._features: dict[str, ItemFeatures | None] = {}
         self._folds: list[FoldParts] | None = None
         self._lists: tuple[TrainingLists, CandidateWeights | None, list[float]] | None = None
 
@@ -119,31 +121,48 @@ class Workflow:
         bounds = {"min_people": section.co_rating_min_people, "per_item": section.co_ratings_per_item}
         return graph.with_co_ratings(co_ratings(dataset, **bounds))
 
-    def train_retriever(self) -> LRURecRetriever:
+    def item_features(self, kind: str) -> ItemFeatures | None:
+        """What item vectors know beside ids, as `RetrieverTrainingArguments.item_vectors` names it. The run's backbone
+        reads the text."""
+        if kind not in self._features:
+            data, name = self.prepare(), self.config.backbone.model_name_or_path
+            given = {"backbone": resolve_backbone(name), "backbone_name": name} if "text" in kind else {}
+            given |= {"graph": data.graph, "device": str(self.state.device), "progress": self.progress}
+            self._features[kind] = item_features(kind, data.dataset.items, **given)
+        return self._features[kind]
+
+    def train_retriever(self) -> NeuralRetriever:
         """The first stage, fitted on all training interactions."""
         return self._retriever(RETRIEVER_FOLDER, self.prepare().dataset, "2/6 retriever")
 
     def _retriever(
-        self, name: str, dataset: SequenceDataset, title: str, args: LRURecTrainingArguments | None = None
-    ) -> LRURecRetriever:
+        self, name: str, dataset: SequenceDataset, title: str, args: RetrieverTrainingArguments | None = None
+    ) -> NeuralRetriever:
         """A retriever fitted on the training interactions of `dataset`, kept in the folder `name`."""
         args = args or self.config.retriever
         if name in self._retrievers:
             return self._retrievers[name]
-        folder = self.folder / name
-        key = fingerprint(self.prepare().data_key, as_plain(args), dataset.labels)
+        folder, data = self.folder / name, self.prepare()
+        read_by = self.config.backbone.model_name_or_path if "text" in args.item_vectors else None
+        known = data.key if "entities" in args.item_vectors else data.data_key
+        key = fingerprint(known, as_plain(args), dataset.labels, read_by)
         done = _is_done(folder, key)
         with self._stage(title, reused=done):
             if self.state.is_main_process and not done:
-                device = str(self.state.device)
-                model, log = train_lrurec(dataset, args, device=device, progress=self.progress)
+                how = {
+                    "features": self.item_features(args.item_vectors),
+                    "device": str(self.state.device),
+                    "progress": self.progress,
+                }
+                model, log = train_retriever(dataset, args, **how)
                 with atomic_folder(folder) as temporary:
                     model.save_pretrained(temporary)
                     write_json(temporary / "log.json", log)
                     write_json(temporary / STAGE_FILE, {"key": key})
             self.state.wait_for_everyone()
-            model = LRURecForRetrieval.from_pretrained(folder).to(self.state.device)
-        self._retrievers[name] = LRURecRetriever(model)
+            retriever = NeuralRetriever.from_pretrained(str(folder))
+            retriever.model.to(self.state.device)
+        self._retrievers[name] = retriever
         return self._retrievers[name]
 
     def folds(self) -> list[FoldParts]:
@@ -162,7 +181,7 @@ class Workflow:
                 self._folds.append(FoldParts(fold_of_user, retriever, graph, log_counts))
         return self._folds
 
-    def second_retrievers(self) -> tuple[LRURecRetriever, LRURecRetriever]:
+    def second_retrievers(self) -> tuple[NeuralRetriever, NeuralRetriever]:
         """The retriever by another seed, without the users whose lists are held out, and whole."""
         fold_of_user = self.folds()[0].fold_of_user
         dataset, args = self.prepare().dataset, self.config.retriever
