@@ -61,7 +61,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
             `train_dataset`.
         peft_config: for the backbone; preferences and fusion are always trained.
         quantization_config: for a backbone given by name.
-        retriever: an [`SequentialRetrieverModel`] to save and push beside the ranker, so that a `Recommender` can load both.
+        retriever: a [`SequentialRetrieverModel`] to save and push beside the ranker, so that a `Recommender` can
+            load both.
         config: for a backbone given by name; by default the processor's `model_config()`.
         kwargs: for `transformers.Trainer`.
 
