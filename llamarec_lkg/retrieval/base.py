@@ -106,10 +106,19 @@ def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 def retriever_ranks(dataset: SequenceDataset, retriever: Retriever, split: str, *, block: int = 512) -> np.ndarray:
     """Rank of every target of `split` among all items, history excluded, shape (N,)."""
-    positions, ranks = dataset.positions(split), []
+    return retrieved(dataset, retriever, split, block=block)[0]
+
+
+def retrieved(
+    dataset: SequenceDataset, retriever: Retriever, split: str, *, count: int = 10, block: int = 512
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of every target of `split`: its rank among all items, history excluded, shape (N,); and the `count` best items,
+    (N, count), 0 where there are fewer."""
+    positions, ranks, best = dataset.positions(split), [], []
     for start in range(0, len(positions), block):
         part = positions[start : start + block]
         histories = [dataset.item_sequence[dataset.history(position)] for position in part]
         scores = exclude_history(retriever.score(histories), histories)
         ranks.append(target_ranks(scores, dataset.item_sequence[part]))
-    return np.concatenate(ranks)
+        best.append(top_k(scores, count)[0])
+    return np.concatenate(ranks), np.concatenate(best)

@@ -13,12 +13,15 @@ import torch
 
 from ..data.schema import RankingExample
 from ..evaluation.report import RANKER, REFERENCE
+from ..evaluation.slices import describe_targets
 from ..ranking.ablations import CONTROLS, control_scores
+from ..ranking.configuration_llamarec_lkg import LlamaRecLKGConfig
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..ranking.scoring import ranker_scores, reranked, without_language_model
-from ..retrieval.base import PopularityRetriever, Retriever, retriever_ranks
+from ..retrieval.base import PopularityRetriever, Retriever, retrieved
 from ..utils.fingerprints import as_plain, weights_fingerprint
+from .evaluated import Evaluated
 from .stacker import Stacker
 from .warm_up import fit_parts, heads_batch
 
@@ -27,52 +30,78 @@ if TYPE_CHECKING:
     from .workflow import Workflow
 
 
+POPULARITY = "popularity"
 CANDIDATES, STACKER, NO_LM, SECOND_SEED = "candidates", "stacker", f"{RANKER}-no-lm", "second-seed"
 COMPARISONS = [(RANKER, other) for other in (REFERENCE, CANDIDATES, NO_LM, STACKER, SECOND_SEED)]
 OF_TITLES = ("permuted-titles",)  # controls that only a language model can notice
 
 
-def rows_of_report(
-    workflow: Workflow, processor: LlamaRecLKGProcessor, examples: list[RankingExample]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Name of each row, and the rank of every target in it, shape (N,).
+def evaluate_rows(workflow: Workflow, processor: LlamaRecLKGProcessor, examples: list[RankingExample]) -> Evaluated:
+    """Every row of a run's report over the same targets.
 
     Over the whole catalogue: popularity, the retriever, and what retriever and evidence find together. Over the lists
     of these candidates: the ranker and the controls of `evaluation.controls`, the same without its language model, and
     two that have another opinion in its place: a small network (`Stacker`), and a second seed of the retriever.
     """
     section, dataset = workflow.config.evaluation, workflow.prepare().dataset
-    retriever, model = workflow.train_retriever(), workflow.load_model()
-    score = partial(ranker_scores, batch_size=section.batch_size, progress=workflow.progress)
-    popularity = PopularityRetriever.from_dataset(dataset)
-    first_stages: dict[str, Retriever] = {"popularity": popularity, REFERENCE: retriever}
+    found = np.array([example.label >= 0 for example in examples])
+    ranks, recommended = {}, {}
+    for row, retriever in _first_stages(workflow, processor):
+        ranks[row], items = retrieved(dataset, retriever, section.split)
+        recommended[row] = items * found[:, None]  # over the lists that rankers rank, too
+    for row, scores in _scored_lists(workflow, processor, examples):
+        ranks[row], recommended[row] = reranked(scores, examples), _best_items(scores, examples)
+    return Evaluated(ranks, found, recommended)
+
+
+def _first_stages(workflow: Workflow, processor: LlamaRecLKGProcessor) -> Iterator[tuple[str, Retriever]]:
+    retriever = workflow.train_retriever()
+    yield POPULARITY, PopularityRetriever.from_dataset(workflow.prepare().dataset)
+    yield REFERENCE, retriever
     if processor.candidate_weights is not None:
-        first_stages[CANDIDATES] = processor.fused_retriever(retriever)
-    for row, found_by in first_stages.items():
-        yield row, retriever_ranks(dataset, found_by, section.split)
+        yield CANDIDATES, processor.fused_retriever(retriever)
+
+
+def _scored_lists(
+    workflow: Workflow, processor: LlamaRecLKGProcessor, examples: list[RankingExample]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Row by row the scores of all candidates (N, C)."""
+    section, model = workflow.config.evaluation, workflow.load_model()
+    score = partial(ranker_scores, batch_size=section.batch_size, progress=workflow.progress)
     if model.config.use_language_model:
         said = score(model, processor, examples, description=RANKER, part="language model")
         # where no path is written, the language model reads neither graph nor preferences
         kept = {} if processor.writes_paths else {"lm_scores": said}
-        yield RANKER, reranked(score(model, processor, examples, lm_scores=said), examples)
+        yield RANKER, score(model, processor, examples, lm_scores=said)
         for name in section.controls:
             how = {"seed": section.seed, "score": score, "description": f"{RANKER}-{name}"}
             how |= {} if name in OF_TITLES else kept
-            yield f"{RANKER}-{name}", reranked(control_scores(name, model, processor, examples, **how), examples)
+            yield f"{RANKER}-{name}", control_scores(name, model, processor, examples, **how)
+    quiet = partial(score, progress=False)
     with without_language_model(model):
-        yield NO_LM, reranked(score(model, processor, examples), examples)
+        yield NO_LM, quiet(model, processor, examples)
         for name in CONTROLS:
             if name not in OF_TITLES:
-                scores = control_scores(name, model, processor, examples, seed=section.seed, score=score)
-                yield f"{NO_LM}-{name}", reranked(scores, examples)
-    lists = workflow.training_lists(processor) if workflow.config.examples.folds > 1 else None
-    if lists is None or not lists.held_out:
+                how = {"seed": section.seed, "score": quiet}
+                yield f"{NO_LM}-{name}", control_scores(name, model, processor, examples, **how)
+    if workflow.config.examples.folds == 1:
         return
-    features = heads_batch(processor, examples, progress=False)
-    stacker = Stacker.fit(heads_batch(processor, lists.best, progress=False), progress=workflow.progress)
-    yield STACKER, reranked(stacker.score(features), examples)
-    if section.second_seed and model.config.use_language_model:
-        yield SECOND_SEED, reranked(_second_opinion(workflow, model, processor, lists.held_out, examples), examples)
+    lists = workflow.training_lists(processor)
+    if lists.held_out:
+        stacker = Stacker.fit(heads_batch(processor, lists.best, progress=False), progress=workflow.progress)
+        yield STACKER, stacker.score(heads_batch(processor, examples, progress=False))
+        if section.second_seed and model.config.use_language_model:
+            yield SECOND_SEED, _second_opinion(workflow, model, processor, lists.held_out, examples)
+
+
+def _best_items(scores: np.ndarray, examples: list[RankingExample], count: int = 10) -> np.ndarray:
+    """The `count` best candidates of each list that was ranked, (N, count), 0 where there are fewer or it was not."""
+    best = np.zeros((len(examples), count), dtype=np.int64)
+    for row, example in enumerate(examples):
+        if example.label >= 0:
+            order = np.argsort(-scores[row, : len(example.candidates)], kind="stable")[:count]
+            best[row, : len(order)] = example.candidates[order]
+    return best
 
 
 def _second_opinion(
@@ -106,7 +135,7 @@ def _scores_of(retriever: Retriever, examples: list[RankingExample], width: int)
     return scores
 
 
-def protocol_of_report(workflow: Workflow, processor: LlamaRecLKGProcessor) -> dict[str, Any]:
+def protocol_of_report(workflow: Workflow) -> dict[str, Any]:
     """What was evaluated, and how."""
     data, config = workflow.prepare(), workflow.config
     return {
@@ -117,7 +146,8 @@ def protocol_of_report(workflow: Workflow, processor: LlamaRecLKGProcessor) -> d
         "settings": json.dumps(as_plain(data.dataset.settings)),
         "graph": data.graph.describe(),
         "graph_time": "co-ratings from training interactions of all users, whatever their date; facts are undated",
-        "candidates": processor.num_candidates,
+        **describe_targets(data.dataset, config.evaluation.split),
+        "candidates": int(config.prompt.get("num_candidates", LlamaRecLKGConfig.num_candidates)),
         "backbone": config.backbone.model_name_or_path,
         "training_seed": workflow.training_arguments().seed,
         "weights": weights_fingerprint(workflow.folder),

@@ -106,6 +106,17 @@ class EvaluationSection:
 
 
 @dataclass
+class BenchmarkSection:
+    """What `llamarec-lkg benchmark` runs beside the run itself. `retrievers` and `variants` name rows of the report,
+    each with the settings in which it differs: from the section `retriever`, and as "section.key" from the run."""
+
+    seeds: list[int] = field(default_factory=lambda: [42, 43, 44])
+    retrievers: dict[str, dict[str, Any]] = field(default_factory=lambda: {"retriever": {}})
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    variant_seeds: int = 1  # variants are trained for so many of the seeds
+
+
+@dataclass
 class CardSection:
     """What only you know about the model card."""
 
@@ -163,6 +174,7 @@ class RunConfig:
     training: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     card: CardSection = field(default_factory=CardSection)
+    benchmark: BenchmarkSection = field(default_factory=BenchmarkSection)
 
     def __post_init__(self) -> None:
         self.preprocessing = dataclasses.replace(self.preprocessing, last=self.evaluation.last)
@@ -208,15 +220,17 @@ class RunConfig:
                 raise LKGError(
                     f"The override {override!r} is not of the form section.key=value, as in training.seed=1."
                 )
-            *sections, last = key.split(".")
-            target = content
-            for section in sections:
-                held = target.get(section)
-                target[section] = dict(held) if isinstance(held, Mapping) else {}
-                target = target[section]
-            target[last] = _parse(text)
+            _set(content, key, _parse(text))
             _check(content, f"the override {override!r}")
         return cls.from_mapping(content)
+
+    def changed(self, settings: Mapping[str, Any]) -> RunConfig:
+        """The same run with some settings, as {"section.key": value}, changed."""
+        content = self.to_mapping()
+        for key, value in settings.items():
+            _set(content, key, value)
+            _check(content, f"the setting {key!r}")
+        return self.from_mapping(content)
 
     def to_mapping(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -226,6 +240,16 @@ class RunConfig:
         if not self.adapter or not self.backbone.use_peft:
             return get_peft_config(self.backbone)
         return peft.get_peft_config({"task_type": self.backbone.lora_task_type, **self.adapter})
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value in its place, "section.key"."""
+    *sections, last = key.split(".")
+    for section in sections:
+        held = content.get(section)
+        content[section] = dict(held) if isinstance(held, Mapping) else {}
+        content = content[section]
+    content[last] = value
 
 
 def _settings() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..data.schema import CO_RATED, DatasetBundle, RankingExample
 from ..data.sequences import SequenceDataset, prepare_dataset
 from ..data.sources import load_dataset_bundle
 from ..evaluation.report import Report
+from ..evaluation.slices import target_slices
 from ..graph.co_ratings import co_ratings
 from ..graph.evidence import STATISTICS
 from ..graph.knowledge_graph import KnowledgeGraph
@@ -41,8 +42,9 @@ from ..utils.files import atomic_file, atomic_folder, read_json, write_json
 from ..utils.fingerprints import as_plain, fingerprint
 from ..utils.precision import describe_dtype, resolve_dtype
 from ..utils.upstream import quiet_upstream
+from .evaluated import Evaluated
 from .lists import HELD_OUT_FOLD, FoldParts, TrainingLists, make_lists
-from .report_rows import protocol_of_report, rows_of_report
+from .report_rows import COMPARISONS, evaluate_rows, protocol_of_report
 from .run_config import RunConfig
 from .trainer import LlamaRecLKGTrainer
 from .training_args import LlamaRecLKGTrainingArguments
@@ -73,11 +75,13 @@ class Workflow:
     Args:
         config: what to do.
         progress: whether to print a line for each stage, and to show bars.
+        retrievers: the folder of another run, whose retrievers are used where they are those of this one.
     """
 
-    def __init__(self, config: RunConfig, *, progress: bool = True):
+    def __init__(self, config: RunConfig, *, progress: bool = True, retrievers: Path | None = None):
         self.config = config
         self.folder = Path(config.output_dir)
+        self.retrievers_folder = self.folder if retrievers is None else retrievers
         self.state = PartialState(cpu=bool(config.training.get("use_cpu", not torch.cuda.is_available())))
         self.progress = progress and self.state.is_main_process
         self._data: PreparedData | None = None
@@ -133,16 +137,16 @@ class Workflow:
 
     def train_retriever(self) -> NeuralRetriever:
         """The first stage, fitted on all training interactions."""
-        return self._retriever(RETRIEVER_FOLDER, self.prepare().dataset, "2/6 retriever")
+        return self.retriever(RETRIEVER_FOLDER, self.prepare().dataset, "2/6 retriever")
 
-    def _retriever(
+    def retriever(
         self, name: str, dataset: SequenceDataset, title: str, args: RetrieverTrainingArguments | None = None
     ) -> NeuralRetriever:
         """A retriever fitted on the training interactions of `dataset`, kept in the folder `name`."""
         args = args or self.config.retriever
         if name in self._retrievers:
             return self._retrievers[name]
-        folder, data = self.folder / name, self.prepare()
+        folder, data = self.retrievers_folder / name, self.prepare()
         read_by = self.config.backbone.model_name_or_path if "text" in args.item_vectors else None
         known = data.key if "entities" in args.item_vectors else data.data_key
         key = fingerprint(known, as_plain(args), dataset.labels, read_by)
@@ -175,7 +179,7 @@ class Workflow:
                 users = np.flatnonzero(fold_of_user == fold)
                 others = data.dataset.without_users(users)
                 title = f"3/6 retriever of fold {fold + 1} of {section.folds}"
-                retriever = self._retriever(f"{RETRIEVER_FOLDER}-fold-{fold}", others, title)
+                retriever = self.retriever(f"{RETRIEVER_FOLDER}-fold-{fold}", others, title)
                 log_counts = np.log1p(others.training_counts()).astype(np.float32)
                 graph = self._with_co_ratings(data.graph, others)
                 self._folds.append(FoldParts(fold_of_user, retriever, graph, log_counts))
@@ -189,8 +193,8 @@ class Workflow:
         others = dataset.without_users(np.flatnonzero(fold_of_user == HELD_OUT_FOLD))
         title = "6/6 second seed of the retriever"
         return (
-            self._retriever(f"{RETRIEVER_FOLDER}-second-fold-{HELD_OUT_FOLD}", others, title, args),
-            self._retriever(f"{RETRIEVER_FOLDER}-second", dataset, title, args),
+            self.retriever(f"{RETRIEVER_FOLDER}-second-fold-{HELD_OUT_FOLD}", others, title, args),
+            self.retriever(f"{RETRIEVER_FOLDER}-second", dataset, title, args),
         )
 
     def training_lists(
@@ -227,7 +231,7 @@ class Workflow:
 
     def _ranker_key(self) -> str:
         sections = self.config.to_mapping()
-        for unrelated in ("output_dir", "evaluation", "data", "card"):
+        for unrelated in ("output_dir", "evaluation", "data", "card", "benchmark"):
             sections.pop(unrelated)
         sections["training"] = {k: v for k, v in sections["training"].items() if k not in COSMETIC_ARGUMENTS}
         return fingerprint(MODEL_VERSION, STATISTICS, self.prepare().key, sections)
@@ -285,31 +289,54 @@ class Workflow:
 
     def evaluate(self) -> Report:
         """Score every row on the same targets and write the report; the card is written anew with it."""
+        evaluated = self.evaluated()
+        report = self.report(evaluated.ranks, evaluated.found, recommended=evaluated.recommended)
+        if self.state.is_main_process:
+            report.save(self.folder)
+            self._write_card(read_record(self.folder / CARD_FACTS, ModelCard), report)
+        self.state.wait_for_everyone()
+        return report
+
+    def evaluated(self) -> Evaluated:
+        """Every row's view of every target, kept beside the run."""
         section = self.config.evaluation
-        key, path = fingerprint(self._ranker_key(), as_plain(section), REPORT_VERSION), self.folder / REPORT_FILE
-        saved = read_json(path) if path.exists() else {"protocol": {}}
-        if saved["protocol"].get("key") == key:
+        key = fingerprint(self._ranker_key(), as_plain(section), REPORT_VERSION)
+        if (saved := Evaluated.load(self.folder, key)) is not None:
             with self._stage("6/6 evaluation", reused=True):
-                report = Report(**saved)
-                if self.state.is_main_process:  # the card's own section may have changed
-                    self._write_card(read_record(self.folder / CARD_FACTS, ModelCard), report)
-                return report
+                return saved
         self.train()
         with self._stage("6/6 evaluation"):
             processor = LlamaRecLKGProcessor.from_pretrained(self.folder)
-            examples = self.lists(processor, section.split)
-            report = Report.from_ranks(
-                dict(rows_of_report(self, processor, examples)),
-                np.array([example.label >= 0 for example in examples]),
-                {**protocol_of_report(self, processor), "key": key},
-                resamples=section.resamples,
-                seed=section.seed,
-            )
+            found = evaluate_rows(self, processor, self.lists(processor, section.split))
             if self.state.is_main_process:
-                report.save(self.folder)
-                self._write_card(read_record(self.folder / CARD_FACTS, ModelCard), report)
+                found.save(self.folder, key)
             self.state.wait_for_everyone()
-        return report
+        return found
+
+    def report(
+        self,
+        ranks: Mapping[str, np.ndarray],
+        found: np.ndarray,
+        facts: Mapping[str, Any] | None = None,
+        *,
+        recommended: Mapping[str, np.ndarray] | None = None,
+        comparisons: Sequence[tuple[str, str]] = COMPARISONS,
+    ) -> Report:
+        """The report of this run's targets; arguments are those of `Report.from_ranks`, with further `facts` for its
+        protocol."""
+        section, dataset = self.config.evaluation, self.prepare().dataset
+        return Report.from_ranks(
+            ranks,
+            found,
+            {**protocol_of_report(self), **(facts or {})},
+            users=dataset.user_of(dataset.positions(section.split)),
+            slices=target_slices(dataset, section.split),
+            recommended=recommended,
+            training_counts=dataset.training_counts(),
+            comparisons=comparisons,
+            resamples=section.resamples,
+            seed=section.seed,
+        )
 
     # -- parts ------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,93 @@
+"""A table that anyone can reproduce: the runs of several seeds, every row on the same targets, one report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..evaluation.report import RANKER, REFERENCE, Report
+from ..retrieval.base import retriever_ranks
+from ..retrieval.training import RetrieverTrainingArguments
+from ..utils.errors import LKGError
+from .report_rows import COMPARISONS
+from .run_config import RunConfig
+from .workflow import Workflow
+
+
+def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
+    """Run `config` once a seed and report every row's mean over seeds, with intervals over users.
+
+    Each seed's run lies in a folder of its own below `config.output_dir`, and each of its stages is reused when
+    nothing it depends on has changed: a benchmark that was cut off goes on where it was. The report is written beside
+    them.
+
+    Returns:
+        the report. Its rows are those of a run (`rows_of_report`), one for each retriever of `benchmark.retrievers`,
+        and one for each ranker of `benchmark.variants`. The run's own retriever is named after what it is.
+
+    Raises:
+        LKGError: `benchmark.retrievers` lacks "retriever".
+    """
+    section, found, hits = config.benchmark, {}, []
+    if REFERENCE not in section.retrievers:
+        raise LKGError(
+            f"benchmark.retrievers has {sorted(section.retrievers)}; it needs {REFERENCE!r}, the one that every row is "
+            "compared with: the settings in which it differs from the section `retriever`."
+        )
+    for number, seed in enumerate(section.seeds):
+        if progress:
+            tqdm.write(f"seed {seed}, {number + 1} of {len(section.seeds)}", file=sys.stderr)
+        workflow = Workflow(_of_seed(config, seed), progress=progress)
+        own = workflow.evaluated()
+        hits.append(own.found)
+        rows = {_retriever_name(config.retriever) if name == REFERENCE else name: r for name, r in own.ranks.items()}
+        rows |= dict(_more_rows(workflow, variants=number < section.variant_seeds))
+        for name, ranks in rows.items():
+            found.setdefault(name, []).append(ranks)
+    # a row that not every seed has stands on those that it has
+    found = {name: np.stack(ranks) for name, ranks in found.items()}
+    others = [name for name in section.retrievers if name != REFERENCE]
+    report = workflow.report(
+        found,
+        np.stack(hits),
+        {"seeds": list(section.seeds), "seeds_of_variants": section.variant_seeds},
+        comparisons=[*COMPARISONS, *((RANKER, name) for name in (*others, *section.variants))],
+    )
+    if workflow.state.is_main_process:
+        report.save(config.output_dir)
+    return report
+
+
+def _of_seed(config: RunConfig, seed: int) -> RunConfig:
+    return replace(
+        config,
+        output_dir=str(Path(config.output_dir, f"seed-{seed}")),
+        retriever=replace(config.retriever, seed=seed),
+        training={**config.training, "seed": seed},
+    )
+
+
+def _more_rows(workflow: Workflow, variants: bool) -> Iterator[tuple[str, np.ndarray]]:
+    """Retrievers and, where asked for, rankers that the run itself does not have."""
+    config = workflow.config
+    dataset, split = workflow.prepare().dataset, config.evaluation.split
+    for name, settings in config.benchmark.retrievers.items():
+        if name != _retriever_name(config.retriever):
+            retriever = workflow.retriever(name, dataset, name, replace(config.retriever, **settings))
+            yield name, retriever_ranks(dataset, retriever, split)
+    for name, settings in config.benchmark.variants.items() if variants else ():
+        changed = config.changed({**settings, "output_dir": str(workflow.folder / name)})
+        changed.evaluation = replace(config.evaluation, controls=[], second_seed=False)
+        variant = Workflow(changed, progress=workflow.progress, retrievers=workflow.folder)
+        yield name, variant.evaluated().ranks[RANKER]
+
+
+def _retriever_name(args: RetrieverTrainingArguments) -> str:
+    """ "retriever", with what its item vectors know before it and the kind of its encoder after it."""
+    content = "" if args.item_vectors == "ids" else f"{args.item_vectors}-"
+    return f"{content}{REFERENCE}{'' if args.model_type == 'lrurec' else f'-{args.model_type}'}"
