@@ -45,7 +45,7 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
         path_gate (`"attention_bias"` or `"straight_through"`): how; the second works with every attention kernel.
         path_gate_temperature (`float`): of the softmax over the selected paths' scores.
         use_retrieval_scores, use_letter_prior (`bool`): add the first stage's score; subtract the letters' own bias.
-        learn_letter_scale (`bool`), letter_scale, evidence_weight, retrieval_weight (`float`): the first s, a and b.
+        learn_lm_scale (`bool`), lm_scale, evidence_weight, retrieval_weight (`float`): the first s, a and b.
         num_paths (`int`): K, how many paths enter the prompt. 0 writes none.
         one_path_per_history_item (`bool`): among the paths of one history item only the best may enter, as published.
         path_weighting (`"evidence"` or `"tfidf"`): what a path weighs: its own share of the evidence, or the
@@ -62,7 +62,7 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
 
     model_type = "llamarec_lkg"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
-    keys_to_ignore_at_inference = ["preferences", "path_scores", "selected_paths", "letter_logits", "letter_scores"]
+    keys_to_ignore_at_inference = ["preferences", "path_scores", "selected_paths", "lm_logits", "lm_scores"]
 
     text_config: dict | PreTrainedConfig | None = None
     backbone_name_or_path: str | None = None
@@ -85,8 +85,8 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
     path_gate_temperature: float = 0.2
     use_retrieval_scores: bool = True
     use_letter_prior: bool = True
-    learn_letter_scale: bool = True
-    letter_scale: float = 0.1
+    learn_lm_scale: bool = True
+    lm_scale: float = 0.1
     evidence_weight: float = 1.0
     retrieval_weight: float = 1.0
     num_paths: int = 4
@@ -156,8 +156,8 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
             "use_path_gate": False,
             "use_retrieval_scores": False,
             "use_letter_prior": False,
-            "learn_letter_scale": False,
-            "letter_scale": 1.0,
+            "learn_lm_scale": False,
+            "lm_scale": 1.0,
             "num_paths": 20,
             "one_path_per_history_item": True,
             "path_weighting": "tfidf",

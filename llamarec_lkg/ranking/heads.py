@@ -86,16 +86,16 @@ class ScoreFusion(nn.Module):
     def __init__(self, config: LlamaRecLKGConfig):
         super().__init__()
         self.config = config
-        for name in ("letter_scale", "evidence_weight", "retrieval_weight"):
+        for name in ("lm_scale", "evidence_weight", "retrieval_weight"):
             # of shape (1,): FSDP2 cannot shard what has no dimension
             self.register_parameter(name, nn.Parameter(torch.tensor([float(getattr(config, name))])))
-        self.letter_scale.requires_grad_(config.use_language_model and config.learn_letter_scale)
+        self.lm_scale.requires_grad_(config.use_language_model and config.learn_lm_scale)
         self.evidence_weight.requires_grad_(config.use_evidence_fusion)
         self.retrieval_weight.requires_grad_(config.use_retrieval_scores)
 
     def forward(
         self,
-        letter_logits: torch.Tensor | None,
+        lm_logits: torch.Tensor | None,
         preferences: torch.Tensor,
         evidence: torch.Tensor,
         retrieval_scores: torch.Tensor,
@@ -105,8 +105,8 @@ class ScoreFusion(nn.Module):
         (B, C, R)."""
         none = torch.zeros_like(retrieval_scores, dtype=torch.float32)
         parts = {"language model": none, "retriever": none}
-        if letter_logits is not None:
-            parts["language model"] = self.letter_scale * _less_mean(letter_logits, candidate_mask)
+        if lm_logits is not None:
+            parts["language model"] = self.lm_scale * _less_mean(lm_logits, candidate_mask)
         if self.config.use_retrieval_scores:
             parts["retriever"] = self.retrieval_weight * _less_mean(retrieval_scores, candidate_mask)
         if self.config.use_evidence_fusion:

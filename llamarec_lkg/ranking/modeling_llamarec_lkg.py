@@ -38,8 +38,8 @@ class RankingOutput(ModelOutput):
         preferences (B, R): distribution over relations.
         path_scores (B, P): score of every path; -inf where there is none.
         selected_paths (`long`, (B, K)): paths in the prompt, best first; -1 where there is none.
-        letter_logits (B, C): what the backbone said, prior not yet subtracted.
-        letter_scores (B, C): the same less the prior, what the fusion takes.
+        lm_logits (B, C): what the backbone said, prior not yet subtracted.
+        lm_scores (B, C): the same less the prior, what the fusion takes.
     """
 
     loss: torch.Tensor | None = None
@@ -47,8 +47,8 @@ class RankingOutput(ModelOutput):
     preferences: torch.Tensor | None = None
     path_scores: torch.Tensor | None = None
     selected_paths: torch.Tensor | None = None
-    letter_logits: torch.Tensor | None = None
-    letter_scores: torch.Tensor | None = None
+    lm_logits: torch.Tensor | None = None
+    lm_scores: torch.Tensor | None = None
 
 
 class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedModel):
@@ -106,7 +106,7 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
             if module.user_norm is not None:
                 nn.init.ones_(module.user_norm.weight)
         elif isinstance(module, ScoreFusion):
-            for name in ("letter_scale", "evidence_weight", "retrieval_weight"):
+            for name in ("lm_scale", "evidence_weight", "retrieval_weight"):
                 getattr(module, name).fill_(getattr(self.config, name))
 
     # -- backbone --------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
         """
         output, inputs = self._evaluate(batch)
         names = ("evidence", "retrieval_scores", "candidate_mask")
-        _, parts = self.fusion(output.letter_scores, output.preferences, *(inputs[name] for name in names))
+        _, parts = self.fusion(output.lm_scores, output.preferences, *(inputs[name] for name in names))
         return {**parts, "preferences": output.preferences}
 
     def _evaluate(self, batch: Mapping[str, torch.Tensor]) -> tuple[RankingOutput, dict[str, torch.Tensor]]:
@@ -222,7 +222,7 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
         exact = torch.autocast(user_ids.device.type, enabled=False)  # preferences and fusion stay in float32
         with exact:
             preferences = self.preference(user_ids, history_relations).softmax(-1)
-        letter_logits = path_scores = selected = relative = None
+        lm_logits = path_scores = selected = relative = None
         if self.config.use_language_model:
             with exact:
                 path_scores = torch.einsum("bpr,br->bp", path_relation_weights.float(), preferences)
@@ -239,9 +239,9 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
                 selected,
                 self.config.max_length,
             )
-            letter_logits = relative = self._letter_logits(prompt, scores, candidate_mask.shape[1])
+            lm_logits = relative = self._letter_logits(prompt, scores, candidate_mask.shape[1])
             if self.config.use_letter_prior:
-                relative = letter_logits - self._letter_prior(candidate_mask.shape[1], evidence.device)
+                relative = lm_logits - self._letter_prior(candidate_mask.shape[1], evidence.device)
         with exact:
             logits, _ = self.fusion(relative, preferences, evidence, retrieval_scores, candidate_mask)
         loss = None
@@ -250,7 +250,7 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
             loss = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0.0
             if self.preference.training and self.config.user_shrinkage:  # in the heads' warm-up, too
                 loss = loss + self.config.user_shrinkage * self.preference.personal(user_ids).square().sum(1).mean()
-        return RankingOutput(loss, logits, preferences, path_scores, selected, letter_logits, relative)
+        return RankingOutput(loss, logits, preferences, path_scores, selected, lm_logits, relative)
 
     def _letter_logits(self, prompt: AssembledPrompt, path_scores: torch.Tensor, count: int) -> torch.Tensor:
         """The backbone's logits of the first `count` letters after the last token, (B, count) in float32."""
