@@ -60,7 +60,7 @@ SWITCHES = {
     "both": {},
     "no-graph": {},
     "evidence": {"use_language_model": False, "use_path_gate": False},
-    "gate": {"use_evidence_fusion": False, "learn_letter_scale": False, "letter_scale": 1.0},
+    "gate": {"use_evidence_fusion": False, "learn_lm_scale": False, "lm_scale": 1.0},
 }
 
 

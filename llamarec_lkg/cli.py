@@ -77,6 +77,16 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(f"written to {workflow.folder}: report.json, report.md, report.png")
 
 
+def _benchmark(args: argparse.Namespace) -> None:
+    from .training.benchmark import run_benchmark
+    from .training.run_config import RunConfig
+
+    config = RunConfig.from_yaml(args.config, args.overrides)
+    report = run_benchmark(config)
+    print(report.to_markdown())
+    print(f"written to {config.output_dir}: report.json, report.md, report.png")
+
+
 # -- a trained model --------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +226,10 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     _add_stage(train)
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     _add_stage(add("evaluate", _evaluate, "write report.json, report.md and report.png (and what they need first)"))
+
+    text = "run every seed of a configuration, and report all rows with their intervals"
+    command = add("benchmark", _benchmark, text, " What was cut off goes on where it was.")
+    _add_stage(command)
 
     command = add("recommend", _recommend, "rank items for one history")
     _add_request(command, "*")

@@ -147,20 +147,26 @@ def tfidf(paths: Paths, num_relations: int) -> np.ndarray:
     return special.softmax(weights, axis=1) if len(weights) else weights
 
 
-def keep_selectable(weights: np.ndarray, count: int, source_index: np.ndarray | None = None) -> np.ndarray:
+def keep_selectable(
+    weights: np.ndarray,
+    count: int,
+    source_index: np.ndarray | None = None,
+    target_index: np.ndarray | None = None,
+) -> np.ndarray:
     """Rows of `weights` (P, R) that can be among the `count` best under *some* preferences, in ascending order.
 
     Which paths enter the prompt is decided later, inside the model, by `weights @ preferences`; but most paths never
     can. Among paths that lie on one relation alone the order never changes, so the `count` heaviest of each suffice;
     of equal rows the first `count`. With `source_index` (P,), where one path of each history item is taken, one of
-    each kind suffices for every history item.
+    each kind suffices for every history item. With `target_index` (P,) each target has a `count` of its own.
     """
-    groups: dict[tuple[int, bytes, bytes], list[int]] = {}
+    groups: dict[tuple[int, int, bytes, bytes], list[int]] = {}
     for row, weight in enumerate(weights):
         support = np.flatnonzero(weight)
         single = len(support) == 1
         source = -1 if source_index is None else int(source_index[row])
-        groups.setdefault((source, support.tobytes(), b"" if single else weight.tobytes()), []).append(row)
+        target = -1 if target_index is None else int(target_index[row])
+        groups.setdefault((source, target, support.tobytes(), b"" if single else weight.tobytes()), []).append(row)
     each = count if source_index is None else 1
     kept = [row for rows in groups.values() for row in sorted(rows, key=lambda row: (-weights[row].max(), row))[:each]]
     return np.array(sorted(kept), dtype=np.int64)

@@ -1,7 +1,8 @@
-"""Several adapters on one backbone, each with the preferences, fusion weights and configuration it was trained with.
+"""Several adapters on one backbone, each with the configuration and heads (preferences, fusion, readout) it was
+trained with.
 
 PEFT alone would switch only the weights inside the backbone and leave another tenant's preferences in place: scores
-would be wrong without a word. Here all four change hands together.
+would be wrong without a word. Here all of them change hands together.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ logger = logging.get_logger(__name__)
 
 DEFAULT_ADAPTER = "default"
 
+HEADS = ("preference", "fusion", "readout")
+
 
 @dataclass
 class Tenant:
     """All about an adapter that is loaded but not in use, but its PEFT weights, which wait in the backbone."""
 
     config: LlamaRecLKGConfig
-    preference: nn.Module
-    fusion: nn.Module
+    heads: dict[str, nn.Module]
     trainable: bool
 
 
@@ -90,8 +92,8 @@ class AdapterMixin:
             config = self._tenant_config(config or deepcopy(self.config))
             config.heads_trained = False
             self._check_backbone(config, "the new adapter")
-            tenant = Tenant(config, *self.make_heads(config), trainable=True)
-            self._init_weights(tenant.preference)
+            tenant = Tenant(config, self.make_heads(config), trainable=True)
+            self._init_weights(tenant.heads["preference"])
             self.language_model.add_adapter(adapter_name, adapter_config)
             self._tenants[adapter_name] = tenant
             self.set_adapter(adapter_name)
@@ -141,16 +143,15 @@ class AdapterMixin:
                 f"{found.get('has_adapter', False)}): that is what saving a ranker with an adapter writes."
             )
         config = LlamaRecLKGConfig.from_pretrained(name, **kwargs)
-        preference, fusion = self.make_heads(config)
-        load_users(preference, config, name, **kwargs)
+        heads = self.make_heads(config)
+        load_users(heads["preference"], config, name, **kwargs)
         if processor is not None:
             processor.check_model(config)
         if not same_backbone:
             self._check_backbone(config, name)
         self._tenant_config(config)
-        tenant = Tenant(config, preference, fusion, trainable=is_trainable)
-        heads = nn.ModuleDict({"preference": preference, "fusion": fusion})
-        load_heads(heads, fetch(name, SAFE_WEIGHTS_NAME, **kwargs))
+        tenant = Tenant(config, heads, trainable=is_trainable)
+        load_heads(nn.ModuleDict(heads), fetch(name, SAFE_WEIGHTS_NAME, **kwargs))
         first = not self.has_adapter
         self._attach_adapter(name, adapter_name, is_trainable, **kwargs)
         revision = kwargs.get("revision")
@@ -167,7 +168,7 @@ class AdapterMixin:
         current = self.active_adapter
         if adapter_name == current:
             return
-        self._tenants[current] = Tenant(self.config, self.preference, self.fusion, self._is_trainable())
+        self._tenants[current] = Tenant(self.config, self.heads(), self._is_trainable())
         tenant = self._tenants.pop(adapter_name)
         self._take(tenant)
         self.language_model.set_adapter(adapter_name, inference_mode=not tenant.trainable)
@@ -258,14 +259,16 @@ class AdapterMixin:
     def _take(self, tenant: Tenant) -> None:
         device = self.fusion.retrieval_weight.device
         self.config = tenant.config
-        self.preference = tenant.preference.to(device).train(self.training)
-        self.fusion = tenant.fusion.to(device).train(self.training)
+        for name in HEADS:
+            head = tenant.heads.get(name)
+            setattr(self, name, None if head is None else head.to(device).train(self.training))
 
     def _tenant_config(self, config: LlamaRecLKGConfig) -> LlamaRecLKGConfig:
         """All tenants speak of the one backbone."""
         config.text_config = self.config.text_config
         config.backbone_name_or_path = self.config.backbone_name_or_path
         config.backbone_revision = self.config.backbone_revision
+        config.num_hidden_layers = self.config.num_hidden_layers
         return config
 
     def _is_trainable(self) -> bool:
@@ -296,4 +299,10 @@ class AdapterMixin:
                 f"{who} was trained on the backbone {name} at {revision or 'no known commit'}, this model has "
                 f"{present} at {here or 'no known commit'}. An adapter works on its own base only. If both mean the "
                 "same weights (from commit to commit they often stay the same), pass same_backbone=True."
+            )
+        layers, here = (c.text_config.get_text_config().num_hidden_layers for c in (config, self.config))
+        if layers != here:
+            raise LKGError(
+                f"{who} was trained on {layers} layers of the backbone, this model has {here} (`num_hidden_layers`). "
+                "Load it on a model of its own."
             )

@@ -47,6 +47,35 @@ def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[
     return backbone, info
 
 
+def cut_backbone(backbone: Any, count: int | None) -> None:
+    """Keep the first `count` layers of a language model; its configuration then says so. None keeps all."""
+    decoder, layers = backbone.base_model, backbone.config.get_text_config().num_hidden_layers
+    if count in (None, layers):
+        return
+    stacks = [part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part) == layers]
+    if len(stacks) != 1:
+        raise LKGError(
+            f"num_hidden_layers={count} cannot cut this {type(backbone).__name__}: {len(stacks)} lists of its parts "
+            f"are {layers} long, so which are its layers is not known. Leave it None."
+        )
+    cut_config(backbone.config, count)
+    del stacks[0][count:]
+
+
+def cut_config(text_config: Any, count: int | None) -> None:
+    """The configuration of a language model with the first `count` layers alone."""
+    config = text_config.get_text_config()
+    layers = config.num_hidden_layers
+    if count in (None, layers):
+        return
+    if count > layers:
+        raise LKGError(f"num_hidden_layers is {count}, but the backbone has {layers}. Lower it, or leave it None.")
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == layers:  # such as `layer_types`: one entry a layer
+            setattr(config, name, value[:count])
+    config.num_hidden_layers = count
+
+
 def choose_dtype(place: str, kwargs: dict[str, Any]) -> None:
     """Put the `dtype` to load with in the arguments of a `from_pretrained`: the given one or, without one or with
     "auto", that of the checkpoint in `place` so far as the device of `device_map` computes it fast."""

@@ -61,7 +61,7 @@ class CheckpointMixin:
             backbone: a folder, Hub id or model to use in place of the one that a small form names. False leaves the
                 language model out, as `use_language_model=False` does; None and True are what was saved.
             dtype: of the backbone; by default, or "auto", the checkpoint's own, but float32 for half precision that
-                the device does not compute fast. Preferences and fusion stay in float32.
+                the device does not compute fast. The heads stay in float32.
             is_trainable: whether a saved adapter, to be called `adapter_name`, can be trained on.
             output_loading_info: return what loading the backbone found, too.
             kwargs: fields of the configuration, which have the last word; `HUB_KEYS` of hub.py for all files; for the
@@ -148,6 +148,7 @@ class CheckpointMixin:
                 "a plain backbone, which is for `LlamaRecLKGForRanking.from_backbone`. Save or download it again."
             )
         model._own_backbone = True
+        model.check_reading()
         return model, info
 
     def load_trained_weights(self, folder: str | Path) -> None:
@@ -184,9 +185,9 @@ class CheckpointMixin:
     ) -> None:
         """Save the whole model or, by default when it has an adapter, only what was trained.
 
-        The small form holds `config.json`, the preference and fusion weights in `model.safetensors`, and the adapter
-        in `adapter/`; the backbone is named, not copied. The weights of single users, where there are any, are in
-        `private/`, which `.gitignore` names. A model that was saved in the folder before is replaced as a whole: a
+        The small form holds `config.json`, the heads (preferences, fusion, readout) in `model.safetensors`, and the
+        adapter in `adapter/`; the backbone is named, not copied. The weights of single users, where there are any, are
+        in `private/`, which `.gitignore` names. A model that was saved in the folder before is replaced as a whole: a
         save that fails leaves the earlier one, and one that is killed meanwhile no `config.json`.
 
         Args:

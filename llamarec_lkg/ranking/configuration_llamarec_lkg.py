@@ -15,6 +15,8 @@ from ..utils.errors import LKGError
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 CHOICES = {
+    "readout": ("candidates", "letters"),
+    "candidate_attention": ("isolated", "causal"),
     "path_gate": ("attention_bias", "straight_through"),
     "path_weighting": ("evidence", "tfidf"),
     "path_style": ("compact", "published"),
@@ -26,6 +28,8 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
 
     Args:
         text_config: the backbone's own configuration; any causal language model.
+        num_hidden_layers (`int`, optional): only so many of the backbone's first layers are used (its final norm
+            stays); by default all.
         backbone_name_or_path, backbone_revision (`str`, optional): where the backbone came from: a Hub id, a folder,
             or a name of `backbones.py`; and its branch, tag or commit on the Hub.
         external_backbone (`bool`): the checkpoint holds only what was trained, without the backbone.
@@ -40,23 +44,35 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
         user_shrinkage (`float`): weight of the squared logits that ids add, in the training loss.
         use_history_preferences, use_user_embedding (`bool`): the two inputs of the preference module.
         use_language_model (`bool`): off, only retriever and evidence rank, and no backbone is needed.
+        readout (`"candidates"` or `"letters"`): where the language model's scores are read: in its state at the end of
+            each candidate, or in the logits of the letters that candidates stand behind, as published.
+        candidate_attention (`"isolated"` or `"causal"`): what a candidate sees beside the history: itself alone, so
+            that scores do not depend on the other candidates and a list may be of any length; or all before it, too.
+        candidates_per_pass (`int`): isolated candidates of a longer list are read in so many at a time.
         use_evidence_fusion (`bool`): gradient route 1, the evidence term.
         use_path_gate (`bool`): gradient route 2, preferences weigh the paths inside the backbone.
         path_gate (`"attention_bias"` or `"straight_through"`): how; the second works with every attention kernel.
-        path_gate_temperature (`float`): of the softmax over the selected paths' scores.
+        path_gate_temperature (`float`): of the gate: the lower, the more a path's preference matters.
         use_retrieval_scores, use_popularity (`bool`): add the first stage's score; how often an item was trained on.
         use_letter_prior (`bool`): subtract the letters' own bias.
-        learn_lm_scale (`bool`), lm_scale, evidence_weight, retrieval_weight (`float`): of the parts, at the start.
-        num_paths (`int`): K, how many paths enter the prompt. 0 writes none.
-        one_path_per_history_item (`bool`): among the paths of one history item only the best may enter, as published.
+        learn_lm_scale (`bool`), lm_scale, evidence_weight, retrieval_weight (`float`): of the parts, at the start. By
+            default `lm_scale` is 1, and 0.1 with letters, which start with much to say about nothing.
+        lm_loss_weight (`float`): weight, in the training loss, of the cross-entropy of the language model's scores
+            alone.
+        num_paths (`int`): K, how many paths stand behind each candidate; with letters, in the whole prompt. 0 writes
+            none.
+        one_path_per_history_item (`bool`): among the paths of one history item only the best may enter (of those to
+            one candidate; with letters of all, as published).
         path_weighting (`"evidence"` or `"tfidf"`): what a path weighs: its own share of the evidence, or the
             published formula.
         path_style (`"compact"` or `"published"`), history_length, max_title_tokens, num_candidates, max_length
-            (`int`): prompt settings. `max_length` bounds the assembled prompt in tokens.
+            (`int`): prompt settings. `max_length` bounds the assembled prompt in tokens: what one candidate sees.
+            `num_candidates` is how long lists are; letters and causal attention rank no longer ones at once.
         evidence_half_life, recent_half_life (`float`): in evidence, an item of the history counts half as much as one
             so many places later; the second is that of "recent evidence", a part of its own.
-        letter_token_ids, prior_input_ids (`list[int]`): tokens of the letters, and of the empty prompt on which their
-            own bias is read; set from the processor.
+        letter_token_ids, prior_input_ids (`list[int]`): tokens of the letters, where there are any, and of the empty
+            prompt, on which their own bias is read and by which model and processor know each other's tokenizer; set
+            from the processor.
         catalogue, users (`str`, optional): fingerprints of the items it ranks and of the users it has weights for, set
             from the processor; None leaves them unchecked.
         heads_trained (`bool`): whether preferences and fusion weights have been fitted; set by whoever fits them.
@@ -67,6 +83,7 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
     keys_to_ignore_at_inference = ["preferences", "path_scores", "selected_paths", "lm_logits", "lm_scores"]
 
     text_config: dict | PreTrainedConfig | None = None
+    num_hidden_layers: int | None = None
     backbone_name_or_path: str | None = None
     backbone_revision: str | None = None
     external_backbone: bool = False
@@ -81,6 +98,9 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
     use_history_preferences: bool = True
     use_user_embedding: bool = False
     use_language_model: bool = True
+    readout: Literal["candidates", "letters"] = "candidates"
+    candidate_attention: Literal["isolated", "causal"] = "isolated"
+    candidates_per_pass: int = 64
     use_evidence_fusion: bool = True
     use_path_gate: bool = True
     path_gate: Literal["attention_bias", "straight_through"] = "attention_bias"
@@ -89,14 +109,15 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
     use_popularity: bool = True
     use_letter_prior: bool = True
     learn_lm_scale: bool = True
-    lm_scale: float = 0.1
+    lm_scale: float | None = None
     evidence_weight: float = 1.0
     retrieval_weight: float = 1.0
-    num_paths: int = 4
+    lm_loss_weight: float = 0.5
+    num_paths: int = 1
     one_path_per_history_item: bool = False
     path_weighting: Literal["evidence", "tfidf"] = "evidence"
     path_style: Literal["compact", "published"] = "compact"
-    history_length: int = 10
+    history_length: int = 20
     max_title_tokens: int = 16
     num_candidates: int = 20
     max_length: int = 768
@@ -114,6 +135,8 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
         self.relations = list(self.relations or [])
         self.letter_token_ids = list(self.letter_token_ids or [])
         self.prior_input_ids = list(self.prior_input_ids or [])
+        if self.lm_scale is None:
+            self.lm_scale = 0.1 if self.readout == "letters" else 1.0
         self.check()
         # with tied backbones the output rows are the input rows; `save_pretrained` of the composite has to know
         self.tie_word_embeddings = self.tie_word_embeddings or bool(
@@ -127,11 +150,22 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise LKGError(f"{name} is {getattr(self, name)!r}; it is one of {choices}.")
-        if not 2 <= self.num_candidates <= len(LETTERS):
+        if self.readout == "letters" and not 2 <= self.num_candidates <= len(LETTERS):
             raise LKGError(
-                f"num_candidates is {self.num_candidates}; one forward pass ranks 2 to {len(LETTERS)} candidates. "
-                "Rank longer lists through windows (`rank_windows`)."
+                f"num_candidates is {self.num_candidates}; one forward pass ranks 2 to {len(LETTERS)} candidates "
+                "behind letters. Rank longer lists through windows (`rank_windows`), or with readout='candidates'."
             )
+        for name, least in {"num_candidates": 2, "candidates_per_pass": 1, "num_paths": 0}.items():
+            if getattr(self, name) < least:
+                raise LKGError(f"{name} is {getattr(self, name)}; it is at least {least}.")
+        if self.num_hidden_layers is not None and self.num_hidden_layers < 1:
+            raise LKGError(f"num_hidden_layers is {self.num_hidden_layers}; keep at least one, or None for all.")
+
+    @property
+    def longest_list(self) -> int | None:
+        """How many candidates can be ranked together; None if any number can. Longer lists go through windows."""
+        free = self.readout == "candidates" and self.candidate_attention == "isolated"
+        return None if free else self.num_candidates
 
     @property
     def num_relations(self) -> int:
@@ -150,6 +184,8 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
         `use_path_gate=True` for the closest honest reading of "trained end to end". Paths are at most two edges long.
         """
         published: dict[str, Any] = {
+            "readout": "letters",
+            "lm_loss_weight": 0.0,
             "user_embedding_size": 128,
             "preference_dropout": 0.2,
             "user_dropout": 0.0,

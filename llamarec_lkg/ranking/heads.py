@@ -1,4 +1,5 @@
-"""What the ranker trains beside the backbone: the preferences over relations, and the fusion of all scores."""
+"""What the ranker trains beside the backbone: the preferences over relations, what reads the language model's states,
+and the fusion of all scores."""
 
 from __future__ import annotations
 
@@ -74,6 +75,35 @@ class UserPreferenceModule(nn.Module):
             return
         table = nn.Embedding.from_pretrained(weight.float(), freeze=False, padding_idx=UNKNOWN_USER)
         self.user_embedding = table.to(self.bias.device).requires_grad_(self.bias.requires_grad)
+
+
+class CandidateReadout(nn.Module):
+    """Scores of candidates from the language model's states: k(candidate) . q(prefix) / sqrt(size) + f(candidate).
+
+    The layers that a score passes last are zero at the start, k and the last one of f: a ranker that has learned
+    nothing from its language model says what its other parts say, exactly. All in float32.
+
+    Args:
+        width: of the language model's states.
+    """
+
+    size = 128
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, self.size)
+        self.key = nn.Linear(width, self.size)
+        self.hidden = nn.Linear(width, self.size)
+        self.out = nn.Linear(self.size, 1, bias=False)
+        for weight in (*self.key.parameters(), self.out.weight):
+            nn.init.zeros_(weight)
+
+    def forward(self, prefix: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """States at the end of the prefix (B, D) and of each candidate (B, C, D) -> scores (B, C)."""
+        prefix, candidates = self.norm(prefix.float()), self.norm(candidates.float())
+        fit = (self.key(candidates) * self.query(prefix)[:, None]).sum(-1) / self.size**0.5
+        return fit + self.out(F.gelu(self.hidden(candidates)))[..., 0]
 
 
 class PartWeights(nn.Module):

@@ -1,7 +1,8 @@
-"""The ranker: a causal language model that reads candidates behind letters, and a preference module that reads the
-graph.
+"""The ranker: a causal language model that reads history and candidates, and a preference module that reads the graph.
 
-LlamaRec (arXiv 2311.02089) for the verbalizer, LlamaRec-LKG-RAG (arXiv 2506.07449) for preferences over relations.
+LlamaRec (arXiv 2311.02089) for ranking in one pass, LlamaRec-LKG-RAG (arXiv 2506.07449) for preferences over
+relations. Their letters are one of two ways to read the language model (letter_reading.py); the other is its state at
+the end of each candidate (candidate_reading.py): a small model cannot tell twenty letters apart, a large one need not.
 Here both gradient routes from the ranking loss to the preferences are real; see `LlamaRecLKGForRanking.forward`.
 """
 
@@ -21,25 +22,27 @@ from transformers.utils import ModelOutput
 from ..data.schema import UNKNOWN_USER
 from ..hub.mixin import HubMixin
 from ..utils.errors import LKGError
-from .adapters import AdapterMixin, Tenant
-from .backbones import find_backbone
+from .adapters import HEADS, AdapterMixin, Tenant
+from .backbones import cut_backbone, cut_config, find_backbone
+from .candidate_reading import CandidateMixin, state_size
 from .checkpoints import CheckpointMixin
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
-from .heads import PartWeights, ScoreFusion, UserPreferenceModule, evaluating, straight_through
-from .prompt_assembly import AssembledPrompt, assemble_prompt, select_paths
+from .heads import CandidateReadout, PartWeights, ScoreFusion, UserPreferenceModule, evaluating
+from .letter_reading import LetterMixin
 
 
 @dataclass
 class RankingOutput(ModelOutput):
     """
     Args:
-        loss: listwise cross-entropy over the candidates.
+        loss: listwise cross-entropy over the candidates; in training, also that of the language model alone.
         logits (B, C): ranking scores; the lowest float32 where there is no candidate.
         preferences (B, R): distribution over relations.
         path_scores (B, P): score of every path; -inf where there is none.
-        selected_paths (`long`, (B, K)): paths in the prompt, best first; -1 where there is none.
-        lm_logits (B, C): what the backbone said, prior not yet subtracted.
-        lm_scores (B, C): the same less the prior, what the fusion takes.
+        selected_paths (`long`, (B, C, K); with letters (B, K)): paths in the prompt, best first; -1 where there is
+            none.
+        lm_logits (B, C): what the language model said; of letters, their prior not yet subtracted.
+        lm_scores (B, C): what the fusion takes: the same, of letters less the prior.
     """
 
     loss: torch.Tensor | None = None
@@ -51,8 +54,8 @@ class RankingOutput(ModelOutput):
     lm_scores: torch.Tensor | None = None
 
 
-class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedModel):
-    """Ranks up to 52 candidates in one forward pass. `AutoModel.from_pretrained` returns it."""
+class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMixin, LetterMixin, PreTrainedModel):
+    """Ranks the candidates of a list in one forward pass. `AutoModel.from_pretrained` returns it."""
 
     config: LlamaRecLKGConfig
     config_class = LlamaRecLKGConfig
@@ -61,36 +64,44 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
     main_input_name = "prefix_input_ids"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # our loss is a mean over lists; the Trainer must not rescale it when it accumulates
-    _keep_in_fp32_modules = ["preference", "fusion"]  # for float16 and quantized weights
-    _keep_in_fp32_modules_strict = ["preference", "fusion"]  # for bfloat16
+    _keep_in_fp32_modules = ["preference", "fusion", "readout"]  # for float16 and quantized weights
+    _keep_in_fp32_modules_strict = ["preference", "fusion", "readout"]  # for bfloat16
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
 
     def __init__(self, config: LlamaRecLKGConfig, language_model: PreTrainedModel | None = None):
         super().__init__(config)
-        self.preference, self.fusion = self.make_heads(config)
+        heads = self.make_heads(config)
+        self.preference, self.fusion, self.readout = map(heads.get, HEADS)
         self._tenants: dict[str, Tenant] = {}  # loaded adapters that are not in use
         # first weights of those whose initialisation changed the backbone
         self._adapter_starts: dict[str, dict[str, torch.Tensor]] = {}
         self._own_backbone = False  # whether its weights are others than those of the base it names
         self._left_backbone_out = False  # whether it was loaded without the one it was trained around
         if config.use_language_model and language_model is None:
+            cut_config(config.text_config, config.num_hidden_layers)
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         elif language_model is not None:
             for module in language_model.modules():
                 module._is_hf_initialized = True  # a loaded backbone keeps its weights
         self.language_model = language_model
         self.post_init()
+        output = self.get_output_embeddings()
+        if self.readout is not None and output is not None and output.weight is not self.get_input_embeddings().weight:
+            output.requires_grad_(False)  # this readout passes it by
 
     @staticmethod
-    def make_heads(config: LlamaRecLKGConfig) -> tuple[UserPreferenceModule, ScoreFusion]:
-        """New preferences and fusion weights; what no gradient can reach is frozen."""
-        preference = UserPreferenceModule(config)
+    def make_heads(config: LlamaRecLKGConfig) -> dict[str, nn.Module]:
+        """New preferences, fusion weights and, where it is used, readout, by name; what no gradient can reach is
+        frozen."""
+        heads = {"preference": UserPreferenceModule(config), "fusion": ScoreFusion(config)}
         # the preferences learn by two routes; with both closed nothing reaches them
         gated = config.use_language_model and config.use_path_gate
-        preference.requires_grad_(config.use_evidence_fusion or gated)
-        return preference, ScoreFusion(config)
+        heads["preference"].requires_grad_(config.use_evidence_fusion or gated)
+        if config.use_language_model and config.readout == "candidates":
+            heads["readout"] = CandidateReadout(state_size(config.text_config))
+        return heads
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -122,19 +133,26 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
         """A ranker around a pretrained causal language model, which must not carry a PEFT adapter.
 
         Args:
-            backbone: a folder, a Hub id, a name known to `backbones.py`, or a model. (A model does not know the commit
-                it was loaded from: give the id, or set `config.backbone_revision`.)
+            backbone: a folder, a Hub id, a name known to `backbones.py`, or a model, which the ranker then owns (its
+                layers are cut to `config.num_hidden_layers`). (A model does not know the commit it was loaded from:
+                give the id, or set `config.backbone_revision`.)
             config: its `text_config`, `backbone_name_or_path` and `backbone_revision` (the commit) are filled in here.
             kwargs: for `AutoModelForCausalLM.from_pretrained`: `revision`, `quantization_config`, `device_map`, ...
                 `dtype` and `output_loading_info` as of the ranker's own `from_pretrained`.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         backbone, info = find_backbone(backbone, config, **kwargs)
+        cut_backbone(backbone, config.num_hidden_layers)
         config.text_config = backbone.config
         model = cls(config, language_model=backbone)
-        model.preference.to(backbone.device)
-        model.fusion.to(backbone.device)
+        for head in model.heads().values():
+            head.to(backbone.device)
+        model.check_reading()
         return (model.eval(), info) if wants_info else model.eval()
+
+    def heads(self) -> dict[str, nn.Module]:
+        """What is trained beside the backbone, by name."""
+        return {name: head for name in HEADS if (head := getattr(self, name)) is not None}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -200,6 +218,9 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
         path_attention_mask: torch.Tensor | None = None,
         path_relation_weights: torch.Tensor | None = None,
         path_sources: torch.Tensor | None = None,
+        path_candidates: torch.Tensor | None = None,
+        candidate_input_ids: torch.Tensor | None = None,
+        candidate_attention_mask: torch.Tensor | None = None,
         suffix_input_ids: torch.Tensor | None = None,
         suffix_attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -222,8 +243,9 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
             prefix_input_ids, prefix_attention_mask (B, Lp): instruction and history.
             path_input_ids, path_attention_mask (B, P, Lr): every path as text.
             path_relation_weights (B, P, R): weight of each relation in each path.
-            path_sources (`long`, (B, P)): history item of each path.
-            suffix_input_ids, suffix_attention_mask (B, Ls): candidates and response cue.
+            path_sources, path_candidates (`long`, (B, P)): history item and candidate that each path joins.
+            candidate_input_ids, candidate_attention_mask (B, C, Lc): the candidates' titles; not with letters.
+            suffix_input_ids, suffix_attention_mask (B, Ls): candidates and response cue; with letters.
             labels (`long`, (B,)): index of the target; negative is left out of the loss.
             recent_evidence (B, C, R), popularity (B, C): as the examples carry them; None counts as nothing.
             lm_scores (B, C): what the language model says, where that is known; it is not run then.
@@ -238,82 +260,48 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, PreTrainedM
             preferences = self.preference(user_ids, history_relations).softmax(-1)
         lm_logits = path_scores = selected = None
         if self.config.use_language_model and lm_scores is None:
+            texts = {
+                "prefix_input_ids": prefix_input_ids,
+                "prefix_attention_mask": prefix_attention_mask,
+                "path_input_ids": path_input_ids,
+                "path_attention_mask": path_attention_mask,
+                "path_relation_weights": path_relation_weights,
+                "path_candidates": path_candidates,
+                "candidate_input_ids": candidate_input_ids,
+                "candidate_attention_mask": candidate_attention_mask,
+                "suffix_input_ids": suffix_input_ids,
+                "suffix_attention_mask": suffix_attention_mask,
+            }
             with exact:
                 path_scores = torch.einsum("bpr,br->bp", path_relation_weights.float(), preferences)
             path_scores = path_scores.masked_fill(~path_attention_mask.bool().any(-1), -torch.inf)
             sources = path_sources if self.config.one_path_per_history_item else None
-            selected, scores = select_paths(path_scores, self.config.num_paths, sources)
-            prompt = assemble_prompt(
-                prefix_input_ids,
-                prefix_attention_mask,
-                path_input_ids,
-                path_attention_mask,
-                suffix_input_ids,
-                suffix_attention_mask,
-                selected,
-                self.config.max_length,
-            )
-            lm_logits = lm_scores = self._letter_logits(prompt, scores, candidate_mask.shape[1])
-            if self.config.use_letter_prior:
-                lm_scores = lm_logits - self._letter_prior(candidate_mask.shape[1], evidence.device)
+            if self.config.readout == "candidates":
+                selected, lm_logits = self._read_candidates(texts, path_scores, sources)
+                lm_scores = lm_logits
+            else:
+                selected, lm_logits = self._read_letters(texts, path_scores, sources, candidate_mask.shape[1])
+                prior = self.config.use_letter_prior
+                lm_scores = lm_logits - self._letter_prior(lm_logits.shape[1], evidence.device) if prior else lm_logits
         with exact:
             logits, _ = self.fusion(
                 lm_scores, preferences, evidence, retrieval_scores, candidate_mask, recent_evidence, popularity
             )
         loss = None
         if labels is not None:
-            known = labels >= 0
-            loss = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0.0
+            loss = _listwise(logits, labels)
+            if self.training and lm_scores is not None and self.config.lm_loss_weight:
+                alone = lm_scores.masked_fill(~candidate_mask, torch.finfo(lm_scores.dtype).min)
+                loss = loss + self.config.lm_loss_weight * _listwise(alone, labels)
             if self.preference.training and self.config.user_shrinkage:  # in the heads' warm-up, too
                 loss = loss + self.config.user_shrinkage * self.preference.personal(user_ids).square().sum(1).mean()
         return RankingOutput(loss, logits, preferences, path_scores, selected, lm_logits, lm_scores)
 
-    def _letter_logits(self, prompt: AssembledPrompt, path_scores: torch.Tensor, count: int) -> torch.Tensor:
-        """The backbone's logits of the first `count` letters after the last token, (B, count) in float32."""
-        inputs: dict[str, torch.Tensor] = {"input_ids": prompt.input_ids}
-        if self.config.use_path_gate and path_scores.shape[1]:
-            # K * w_p is 1 for every path when all score alike, so an untrained gate changes nothing
-            places = torch.arange(path_scores.shape[1], device=path_scores.device)
-            present = (prompt.path_rank[:, None, :] == places[None, :, None]).any(-1)  # not left out for length
-            scores = path_scores.clamp(min=-1e4) / self.config.path_gate_temperature
-            share = scores.masked_fill(~present, -1e4).log_softmax(-1)
-            log_gate = share + present.sum(1, keepdim=True).clamp(min=1).float().log()
-            token_gate = log_gate.gather(1, prompt.path_rank.clamp(min=0)).masked_fill(prompt.path_rank < 0, 0.0)
-            if self.config.path_gate == "attention_bias":
-                kernel = self.language_model.config._attn_implementation
-                if kernel != "sdpa":
-                    raise LKGError(
-                        f"path_gate='attention_bias' needs the 'sdpa' attention kernel; the backbone uses {kernel!r}. "
-                        "Load it with attn_implementation='sdpa', or set path_gate='straight_through'."
-                    )
-                # Under autocast the kernel casts it. Upstream first fills it with the least number of the keys' type,
-                # which is float32 in a quantized backbone.
-                autocast = torch.is_autocast_enabled(prompt.input_ids.device.type)
-                dtype = torch.float32 if autocast else self.get_input_embeddings().weight.dtype
-                inputs["position_bias"] = token_gate[:, None, None, :].to(dtype)
-            else:
-                gate = token_gate.exp()
-                embeds = self.get_input_embeddings()(inputs.pop("input_ids"))
-                inputs["inputs_embeds"] = embeds * straight_through(gate)[..., None].to(embeds.dtype)
-        position_ids = (prompt.attention_mask.cumsum(1) - 1).clamp(min=0)
-        # the last position only: one row of the vocabulary is a thousandth of the pass, and going through the model's
-        # own head keeps what some of them do to it (soft caps, scales)
-        output = self.language_model(
-            **inputs,
-            attention_mask=prompt.attention_mask,
-            position_ids=position_ids,
-            logits_to_keep=1,
-            use_cache=False,
-        )
-        return output.logits[:, -1, self.config.letter_token_ids[:count]].float()
 
-    @torch.no_grad()
-    def _letter_prior(self, count: int, device: torch.device) -> torch.Tensor:
-        """The letters' logits on the empty prompt, (1, count), by the weights of this moment."""
-        ids = torch.tensor([self.config.prior_input_ids], device=device)
-        with evaluating(self.language_model):
-            output = self.language_model(ids, logits_to_keep=1, use_cache=False)
-        return output.logits[:, -1, self.config.letter_token_ids[:count]].float()
+def _listwise(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of (B, C) scores, over the rows with a target."""
+    known = labels >= 0
+    return F.cross_entropy(scores[known], labels[known]) if known.any() else scores.sum() * 0.0
 
 
 AutoModel.register(LlamaRecLKGConfig, LlamaRecLKGForRanking, exist_ok=True)

@@ -38,7 +38,7 @@ from ..utils.errors import LKGError
 from ..utils.files import atomic_file, read_json, write_json
 from ..utils.fingerprints import catalogue_fingerprint
 from ..utils.hub import fetch, hub_options, pinned
-from .configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
+from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .prompts import PromptMixin
 
 
@@ -46,6 +46,8 @@ COUNT = "interactions"  # column of the items' table: how often each was trained
 
 # settings of the configuration that shape the batch; model and processor must agree on them
 SHARED_SETTINGS = (
+    "readout",
+    "candidate_attention",
     "num_paths",
     "one_path_per_history_item",
     "path_weighting",
@@ -101,6 +103,7 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         self.settings = {name: getattr(checked, name) for name in SHARED_SETTINGS}
         for name, value in self.settings.items():
             setattr(self, name, value)
+        self.longest_list = checked.longest_list
         self.item_ids = tuple(item_ids)
         self.titles = tuple(titles)
         self.user_ids = tuple(user_ids)
@@ -114,7 +117,7 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         self.reads_carried_features = True  # not with another graph: what examples carry was read from this one
         super().__init__(tokenizer)
         self._token_cache: dict[str | int, tuple[int, ...]] = {}
-        self.letter_token_ids = self._find_letters()
+        self.letter_token_ids = self._find_letters() if self.readout == "letters" else []
 
     @classmethod
     def from_config(cls, config: LlamaRecLKGConfig, *parts: Any, **named_parts: Any) -> LlamaRecLKGProcessor:
@@ -259,7 +262,8 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         """A list to rank, from raw ids. A user that is not known is the average user: the history alone decides.
 
         Raises:
-            LKGError: an item is not known, a candidate appears twice, there are fewer than two, or lengths differ.
+            LKGError: an item is not known, a candidate appears twice, there are fewer than two or more than can be
+                ranked at once, or lengths differ.
         """
         history, candidates = (
             [str(raw) for raw in raw_id_list(name, ids)]
@@ -296,10 +300,13 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
     def check_example(self, example: RankingExample) -> None:
         """Raise `LKGError` where an example cannot be ranked; the message says why."""
         candidates = example.candidates
-        if not 2 <= len(candidates) <= self.num_candidates:
+        if len(candidates) < 2:
+            raise LKGError(f"{len(candidates)} candidate(s) were given; at least two can be ranked.")
+        if self.longest_list is not None and len(candidates) > self.longest_list:
             raise LKGError(
-                f"{len(candidates)} candidate(s) were given; one forward pass ranks 2 to {self.num_candidates}. Rank "
-                f"longer lists through windows, or configure num_candidates (at most {len(LETTERS)})."
+                f"{len(candidates)} candidates were given; one forward pass ranks 2 to {self.longest_list}. Rank "
+                "longer lists through windows, configure num_candidates, or let candidates be isolated "
+                "(candidate_attention)."
             )
         for name, items in (("history", example.history), ("candidates", candidates)):
             if len(items) and not 1 <= items.min() <= items.max() <= len(self.item_ids):
@@ -336,13 +343,13 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         """The batch of [`LlamaRecLKGForRanking.forward`]; its docstring gives the shapes.
 
         Args:
-            pad_to_candidates: width C of the batch, by default that of the longest list.
+            pad_to_candidates: width C of the batch, by default (and at least) that of the longest list.
             with_prompt: False leaves the text parts out, for models with `use_language_model=False`.
         """
         examples = [_as_example(example) for example in examples]
         for example in examples:
             self.check_example(example)
-        count = pad_to_candidates or max(len(example.candidates) for example in examples)
+        count = max(pad_to_candidates or 0, *(len(example.candidates) for example in examples))
         batch: dict[str, Any] = {
             "candidate_mask": np.arange(count) < np.array([[len(example.candidates)] for example in examples]),
             "retrieval_scores": _padded([example.retrieval_scores for example in examples], count),
@@ -354,7 +361,7 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
             batch[name] = _padded(self._features(name, examples), count)
         batch = {name: torch.from_numpy(value) for name, value in batch.items()}
         if with_prompt:
-            batch |= self._prompt_parts(examples)
+            batch |= self._prompt_parts(examples, count)
         return BatchFeature(batch)
 
     def _features(self, name: str, examples: Sequence[RankingExample]) -> list[np.ndarray]:
@@ -373,28 +380,38 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
             found[row] = values
         return found
 
-    def _prompt_parts(self, examples: Sequence[RankingExample]) -> dict[str, torch.Tensor]:
-        prefixes, suffixes, path_ids, path_weights, path_sources = [], [], [], [], []
+    def _prompt_parts(self, examples: Sequence[RankingExample], count: int) -> dict[str, torch.Tensor]:
+        prefixes, blocks, suffixes, path_ids, path_weights, found_paths = [], [], [], [], [], []
         for example in examples:
-            suffixes.append(self._join(self.suffix_pieces(example)))
-            prefixes.append(self._join(self.prefix_pieces(example, room=self.max_length - len(suffixes[-1]))))
+            room = self.max_length - self.candidates_room(example)
+            prefixes.append(self._join(self.prefix_pieces(example, room)))
+            if self.readout == "letters":
+                suffixes.append(self._join(self.suffix_pieces(example)))
+            else:
+                titles = [self._join(self.candidate_pieces(item)) for item in example.candidates]
+                blocks += titles + [[]] * (count - len(titles))
             found, weights = self.candidate_paths(example)
             path_ids.append([self._join(self.path_pieces(example, found, row)) for row in range(len(found))])
             path_weights.append(weights)
-            path_sources.append(found.source_index)
+            found_paths.append(found)
         num_paths = max(1, *map(len, path_ids))
         padded = [ids for rows in path_ids for ids in [*rows, *[[]] * (num_paths - len(rows))]]
-        path_tokens = [tensor.view(len(examples), num_paths, -1) for tensor in _pad(padded, left=False)]
         weights = np.zeros((len(examples), num_paths, len(self.relations)), dtype=np.float32)
         sources = np.full((len(examples), num_paths), -1, dtype=np.int64)
-        for row, rows in enumerate(path_ids):
-            weights[row, : len(rows)] = path_weights[row]
-            sources[row, : len(rows)] = path_sources[row]
-        parts = {"prefix": _pad(prefixes, left=True), "path": path_tokens, "suffix": _pad(suffixes, left=False)}
+        targets = np.zeros_like(sources)
+        for row, found in enumerate(found_paths):
+            weights[row, : len(found)] = path_weights[row]
+            sources[row, : len(found)], targets[row, : len(found)] = found.source_index, found.target_index
+        parts = {"prefix": _pad(prefixes, left=True)}
+        parts["path"] = [tensor.view(len(examples), num_paths, -1) for tensor in _pad(padded, left=False)]
+        if self.readout == "letters":
+            parts["suffix"] = _pad(suffixes, left=False)
+        else:
+            parts["candidate"] = [tensor.view(len(examples), count, -1) for tensor in _pad(blocks, left=False)]
         tokens = {f"{name}_input_ids": ids for name, (ids, _) in parts.items()}
         tokens |= {f"{name}_attention_mask": mask for name, (_, mask) in parts.items()}
-        weights, sources = torch.from_numpy(weights), torch.from_numpy(sources)
-        return {**tokens, "path_relation_weights": weights, "path_sources": sources}
+        arrays = {"path_relation_weights": weights, "path_sources": sources, "path_candidates": targets}
+        return tokens | {name: torch.from_numpy(values) for name, values in arrays.items()}
 
     def candidate_paths(self, example: RankingExample) -> tuple[paths.Paths, np.ndarray]:
         """Paths from the shown history to the candidates that some preferences could select, with their (P, R)
@@ -408,17 +425,24 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         else:
             weights = paths.tfidf(found, len(self.relations))
         sources = found.source_index if self.one_path_per_history_item else None
-        kept = paths.keep_selectable(weights, self.num_paths, sources)
+        targets = found.target_index if self.readout == "candidates" else None
+        kept = paths.keep_selectable(weights, self.num_paths, sources, targets)
         return found.take(kept), weights[kept]
 
-    def render(self, example: RankingExample, selected: Sequence[int] | None = None) -> list[str]:
-        """The prompt's pieces as text, with the `selected` of its candidate paths (all by default)."""
+    def render(self, example: RankingExample, selected: Sequence[Any] | None = None) -> list[str]:
+        """The prompt's pieces as text, with the `selected` of its candidate paths (all by default), as of a model's
+        `selected_paths`: one list, or one for each candidate."""
         found, _ = self.candidate_paths(example)
-        rows = range(len(found)) if selected is None else [row for row in selected if row >= 0]
-        suffix = self.suffix_pieces(example)
-        pieces = self.prefix_pieces(example, room=self.max_length - len(self._join(suffix)))
-        pieces += [piece for row in rows for piece in self.path_pieces(example, found, row)]
-        pieces += suffix
+        pieces = self.prefix_pieces(example, self.max_length - self.candidates_room(example))
+        if self.readout == "letters":
+            rows = range(len(found)) if selected is None else [row for row in selected if row >= 0]
+            pieces += [piece for row in rows for piece in self.path_pieces(example, found, row)]
+            pieces += self.suffix_pieces(example)
+        else:
+            for place, item in enumerate(example.candidates):
+                own = np.flatnonzero(found.target_index == place) if selected is None else selected[place]
+                pieces += self.candidate_pieces(item)
+                pieces += [piece for row in own if row >= 0 for piece in self.path_pieces(example, found, row)]
         texts = [piece if isinstance(piece, str) else self.tokenizer.decode(self._ids(piece)) for piece in pieces]
         return [self.tokenizer.bos_token, *texts] if self._bos() else texts
 

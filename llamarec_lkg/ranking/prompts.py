@@ -1,6 +1,15 @@
-"""The prompt's text: its pieces, how they are tokenized, and the letters that stand for candidates.
+"""The prompt's text: its pieces, and how they are tokenized.
 
-Each line of the sketch is made of pieces that are tokenized on their own and cached:
+Each line of the sketches is made of pieces that are tokenized on their own and cached. With `readout="candidates"`:
+
+    ### Instruction: ...            prefix
+    ### History:
+    Heat (1995)
+    ### Next:
+    Insider, The (1999)             one block a candidate, read at its last token: title,
+     -> DIRECTED_BY Michael Mann -> Heat (1995)        and paths; the model chooses which
+
+With `readout="letters"`, as published:
 
     ### Instruction: ...            prefix
     ### History:
@@ -31,10 +40,16 @@ from ..utils.errors import LKGError
 from .configuration_llamarec_lkg import LETTERS
 
 
-INSTRUCTION = (
-    "### Instruction: Given what the user liked, oldest first, choose what the user will like next. "
-    "Answer with its letter."
-)
+# by readout
+INSTRUCTIONS = {
+    "candidates": "### Instruction: Given what the user liked, oldest first, tell what the user will like next.",
+    "letters": (
+        "### Instruction: Given what the user liked, oldest first, choose what the user will like next. "
+        "Answer with its letter."
+    ),
+}
+
+NEXT_CUE = "### Next:\n"
 
 RESPONSE_CUE = "### Response:\n"
 
@@ -54,8 +69,8 @@ class PromptMixin:
 
     def prefix_pieces(self, example: RankingExample, room: int) -> list[str | int]:
         """Instruction and history, whose oldest items are left out until the rest fits into `room` tokens."""
-        head: list[str | int] = [f"{INSTRUCTION}\n### History:\n"]
-        tail: list[str | int] = ["### Paths:\n"] if self.num_paths else []
+        head: list[str | int] = [self._opening()]
+        tail: list[str | int] = [NEXT_CUE] if self.readout == "candidates" else self._paths_cue()
         lines: list[list[str | int]] = []
         shown = self._shown(example)
         for item, rating in zip(shown, example.ratings[len(example.ratings) - len(shown) :], strict=True):
@@ -74,37 +89,68 @@ class PromptMixin:
         return [*head, *(piece for line in lines for piece in line), *tail]
 
     def suffix_pieces(self, example: RankingExample) -> list[str | int]:
-        """Candidates behind their letters, and the response cue."""
+        """Candidates behind their letters, and the response cue; with letters."""
         pieces: list[str | int] = ["### Candidates:\n"]
         for letter, item in zip(LETTERS, example.candidates.tolist(), strict=False):
             pieces += [f"({letter})", item, "\n"]
         return [*pieces, RESPONSE_CUE]
 
+    def candidate_pieces(self, item: int) -> list[str | int]:
+        """The start of a candidate's block, which its paths follow."""
+        return [int(item), "\n"]
+
+    def candidates_room(self, example: RankingExample) -> int:
+        """How many of `max_length` tokens the candidates take without their paths."""
+        if self.readout == "letters":
+            return len(self._join(self.suffix_pieces(example)))
+        if self.candidate_attention == "isolated":  # whatever its neighbours: a score must not depend on them
+            return self.max_title_tokens + len(self._ids("\n"))
+        return sum(len(self._join(self.candidate_pieces(item))) for item in example.candidates)
+
     def path_pieces(self, example: RankingExample, found: Paths, row: int) -> list[str | int]:
-        """One path as text, from an item of the history to the letter of a candidate."""
-        source = int(self._shown(example)[found.source_index[row]])
-        letter = LETTERS[found.target_index[row]]
-        graph, length = self.knowledge_graph, int(found.lengths[row])
-        relations = [sanitize(graph.relations[code // 2]) for code in found.edge_codes[row, :length]]
-        names = [sanitize(str(graph.node_names[node])) for node in found.nodes[row, 1:length]] + [""]
+        """One path as text: from a candidate, which it stands behind, to an item of the history; with letters from the
+        item to the candidate's letter."""
+        if self.readout == "candidates":
+            return self._path_back(example, found, row)
+        source, relations, names = self._steps(example, found, row)
+        names, letter = [*names, ""], LETTERS[found.target_index[row]]
         if self.path_style == "published":
             steps = [step for pair in zip(relations, names, strict=True) for step in pair if step]
             target = int(example.candidates[found.target_index[row]])
             return [source, f" -> {' -> '.join(steps)} -> ({letter})", target, " \n "]
-        text = ""
-        for previous, relation, name in zip([None, *relations[:-1]], relations, names, strict=True):
-            text += "" if relation == previous else f" -> {relation}"  # there and back is named once
-            text += f" {name}" if name else ""
-        return [source, f"{text} -> ({letter})\n"]
+        return [source, f"{_compact(relations, names)} -> ({letter})\n"]
+
+    def _path_back(self, example: RankingExample, found: Paths, row: int) -> list[str | int]:
+        source, relations, names = self._steps(example, found, row)
+        relations, names = relations[::-1], [*names[::-1], ""]
+        if self.path_style == "published":
+            steps = [step for pair in zip(relations, names, strict=True) for step in pair if step]
+            return [f" -> {' -> '.join(steps)} ->", source, "\n"]
+        return [f"{_compact(relations, names)} ->", source, "\n"]
+
+    def _steps(self, example: RankingExample, found: Paths, row: int) -> tuple[int, list[str], list[str]]:
+        """A path's item of the history, its relations, and the names between them."""
+        graph, length = self.knowledge_graph, int(found.lengths[row])
+        relations = [sanitize(graph.relations[code // 2]) for code in found.edge_codes[row, :length]]
+        names = [sanitize(str(graph.node_names[node])) for node in found.nodes[row, 1:length]]
+        return int(self._shown(example)[found.source_index[row]]), relations, names
+
+    def _opening(self) -> str:
+        return f"{INSTRUCTIONS[self.readout]}\n### History:\n"
+
+    def _paths_cue(self) -> list[str | int]:
+        return ["### Paths:\n"] if self.num_paths else []
 
     def empty_prompt_ids(self) -> list[int]:
-        """The prompt without a history, paths or titles: what the letters alone make of themselves."""
-        pieces = [f"{INSTRUCTION}\n### History:\n", "### Paths:\n" if self.num_paths else "", "### Candidates:\n"]
+        """The prompt without a history, paths or titles: with letters, what these alone make of themselves."""
+        if self.readout == "candidates":
+            return self._join([self._opening(), NEXT_CUE])
+        pieces = [self._opening(), *self._paths_cue(), "### Candidates:\n"]
         pieces += [piece for letter in LETTERS[: self.num_candidates] for piece in (f"({letter})", "\n")]
         return self._join([*pieces, RESPONSE_CUE])
 
     def _join(self, pieces: Sequence[str | int]) -> list[int]:
-        start = self._bos() if pieces and isinstance(pieces[0], str) and pieces[0].startswith(INSTRUCTION) else []
+        start = self._bos() if pieces and pieces[0] == self._opening() else []
         return start + [token for piece in pieces for token in self._ids(piece)]
 
     def _ids(self, piece: str | int) -> tuple[int, ...]:
@@ -140,3 +186,12 @@ class PromptMixin:
 
     def _shown(self, example: RankingExample) -> np.ndarray:
         return example.history[-self.history_length :] if self.history_length else example.history[:0]
+
+
+def _compact(relations: Sequence[str], names: Sequence[str]) -> str:
+    """ " -> DIRECTED_BY Michael Mann": a relation there and back is named once."""
+    text = ""
+    for previous, relation, name in zip([None, *relations[:-1]], relations, names, strict=True):
+        text += "" if relation == previous else f" -> {relation}"
+        text += f" {name}" if name else ""
+    return text

@@ -19,13 +19,13 @@ from .configuration_llamarec_lkg import LlamaRecLKGConfig
 
 
 def is_own(name: str) -> bool:
-    """Whether a weight of this name is of the preferences or the fusion, and not of the backbone."""
+    """Whether a weight of this name is of a head (preferences, fusion, readout), and not of the backbone."""
     return not name.startswith("language_model.")
 
 
 def weight_files(name: str | Path, *, own: bool = False, **hub: Any) -> list[str]:
     """The weight files of a folder or repository: the one, or the shards of its index; with `own`, only those that
-    hold preference or fusion weights."""
+    hold weights of heads."""
     path = fetch(name, SAFE_WEIGHTS_NAME, optional=True, **hub)
     index = fetch(name, SAFE_WEIGHTS_INDEX_NAME, optional=True, **hub) if path is None else None
     if index is None:
@@ -36,9 +36,11 @@ def weight_files(name: str | Path, *, own: bool = False, **hub: Any) -> list[str
 
 
 def load_heads(heads: nn.Module, *paths: str | Path, beside_backbone: bool = False) -> None:
-    """Load preference and fusion weights; every one of them must be there, and nothing else but, with
-    `beside_backbone`, weights of a backbone."""
+    """Load the weights of heads; every one of them must be there, and nothing else but, with `beside_backbone`, those
+    of a backbone and of what reads it."""
     found = {name: value for path in paths for name, value in read_weights(path, own=beside_backbone)}
+    if beside_backbone:
+        found = {name: value for name, value in found.items() if not name.startswith("readout.")}
     needed = {name: value for name, value in heads.state_dict().items() if is_own(name) and name != USER_EMBEDDING}
     shapes = {
         name: tuple(tuple(weights[name].shape) if name in weights else None for weights in (found, needed))
@@ -72,7 +74,7 @@ def load_users(preference: nn.Module, config: LlamaRecLKGConfig, name: str | Pat
 
 
 def read_weights(path: str | Path, own: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights of a safetensors file by name; with `own`, those of preferences and fusion alone."""
+    """The weights of a safetensors file by name; with `own`, those of heads alone."""
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)

@@ -44,8 +44,8 @@ class RecommendationPipeline(Pipeline):
         model ([`LlamaRecLKGForRanking`]): `pipeline` makes it of a folder or Hub id.
         processor ([`LlamaRecLKGProcessor`]): likewise; to be given beside a model that is not a name.
         retriever: finds candidates and scores them first. A `Retriever`, a [`SequentialRetrieverModel`], or the
-            folder or Hub id of one; by default the one saved beside the model. False is none: every request then brings
-            its candidates, whose first-stage scores are 0.
+            folder or Hub id of one; by default the one saved beside the model. False is none: then every request
+            brings its candidates, whose first-stage scores are 0.
         kwargs: of [`~transformers.Pipeline`]: `device`, ...; and what a call takes, for all calls.
 
     Raises:

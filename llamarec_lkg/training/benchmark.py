@@ -36,8 +36,8 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
     section, found, hits = config.benchmark, {}, []
     if REFERENCE not in section.retrievers:
         raise LKGError(
-            f"benchmark.retrievers has {sorted(section.retrievers)}; it needs {REFERENCE!r}, the one that every row is "
-            "compared with: the settings in which it differs from the section `retriever`."
+            f"benchmark.retrievers has {sorted(section.retrievers)}; it needs {REFERENCE!r}, which all rows are compared "
+            "with: the settings in which it differs from the section `retriever`."
         )
     for number, seed in enumerate(section.seeds):
         if progress:

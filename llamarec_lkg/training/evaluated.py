@@ -52,7 +52,7 @@ class Evaluated:
         with safe_open(path, "np") as file:
             if (file.metadata() or {}).get("key") != key:
                 return None
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: it is no mapping
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
         parts = [
             {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
             for kind in (RANKS, RECOMMENDED)

@@ -222,7 +222,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
         optimizer, args = super().create_optimizer(model), self.args
         if any(group.get("name") == "heads" for group in optimizer.param_groups):
             return optimizer
-        parts = {"heads": (r"(^|\.)(preference|fusion)\.", args.heads_learning_rate)}
+        parts = {"heads": (r"(^|\.)(preference|fusion|readout)\.", args.heads_learning_rate)}
         if args.lora_plus_ratio != 1:
             parts["lora_b"] = (r"\.lora_(embedding_)?B\.", args.learning_rate * args.lora_plus_ratio)
         names = {id(p): name for name, p in (self.model if model is None else model).named_parameters()}

@@ -64,7 +64,7 @@ def ranker(
     proc: LlamaRecLKGProcessor, name: str = BACKBONE, adapter: bool = True, **settings
 ) -> LlamaRecLKGForRanking:
     """Around a backbone that is on the Hub, with an adapter; as if trained."""
-    config = proc.model_config(**{"letter_scale": 1.0, "evidence_weight": 2.0, **settings})
+    config = proc.model_config(**{"lm_scale": 1.0, "evidence_weight": 2.0, **settings})
     model = LlamaRecLKGForRanking.from_backbone(name, config, dtype=torch.float32)
     if adapter:
         model.add_adapter(LORA)

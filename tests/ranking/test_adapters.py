@@ -482,7 +482,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_adapter_comes_back_and_merges(proc, film_dataset, base, tmp_path, kind):
     batch = dict(proc(examples(film_dataset)))
-    ranker = LlamaRecLKGForRanking.from_backbone(base, proc.model_config(letter_scale=1.0))
+    ranker = LlamaRecLKGForRanking.from_backbone(base, proc.model_config(lm_scale=1.0))
     before = logits(ranker, batch)
     ranker.add_adapter(deepcopy(KINDS[kind]))
     torch.testing.assert_close(logits(ranker, batch), before, rtol=1e-3, atol=1e-3)
@@ -507,7 +507,7 @@ def test_a_converted_checkpoint_is_resumed_where_it_stood(proc, film_dataset, ba
     batch = dict(proc(examples(film_dataset)))
 
     def fresh(kind=start):
-        ranker = LlamaRecLKGForRanking.from_backbone(base, proc.model_config(letter_scale=1.0))
+        ranker = LlamaRecLKGForRanking.from_backbone(base, proc.model_config(lm_scale=1.0))
         torch.manual_seed(5)
         ranker.add_adapter(LoraConfig(**LORA, init_lora_weights=kind))
         return ranker.eval()
@@ -544,7 +544,7 @@ def test_an_adapter_file_that_lacks_a_weight_is_refused_where_it_is_loaded_and_w
     batch = dict(proc(examples(film_dataset)))
 
     def fresh():
-        ranker = LlamaRecLKGForRanking.from_backbone(str(tmp_path / "base"), proc.model_config(letter_scale=1.0))
+        ranker = LlamaRecLKGForRanking.from_backbone(str(tmp_path / "base"), proc.model_config(lm_scale=1.0))
         torch.manual_seed(5)
         ranker.add_adapter(deepcopy(PARTIAL[kind]))
         return ranker.eval()

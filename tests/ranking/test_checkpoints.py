@@ -44,7 +44,7 @@ def ranker_of(form, proc, base, seed=0):
     """A ranker, and what `save_pretrained` needs to know for it to be saved in a form."""
     if form == "no backbone":
         return varied(LlamaRecLKGForRanking(proc.model_config(use_language_model=False)), seed), {}
-    ranker = LlamaRecLKGForRanking.from_backbone(base, proc.model_config(letter_scale=1.0))
+    ranker = LlamaRecLKGForRanking.from_backbone(base, proc.model_config(lm_scale=1.0))
     if form == "adapter":
         ranker.add_adapter(LoraConfig(**LORA))
     options = {"heads": {"include_backbone": False}, "sharded": {"max_shard_size": "40KB"}}
@@ -203,7 +203,7 @@ def test_a_save_that_is_killed_leaves_one_of_the_two_models_or_none(
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_whole_checkpoint_without_some_of_its_backbone_is_refused(proc, batch, tmp_path, sharded, tied):
     plain = backbone(tie_word_embeddings=tied)
-    ranker = varied(LlamaRecLKGForRanking.from_backbone(plain, proc.model_config(letter_scale=1.0)))
+    ranker = varied(LlamaRecLKGForRanking.from_backbone(plain, proc.model_config(lm_scale=1.0)))
     ranker.save_pretrained(tmp_path, **({"max_shard_size": "40KB"} if sharded else {}))
     whole, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and same(scores(whole, batch), scores(ranker, batch))

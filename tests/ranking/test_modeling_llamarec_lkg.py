@@ -17,7 +17,7 @@ from llamarec_lkg.utils.errors import LKGError
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
-def test_letter_logits_are_those_of_the_plain_backbone_on_the_text_prompt(proc, film_dataset, kind):
+def test_lm_logits_are_those_of_the_plain_backbone_on_the_text_prompt(proc, film_dataset, kind):
     ranker = model(proc, kind, use_path_gate=False)
     lists = examples(film_dataset, count=3)
     with torch.no_grad():
@@ -26,17 +26,17 @@ def test_letter_logits_are_those_of_the_plain_backbone_on_the_text_prompt(proc, 
             texts = proc.render(example, output.selected_paths[row].tolist())
             ids = [token for text in texts for token in proc.tokenizer(text, add_special_tokens=False)["input_ids"]]
             logits = ranker.language_model(torch.tensor([ids])).logits[0, -1, proc.letter_token_ids]
-            torch.testing.assert_close(output.letter_logits[row], logits, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(output.lm_logits[row], logits, rtol=1e-4, atol=1e-4)
 
 
 def test_scores_are_the_documented_sum(proc, batch):
-    ranker = model(proc, letter_scale=0.7, evidence_weight=1.3, retrieval_weight=0.4)
+    ranker = model(proc, lm_scale=0.7, evidence_weight=1.3, retrieval_weight=0.4)
     with torch.no_grad():
         output = ranker(**batch)
         prior = ranker.language_model(torch.tensor([proc.empty_prompt_ids()])).logits[:, -1, proc.letter_token_ids]
     retrieval = batch["retrieval_scores"] - batch["retrieval_scores"].mean(1, keepdim=True)
     evidence = (batch["evidence"] * output.preferences[:, None, :]).sum(-1)
-    letters = output.letter_logits - prior
+    letters = output.lm_logits - prior
     expected = 0.7 * (letters - letters.mean(1, keepdim=True)) + 1.3 * evidence + 0.4 * retrieval
     torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-4)
     plain = 0.7 * letters + 1.3 * evidence + 0.4 * batch["retrieval_scores"]
@@ -76,7 +76,7 @@ def test_untrained_preferences_are_uniform(proc, batch):
 def route(name, **config):
     evidence, gate = name in ("evidence", "both"), name != "evidence"
     kind = "straight_through" if name == "straight_through" else "attention_bias"
-    return {"use_evidence_fusion": evidence, "use_path_gate": gate, "path_gate": kind, "letter_scale": 1.0, **config}
+    return {"use_evidence_fusion": evidence, "use_path_gate": gate, "path_gate": kind, "lm_scale": 1.0, **config}
 
 
 def varied(ranker):
@@ -219,7 +219,7 @@ def test_weights_of_another_shape_are_named(proc, tmp_path):
 def test_score_parts_sum_to_the_scores(proc, batch):
     batch["candidate_mask"][0, 3:] = False
     for config in ({}, {"use_evidence_fusion": False}, {"use_letter_prior": False}, {"use_retrieval_scores": False}):
-        ranker = varied(model(proc, letter_scale=0.7, evidence_weight=1.3, **config))
+        ranker = varied(model(proc, lm_scale=0.7, evidence_weight=1.3, **config))
         parts = ranker.score_parts(batch)
         torch.testing.assert_close(parts["preferences"], ranker.preferences(batch))
         for name in ("language model", "retriever"):
@@ -249,8 +249,8 @@ def test_with_both_routes_off_no_gradient_reaches_the_preferences(proc, batch):
 
 def test_the_gate_makes_the_backbone_read_preferred_paths_more_strongly(proc, batch):
     with torch.no_grad():
-        even, keen = (varied(model(proc, path_gate_temperature=t))(**batch).letter_logits for t in (1e6, 0.01))
-        none = varied(model(proc, use_path_gate=False))(**batch).letter_logits
+        even, keen = (varied(model(proc, path_gate_temperature=t))(**batch).lm_logits for t in (1e6, 0.01))
+        none = varied(model(proc, use_path_gate=False))(**batch).lm_logits
     torch.testing.assert_close(even, none, rtol=1e-3, atol=1e-3)
     assert (keen - none).abs().max() > 1e-4
 
@@ -304,7 +304,7 @@ def test_assembled_prompt_has_these_exact_tensors():
 def test_a_model_without_backbone_ranks_by_retriever_and_evidence(proc, film_dataset):
     ranker = LlamaRecLKGForRanking(proc.model_config(use_language_model=False))
     output = ranker(**proc(examples(film_dataset), with_prompt=False))
-    assert output.letter_logits is None and torch.isfinite(output.logits).all()
+    assert output.lm_logits is None and torch.isfinite(output.logits).all()
 
 
 def test_from_backbone_keeps_the_backbones_weights(proc):

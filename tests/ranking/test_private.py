@@ -24,7 +24,7 @@ def film_dataset(make_dataset, film_items):
 
 def make(proc, tmp_path, form, seed=0, **config):
     """A ranker that knows its users, as if trained, and what to save it with."""
-    config = {"use_user_embedding": True, "letter_scale": 1.0, **config}
+    config = {"use_user_embedding": True, "lm_scale": 1.0, **config}
     if form == "no backbone":
         ranker = LlamaRecLKGForRanking(proc.model_config(use_language_model=False, **config))
     else:

@@ -325,8 +325,8 @@ def test_paper_configuration_adds_nothing_and_makes_a_processor(film_dataset):
     graph, items = KnowledgeGraph.from_dataset(film_dataset), film_dataset.items
     config = LlamaRecLKGConfig.paper(list(graph.relations), film_dataset.num_users, num_candidates=5)
     assert not (config.use_evidence_fusion or config.use_path_gate or config.use_retrieval_scores)
-    assert not (config.use_letter_prior or config.use_history_preferences or config.learn_letter_scale)
-    assert config.letter_scale == 1.0
+    assert not (config.use_letter_prior or config.use_history_preferences or config.learn_lm_scale)
+    assert config.lm_scale == 1.0
     proc = LlamaRecLKGProcessor.from_config(config, tokenizer(), graph, items.ids, items.titles, film_dataset.user_ids)
     assert config.letter_token_ids == proc.letter_token_ids
     batch = proc(examples(film_dataset))

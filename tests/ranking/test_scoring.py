@@ -121,7 +121,7 @@ def test_other_users_are_others_whatever_the_batches(film_dataset):
 def test_scores_that_are_not_numbers_are_an_error_not_the_retrievers_order(proc, film_dataset):
     ranker = model(proc)
     with torch.no_grad():
-        ranker.fusion.letter_scale.fill_(torch.nan)
+        ranker.fusion.lm_scale.fill_(torch.nan)
     with pytest.raises(ValueError, match="not finite"):
         ranker_scores(ranker, proc, examples(film_dataset), progress=False)
 

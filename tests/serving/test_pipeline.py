@@ -34,7 +34,7 @@ def saved(film_dataset, tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     backbone().save_pretrained(root / "backbone")
     proc = processor(film_dataset).fit(examples(film_dataset))
-    config = proc.model_config(use_user_embedding=True, evidence_weight=2.0, letter_scale=1.0)
+    config = proc.model_config(use_user_embedding=True, evidence_weight=2.0, lm_scale=1.0)
     ranker = LlamaRecLKGForRanking.from_backbone(str(root / "backbone"), config)
     torch.manual_seed(1)
     torch.nn.init.normal_(ranker.preference.user_embedding.weight)

@@ -22,7 +22,7 @@ def recommender(film_dataset):
     proc = processor(film_dataset)
     proc = proc.with_knowledge_graph(proc.knowledge_graph.with_co_ratings(co_ratings(film_dataset, min_people=2)))
     proc.fit(examples(film_dataset))
-    weights = {"evidence_weight": 1.7, "letter_scale": 0.8, "retrieval_weight": 0.6}
+    weights = {"evidence_weight": 1.7, "lm_scale": 0.8, "retrieval_weight": 0.6}
     config = proc.model_config(use_user_embedding=True, **weights)
     torch.manual_seed(0)
     ranker = LlamaRecLKGForRanking.from_backbone(backbone(), config)

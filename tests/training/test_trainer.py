@@ -55,7 +55,7 @@ def lists(film_dataset):
 
 
 def test_every_trainable_parameter_moves_the_preference_modules_included(proc, lists, tmp_path):
-    ranker = model(proc, letter_scale=1.0, user_dropout=0.0, preference_dropout=0.0, use_user_embedding=True)
+    ranker = model(proc, lm_scale=1.0, user_dropout=0.0, preference_dropout=0.0, use_user_embedding=True)
     trainer = LlamaRecLKGTrainer(
         ranker, arguments(tmp_path, num_train_epochs=4), lists, None, proc, peft_config=lora()
     )

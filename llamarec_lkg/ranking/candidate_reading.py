@@ -1,0 +1,140 @@
+"""The candidate readout: the language model's state at the end of each candidate says how well it fits the history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from .backbone_check import BackboneCheckMixin
+from .candidate_blocks import BlockPrompt, assemble_blocks, block_attention, fitting, select_block_paths
+from .path_gate import PathGateMixin, log_path_gate
+
+
+class CandidateMixin(BackboneCheckMixin, PathGateMixin):
+    """How a [`LlamaRecLKGForRanking`] with `readout="candidates"` reads a prompt."""
+
+    def _read_candidates(
+        self, texts: Mapping[str, torch.Tensor], path_scores: torch.Tensor, sources: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Selected paths (B, C, K), and the language model's scores (B, C) in float32."""
+        config, count = self.config, texts["candidate_input_ids"].shape[1]
+        isolated = config.candidate_attention == "isolated"
+        selected = select_block_paths(path_scores, texts["path_candidates"], count, config.num_paths, sources)
+        selected = self._shortened(texts, selected, path_scores)
+        log_gate = None
+        if config.use_path_gate and config.num_paths:
+            weights = texts["path_relation_weights"]
+            with torch.autocast(weights.device.type, enabled=False):
+                log_gate = log_path_gate(path_scores, weights, config.path_gate_temperature)
+        size = config.candidates_per_pass if isolated else count
+        parts = [slice(first, first + size) for first in range(0, count, size)]
+        # what is trained keeps the states of each pass anyway
+        reuse = len(parts) > 1 and not torch.is_grad_enabled()
+        prefix = self._remembered(texts) if reuse else None
+        scores = []
+        for part in parts:
+            prompt = _assembled(texts, selected, part, isolated, prefix is None)
+            states = self._states(prompt, log_gate, isolated, prefix)
+            rows = torch.arange(len(states), device=states.device)
+            ends = prompt.ends.to(states.device)
+            query = states[rows, ends[:, 0]] if prefix is None else prefix[2]
+            with torch.autocast(states.device.type, enabled=False):
+                device = self.readout.out.weight.device
+                scores.append(self.readout(query.to(device), states[rows[:, None], ends[:, 1:]].to(device)))
+        return selected, torch.cat(scores, dim=1)
+
+    def _decoder(self) -> nn.Module:
+        """The backbone without its output layer; an adapter's weights are inside."""
+        model = self.language_model.get_base_model() if self.has_adapter else self.language_model
+        return model.base_model
+
+    def _shortened(
+        self, texts: Mapping[str, torch.Tensor], selected: torch.Tensor, path_scores: torch.Tensor
+    ) -> torch.Tensor:
+        """`selected` (B, C, K) less the lowest-scored paths for which `max_length` leaves no room."""
+        index = selected.flatten(1).clamp(min=0)
+        lengths = texts["path_attention_mask"].sum(2).gather(1, index).view_as(selected).masked_fill(selected < 0, 0)
+        scores = path_scores.gather(1, index).view_as(selected).masked_fill(selected < 0, -torch.inf)
+        room = self.config.max_length - texts["prefix_attention_mask"].sum(1)
+        titles = texts["candidate_attention_mask"].sum(2)
+        if self.config.candidate_attention == "isolated":
+            fits = fitting(lengths.flatten(0, 1), scores.flatten(0, 1), (room[:, None] - titles).flatten())
+        else:
+            fits = fitting(lengths.flatten(1), scores.flatten(1), room - titles.sum(1))
+        return selected.masked_fill(~fits.view_as(selected), -1)
+
+    def _states(
+        self,
+        prompt: BlockPrompt,
+        log_gate: torch.Tensor | None,
+        isolated: bool,
+        prefix: tuple[DynamicCache, torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """The backbone's last states of a prompt's tokens, (B, L, D); with `prefix`, from `_remembered`, the prompt
+        holds the blocks alone."""
+        token_gate = None
+        if log_gate is not None:
+            token_gate = log_gate.gather(1, prompt.path.clamp(min=0)).masked_fill(prompt.path < 0, 0.0)
+        options = {"position_ids": prompt.position_ids, "use_cache": False}
+        if not isolated:
+            inputs = self._gated_inputs(prompt.input_ids, token_gate)
+            mask = (prompt.owner >= 0).long()
+            return self._decoder()(**inputs, **options, attention_mask=mask).last_hidden_state
+        owner, inputs, bias = prompt.owner, {"input_ids": prompt.input_ids}, token_gate
+        if prefix is not None:
+            owner = torch.cat([prefix[1], owner], dim=1)
+            options |= {"past_key_values": prefix[0], "use_cache": True}
+        if token_gate is not None and self.config.path_gate == "straight_through":
+            inputs, bias = self._gated_embeddings(prompt.input_ids, token_gate), None
+        mask = self._attention_mask(block_attention(owner, prompt.owner.shape[1]), bias)
+        states = self._decoder()(**inputs, **options, attention_mask=mask).last_hidden_state
+        if prefix is not None:
+            prefix[0].crop(-prompt.owner.shape[1])
+        return states
+
+    def _attention_mask(self, seen: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """What attention kernels take: what is `seen` (B, 1, Q, L), with a `bias` (B, Q) on the last Q keys."""
+        if bias is None and self.language_model.config._attn_implementation == "sdpa":
+            return seen
+        dtype = self._bias_dtype
+        added = torch.zeros(1, dtype=dtype, device=seen.device)
+        if bias is not None:
+            added = nn.functional.pad(bias, (seen.shape[3] - bias.shape[1], 0))[:, None, None, :].to(dtype)
+        return torch.where(seen, added, torch.finfo(dtype).min)
+
+    def _remembered(self, texts: Mapping[str, torch.Tensor]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+        """The prefix read once: keys and values, owners (B, Lp), and the state at its end (B, D)."""
+        mask = texts["prefix_attention_mask"].bool()
+        owner = mask.long() - 1
+        cache = DynamicCache()
+        states = self._decoder()(
+            input_ids=texts["prefix_input_ids"],
+            attention_mask=self._attention_mask(block_attention(owner), None),
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return cache, owner, states[:, -1]
+
+
+def _assembled(
+    texts: Mapping[str, torch.Tensor], selected: torch.Tensor, part: slice, isolated: bool, with_prefix: bool
+) -> BlockPrompt:
+    """The blocks of some candidates, behind the prefix or alone."""
+    names = ("input_ids", "attention_mask")
+    prefix, candidates, paths = ([texts[f"{one}_{name}"] for name in names] for one in ("prefix", "candidate", "path"))
+    start = prefix[1].sum(1)
+    if not with_prefix:
+        prefix = [tensor[:, :0] for tensor in prefix]
+    candidates = [tensor[:, part] for tensor in candidates]
+    return assemble_blocks(*prefix, *candidates, *paths, selected[:, part], isolated=isolated, start=start)
+
+
+def state_size(text_config: Any) -> int:
+    """Width of a backbone's last states."""
+    text_config = text_config.get_text_config()
+    return getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size

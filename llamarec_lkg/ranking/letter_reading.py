@@ -1,0 +1,58 @@
+"""The letter readout: candidates stand behind letters, and the next token's logits of the letters are the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from .heads import evaluating
+from .path_gate import PathGateMixin
+from .prompt_assembly import AssembledPrompt, assemble_prompt, select_paths
+
+
+class LetterMixin(PathGateMixin):
+    """How a [`LlamaRecLKGForRanking`] with `readout="letters"` reads a prompt."""
+
+    def _read_letters(
+        self, texts: Mapping[str, torch.Tensor], path_scores: torch.Tensor, sources: torch.Tensor | None, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Selected paths (B, K), and the logits of the first `count` letters (B, count)."""
+        selected, scores = select_paths(path_scores, self.config.num_paths, sources)
+        names = ("prefix", "path", "suffix")
+        parts = {
+            f"{name}_{kind}": texts[f"{name}_{kind}"] for name in names for kind in ("input_ids", "attention_mask")
+        }
+        prompt = assemble_prompt(**parts, selected_paths=selected, max_length=self.config.max_length)
+        return selected, self._letter_logits(prompt, scores, count)
+
+    def _letter_logits(self, prompt: AssembledPrompt, path_scores: torch.Tensor, count: int) -> torch.Tensor:
+        """The backbone's logits of the first `count` letters after the last token, (B, count) in float32."""
+        token_gate = None
+        if self.config.use_path_gate and path_scores.shape[1]:
+            # K * w_p is 1 for every path when all score alike, so an untrained gate changes nothing
+            places = torch.arange(path_scores.shape[1], device=path_scores.device)
+            present = (prompt.path_rank[:, None, :] == places[None, :, None]).any(-1)  # not left out for length
+            scores = path_scores.clamp(min=-1e4) / self.config.path_gate_temperature
+            share = scores.masked_fill(~present, -1e4).log_softmax(-1)
+            log_gate = share + present.sum(1, keepdim=True).clamp(min=1).float().log()
+            token_gate = log_gate.gather(1, prompt.path_rank.clamp(min=0)).masked_fill(prompt.path_rank < 0, 0.0)
+        position_ids = (prompt.attention_mask.cumsum(1) - 1).clamp(min=0)
+        # the last position only: one row of the vocabulary is a thousandth of the pass, and going through the model's
+        # own head keeps what some of them do to it (soft caps, scales)
+        output = self.language_model(
+            **self._gated_inputs(prompt.input_ids, token_gate),
+            attention_mask=prompt.attention_mask,
+            position_ids=position_ids,
+            logits_to_keep=1,
+            use_cache=False,
+        )
+        return output.logits[:, -1, self.config.letter_token_ids[:count]].float()
+
+    @torch.no_grad()
+    def _letter_prior(self, count: int, device: torch.device) -> torch.Tensor:
+        """The letters' logits on the empty prompt, (1, count), by the weights of this moment."""
+        ids = torch.tensor([self.config.prior_input_ids], device=device)
+        with evaluating(self.language_model):
+            output = self.language_model(ids, logits_to_keep=1, use_cache=False)
+        return output.logits[:, -1, self.config.letter_token_ids[:count]].float()
