@@ -36,7 +36,7 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
     section, found, hits = config.benchmark, {}, []
     if REFERENCE not in section.retrievers:
         raise LKGError(
-            f"benchmark.retrievers has {sorted(section.retrievers)}; it needs {REFERENCE!r}, which all rows are compared "
+            f"benchmark.retrievers has {sorted(section.retrievers)}; it needs {REFERENCE!r}, which rows are compared "
             "with: the settings in which it differs from the section `retriever`."
         )
     for number, seed in enumerate(section.seeds):

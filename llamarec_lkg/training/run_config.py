@@ -74,9 +74,16 @@ class ExamplesSection:
             )
 
 
-def default_backbone() -> ModelConfig:
+@dataclass
+class BackboneSection(ModelConfig):
+    """A `trl.ModelConfig`: model, LoRA and quantization."""
+
+    random_weights: bool = False  # the control: the same architecture, of which nothing was ever trained
+
+
+def default_backbone() -> BackboneSection:
     """The quickstart's backbone with the published LoRA settings."""
-    return ModelConfig(
+    return BackboneSection(
         model_name_or_path=SMOLLM2_NAME,
         dtype="auto",
         use_peft=True,
@@ -167,7 +174,7 @@ class RunConfig:
     graph: GraphSection = field(default_factory=GraphSection)
     retriever: RetrieverTrainingArguments = field(default_factory=RetrieverTrainingArguments)
     examples: ExamplesSection = field(default_factory=ExamplesSection)
-    backbone: ModelConfig = field(default_factory=default_backbone)
+    backbone: BackboneSection = field(default_factory=default_backbone)
     adapter: dict[str, Any] = field(default_factory=dict)
     prompt: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)

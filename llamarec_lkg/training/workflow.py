@@ -15,7 +15,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import get_quantization_config
 
@@ -358,6 +358,12 @@ class Workflow:
         torch.manual_seed(self.training_arguments().seed)
         if not config.use_language_model:
             return self._placed(LlamaRecLKGForRanking(config))
+        if self.config.backbone.random_weights:
+            config.text_config = AutoConfig.from_pretrained(resolve_backbone(name))
+            model = LlamaRecLKGForRanking(config)
+            model.language_model.to(self.dtype)
+            model.mark_backbone_changed()
+            return self._placed(model)
         return self._placed(LlamaRecLKGForRanking.from_backbone(name, config, **self.backbone_arguments()))
 
     def load_model(self) -> LlamaRecLKGForRanking:
