@@ -16,7 +16,7 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from ..data.schema import CO_RATED, RATED, Triples, clean_text
+from ..data.schema import CO_RATED, RATED, ItemTable, Triples, clean_text
 from ..data.sequences import TRAIN, SequenceDataset
 from ..utils.errors import LKGError
 from ..utils.files import atomic_files, read_json, write_json
@@ -276,20 +276,71 @@ class KnowledgeGraph:
                 f"co-ratings are of items up to {int(ends.max(initial=0))} and need the relation {CO_RATED!r}. Make "
                 "both from one data set, the graph with `KnowledgeGraph.from_dataset(dataset)`."
             )
-        base = self.without_relations([CO_RATED])
-        count = len(table)
-        own = np.full(base.num_edges, np.nan) if base.weights is None else base.weights
-        starts = np.concatenate([base.edge_sources(), nodes[table.items]])
-        codes = np.concatenate([base.edge_relations, np.full(count, 2 * self.relations.index(CO_RATED))])
-        ends = np.concatenate([base.targets, nodes[table.others]])
+        code = 2 * self.relations.index(CO_RATED)
+        return self.without_relations([CO_RATED])._with_edges(
+            nodes[table.items], np.full(len(table), code), nodes[table.others], table.weights
+        )
+
+    def with_items(self, items: ItemTable) -> KnowledgeGraph:
+        """The graph with further items, numbered on from `num_items`, and their attributes. Values that are known are
+        the entities they were; others become new ones, which tie nothing yet.
+
+        Raises:
+            LKGError: an item is in the graph, or an attribute is no relation of it.
+        """
+        strange = sorted(set(items.attributes) - set(self.relations))
+        index = {
+            (self.entity_types[kind], str(key)): node
+            for node, (kind, key) in enumerate(zip(self.node_types, self.node_keys, strict=True))
+        }
+        known = [raw for raw in items.ids if (ITEM, raw) in index]
+        if strange or known:
+            raise LKGError(
+                f"The new items bring the relations {strange} that the graph does not have (it has "
+                f"{list(self.relations)}), and the items {known[:3]} that it has. Leave both out."
+            )
+        names, links = [], []
+        new_items = []
+        for row, (raw, title) in enumerate(zip(items.ids, items.titles, strict=True)):
+            new_items.append(index.setdefault((ITEM, raw), len(index)))
+            names.append(title)
+            for relation, cells in items.attributes.items():
+                for value in cells[row]:
+                    node = index.setdefault((relation, value), len(index))
+                    if node == self.num_nodes + len(names):
+                        names.append(value)
+                    links.append((new_items[-1], 2 * self.relations.index(relation), node))
+        kinds = list(dict.fromkeys([*self.entity_types, *(kind for kind, _ in index)]))
+        starts, codes, ends = np.array(links, dtype=np.int64).reshape(-1, 3).T
+        added = list(index)[self.num_nodes :]
+        grown = replace(
+            self,
+            entity_types=tuple(kinds),
+            node_keys=np.concatenate([self.node_keys, np.array([key for _, key in added], dtype=object)]),
+            node_names=np.concatenate([self.node_names, np.array(names, dtype=object)]),
+            node_types=np.concatenate([self.node_types, [kinds.index(kind) for kind, _ in added]]).astype(np.int32),
+            offsets=np.concatenate([self.offsets, np.full(len(added), self.offsets[-1])]),
+            item_nodes=np.concatenate([self.item_nodes, new_items]).astype(np.int32),
+        )
+        both = np.concatenate([starts, ends]), np.concatenate([codes, codes + 1]), np.concatenate([ends, starts])
+        return grown._with_edges(*both, np.full(2 * len(links), np.nan))
+
+    def _with_edges(
+        self, starts: np.ndarray, codes: np.ndarray, ends: np.ndarray, weights: np.ndarray
+    ) -> KnowledgeGraph:
+        """The graph with further edges, which have no date."""
+        own = np.full(self.num_edges, np.nan) if self.weights is None else self.weights
+        weights = np.concatenate([own, weights]).astype(np.float32)
+        starts = np.concatenate([self.edge_sources(), starts])
+        codes, ends = np.concatenate([self.edge_relations, codes]), np.concatenate([self.targets, ends])
         order = np.lexsort((ends, codes, starts))
         return replace(
-            base,
+            self,
             offsets=row_offsets(starts, self.num_nodes),
             targets=ends[order].astype(np.int32),
             edge_relations=codes[order].astype(np.int32),
-            timestamps=np.concatenate([base.timestamps, np.full(count, UNDATED)])[order],
-            weights=np.concatenate([own, table.weights])[order].astype(np.float32) if count else base.weights,
+            timestamps=np.append(self.timestamps, np.full(len(starts) - self.num_edges, UNDATED))[order],
+            weights=None if np.isnan(weights).all() else weights[order],
         )
 
     def _keep(self, edges: np.ndarray) -> KnowledgeGraph:

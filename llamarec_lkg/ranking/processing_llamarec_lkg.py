@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..data.schema import CO_RATED, ITEM_ID, TITLE, UNKNOWN_USER, USER_ID, RankingExample, raw_id_list
+from ..data.schema import CO_RATED, ITEM_ID, TITLE, UNKNOWN_USER, USER_ID, ItemTable, RankingExample, raw_id_list
 from ..graph import paths
 from ..graph.evidence import EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
@@ -207,6 +207,21 @@ class LlamaRecLKGProcessor(PromptMixin, HubMixin, ProcessorMixin):
         other = copy(self)
         other.titles, other._token_cache = tuple(titles), {}
         return other
+
+    def with_items(self, items: ItemTable) -> LlamaRecLKGProcessor:
+        """A processor that knows further items, too, which nobody has interacted with: their titles, and their
+        attributes in the graph."""
+        return type(self)(
+            self.tokenizer,
+            self.knowledge_graph.with_items(items),
+            (*self.item_ids, *items.ids),
+            (*self.titles, *items.titles),
+            self.user_ids,
+            self.evidence_scale,
+            np.append(np.expm1(self.log_counts[1:]).round(), np.zeros(len(items))),
+            self.candidate_weights,
+            **self.settings,
+        )
 
     @property
     def writes_paths(self) -> bool:

@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from huggingface_hub import CommitInfo
 
-from ..data.schema import UNKNOWN_USER, RankingExample, raw_id_list
+from ..data.schema import UNKNOWN_USER, ItemTable, RankingExample, raw_id_list
 from ..hub.layout import CARD_FACTS, PARTS, REPORT_FILE, RETRIEVER_FOLDER
 from ..hub.push import PushOptions, push_folder
+from ..ranking.backbones import resolve_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..retrieval.base import Retriever, check_retriever, exclude_history, top_k
 from ..retrieval.fused import FusedRetriever
+from ..retrieval.item_features import ItemFeatures, item_texts, new_entities
 from ..retrieval.sequential import NeuralRetriever
 from ..utils.errors import LKGError
 from ..utils.hub import hub_options, pinned
@@ -52,6 +55,24 @@ class Ranking:
     order: np.ndarray
     parts: np.ndarray
     preferences: np.ndarray | None
+
+
+def _with_items(retriever: Retriever, items: ItemTable, processor: LlamaRecLKGProcessor) -> Retriever:
+    """A retriever that finds further items, too."""
+    config = retriever.model.config if isinstance(retriever, NeuralRetriever) else None
+    if config is None or not (config.text_size or config.num_entities):
+        raise LKGError(
+            "This retriever knows items by their ids alone, so it cannot find one that it has not been trained on. "
+            "Train one whose item vectors know more (`retriever.item_vectors=text`), or use none."
+        )
+    entities = new_entities(processor.knowledge_graph, len(items)) if config.num_entities else None
+    features = ItemFeatures(None, entities)
+    if config.text_size:
+        backbone = resolve_backbone(config.text_backbone) if config.text_backbone else None
+        if backbone is None:
+            raise LKGError("The language model that read the items' texts has no name by which it could be loaded.")
+        features = retriever.read_items(item_texts(items), backbone, entities, progress=False)
+    return retriever.add_items(features, processor.item_ids)
 
 
 class Recommender:
@@ -185,6 +206,25 @@ class Recommender:
                 if path.is_file():
                     shutil.copyfile(path, Path(folder, name))
             return push_folder(folder, repo_id, options=options)
+
+    def add_items(self, items: ItemTable | pd.DataFrame) -> None:
+        """Take further items into the catalogue, without training: the retriever finds them by text and entities, the
+        graph ties them to others, the language model reads their titles. Nothing is known of who takes them, so they
+        have no popularity and no co-ratings.
+
+        Args:
+            items: with columns `item_id` and `title`; others are attributes, under the names the graph's relations
+                have.
+
+        Raises:
+            LKGError: an item is known already, an attribute is none of the graph's relations, or the retriever knows
+                items by their ids alone.
+        """
+        items = items if isinstance(items, ItemTable) else ItemTable.from_frame(items)
+        processor = self.processor.with_items(items)
+        if self.retriever is not None:
+            self.retriever = _with_items(self.retriever, items, processor)
+        self.model.config.catalogue, self.processor = processor.catalogue, processor
 
     @property
     def item_ids(self) -> tuple[str, ...]:

@@ -240,7 +240,10 @@ class RunConfig:
         return self.from_mapping(content)
 
     def to_mapping(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """What `from_mapping` takes."""
+        content = dataclasses.asdict(self)
+        content["preprocessing"].pop("last")  # it is called evaluation.last
+        return content
 
     def peft_config(self) -> PeftConfig | None:
         """The adapter to train: what `adapter` describes, else LoRA as `backbone` does, or none."""
@@ -263,7 +266,7 @@ def _settings() -> dict[str, Any]:
     """Every setting as "section.key", with its default. `adapter` is left to PEFT."""
     sections = {n: {**vars(d)} if dataclasses.is_dataclass(d) else {} for n, d in vars(RunConfig()).items()}
     model = {f.name: f.default for f in dataclasses.fields(LlamaRecLKGConfig)}
-    sections["preprocessing"].pop("last")  # it is called evaluation.last
+    sections["preprocessing"].pop("last")
     sections["prompt"] = {name: model.pop(name, None) for name in SHARED_SETTINGS}
     sections["model"] = model
     sections["training"] = {f.name: f.default for f in dataclasses.fields(LlamaRecLKGTrainingArguments)}

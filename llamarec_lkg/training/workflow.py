@@ -15,7 +15,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import get_quantization_config
 
@@ -359,12 +359,17 @@ class Workflow:
         if not config.use_language_model:
             return self._placed(LlamaRecLKGForRanking(config))
         if self.config.backbone.random_weights:
-            config.text_config = AutoConfig.from_pretrained(resolve_backbone(name))
-            model = LlamaRecLKGForRanking(config)
-            model.language_model.to(self.dtype)
-            model.mark_backbone_changed()
-            return self._placed(model)
+            name = self._random_backbone(resolve_backbone(name))
         return self._placed(LlamaRecLKGForRanking.from_backbone(name, config, **self.backbone_arguments()))
+
+    def _random_backbone(self, name: str) -> str:
+        """A folder with the architecture of a backbone and weights drawn at random, in this run's folder."""
+        folder = self.folder / "random-backbone"
+        if self.state.is_main_process and not folder.exists():
+            with atomic_folder(folder) as temporary:
+                AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name)).save_pretrained(temporary)
+        self.state.wait_for_everyone()
+        return str(folder)
 
     def load_model(self) -> LlamaRecLKGForRanking:
         """The trained ranker."""
