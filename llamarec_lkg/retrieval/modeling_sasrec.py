@@ -40,6 +40,8 @@ class SASRecForRetrieval(SequentialRetrieverModel):
         self.encoder = AutoModel.from_config(
             GPTNeoXConfig(
                 vocab_size=1,
+                bos_token_id=None,
+                eos_token_id=None,
                 hidden_size=config.hidden_size,
                 intermediate_size=4 * config.hidden_size,
                 num_hidden_layers=config.num_hidden_layers,

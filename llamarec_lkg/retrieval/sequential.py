@@ -5,8 +5,10 @@ configuration.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,14 @@ from ..data.schema import PADDING_ITEM
 from ..hub.layout import CONFIG_FILE, RETRIEVER_FOLDER
 from ..utils.errors import LKGError
 from ..utils.files import read_json
+from ..utils.fingerprints import catalogue_fingerprint
 from ..utils.hub import fetch
 from .base import pad_left
 from .configuration_sequential import SequentialRetrieverConfig
 from .cross_entropy import catalogue_cross_entropy
 from .item_features import ItemFeatures
 from .item_vectors import ItemContent, id_shares
+from .text_vectors import TextProjection, text_states, with_padding_row
 
 
 @dataclass
@@ -58,9 +62,8 @@ class SequentialRetrieverModel(PreTrainedModel):
         self.item_embedding = nn.Embedding(config.num_items + 1, config.hidden_size, padding_idx=PADDING_ITEM)
         self.item_bias = nn.Parameter(torch.zeros(config.num_items + 1))
         self.item_content = ItemContent(config) if config.text_size or config.num_entities else None
-        self.id_share = None
-        if self.item_content is not None or config.weigh_ids:
-            self.register_buffer("id_share", torch.ones(config.num_items + 1))
+        weighed = self.item_content is not None or config.weigh_ids
+        self.register_buffer("id_share", torch.ones(config.num_items + 1) if weighed else None)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -140,6 +143,55 @@ class SequentialRetrieverModel(PreTrainedModel):
         if self.id_share is not None:
             self.id_share.copy_(torch.from_numpy(id_shares(counts, shrinkage)))
 
+    @torch.no_grad()
+    def with_items(self, features: ItemFeatures) -> SequentialRetrieverModel:
+        """A copy that knows further items, counted on from `num_items`, by their features alone: id vectors and biases
+        are 0. Nothing is trained. `config.catalogue` is None.
+
+        Raises:
+            LKGError: items are known by id alone here, or the features do not fit.
+        """
+        self._check_new(features)
+        offsets, indices = features.entities or (np.zeros(features.num_items + 2, dtype=np.int64), np.empty(0))
+        config = copy.deepcopy(self.config)
+        config.num_items += features.num_items
+        config.num_entity_links += len(indices)
+        config.catalogue = None
+        added = {"item_embedding.weight": torch.zeros(features.num_items, config.hidden_size)}
+        added |= {name: torch.zeros(features.num_items) for name in ("item_bias", "id_share")}
+        if config.text_size:
+            added["item_content.text"] = torch.from_numpy(features.text[1:])
+        state = self.state_dict()
+        if config.num_entities:
+            added["item_content.entity_indices"] = torch.from_numpy(indices)
+            added["item_content.entity_offsets"] = state["item_content.entity_offsets"][-1].cpu() + torch.from_numpy(
+                offsets[2:]
+            )
+        state |= {name: torch.cat([state[name], rows.to(state[name])]) for name, rows in added.items()}
+        model = type(self)(config).to(device=self.device, dtype=self.dtype)
+        model.load_state_dict(state)
+        return model.train(self.training)
+
+    def _check_new(self, features: ItemFeatures) -> None:
+        config = self.config
+        if self.item_content is None:
+            raise LKGError(
+                "The retriever knows items by their ids alone, so that it cannot score a new one. Train it with "
+                "item_vectors='text', 'entities' or 'text+entities'."
+            )
+        text_size = 0 if features.text is None else features.text.shape[1]
+        if text_size != config.text_size:
+            raise LKGError(
+                f"The new items have text vectors of width {text_size}, the retriever's items {config.text_size}. "
+                "Make them with its own projection (`NeuralRetriever.read_items`)."
+            )
+        largest = -1 if features.entities is None else int(features.entities[1].max(initial=-1))
+        if largest >= config.num_entities:
+            raise LKGError(
+                f"A new item has entity {largest}, the retriever knows {config.num_entities} entities, counted from "
+                "0. Leave out those it was not trained with."
+            )
+
 
 class NeuralRetriever:
     """A neural model behind the `Retriever` border: padding, batching and device are its business."""
@@ -179,6 +231,53 @@ class NeuralRetriever:
     def catalogue(self) -> str | None:
         """Fingerprint of the items it was trained to find, where it is known."""
         return self.model.config.catalogue
+
+    def read_items(
+        self,
+        texts: Sequence[str],
+        backbone: str | Path | tuple[Any, Any],
+        entities: tuple[np.ndarray, np.ndarray] | None = None,
+        *,
+        progress: bool = True,
+    ) -> ItemFeatures:
+        """Features of new items for [`add_items`], their texts read as those of the trained items were.
+
+        Args:
+            texts: one an item, as [`~item_features.item_texts`] writes them.
+            backbone: the language model `model.config.text_backbone`, as for [`~text_vectors.text_states`].
+            entities: of the new items, as in [`~item_features.ItemFeatures`], counted as in training.
+
+        Raises:
+            LKGError: how the trained items' texts were read is not known, or the backbone is another one.
+        """
+        config = self.model.config
+        if not config.text_state_size:
+            raise LKGError(
+                "The retriever was trained on text vectors without their projection. Make those of new items as they "
+                "were made, and give `ItemFeatures(text=...)`; or train with `item_features('text', ...)`."
+            )
+        content = self.model.item_content
+        arrays = (content.text_mean, content.text_directions)
+        mean, directions = (array.float().cpu().numpy() for array in arrays)
+        projection = TextProjection(mean, directions, config.text_layers, config.text_backbone)
+        states = text_states(texts, backbone, layers=projection.layers, progress=progress)
+        if states.shape[1] != len(mean):
+            raise LKGError(
+                f"The backbone's states are {states.shape[1]} wide, those the retriever was trained on {len(mean)}. "
+                f"Give {config.text_backbone or 'the backbone that read the trained items'}."
+            )
+        return ItemFeatures(with_padding_row(projection(states)), entities, projection)
+
+    def add_items(self, features: ItemFeatures, item_ids: Sequence[str] | None = None) -> NeuralRetriever:
+        """A retriever that finds further items, too, without training; see [`SequentialRetrieverModel.with_items`].
+
+        Args:
+            features: of the new items, which are counted on from `num_items`; row 0 is padding.
+            item_ids: raw ids of all items, the old ones first, for `catalogue`.
+        """
+        model = self.model.with_items(features)
+        model.config.catalogue = None if item_ids is None else catalogue_fingerprint(item_ids)
+        return NeuralRetriever(model, self.batch_size)
 
     @torch.inference_mode()
     def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:

@@ -152,7 +152,8 @@ def _new_model(
     check_kind(args.item_vectors)
     if features is None and args.item_vectors != "ids":
         raise LKGError(
-            f"item_vectors={args.item_vectors!r} needs `features=item_features({args.item_vectors!r}, ...)`."
+            f"item_vectors is {args.item_vectors!r}, but no features are given. Make them with "
+            f"`item_features({args.item_vectors!r}, dataset.items, ...)` and give `features=`."
         )
     if features is not None and features.num_items not in (None, dataset.num_items):
         raise LKGError(

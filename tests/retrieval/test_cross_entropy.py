@@ -1,0 +1,62 @@
+"""The loss over a catalogue in blocks is the loss at once, and so are its gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llamarec_lkg.retrieval import cross_entropy as module
+from llamarec_lkg.retrieval.cross_entropy import catalogue_cross_entropy
+
+
+def inputs(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    hidden, vectors = (torch.randn(size, generator=generator, dtype=dtype) for size in ((7, 4), (11, 4)))
+    bias = torch.randn(11, generator=generator, dtype=dtype)
+    bias[[0, 6]] = -torch.inf  # left out
+    labels = torch.tensor([1, 5, 5, 10, 2, 3, 9])
+    return [tensor.requires_grad_() for tensor in (hidden, vectors, bias)], labels
+
+
+def results(function):
+    tensors, labels = inputs()
+    loss = function(*tensors, labels)
+    (3 * loss).backward()
+    return loss.detach(), *(tensor.grad for tensor in tensors)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 100])
+def test_blocks_give_what_everything_at_once_gives(monkeypatch, rows):
+    monkeypatch.setattr(module, "SCORES_AT_ONCE", {"cpu": 11 * rows})
+    mine = results(catalogue_cross_entropy)
+    expected = results(lambda hidden, vectors, bias, labels: F.cross_entropy(hidden @ vectors.T + bias, labels))
+    for found, wanted in zip(mine, expected, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert not mine[2][6].any() and mine[2][5].any(), "what is left out learns nothing"
+
+
+def test_no_block_is_larger_than_allowed(monkeypatch):
+    monkeypatch.setattr(module, "SCORES_AT_ONCE", {"cpu": 25})
+    sizes = []
+    addmm = torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda *args: sizes.append(addmm(*args).numel()) or addmm(*args))
+    tensors, labels = inputs()
+    catalogue_cross_entropy(*tensors, labels)
+    assert sizes == [22, 22, 22, 11]
+
+
+def test_nothing_is_kept_where_nothing_learns_and_no_position_is_no_loss():
+    tensors, labels = inputs()
+    with torch.no_grad():
+        loss = catalogue_cross_entropy(*tensors, labels)
+    assert not loss.requires_grad and torch.isfinite(loss)
+    assert catalogue_cross_entropy(tensors[0][:0], *tensors[1:], labels[:0]) == 0
+
+
+def test_half_precision_gives_a_loss_in_single_and_gradients_in_its_own():
+    tensors, labels = inputs()
+    halves = [tensor.detach().bfloat16().requires_grad_() for tensor in tensors]
+    loss = catalogue_cross_entropy(*halves, labels)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(catalogue_cross_entropy(*tensors, labels).item(), rel=0.05)
+    assert all(tensor.grad.dtype == torch.bfloat16 for tensor in halves)
