@@ -136,9 +136,8 @@ class Report:
             "What is recommended": recommended_table(self.rows),
             "Seeds": seed_table(self.rows),
         }
-        always = list(sections)[:2]
         for heading, content in sections.items():
-            if content or heading in always:
+            if content:
                 lines += ["", f"## {heading}", "", *content]
         verdicts = [verdict(row) for row in self.rows if row["name"] not in (REFERENCE, CEILING, "popularity")]
         return "\n".join([*lines, "", "## In words", "", *verdicts, ""])

@@ -60,7 +60,7 @@ def recommended_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     told = [row for row in rows if "coverage@10" in row]
     cells = [[row["name"], f"{row['coverage@10']:.1%}", f"{row['popularity@10']:,.1f}"] for row in told]
     header = ["row", "share of the catalogue in somebody's first ten", "mean training interactions of these items"]
-    return _lines(header, cells) if cells else []
+    return _lines(header, cells)
 
 
 def seed_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -68,7 +68,7 @@ def seed_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     told = [row for row in rows if "seeds" in row]
     columns = max((len(row["seeds"]["ndcg@10"]) for row in told), default=0)
     cells = [[row["name"], *(f"{value:.4f}" for value in row["seeds"]["ndcg@10"])] for row in told]
-    return _lines(["ndcg@10", *(f"seed {number + 1}" for number in range(columns))], cells) if cells else []
+    return _lines(["ndcg@10", *(f"seed {number + 1}" for number in range(columns))], cells)
 
 
 def _difference(row: Mapping[str, Any]) -> str:
@@ -82,6 +82,8 @@ def _with_interval(value: float, interval: Sequence[float]) -> str:
 
 
 def _lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    if not rows:
+        return []
     lines = (" | ".join(cells) for cells in (header, *rows))
     first, *others = (f"| {line} |" for line in lines)
     return [first, "|" + " --- |" * len(header), *others]
