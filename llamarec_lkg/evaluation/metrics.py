@@ -7,13 +7,14 @@ log2(r + 1). A target that is not in the list has rank `MISS` and scores 0 every
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 
 MISS = np.iinfo(np.int64).max
 DEFAULT_KS = (1, 5, 10)
-BLOCK_CELLS = 2**22  # resamples x users drawn at a time: 32 MB, whatever their numbers
+BLOCK_CELLS = 2**21  # resamples x users drawn at a time: 32 MB, whatever their numbers
 
 
 def target_ranks(scores: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
@@ -50,7 +51,7 @@ def require_finite(scores: np.ndarray) -> None:
 
 
 def metrics_per_user(ranks: np.ndarray, ks: Sequence[int] = DEFAULT_KS) -> dict[str, np.ndarray]:
-    """`{"mrr@1": ..., "ndcg@1": ..., "recall@1": ..., ...}`, each an array of shape (N,)."""
+    """`{"mrr@1": ..., "ndcg@1": ..., "recall@1": ..., ...}`, each an array of the shape of `ranks`."""
     ranks = np.asarray(ranks, dtype=np.float64)
     values = {}
     for k in ks:
@@ -67,20 +68,42 @@ def mean_metrics(ranks: np.ndarray, ks: Sequence[int] = DEFAULT_KS) -> dict[str,
 
 
 def bootstrap_interval(
-    per_user: Mapping[str, np.ndarray], *, resamples: int = 2000, level: float = 0.95, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals of means, users resampled together for all metrics, whose values are aligned.
-    Differences per user give a paired interval."""
-    names = list(per_user)
-    values = np.stack([np.asarray(per_user[name], dtype=np.float64) for name in names], axis=1)
+    per_target: Mapping[Any, np.ndarray],
+    *,
+    clusters: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[Any, tuple[float, float]]:
+    """Percentile bootstrap intervals of means, targets resampled together for all values, which are aligned.
+    Differences per target give a paired interval.
+
+    Args:
+        per_target: name -> values, shape (N,).
+        clusters (shape (N,), optional): whose each target is, its user. Whole clusters are resampled, and a mean is
+            the sum over those drawn by their number of targets: ten targets of one user say less than one target each
+            of ten users. By default each target is its own.
+        weights (shape (N,), optional): of the targets in the means, above zero. By default all alike.
+        level: the share of the resamples between the two ends.
+    """
+    values = np.stack([np.asarray(column, dtype=np.float64) for column in per_target.values()], axis=1)
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
+    sums = np.concatenate([values * weights[:, None], weights[:, None]], axis=1)
+    if clusters is not None:
+        _, codes = np.unique(clusters, return_inverse=True)
+        order = np.argsort(codes, kind="stable")
+        starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+        sums = np.add.reduceat(sums[order], starts, axis=0)
     generator = np.random.default_rng(seed)
-    size = len(values)
-    means = np.empty((resamples, len(names)))
+    size = len(sums)
+    means = np.empty((resamples, values.shape[1]))
     block = max(1, BLOCK_CELLS // size)
     for start in range(0, resamples, block):
-        stop = min(start + block, resamples)
-        counts = generator.multinomial(size, np.full(size, 1.0 / size), size=stop - start)
-        means[start:stop] = counts @ values / size
+        drawn = range(start, min(start + block, resamples))
+        counts = [np.bincount(generator.integers(size, size=size), minlength=size) for _ in drawn]
+        totals = np.asarray(counts, dtype=np.float64) @ sums
+        means[drawn.start : drawn.stop] = totals[:, :-1] / totals[:, -1:]
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(means, [tail, 100 - tail], axis=0)
-    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}
+    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(per_target)}

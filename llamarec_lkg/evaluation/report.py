@@ -1,9 +1,9 @@
-"""The report: every ranker beside its own retriever, on the same users, with intervals, as json, table and picture."""
+"""The report: every ranker beside its own retriever, on the same targets, with intervals: json, tables, picture."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,20 @@ import numpy as np
 
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file, write_json
-from .metrics import MISS, bootstrap_interval, metrics_per_user
+from .comparison import (
+    COMPARED_METRICS,
+    REFERENCE,
+    compared_pairs,
+    comparison_rows,
+    per_target,
+    recommended_facts,
+    slice_rows,
+)
+from .metrics import MISS, mean_metrics
+from .report_text import comparison_table, recommended_table, seed_table, slice_tables, table, verdict
 
 
-REFERENCE, RANKER, CEILING = "retriever", "ranker", "ceiling"
-
-SHOWN_METRICS = ("mrr@10", "ndcg@5", "ndcg@10", "recall@1", "recall@5", "recall@10")
+RANKER, CEILING = "ranker", "ceiling"
 
 
 @dataclass(frozen=True)
@@ -25,13 +33,19 @@ class Report:
 
     Args:
         protocol: what was evaluated and how: data, split, sizes, seeds, command.
-        rows: `{"name", "metrics", "ci95", "difference_to_retriever", "difference_ci95"}`, over all targets.
+        rows: `{"name", "metrics", "ci95", "difference_to_retriever", "difference_ci95"}`, over all targets. Of several
+            seeds also `seeds` (metric -> mean of each); where it is known what is recommended also `coverage@10`, the
+            share of the catalogue, and `popularity@10`, how often these items were trained on in the mean.
         reranked_rows: the same over the targets that the retriever found.
+        slices: `{"slice", "value", "targets", "rows"}`: NDCG@10 and Recall@10 of a part of the targets.
+        comparisons: `{"row", "minus", "metric", "difference", "ci95"}`: paired differences of two rows.
     """
 
     protocol: dict[str, Any]
     rows: list[dict[str, Any]]
     reranked_rows: list[dict[str, Any]]
+    slices: list[dict[str, Any]] = field(default_factory=list)
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def from_ranks(
@@ -40,39 +54,91 @@ class Report:
         found: np.ndarray,
         protocol: Mapping[str, Any],
         *,
+        users: np.ndarray | None = None,
+        slices: Mapping[str, np.ndarray] | None = None,
+        recommended: Mapping[str, np.ndarray] | None = None,
+        training_counts: np.ndarray | None = None,
+        comparisons: Sequence[tuple[str, str]] = (),
         resamples: int = 2000,
         seed: int = 0,
     ) -> Report:
-        """
+        """A metric of a target is its mean over seeds. Intervals say how sure the means over these users are; how far
+        seeds lie apart is told beside them.
+
         Args:
-            ranks: row name -> rank of each target, shape (N,), `MISS` where it is not ranked. One row is "retriever".
-            found (`np.ndarray` of `bool`, shape (N,)): targets among the retriever's candidates.
+            ranks: row name -> rank of each target, shape (N,), `MISS` where it is not ranked; or (S, N), those of S
+                seeds. One row is "retriever".
+            found (`np.ndarray` of `bool`, shape (N,) or (S, N)): targets among the retriever's candidates.
+            users (shape (N,), optional): whose each target is; intervals are over users. By default over targets.
+            slices (optional): kind of slice -> label of each target, shape (N,) (`slices.target_slices`).
+            recommended (optional): row name -> dense items recommended, shape (M, 10) or (S, M, 10), 0 for none.
+            training_counts (shape (num_items + 1,), optional): how often each dense item was trained on; needed to say
+                what `recommended` is.
+            comparisons: pairs (row, minus); those of which a row is absent are left out.
 
         Raises:
             LKGError: there is no retriever row, or rows differ in length.
         """
-        lengths = {name: len(values) for name, values in ranks.items()} | {"found": len(found)}
+        ranks = {name: np.atleast_2d(values) for name, values in ranks.items()}
+        found = np.atleast_2d(found)
+        targets = found.shape[1]
+        lengths = {name: values.shape[1] for name, values in ranks.items()} | {"found": targets}
+        lengths |= {name: len(labels) for name, labels in (slices or {}).items()}
+        lengths |= {} if users is None else {"users": len(users)}
         if REFERENCE not in ranks or len(set(lengths.values())) > 1:
             raise LKGError(f"A report compares rows on the same targets with a {REFERENCE!r} row; found {lengths}.")
-        ranks = {**ranks, CEILING: np.where(found, 1, MISS)}
-
-        def rows(chosen: np.ndarray) -> list[dict[str, Any]]:
-            measures = {name: metrics_per_user(values[chosen]) for name, values in ranks.items()}
-            return comparison_rows(measures, resamples=resamples, seed=seed)
-
-        sizes = {"targets": len(found), "retrieved": int(found.sum()), "bootstrap": resamples, "seed": seed}
-        everyone = np.ones(len(found), dtype=bool)
-        return cls({**protocol, **sizes}, rows(everyone), rows(found) if found.any() else [])
+        seeds = {name: len(values) for name, values in {**ranks, "found": found}.items()}
+        if len(set(seeds.values()) - {1}) > 1:
+            raise LKGError(f"Rows have one seed or all the same number of them; found {seeds}. Leave out the others.")
+        if recommended and training_counts is None:
+            raise LKGError("What is recommended was given without training_counts, which say how popular it is.")
+        ranks[CEILING] = np.where(found, 1, MISS)
+        clusters = np.arange(targets) if users is None else np.asarray(users)
+        sampling = {"clusters": clusters, "resamples": resamples, "seed": seed}
+        measures = {name: per_target(values) for name, values in ranks.items()}
+        rows = comparison_rows(measures, **sampling)
+        for row in rows:
+            values = ranks[row["name"]]
+            if len(values) > 1:
+                means = [mean_metrics(one) for one in values]
+                row["seeds"] = {metric: [one[metric] for one in means] for metric in COMPARED_METRICS}
+            if row["name"] in (recommended or {}):
+                row.update(recommended_facts(recommended[row["name"]], training_counts))
+        sizes = {
+            "targets": targets,
+            "retrieved": round(float(found.mean(axis=0).sum())),
+            "bootstrap": resamples,
+            "resampled": f"{len(np.unique(clusters))} {'targets' if users is None else 'users'}",
+            "seed": seed,
+        }
+        return cls(
+            {**protocol, **sizes},
+            rows,
+            _reranked_rows(ranks, found, **sampling),
+            slice_rows(measures, slices or {}, **sampling),
+            compared_pairs(measures, comparisons, **sampling),
+        )
 
     def row(self, name: str) -> dict[str, Any]:
         return next(row for row in self.rows if row["name"] == name)
 
     def to_markdown(self) -> str:
-        """Two tables, and one sentence a ranker that says whether it beats its retriever."""
+        """Tables of all targets, of those retrieved, of pairs and of slices, and one sentence a ranker that says
+        whether it beats its retriever."""
         title = f"# Ranking on {self.protocol.get('dataset', 'data')}, {self.protocol.get('split', 'test')} split"
         lines = [title, "", *(f"- {key}: {value}" for key, value in self.protocol.items())]
-        lines += ["", "## All targets (one that was not retrieved counts as a miss)", "", *table(self.rows)]
-        lines += ["", "## Re-ranked targets only (the retriever found them)", "", *table(self.reranked_rows)]
+        compared = {one[side] for one in self.comparisons for side in ("row", "minus")} | {REFERENCE}
+        sections = {
+            "All targets (one that was not retrieved counts as a miss)": table(self.rows),
+            "Re-ranked targets only (the retriever found them)": table(self.reranked_rows),
+            "Row minus row, paired, with 95% intervals": comparison_table(self.comparisons),
+            "Parts of the targets": slice_tables(self.slices, compared if self.comparisons else None),
+            "What is recommended": recommended_table(self.rows),
+            "Seeds": seed_table(self.rows),
+        }
+        for heading, content in sections.items():
+            if content:
+                lines += ["", f"## {heading}", "", *content]
         verdicts = [verdict(row) for row in self.rows if row["name"] not in (REFERENCE, CEILING, "popularity")]
         return "\n".join([*lines, "", "## In words", "", *verdicts, ""])
 
@@ -86,56 +152,16 @@ class Report:
             draw(self, temporary)
 
 
-def comparison_rows(
-    measures: Mapping[str, Mapping[str, np.ndarray]],
-    *,
-    reference: str = REFERENCE,
-    resamples: int = 2000,
-    seed: int = 0,
+def _reranked_rows(
+    ranks: Mapping[str, np.ndarray], found: np.ndarray, clusters: np.ndarray, **sampling: Any
 ) -> list[dict[str, Any]]:
-    """Means, bootstrap intervals and paired differences to the row `reference`.
-
-    Args:
-        measures: name of a row -> metric -> values of every target, in the same order in all rows, shape (N,).
-    """
-    rows = []
-    for name, metrics in measures.items():
-        difference = {metric: values - measures[reference][metric] for metric, values in metrics.items()}
-        rows.append(
-            {
-                "name": name,
-                "metrics": {metric: float(values.mean()) for metric, values in metrics.items()},
-                "ci95": bootstrap_interval(metrics, resamples=resamples, seed=seed),
-                f"difference_to_{reference}": {metric: float(d.mean()) for metric, d in difference.items()},
-                "difference_ci95": bootstrap_interval(difference, resamples=resamples, seed=seed),
-            }
-        )
-    return rows
-
-
-def table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] = SHOWN_METRICS) -> list[str]:
-    """Markdown lines: a metric a column, then NDCG@10's interval and paired difference to the row `REFERENCE`."""
-    header = ["row", *metrics, "ndcg@10 95% interval", "ndcg@10 minus retriever"]
-    lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
-    for row in rows:
-        low, high = row["ci95"]["ndcg@10"]
-        cells = [row["name"], *(f"{row['metrics'][m]:.4f}" for m in metrics), f"{low:.4f} to {high:.4f}"]
-        lines.append(f"| {' | '.join([*cells, _difference(row)])} |")
-    return lines
-
-
-def _difference(row: Mapping[str, Any]) -> str:
-    low, high = row["difference_ci95"]["ndcg@10"]
-    if row["name"] == REFERENCE:
-        return ""
-    return f"{row['difference_to_retriever']['ndcg@10']:+.4f} ({low:+.4f} to {high:+.4f})"
-
-
-def verdict(row: Mapping[str, Any]) -> str:
-    """One sentence: better than the retriever, worse, or not to be told apart."""
-    low, high = row["difference_ci95"]["ndcg@10"]
-    words = "beats" if low > 0 else "is worse than" if high < 0 else "cannot be told from"
-    return f"- `{row['name']}` {words} its retriever (ndcg@10 {_difference(row)})."
+    """Rows over the targets that the retriever found. Of several seeds, a target counts as often as it was found."""
+    weights = found.mean(axis=0)
+    chosen = weights > 0
+    if not chosen.any():
+        return []
+    measures = {name: per_target(values[:, chosen], found[:, chosen]) for name, values in ranks.items()}
+    return comparison_rows(measures, clusters=clusters[chosen], weights=weights[chosen], **sampling)
 
 
 def draw(report: Report, path: str | Path, metric: str = "ndcg@10") -> None:

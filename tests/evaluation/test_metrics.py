@@ -108,3 +108,37 @@ def test_resampling_takes_the_same_little_memory_for_any_number_of_users(monkeyp
     assert peak < 100e6, f"{peak / 1e6:.0f} MB; all resamples at once would be 288"
     monkeypatch.setattr(metrics, "BLOCK_CELLS", 60_000 * 7)
     assert bootstrap_interval(values, resamples=300)["a"] == pytest.approx(whole, abs=1e-12)
+
+
+def test_whole_users_are_resampled_where_targets_are_theirs():
+    """Every target eight times over is no more users: the interval stays that of the users, 8 ** 0.5 as wide as that
+    of as many targets."""
+    values = np.random.default_rng(0).random(200)
+    users = np.random.default_rng(1).permutation(200)
+    repeated = {"a": np.repeat(values, 8)}
+    clustered = bootstrap_interval(repeated, clusters=np.repeat(np.arange(200), 8))["a"]
+    assert clustered == pytest.approx(bootstrap_interval({"a": values})["a"])
+    alone = bootstrap_interval(repeated)["a"]
+    assert np.diff(clustered)[0] == pytest.approx(8**0.5 * np.diff(alone)[0], rel=0.1)
+    # whatever the users are called, and however their targets are strewn
+    order = np.random.default_rng(2).permutation(1600)
+    names = np.array([f"user {user}" for user in np.repeat(users, 8)])
+    strewn = bootstrap_interval({"a": repeated["a"][order]}, clusters=names[order])["a"]
+    assert strewn == pytest.approx(clustered, abs=0.01)
+
+
+def test_users_with_more_targets_count_for_more():
+    """Two users, three targets of 1 and one of 0: a resample is one of them twice, or both, whose mean is 3 / 4."""
+    values, users = {"a": np.array([1.0, 0.0, 1.0, 1.0])}, np.array([7, 3, 7, 7])
+    assert bootstrap_interval(values, clusters=users)["a"] == (0.0, 1.0)
+    assert bootstrap_interval(values, clusters=users, level=0.2)["a"] == (0.75, 0.75)
+
+
+def test_a_weight_is_a_number_of_alike_targets():
+    values, weights, users = np.random.default_rng(0).random((3, 50))
+    weights, users = np.ceil(4 * weights), np.floor(20 * users)
+    times = weights.astype(int)
+    weighted = bootstrap_interval({"a": values}, clusters=users, weights=weights)
+    assert weighted["a"] == pytest.approx(
+        bootstrap_interval({"a": np.repeat(values, times)}, clusters=np.repeat(users, times))["a"]
+    )
