@@ -92,6 +92,7 @@ class AdapterMixin:
             config = self._tenant_config(config or deepcopy(self.config))
             config.heads_trained = False
             self._check_backbone(config, "the new adapter")
+            self.check_reading(config)
             tenant = Tenant(config, self.make_heads(config), trainable=True)
             self._init_weights(tenant.heads["preference"])
             self.language_model.add_adapter(adapter_name, adapter_config)
@@ -150,6 +151,7 @@ class AdapterMixin:
         if not same_backbone:
             self._check_backbone(config, name)
         self._tenant_config(config)
+        self.check_reading(config)
         tenant = Tenant(config, heads, trainable=is_trainable)
         load_heads(nn.ModuleDict(heads), fetch(name, SAFE_WEIGHTS_NAME, **kwargs))
         first = not self.has_adapter

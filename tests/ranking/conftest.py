@@ -10,6 +10,18 @@ def proc(film_dataset):
 
 
 @pytest.fixture
+def letters(film_dataset):
+    """The same with candidates behind letters."""
+    return processor(film_dataset, readout="letters").fit(examples(film_dataset))
+
+
+@pytest.fixture(params=["candidates", "letters"])
+def either(request, film_dataset):
+    """A processor with each readout."""
+    return processor(film_dataset, readout=request.param).fit(examples(film_dataset))
+
+
+@pytest.fixture
 def batch(proc, film_dataset):
     return dict(proc(examples(film_dataset)))
 

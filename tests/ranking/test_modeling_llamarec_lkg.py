@@ -1,4 +1,5 @@
-"""The ranker: letters, both gradient routes, assembly, saving in every form."""
+"""The ranker: letters, both gradient routes, assembly, saving in every form. Its other readout: test_candidate_readout.py.
+"""
 
 from dataclasses import replace
 
@@ -17,36 +18,37 @@ from llamarec_lkg.utils.errors import LKGError
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
-def test_lm_logits_are_those_of_the_plain_backbone_on_the_text_prompt(proc, film_dataset, kind):
-    ranker = model(proc, kind, use_path_gate=False)
+def test_letter_logits_are_those_of_the_plain_backbone_on_the_text_prompt(letters, film_dataset, kind):
+    ranker = model(letters, kind, use_path_gate=False)
     lists = examples(film_dataset, count=3)
     with torch.no_grad():
-        output = ranker(**proc(lists))
+        output = ranker(**letters(lists))
         for row, example in enumerate(lists):
-            texts = proc.render(example, output.selected_paths[row].tolist())
-            ids = [token for text in texts for token in proc.tokenizer(text, add_special_tokens=False)["input_ids"]]
-            logits = ranker.language_model(torch.tensor([ids])).logits[0, -1, proc.letter_token_ids]
+            texts = letters.render(example, output.selected_paths[row].tolist())
+            ids = [token for text in texts for token in letters.tokenizer(text, add_special_tokens=False)["input_ids"]]
+            logits = ranker.language_model(torch.tensor([ids])).logits[0, -1, letters.letter_token_ids]
             torch.testing.assert_close(output.lm_logits[row], logits, rtol=1e-4, atol=1e-4)
 
 
-def test_scores_are_the_documented_sum(proc, batch):
-    ranker = model(proc, lm_scale=0.7, evidence_weight=1.3, retrieval_weight=0.4)
+def test_scores_are_the_documented_sum(letters, film_dataset):
+    batch = dict(letters(examples(film_dataset)))
+    ranker = model(letters, lm_scale=0.7, evidence_weight=1.3, retrieval_weight=0.4)
     with torch.no_grad():
         output = ranker(**batch)
-        prior = ranker.language_model(torch.tensor([proc.empty_prompt_ids()])).logits[:, -1, proc.letter_token_ids]
+        prior = ranker.language_model(torch.tensor([letters.empty_prompt_ids()])).logits[:, -1, letters.letter_token_ids]
     retrieval = batch["retrieval_scores"] - batch["retrieval_scores"].mean(1, keepdim=True)
     evidence = (batch["evidence"] * output.preferences[:, None, :]).sum(-1)
-    letters = output.lm_logits - prior
-    expected = 0.7 * (letters - letters.mean(1, keepdim=True)) + 1.3 * evidence + 0.4 * retrieval
+    said = output.lm_logits - prior
+    expected = 0.7 * (said - said.mean(1, keepdim=True)) + 1.3 * evidence + 0.4 * retrieval
     torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-4)
-    plain = 0.7 * letters + 1.3 * evidence + 0.4 * batch["retrieval_scores"]
+    plain = 0.7 * said + 1.3 * evidence + 0.4 * batch["retrieval_scores"]
     torch.testing.assert_close(output.logits.softmax(1), plain.softmax(1), rtol=1e-4, atol=1e-5)
     loss = torch.nn.functional.cross_entropy(expected, batch["labels"])
     torch.testing.assert_close(output.loss, loss, rtol=1e-4, atol=1e-4)
 
 
-def test_padding_rows_and_candidates_does_not_change_a_row(proc, film_dataset):
-    ranker = model(proc)
+def test_padding_rows_and_candidates_does_not_change_a_row(either, film_dataset):
+    proc, ranker = either, varied(model(either))
     lists = examples(film_dataset, count=4)
     short = replace(lists[1], history=lists[1].history[-1:], ratings=lists[1].ratings[-1:])
     small = replace(short, candidates=short.candidates[:3], retrieval_scores=short.retrieval_scores[:3], label=-1)
@@ -61,7 +63,7 @@ def test_padding_rows_and_candidates_does_not_change_a_row(proc, film_dataset):
 def test_lists_from_2_to_52_candidates_are_ranked(make_dataset, count):
     rows = [(user, (user * 7 + step) % 60 + 1, step) for user in range(1, 31) for step in range(6)]
     dataset = make_dataset(rows)
-    proc = processor(dataset, num_candidates=52, max_length=2000)
+    proc = processor(dataset, num_candidates=52, max_length=2000, readout="letters")
     lists = examples(dataset, count=2, num_candidates=count)
     output = model(proc)(**proc(lists))
     assert output.logits.shape == (2, count)
@@ -83,8 +85,9 @@ def varied(ranker):
     """Random small weights where training starts from zero, so that nothing is at a symmetric point."""
     torch.manual_seed(1)
     with torch.no_grad():
-        for parameter in ranker.preference.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+        for part in (ranker.preference, ranker.readout):
+            for parameter in () if part is None else part.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
         if ranker.preference.user_embedding is not None:
             ranker.preference.user_embedding.weight[0].zero_()
     return ranker
@@ -129,10 +132,11 @@ def gradient_check(ranker, batch, wrong=None):
 
 
 @pytest.mark.parametrize("name", ["evidence", "attention_bias", "straight_through", "both"])
-def test_preference_gradients_equal_finite_differences(proc, batch, name, monkeypatch):
+def test_preference_gradients_equal_finite_differences(either, film_dataset, name, monkeypatch):
     """Every weight of the preference module, by each route alone and by both, on a loss that feels them."""
+    ranker, batch = varied(model(either, **route(name, path_gate_temperature=0.5))), either(examples(film_dataset))
     everything_in_double_precision(monkeypatch)
-    ranker = varied(model(proc, **route(name, path_gate_temperature=0.5))).double().eval()
+    ranker = ranker.double().eval()
     with torch.no_grad():
         for weight in ranker.language_model.parameters():
             weight.mul_(6.0)
@@ -140,7 +144,7 @@ def test_preference_gradients_equal_finite_differences(proc, batch, name, monkey
     if name == "straight_through":  # what it promises is the gradient of gates that start at 1, so let them be that
         start = []
         monkeypatch.setattr(
-            "llamarec_lkg.ranking.modeling_llamarec_lkg.straight_through",
+            "llamarec_lkg.ranking.path_gate.straight_through",
             lambda gate: start.append(gate.detach()) or 1.0 + gate - start[0],
         )
     errors = gradient_check(ranker, batch)
@@ -198,8 +202,8 @@ def test_preferences_load_without_the_backbone(proc, batch, tmp_path, whole):
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_a_field_given_by_name_is_checked_like_a_saved_one(proc, tmp_path, given):
-    ranker = model(proc)
+def test_a_field_given_by_name_is_checked_like_a_saved_one(letters, tmp_path, given):
+    ranker = model(letters)
     ranker.save_pretrained(tmp_path)
     options = {"config": ranker.config} if given else {}
     with pytest.raises(LKGError, match=r"path_gate is 'nonsense'; it is one of \('attention_bias', 'straight_"):
@@ -216,7 +220,8 @@ def test_weights_of_another_shape_are_named(proc, tmp_path):
         LlamaRecLKGForRanking.from_pretrained(tmp_path, backbone=False)
 
 
-def test_score_parts_sum_to_the_scores(proc, batch):
+def test_score_parts_sum_to_the_scores(either, film_dataset):
+    proc, batch = either, dict(either(examples(film_dataset)))
     batch["candidate_mask"][0, 3:] = False
     for config in ({}, {"use_evidence_fusion": False}, {"use_letter_prior": False}, {"use_retrieval_scores": False}):
         ranker = varied(model(proc, lm_scale=0.7, evidence_weight=1.3, **config))
@@ -233,7 +238,8 @@ def test_score_parts_sum_to_the_scores(proc, batch):
         assert parts["language model"].abs().max() > 0
 
 
-def test_straight_through_gate_is_one_in_the_forward_pass_and_carries_gradient(proc, batch):
+def test_straight_through_gate_is_one_in_the_forward_pass_and_carries_gradient(either, film_dataset):
+    proc, batch = either, dict(either(examples(film_dataset)))
     gated, plain = (varied(model(proc, **route("straight_through", use_path_gate=on))) for on in (True, False))
     first, second = gated(**batch), plain(**batch)
     torch.testing.assert_close(first.logits, second.logits)
@@ -247,7 +253,8 @@ def test_with_both_routes_off_no_gradient_reaches_the_preferences(proc, batch):
     assert ranker.preference.bias.grad is None or not ranker.preference.bias.grad.any()
 
 
-def test_the_gate_makes_the_backbone_read_preferred_paths_more_strongly(proc, batch):
+def test_the_gate_makes_the_backbone_read_preferred_paths_more_strongly(either, film_dataset):
+    proc, batch = either, dict(either(examples(film_dataset)))
     with torch.no_grad():
         even, keen = (varied(model(proc, path_gate_temperature=t))(**batch).lm_logits for t in (1e6, 0.01))
         none = varied(model(proc, use_path_gate=False))(**batch).lm_logits
@@ -255,7 +262,8 @@ def test_the_gate_makes_the_backbone_read_preferred_paths_more_strongly(proc, ba
     assert (keen - none).abs().max() > 1e-4
 
 
-def test_a_kernel_that_would_ignore_the_bias_is_refused(proc, batch):
+def test_a_kernel_that_would_ignore_the_bias_is_refused(letters, film_dataset):
+    proc, batch = letters, dict(letters(examples(film_dataset)))
     plain = backbone()
     plain.set_attn_implementation("eager")
     ranker = LlamaRecLKGForRanking.from_backbone(plain, proc.model_config())
@@ -448,29 +456,30 @@ def test_scoring_computes_in_half_precision_only_where_the_backbone_is(proc, bat
     ranker, seen = model(proc), []
     ranker.add_adapter(LoraConfig(**LORA))
     ranker.language_model.to(dtype)
-    ranker.language_model.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    ranker._decoder().register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
     parts = ranker.score_parts(batch)
     assert set(seen) == {dtype == torch.bfloat16}
     total = parts["language model"] + parts["retriever"] + parts["evidence"].sum(-1)
     torch.testing.assert_close(total, ranker.score(batch), rtol=1e-5, atol=1e-5)
 
 
-def test_under_autocast_the_bias_of_the_gate_is_float32(proc, batch):
+def test_under_autocast_the_bias_of_the_gate_is_float32(either, film_dataset):
     """Upstream puts the least number of the keys' type into it, and those of a quantized backbone are float32: half
     precision cannot hold it, which CUDA refuses."""
-    ranker, seen = model(proc), []
-    ranker.language_model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs.get("position_bias")), with_kwargs=True
+    ranker, seen = model(either), []
+    name = "position_bias" if either.readout == "letters" else "attention_mask"  # whose mask holds the bias
+    ranker._decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs.get(name)), with_kwargs=True
     )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ranker(**batch)
+        ranker(**either(examples(film_dataset)))
     assert [bias.dtype for bias in seen if bias is not None] == [torch.float32]
 
 
 @pytest.mark.parametrize("use", ["score", "score_parts", "preferences", "prior"])
-def test_every_part_is_in_its_own_mode_again_also_after_an_error(proc, batch, use):
+def test_every_part_is_in_its_own_mode_again_also_after_an_error(letters, film_dataset, use):
     """As while the heads are fitted beside a backbone that is not trained."""
-    ranker = model(proc)
+    ranker, batch = model(letters), dict(letters(examples(film_dataset)))
     ranker.eval().preference.train()
     modes = {name: module.training for name, module in ranker.named_modules()}
     assert set(modes.values()) == {True, False}
