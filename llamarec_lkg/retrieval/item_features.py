@@ -78,6 +78,16 @@ def item_entities(graph: KnowledgeGraph) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([[0], np.cumsum(counts)]), np.searchsorted(entities, nodes[shared])
 
 
+def new_entities(graph: KnowledgeGraph, grown: KnowledgeGraph) -> tuple[np.ndarray, np.ndarray]:
+    """Entities of the items that `grown` (`graph.with_items(items)`) has beyond those of `graph`, numbered as
+    `item_entities(graph)` does; others are left out."""
+    items, nodes = _ties(grown)
+    entities = shared_entities(graph)
+    kept = (items > graph.num_items) & np.isin(nodes, entities)
+    counts = np.bincount(items[kept] - graph.num_items, minlength=grown.num_items - graph.num_items + 1)
+    return np.concatenate([[0], np.cumsum(counts)]), np.searchsorted(entities, nodes[kept])
+
+
 def shared_entities(graph: KnowledgeGraph) -> np.ndarray:
     """Nodes that two items or more are tied to. People and other items are none of them."""
     nodes, counts = np.unique(_ties(graph)[1], return_counts=True)

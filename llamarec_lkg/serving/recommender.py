@@ -57,7 +57,9 @@ class Ranking:
     preferences: np.ndarray | None
 
 
-def _with_items(retriever: Retriever, items: ItemTable, processor: LlamaRecLKGProcessor) -> Retriever:
+def _with_items(
+    retriever: Retriever, items: ItemTable, entities: tuple[np.ndarray, np.ndarray], item_ids: Sequence[str]
+) -> Retriever:
     """A retriever that finds further items, too."""
     config = retriever.model.config if isinstance(retriever, NeuralRetriever) else None
     if config is None or not (config.text_size or config.num_entities):
@@ -65,14 +67,14 @@ def _with_items(retriever: Retriever, items: ItemTable, processor: LlamaRecLKGPr
             "This retriever knows items by their ids alone, so it cannot find one that it has not been trained on. "
             "Train one whose item vectors know more (`retriever.item_vectors=text`), or use none."
         )
-    entities = new_entities(processor.knowledge_graph, len(items)) if config.num_entities else None
+    entities = entities if config.num_entities else None
     features = ItemFeatures(None, entities)
     if config.text_size:
         backbone = resolve_backbone(config.text_backbone) if config.text_backbone else None
         if backbone is None:
             raise LKGError("The language model that read the items' texts has no name by which it could be loaded.")
         features = retriever.read_items(item_texts(items), backbone, entities, progress=False)
-    return retriever.add_items(features, processor.item_ids)
+    return retriever.add_items(features, item_ids)
 
 
 class Recommender:
@@ -223,7 +225,8 @@ class Recommender:
         items = items if isinstance(items, ItemTable) else ItemTable.from_frame(items)
         processor = self.processor.with_items(items)
         if self.retriever is not None:
-            self.retriever = _with_items(self.retriever, items, processor)
+            entities = new_entities(self.processor.knowledge_graph, processor.knowledge_graph)
+            self.retriever = _with_items(self.retriever, items, entities, processor.item_ids)
         self.model.config.catalogue, self.processor = processor.catalogue, processor
 
     @property
