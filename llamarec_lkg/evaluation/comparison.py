@@ -58,16 +58,26 @@ def comparison_rows(
 
 
 def compared_pairs(
-    measures: Measures, pairs: Iterable[tuple[str, str]], *, clusters: np.ndarray, resamples: int, seed: int
+    ranks: Mapping[str, np.ndarray],
+    pairs: Iterable[tuple[str, str]],
+    *,
+    clusters: np.ndarray,
+    resamples: int,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """Paired differences `{"row", "minus", "metric", "difference", "ci95"}` of two rows in each of
-    `COMPARED_METRICS`. Pairs of which a row is absent are left out."""
-    present = dict.fromkeys((row, minus) for row, minus in pairs if row in measures and minus in measures)
-    columns = {
-        (row, minus, metric): measures[row][metric] - measures[minus][metric]
-        for row, minus in present
-        for metric in COMPARED_METRICS
-    }
+    `COMPARED_METRICS`, over the seeds that both have. Pairs of which a row is absent are left out.
+
+    Args:
+        ranks: name of a row -> rank of each target, shape (S, N).
+    """
+    columns = {}
+    for row, minus in dict.fromkeys(pairs):
+        if row in ranks and minus in ranks:
+            # where the retriever has one seed for all, every row of one seed stands for all
+            count = None if len(ranks[REFERENCE]) == 1 else min(len(ranks[row]), len(ranks[minus]))
+            one, other = (per_target(ranks[name][:count]) for name in (row, minus))
+            columns |= {(row, minus, metric): one[metric] - other[metric] for metric in COMPARED_METRICS}
     if not columns:
         return []
     intervals = bootstrap_interval(columns, clusters=clusters, resamples=resamples, seed=seed)

@@ -25,6 +25,7 @@ from .report_text import comparison_table, recommended_table, seed_table, slice_
 
 
 RANKER, CEILING = "ranker", "ceiling"
+JUDGED = ("candidates", RANKER, "ranker-no-lm", "stacker")  # rows of which a sentence says whether they are better
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Report:
         clusters = np.arange(targets) if users is None else np.asarray(users)
         sampling = {"clusters": clusters, "resamples": resamples, "seed": seed}
         measures = {name: per_target(values) for name, values in ranks.items()}
-        rows = comparison_rows(measures, **sampling)
+        rows = [_row(name, ranks, measures, **sampling) for name in ranks]
         for row in rows:
             values = ranks[row["name"]]
             if len(values) > 1:
@@ -116,7 +117,7 @@ class Report:
             rows,
             _reranked_rows(ranks, found, **sampling),
             slice_rows(measures, slices or {}, **sampling),
-            compared_pairs(measures, comparisons, **sampling),
+            compared_pairs(ranks, comparisons, **sampling),
         )
 
     def row(self, name: str) -> dict[str, Any]:
@@ -139,7 +140,7 @@ class Report:
         for heading, content in sections.items():
             if content:
                 lines += ["", f"## {heading}", "", *content]
-        verdicts = [verdict(row) for row in self.rows if row["name"] not in (REFERENCE, CEILING, "popularity")]
+        verdicts = [verdict(row) for row in self.rows if row["name"] in JUDGED]
         return "\n".join([*lines, "", "## In words", "", *verdicts, ""])
 
     def save(self, folder: str | Path) -> None:
@@ -150,6 +151,17 @@ class Report:
             temporary.write_text(self.to_markdown(), encoding="utf-8")
         with atomic_file(folder / "report.png") as temporary:
             draw(self, temporary)
+
+
+def _row(
+    name: str, ranks: Mapping[str, np.ndarray], measures: Mapping[str, Mapping[str, np.ndarray]], **sampling: Any
+) -> dict[str, Any]:
+    """The row of a report; one of fewer seeds is compared with the retriever of these seeds."""
+    reference = measures[REFERENCE]
+    if len(ranks[name]) < len(ranks[REFERENCE]):
+        reference = per_target(ranks[REFERENCE][: len(ranks[name])])
+    rows = comparison_rows({REFERENCE: reference, name: measures[name]}, **sampling)
+    return rows[-1]
 
 
 def _reranked_rows(
