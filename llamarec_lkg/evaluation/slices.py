@@ -34,7 +34,7 @@ def target_slices(dataset: SequenceDataset, split: str = "test") -> dict[str, np
     """Kind of slice -> a label for each target of `split`, in the order of `dataset.positions(split)`, shape (N,).
 
     - `history length`: interactions before the target, parted at round numbers such that each part has targets.
-    - `item popularity`: how often the target's item was trained on; 0 is a new item.
+    - `item popularity`: how often the target's item was trained on; a new item never.
     - `user`: `new` without a single training interaction, else `known`.
     - `time`: `tied` with another interaction of the user, else `alone`.
 
@@ -47,7 +47,7 @@ def target_slices(dataset: SequenceDataset, split: str = "test") -> dict[str, np
     popularity = dataset.training_counts()[dataset.item_sequence[positions]]
     kinds = {
         "history length": _ranges(lengths, _bounds_with_people(lengths)),
-        "item popularity": _ranges(popularity, POPULARITIES),
+        "item popularity": np.where(popularity > 0, _ranges(popularity, POPULARITIES), "0 (new)"),
         "user": np.where(trained[users] > 0, "known", "new"),
         "time": np.where(dataset.tied(positions), "tied", "alone"),
     }

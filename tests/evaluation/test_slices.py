@@ -38,7 +38,7 @@ def test_targets_are_parted_by_how_often_their_item_was_trained_on(make_dataset)
     rows += [(400, 4, 3)]
     data = make_dataset(rows)
     assert data.training_counts().tolist() == [0, 41, 1, 5, 0, 1]
-    assert target_slices(data)["item popularity"].tolist() == ["1 to 9"] * 41 + ["30 and more", "0"]
+    assert target_slices(data)["item popularity"].tolist() == ["1 to 9"] * 41 + ["30 and more", "0 (new)"]
 
 
 @pytest.mark.parametrize(
