@@ -15,7 +15,7 @@ from llamarec_lkg.retrieval import training
 from llamarec_lkg.retrieval.base import pad_left, retriever_ranks
 from llamarec_lkg.retrieval.item_features import ItemFeatures, entities_of
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecForRetrieval, LRURecRetriever
-from llamarec_lkg.retrieval.modeling_sasrec import SASRecConfig, SASRecForRetrieval
+from llamarec_lkg.retrieval.modeling_sasrec import SASRecForRetrieval
 from llamarec_lkg.retrieval.sequential import NeuralRetriever
 from llamarec_lkg.retrieval.text_vectors import read_texts, with_padding_row
 from llamarec_lkg.retrieval.training import RetrieverTrainingArguments, train_retriever
@@ -216,11 +216,6 @@ def test_scores_at_the_border_are_those_of_the_model(model):
     for row, history in enumerate(histories):
         alone = model(torch.tensor([history.tolist() or [0]])).logits[0].detach().numpy()
         assert scores[row] == pytest.approx(alone, rel=1e-4, abs=1e-5)
-
-
-def test_heads_must_fit_the_width():
-    with pytest.raises(LKGError, match="hidden_size is 10 and num_attention_heads 2"):
-        SASRecForRetrieval(SASRecConfig(num_items=3, hidden_size=10, num_attention_heads=2))
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
