@@ -1,5 +1,4 @@
-"""The ranker: letters, both gradient routes, assembly, saving in every form. Its other readout: test_candidate_readout.py.
-"""
+"""The ranker: letters, both gradient routes, assembly, saving in every form."""
 
 from dataclasses import replace
 
@@ -35,7 +34,9 @@ def test_scores_are_the_documented_sum(letters, film_dataset):
     ranker = model(letters, lm_scale=0.7, evidence_weight=1.3, retrieval_weight=0.4)
     with torch.no_grad():
         output = ranker(**batch)
-        prior = ranker.language_model(torch.tensor([letters.empty_prompt_ids()])).logits[:, -1, letters.letter_token_ids]
+        prior = ranker.language_model(torch.tensor([letters.empty_prompt_ids()])).logits[
+            :, -1, letters.letter_token_ids
+        ]
     retrieval = batch["retrieval_scores"] - batch["retrieval_scores"].mean(1, keepdim=True)
     evidence = (batch["evidence"] * output.preferences[:, None, :]).sum(-1)
     said = output.lm_logits - prior
