@@ -87,10 +87,9 @@ class CandidateReadout(nn.Module):
         width: of the language model's states.
     """
 
-    size = 128
-
     def __init__(self, width: int):
         super().__init__()
+        self.size = min(128, width)
         self.norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, self.size)
         self.key = nn.Linear(width, self.size)

@@ -313,7 +313,7 @@ def test_a_tenant_is_trained_beside_others_which_stay_as_they_are(tenants, proc,
     trained(ranker, proc, film_dataset, tmp_path)
     moved = {name for name, p in ranker.named_parameters() if not torch.equal(before[name], p)}
     assert any(".new." in name for name in moved) and any("preference" in name for name in moved)
-    assert all(".new." in name or name.startswith(("preference.", "fusion.")) for name in moved)
+    assert all(".new." in name or name.startswith(("preference.", "fusion.", "readout.")) for name in moved)
     ranker.eval()
     for name in ("films", "books"):
         ranker.set_adapter(name)
@@ -634,4 +634,4 @@ def test_the_trainer_quantizes_a_backbone_given_by_name(proc, film_dataset, tmp_
     moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert any("Linear4bit" in type(module).__name__ for module in trainer.model.language_model.modules())
     assert any("lora_B" in name for name in moved) and any("preference" in name for name in moved)
-    assert all("lora" in name or name.startswith(("preference.", "fusion.")) for name in moved)
+    assert all("lora" in name or name.startswith(("preference.", "fusion.", "readout.")) for name in moved)

@@ -35,7 +35,7 @@ def varied(ranker, seed=0):
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, weight in ranker.named_parameters():
-            if "lora" in name or name.startswith(("preference.", "fusion.")):
+            if "lora" in name or name.startswith(("preference.", "fusion.", "readout.")):
                 weight.add_(0.3 * torch.randn_like(weight))
     return ranker.eval()
 

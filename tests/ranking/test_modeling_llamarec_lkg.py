@@ -1,4 +1,4 @@
-"""The ranker: letters, both gradient routes, assembly, saving in every form. Its other readout: test_candidate_readout.py."""
+"""The ranker: letters, both gradient routes, assembly, saving in every form."""
 
 from dataclasses import replace
 
