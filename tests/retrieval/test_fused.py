@@ -1,4 +1,4 @@
-"""Candidates by retriever, evidence and popularity: the sum over the catalogue, and weights that find a planted one."""
+"""Candidates by retriever, evidence and popularity: a sum over the catalogue, with weights that find a planted one."""
 
 import numpy as np
 import pandas as pd
