@@ -115,11 +115,14 @@ def catalogue_scores(
     first_stage = exclude_history(retriever.score(histories), histories)
     known = np.isfinite(first_stage)
     logits = np.zeros(first_stage.shape, dtype=np.float32)
+
+    def apart(values: np.ndarray) -> np.ndarray:
+        return values - values.mean(axis=1, where=known, keepdims=True)
+
     if config.use_retrieval_scores:
-        mean = first_stage.mean(axis=1, where=known, keepdims=True)
-        logits += weights.retrieval_weight.item() * (first_stage - mean)
+        logits += weights.retrieval_weight.item() * apart(first_stage)
     if config.use_popularity:
-        logits += weights.popularity_weight.item() * processor.log_counts
+        logits += weights.popularity_weight.item() * apart(np.tile(processor.log_counts, (len(histories), 1)))
     if config.use_evidence_fusion:
         users = np.full(len(histories), UNKNOWN_USER) if users is None else np.asarray(users)
         statistics = torch.from_numpy(index.statistics(histories))

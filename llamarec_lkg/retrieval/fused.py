@@ -122,7 +122,11 @@ def fit_candidate_weights(
 
 @torch.enable_grad()
 def listwise_weights(
-    features: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, shrinkage: float = 1e-4
+    features: torch.Tensor,
+    mask: torch.Tensor,
+    labels: torch.Tensor,
+    shrinkage: float = 1e-4,
+    given: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The weights (F,) of a sum of `features` (N, C, F) with the least listwise cross-entropy, by L-BFGS.
 
@@ -130,6 +134,7 @@ def listwise_weights(
         mask (`bool`, (N, C)): real candidates.
         labels (`long`, (N,)): index of the target.
         shrinkage: of squared weights.
+        given (N, C): scores that are in the sum whatever it weighs; by default none.
     """
     features = features.double()
     weights = torch.zeros(features.shape[-1], dtype=torch.float64, requires_grad=True)
@@ -137,7 +142,8 @@ def listwise_weights(
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        scores = (features @ weights).masked_fill(~mask, -torch.inf)
+        scores = features @ weights if given is None else features @ weights + given
+        scores = scores.masked_fill(~mask, -torch.inf)
         value = F.cross_entropy(scores, labels) + shrinkage * weights.square().sum()
         value.backward()
         return value

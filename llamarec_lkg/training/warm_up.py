@@ -132,14 +132,17 @@ def fit_parts(
         preferences = model.preferences(batch).cpu()
         columns["evidence_weight"] = (preferences[:, None] * batch["evidence"]).sum(-1, keepdim=True)
         columns["recent_weight"] = batch["recent_evidence"]
-    if lm_scores is not None and config.learn_lm_scale:
-        columns["lm_scale"] = less_mean(lm_scores, mask)[..., None]
-    features = torch.cat(list(columns.values()), dim=-1)
-    spread = features[mask].std(0).clamp(min=1e-6)
-    found = listwise_weights(features / spread, mask, labels) / spread
-    weights = fusion.weights(lm_scores is not None)
-    for name, values in zip(columns, found.split([one.shape[-1] for one in columns.values()]), strict=True):
-        getattr(weights, name).copy_(values)
+    said = None if lm_scores is None else less_mean(lm_scores, mask)
+    if said is not None and config.learn_lm_scale:
+        columns["lm_scale"], said = said[..., None], None
+    if columns:
+        features = torch.cat(list(columns.values()), dim=-1)
+        spread = features[mask].std(0).clamp(min=1e-6)
+        given = None if said is None else fusion.lm_scale.cpu() * said
+        found = listwise_weights(features / spread, mask, labels, given=given) / spread
+        weights = fusion.weights(lm_scores is not None)
+        for name, values in zip(columns, found.split([one.shape[-1] for one in columns.values()]), strict=True):
+            getattr(weights, name).copy_(values)
     return {name: value.tolist() for name, value in fusion.state_dict().items()}
 
 

@@ -17,19 +17,29 @@ from llamarec_lkg.retrieval.base import PopularityRetriever, exclude_history
 
 @pytest.fixture
 def proc(film_dataset):
-    bare = processor(film_dataset)
+    bare = processor(film_dataset, item_counts=film_dataset.training_counts()[1:])
     graph = bare.knowledge_graph.with_co_ratings(co_ratings(film_dataset, min_people=1))
     return bare.with_knowledge_graph(graph).fit(examples(film_dataset))
 
 
-@pytest.mark.parametrize("off", [None, "use_retrieval_scores", "use_evidence_fusion"])
+def spoken(ranker):
+    """A ranker whose language model says something; a new one's says nothing."""
+    if ranker.readout is not None:
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for weight in ranker.readout.parameters():
+                weight.add_(0.3 * torch.randn_like(weight))
+    return ranker
+
+
+@pytest.mark.parametrize("off", [None, "use_retrieval_scores", "use_evidence_fusion", "use_popularity"])
 def test_catalogue_scores_are_those_of_the_model_on_a_list_of_all_items(proc, film_dataset, off):
     switches = {} if off is None else {off: False}
     config = proc.model_config(use_language_model=False, use_user_embedding=True, evidence_weight=1.5, **switches)
     ranker = LlamaRecLKGForRanking(config).train()
     torch.manual_seed(0)
     with torch.no_grad():
-        for weight in (*ranker.preference.parameters(), ranker.fusion.retrieval_weight):
+        for weight in (*ranker.preference.parameters(), *ranker.fusion.alone.parameters()):
             weight.add_(torch.randn_like(weight))
     retriever = PopularityRetriever.from_dataset(film_dataset)
     histories, users = [np.array([1, 4]), np.array([], dtype=np.int64), np.array([2, 3, 5])], [2, 0, 1]
@@ -40,6 +50,8 @@ def test_catalogue_scores_are_those_of_the_model_on_a_list_of_all_items(proc, fi
     for row, (history, user) in enumerate(zip(histories, users, strict=True)):
         batch = {
             "evidence": index.evidence([history], [np.arange(7)]),
+            "recent_evidence": proc.recent_index.evidence([history], [np.arange(7)]),
+            "popularity": proc.log_counts[None],
             "retrieval_scores": np.where(known, first_stage, 0.0)[row : row + 1].astype(np.float32),
             "candidate_mask": known[row : row + 1],
             "user_ids": np.array([user]),
@@ -90,7 +102,7 @@ def test_scores_equal_the_models_and_missed_targets_are_not_run(proc, film_datas
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_each_control_takes_its_thing_away(proc, film_dataset, name):
-    ranker, lists = model(proc, use_user_embedding=True), examples(film_dataset)
+    ranker, lists = spoken(model(proc, use_user_embedding=True)), examples(film_dataset)
     torch.manual_seed(0)
     with torch.no_grad():
         ranker.preference.user_embedding.weight.normal_()
@@ -109,6 +121,53 @@ def test_each_control_takes_its_thing_away(proc, film_dataset, name):
         torch.testing.assert_close(output.preferences, torch.full_like(output.preferences, 1 / len(proc.relations)))
     if name == "other-user-preferences":
         assert (batch["user_ids"] != torch.tensor([example.user for example in lists])).all()
+
+
+@pytest.mark.parametrize("name", [name for name in CONTROLS if name != "permuted-titles"])
+def test_where_no_path_is_written_controls_leave_the_language_model_as_it_was(film_dataset, name):
+    """So it need not be run again for them."""
+    proc, lists = processor(film_dataset, num_paths=0).fit(examples(film_dataset)), examples(film_dataset)
+    ranker = spoken(model(proc))
+    assert not proc.writes_paths
+    said = ranker_scores(ranker, proc, lists, part="language model", progress=False)
+    whole = control_scores(name, ranker, proc, lists, progress=False)
+    kept = control_scores(name, ranker, proc, lists, progress=False, lm_scores=said)
+    np.testing.assert_allclose(whole, kept, rtol=1e-4, atol=1e-5)
+
+
+def test_permuted_titles_change_what_the_language_model_says_and_nothing_else(proc, film_dataset):
+    ranker, lists = spoken(model(proc)), examples(film_dataset)
+    seen = []
+    for name in (None, "permuted-titles"):
+        score = ranker.score
+        ranker.score = lambda batch: seen.append(ranker.score_parts(batch)) or score(batch)  # noqa: B023
+        if name is None:
+            ranker_scores(ranker, proc, lists, progress=False)
+        else:
+            control_scores(name, ranker, proc, lists, progress=False)
+        del ranker.score
+    before, after = seen
+    changed = {name for name in before if not torch.allclose(before[name], after[name], rtol=1e-4, atol=1e-5)}
+    assert changed == {"language model"}
+    with without_language_model(ranker):
+        silent = [ranker_scores(ranker, proc, lists, progress=False)]
+        silent.append(control_scores("permuted-titles", ranker, proc, lists, progress=False))
+    np.testing.assert_array_equal(*silent)
+
+
+@pytest.mark.parametrize("readout", ["candidates", "letters"])
+def test_scores_from_what_the_language_model_said_are_those_of_a_whole_pass(film_dataset, readout, monkeypatch):
+    proc, lists = processor(film_dataset, readout=readout).fit(examples(film_dataset)), examples(film_dataset)
+    lists[1] = replace(lists[1], label=-1)
+    lists[2] = replace(lists[2], candidates=lists[2].candidates[:3], retrieval_scores=np.zeros(3, np.float32), label=0)
+    ranker = spoken(model(proc))
+    whole = ranker_scores(ranker, proc, lists, batch_size=2, progress=False)
+    said = ranker_scores(ranker, proc, lists, batch_size=2, part="language model", progress=False)
+    assert np.ptp(said[0]) > 1e-3 and np.isnan(said[1]).all() and np.isneginf(said[2, 3:]).all()
+    monkeypatch.setattr(ranker.language_model, "forward", lambda *args, **kwargs: pytest.fail("it need not be run"))
+    monkeypatch.setattr(ranker.language_model.model, "forward", lambda *args, **kwargs: pytest.fail("nor its layers"))
+    again = ranker_scores(ranker, proc, lists, progress=False, lm_scores=said)
+    np.testing.assert_allclose(again, whole, rtol=1e-4, atol=1e-4)
 
 
 def test_other_users_are_others_whatever_the_batches(film_dataset):

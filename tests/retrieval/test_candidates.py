@@ -12,6 +12,8 @@ from llamarec_lkg.graph.evidence import EvidenceIndex
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.retrieval import candidates as module
 from llamarec_lkg.retrieval.candidates import (
+    best_lists,
+    drawn_lists,
     evaluation_examples,
     folds_of_users,
     to_dataset,
@@ -282,6 +284,61 @@ def test_folds_and_retrievers_go_together(people):
             training_examples(people, retrievers, given, progress=False)
 
 
+# -- from longer lists ------------------------------------------------------------------------------------------------
+
+
+def pool_of(label, size=30):
+    """A list in the order of retrieval, which carries with every candidate what names it."""
+    items = np.random.default_rng(label).permutation(np.arange(1, 101))[:size]
+    named = {name: items[:, None] * np.array([1.0, 10.0]) for name in ("evidence", "recent_evidence")}
+    scores = -np.arange(size, dtype=np.float32)
+    return RankingExample(1, np.array([7]), np.ones(1), items, scores, label, popularity=items / 2, **named)
+
+
+def test_the_best_of_longer_lists_are_those_that_evaluation_sees():
+    pools = [pool_of(label) for label in (0, 4, 5, 29)]
+    first, second = best_lists(pools, 5)
+    assert (first.label, second.label) == (0, 4)
+    assert first.candidates.tolist() == pools[0].candidates[:5].tolist()
+    assert second.retrieval_scores.tolist() == [0.0, -1.0, -2.0, -3.0, -4.0]
+    assert first.evidence.shape == (5, 2) and first.popularity.shape == (5,)
+    (short,) = best_lists([pool_of(1, size=3)], 5)
+    assert len(short.candidates) == 3 and short.label == 1
+
+
+def test_drawn_lists_hold_the_target_and_keep_with_a_candidate_what_is_its_own():
+    pools = [pool_of(label) for label in range(30)]
+    for pool, drawn in zip(pools, drawn_lists(pools, 5), strict=True):
+        assert drawn.candidates[drawn.label] == pool.candidates[pool.label]
+        assert len(set(drawn.candidates.tolist())) == 5 and set(drawn.candidates) <= set(pool.candidates)
+        np.testing.assert_array_equal(drawn.popularity, drawn.candidates / 2)
+        for named in (drawn.evidence, drawn.recent_evidence):
+            np.testing.assert_array_equal(named, drawn.candidates[:, None] * np.array([1.0, 10.0]))
+        ranks = [pool.candidates.tolist().index(item) for item in drawn.candidates]
+        assert drawn.retrieval_scores.tolist() == [-float(rank) for rank in ranks]
+    (short,) = drawn_lists([pool_of(2, size=3)], 5, pool_share=1.0)
+    assert sorted(short.candidates) == sorted(pool_of(2, size=3).candidates)
+
+
+def test_the_place_in_a_drawn_list_says_nothing_about_the_target():
+    labels = [drawn.label for drawn in drawn_lists([pool_of(label % 30) for label in range(3000)], 5)]
+    assert np.bincount(labels, minlength=5) == pytest.approx([600] * 5, rel=0.15)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_so_many_lists_reach_into_the_pool_and_all_whose_target_is_deep(share):
+    pools = [pool_of(label % 30) for label in range(3000)]
+    best = [set(pool.candidates[:5]) for pool in pools]
+    drawn = [set(example.candidates) for example in drawn_lists(pools, 5, pool_share=share)]
+    shallow = [one != other for pool, one, other in zip(pools, best, drawn, strict=True) if pool.label < 5]
+    deep = [one != other for pool, one, other in zip(pools, best, drawn, strict=True) if pool.label >= 5]
+    assert np.mean(shallow) == pytest.approx(share, abs=0.07) and all(deep)
+    again, other = (
+        [example.candidates.tolist() for example in drawn_lists(pools[:50], 5, seed=seed)] for seed in (42, 1)
+    )
+    assert again == [e.candidates.tolist() for e in drawn_lists(pools[:50], 5)] != other
+
+
 # -- features ---------------------------------------------------------------------------------------------------------
 
 
@@ -297,14 +354,19 @@ def features(film_dataset):
 
 def test_features_are_those_of_each_list_read_by_itself_by_the_index_of_its_fold(features):
     indexes, folds, examples = features
-    found = with_features(examples, indexes, folds, progress=False)
+    counts = [np.arange(7, dtype=np.float32), np.arange(7, dtype=np.float32) * 10]
+    found = with_features(examples, indexes, folds, log_counts=counts, recent_half_life=2.0, progress=False)
     assert len(found) == len(examples) == 4 * 2 + 2
     for before, after in zip(examples, found, strict=True):
-        index = indexes[folds[before.user]]
-        assert replace(after, evidence=None, history_relations=None) == before
+        index, asked = indexes[folds[before.user]], ([before.history], [before.candidates])
+        bare = dict.fromkeys(("evidence", "recent_evidence", "history_relations", "popularity"))
+        assert replace(after, **bare) == before
         assert after.evidence.shape == (len(before.candidates), 3)
-        assert after.evidence == pytest.approx(index.evidence([before.history], [before.candidates])[0], rel=1e-6)
+        assert after.evidence == pytest.approx(index.evidence(*asked)[0], rel=1e-6)
+        assert after.recent_evidence == pytest.approx(index.with_half_life(2.0).evidence(*asked)[0], rel=1e-6)
         assert after.history_relations == pytest.approx(index.statistics([before.history])[0], abs=1e-6)
+        assert after.popularity.tolist() == counts[folds[before.user]][before.candidates].tolist()
+    assert with_features(examples, indexes, folds, progress=False)[0].popularity is None
     alone = with_features(examples, indexes[1], progress=False)
     assert alone[0].evidence == pytest.approx(indexes[1].evidence([alone[0].history], [alone[0].candidates])[0])
 
@@ -335,7 +397,7 @@ def test_rows_carry_features_where_there_are_some(features):
     found = with_features(examples[:3], indexes, folds, progress=False)
     for example, row in zip(found, to_dataset(found), strict=True):
         restored = RankingExample.from_mapping(row)
-        for name in ("evidence", "history_relations"):
+        for name in ("evidence", "recent_evidence", "history_relations"):
             assert getattr(restored, name).dtype == np.float32
             assert np.array_equal(getattr(restored, name), getattr(example, name))
     some, none = to_dataset([found[0], examples[1]])
