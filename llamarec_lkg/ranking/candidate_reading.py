@@ -30,11 +30,10 @@ class CandidateMixin(BackboneCheckMixin, PathGateMixin):
             weights = texts["path_relation_weights"]
             with torch.autocast(weights.device.type, enabled=False):
                 log_gate = log_path_gate(path_scores, weights, config.path_gate_temperature)
-        size = config.candidates_per_pass if isolated else count
+        size = config.candidates_per_pass or (10 if path_scores.device.type == "cpu" else 64)
+        size = size if isolated else count
         parts = [slice(first, first + size) for first in range(0, count, size)]
-        # what is trained keeps the states of each pass anyway
-        reuse = len(parts) > 1 and not torch.is_grad_enabled()
-        prefix = self._remembered(texts) if reuse else None
+        prefix = self._remembered(texts) if len(parts) > 1 and not self._recomputes() else None
         scores = []
         for part in parts:
             prompt = _assembled(texts, selected, part, isolated, prefix is None)
@@ -51,6 +50,13 @@ class CandidateMixin(BackboneCheckMixin, PathGateMixin):
         """The backbone without its output layer; an adapter's weights are inside."""
         model = self.language_model.get_base_model() if self.has_adapter else self.language_model
         return model.base_model
+
+    def _recomputes(self) -> bool:
+        """Whether layers are run again for the gradient: keys and values that were kept would then be kept twice."""
+        if not self.language_model.training:
+            return False
+        wrapped = any(type(part).__name__ == "CheckpointWrapper" for part in self.language_model.modules())
+        return wrapped or self._decoder().is_gradient_checkpointing
 
     def _shortened(
         self, texts: Mapping[str, torch.Tensor], selected: torch.Tensor, path_scores: torch.Tensor

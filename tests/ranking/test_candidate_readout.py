@@ -113,21 +113,28 @@ def test_a_list_of_any_length_is_read_in_passes_with_the_same_scores(proc, film_
     ranker = moved(model(proc, **gated))
     batch = proc([with_candidates(example, [6, 5, 4, 3, 2, 1]) for example in examples(film_dataset, count=3)])
     whole = ranker(**batch).lm_logits
+    whole.square().sum().backward()
+    names = ("readout.key.weight", "language_model.model.layers.0.self_attn.k_proj.weight", "preference.bias")
+    weights = [dict(ranker.named_parameters())[name] for name in names]
+    expected = [None if weight.grad is None else weight.grad.clone() for weight in weights]
     ranker.config.candidates_per_pass = size
     calls = []
-    hook = ranker._decoder().register_forward_pre_hook(
+    ranker._decoder().register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(kwargs["position_ids"].shape[1]), with_kwargs=True
     )
-    with torch.no_grad():
-        remembered = ranker(**batch).lm_logits  # the prefix is read once, and its keys and values are kept
-    passes, calls = calls, []
-    again = ranker(**batch).lm_logits  # what is trained reads it in every pass
-    hook.remove()
-    torch.testing.assert_close(remembered, whole, rtol=0, atol=1e-5)
-    torch.testing.assert_close(again, whole, rtol=0, atol=1e-5)
+    for recomputes in (False, True):  # the prefix is read once, unless layers are run again for the gradient
+        ranker.zero_grad()
+        if recomputes:
+            ranker.activation_checkpointing_enable()
+            ranker.language_model.train()
+        found = ranker(**batch).lm_logits
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
+        found.square().sum().backward()
+        for weight, gradient in zip(weights, expected, strict=True):
+            torch.testing.assert_close(weight.grad, gradient, rtol=1e-3, atol=1e-4)
     parts = -(-6 // size)
-    assert len(passes) == parts + 1 and len(calls) == parts
-    assert all(behind < both for behind, both in zip(passes[1:], calls, strict=True))
+    passes, again = calls[: parts + 1], calls[parts + 1 :]
+    assert len(again) == parts and all(behind < both for behind, both in zip(passes[1:], again, strict=True))
 
 
 def test_an_untrained_ranker_is_its_retriever_and_evidence_and_learns(proc, batch):
@@ -304,7 +311,7 @@ def test_a_cut_backbone_is_its_first_layers_in_every_form(proc, batch, tmp_path)
         deeper.load_adapter(tmp_path / "small", "small")
 
 
-@pytest.mark.parametrize(("count", "message"), [(0, "keep at least one"), (9, "is 9, but the backbone has 2")])
+@pytest.mark.parametrize(("count", "message"), [(0, "is 0; it is at least 1"), (9, "is 9, but the backbone has 2")])
 def test_a_cut_that_cannot_be_is_refused(proc, count, message):
     with pytest.raises(LKGError, match=message):
         LlamaRecLKGForRanking.from_backbone(backbone(), proc.model_config(num_hidden_layers=count))

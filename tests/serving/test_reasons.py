@@ -27,6 +27,7 @@ def recommender(film_dataset):
     torch.manual_seed(0)
     ranker = LlamaRecLKGForRanking.from_backbone(backbone(), config)
     torch.nn.init.normal_(ranker.preference.user_embedding.weight)
+    torch.nn.init.normal_(ranker.readout.key.weight)
     return Recommender(ranker, proc)
 
 
