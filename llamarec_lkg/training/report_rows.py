@@ -77,6 +77,8 @@ def _scored_lists(
             how = {"seed": section.seed, "score": score, "description": f"{RANKER}-{name}"}
             how |= {} if name in OF_TITLES else kept
             yield f"{RANKER}-{name}", control_scores(name, model, processor, examples, **how)
+    else:
+        yield RANKER, score(model, processor, examples, description=RANKER)
     quiet = partial(score, progress=False)
     with without_language_model(model):
         yield NO_LM, quiet(model, processor, examples)
