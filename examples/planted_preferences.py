@@ -44,7 +44,7 @@ from llamarec_lkg.evaluation.metrics import mean_metrics, target_ranks
 from llamarec_lkg.graph.evidence import STATISTICS
 from llamarec_lkg.graph.planted_world import PlantedWorld, PlantedWorldSettings
 from llamarec_lkg.ranking.configuration_llamarec_lkg import LETTERS
-from llamarec_lkg.ranking.prompts import INSTRUCTION
+from llamarec_lkg.ranking.prompts import INSTRUCTIONS
 from llamarec_lkg.ranking.scoring import ranker_scores
 from llamarec_lkg.training.warm_up import heads_batch
 from llamarec_lkg.utils.files import write_json
@@ -52,9 +52,9 @@ from llamarec_lkg.utils.fingerprints import as_plain
 
 
 VARIANTS = ("both", "evidence", "gate", "cut", "no-graph")
-# users look at the last item, so evidence follows it alone: known beforehand; letters speak for themselves, without a
-# first stage
-PROMPT = {"history_length": 2, "num_paths": 6, "max_title_tokens": 4, "max_length": 512, "evidence_half_life": 0.25}
+# users look at the last item, so evidence follows it alone: known beforehand; the language model speaks for itself,
+# without a first stage
+PROMPT = {"history_length": 2, "num_paths": 1, "max_title_tokens": 4, "max_length": 512, "evidence_half_life": 0.25}
 MODEL = {"use_retrieval_scores": False, "use_letter_prior": False, "evidence_weight": 0.3}
 SWITCHES = {
     "both": {},
@@ -67,7 +67,8 @@ SWITCHES = {
 def word_tokenizer(world: PlantedWorld) -> PreTrainedTokenizerFast:
     """One token a word; the world's words are all it knows."""
     words = pre_tokenizers.Whitespace()
-    texts = [INSTRUCTION, "### History: ### Paths: ### Candidates: ### Response: () [] ->", " ".join(LETTERS)]
+    texts = ["### History: ### Next: ### Paths: ### Candidates: ### Response: () [] ->", " ".join(LETTERS)]
+    texts += INSTRUCTIONS.values()
     texts += [*world.item_ids, *world.relations, "The user rated the 1.0 stars."]
     vocabulary = {"<pad>": 0, "<unk>": 1}
     for text in texts:

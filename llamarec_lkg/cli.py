@@ -281,7 +281,8 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
 
 
 def _add_stage(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", help="YAML file, as in examples/configs")
+    text = "YAML file, as in examples/configs; given again, a file that changes the ones before it"
+    command.add_argument("--config", action="append", help=text)
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example training.seed=1")
 
 

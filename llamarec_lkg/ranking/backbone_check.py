@@ -42,16 +42,19 @@ class BackboneCheckMixin:
         if config.readout == "letters" or any(weight.is_meta for weight in self.language_model.parameters()):
             return
         name, kernel = type(self.language_model).__name__, self.language_model.config._attn_implementation
+        quantized = getattr(self.language_model, "is_quantized", False)
         if isolated:
             self._check_windows(config.max_length)
         if isolated and kernel == "flex_attention":
             raise LKGError(
                 f"The kernel {kernel!r} takes no mask made by others. Load {name} with {KERNELS}. {REMEDY}."
             )
+        if quantized and self.get_input_embeddings().weight.device.type == "cpu":
+            return  # bitsandbytes would pack the weights for inference, and no gradient passes those
         try:
             moved = self._moved_by_company(isolated)
         except Exception as error:  # whatever an architecture does with a mask that it did not expect
-            if getattr(self.language_model, "is_quantized", False):  # its kernels may not run where it lies now
+            if quantized:  # its kernels may not run where it lies now
                 logger.warning(f"The quantized {name} could not be tried out where it lies ({error!r}).")
                 return
             raise LKGError(

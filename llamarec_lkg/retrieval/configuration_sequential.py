@@ -17,8 +17,6 @@ class SequentialRetrieverConfig(PreTrainedConfig):
             only how fast the text is learned.
         num_entities, num_entity_links: entities that items share, and how often an item has one; 0 where there are
             none.
-        weigh_ids: whether id vectors and biases are weighed by how often an item was trained on
-            ([`~item_vectors.id_shares`]). Items with text or entities have it always.
         text_backbone, text_layers, text_state_size: what the text was read with, see [`~text_vectors.TextProjection`];
             a size of 0 where that is not known.
         catalogue: [`~utils.fingerprints.catalogue_fingerprint`] of the items it was trained to find; None is not
@@ -35,7 +33,6 @@ class SequentialRetrieverConfig(PreTrainedConfig):
     text_scale: float = 1.0
     num_entities: int = 0
     num_entity_links: int = 0
-    weigh_ids: bool = False
     text_backbone: str | None = None
     text_layers: int = 0
     text_state_size: int = 0

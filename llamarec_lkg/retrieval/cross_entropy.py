@@ -11,7 +11,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 
-SCORES_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}  # numbers in a block
+SCORES_AT_ONCE = {"cpu": 2**21, "cuda": 2**27}  # numbers in a block
 
 
 def catalogue_cross_entropy(
@@ -46,7 +46,7 @@ class _CrossEntropy(torch.autograd.Function):
                     grad_bias += error.sum(0)
                     error = error.to(vectors.dtype)
                     grad_hidden[start : start + rows] = error @ vectors
-                    grad_vectors += error.T @ states
+                    grad_vectors.addmm_(error.T.float(), states.float())
         count = max(1, len(labels))
         if learns:
             ctx.save_for_backward(grad_hidden / count, grad_vectors / count, grad_bias / count)

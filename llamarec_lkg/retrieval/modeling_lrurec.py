@@ -79,15 +79,23 @@ class LRURecRecurrence(nn.Module):
             self.input_scale_log.copy_(0.5 * torch.log1p(-radius_squared))
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) and (B, L) -> (B, L, D). Padding contributes nothing to the state."""
+        """(N, D), the N places where `mask` (B, L) is true, in its order -> (N, D)."""
         with torch.autocast(hidden.device.type, enabled=False):  # long products of eigenvalues need float32
             eigenvalues = torch.polar(torch.exp(-torch.exp(self.decay_log.float())), torch.exp(self.angle_log.float()))
             inputs = self.input_projection(hidden.to(self.input_projection.weight.dtype)).float()
-            real, imaginary = (inputs * mask[..., None]).chunk(2, dim=-1)
+            real, imaginary = inputs.chunk(2, dim=-1)
             scale = torch.exp(self.input_scale_log.float())
-            states = _LinearRecurrence.apply(torch.complex(real * scale, imaginary * scale), eigenvalues)
+            inputs = _at(mask, torch.complex(real * scale, imaginary * scale))
+            states = _LinearRecurrence.apply(inputs, eigenvalues)[mask]
             states = torch.cat([states.real, states.imag], dim=-1)
             return self.output_projection(states.to(self.output_projection.weight.dtype))
+
+
+def _at(mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """(N, D) -> (B, L, D): the rows where `mask` (B, L) is true, in its order, and zeros elsewhere."""
+    dense = rows.new_zeros(*mask.shape, rows.shape[-1])
+    dense[mask] = rows
+    return dense
 
 
 class LRURecBlock(nn.Module):
@@ -129,10 +137,11 @@ class LRURecForRetrieval(SequentialRetrieverModel):
             super()._init_weights(module)
 
     def encode_vectors(self, vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        hidden = self.dropout(self.embedding_norm(vectors))
+        # padding is left out of all but the recurrence: in a batch of short histories it is most of the places
+        hidden = self.dropout(self.embedding_norm(vectors[mask]))
         for block in self.blocks:
             hidden = block(hidden, mask)
-        return hidden
+        return _at(mask, hidden)
 
 
 LRURecRetriever = NeuralRetriever  # its name when there was no other

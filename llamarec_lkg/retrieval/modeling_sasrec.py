@@ -59,9 +59,37 @@ class SASRecForRetrieval(SequentialRetrieverModel):
         self.post_init()
 
     def encode_vectors(self, vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        places = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        hidden = self.embedding_norm(vectors)
-        return self.encoder(inputs_embeds=hidden, attention_mask=mask.long(), position_ids=places).last_hidden_state
+        # short histories share a row, in which each sees itself alone: else most of a batch would be padding
+        rows, starts = _shared_rows(mask.sum(dim=1).tolist(), mask.shape[1])
+        rows, starts = (torch.tensor(places, device=mask.device) for places in (rows, starts))
+        owner, _ = mask.nonzero(as_tuple=True)
+        order = (mask.cumsum(dim=1) - 1)[mask]
+        row, column = rows[owner], starts[owner] + order
+        shape = int(rows.max()) + 1, mask.shape[1]
+        inputs = vectors.new_zeros(*shape, vectors.shape[-1])
+        inputs[row, column] = self.embedding_norm(vectors[mask])
+        history = torch.full(shape, -1, device=mask.device)
+        history[row, column] = owner
+        places = torch.zeros(shape, dtype=torch.long, device=mask.device)
+        places[row, column] = order
+        seen = (history[:, None, :, None] == history[:, None, None, :]).tril()
+        bias = torch.zeros_like(seen, dtype=inputs.dtype).masked_fill(~seen, torch.finfo(inputs.dtype).min)
+        states = self.encoder(inputs_embeds=inputs, attention_mask=bias, position_ids=places).last_hidden_state
+        hidden = states.new_zeros(*mask.shape, states.shape[-1])
+        hidden[mask] = states[row, column]
+        return hidden
+
+
+def _shared_rows(lengths: list[int], width: int) -> tuple[list[int], list[int]]:
+    """Row and first column of each history when as many as fit, in their order, share a row of `width` places."""
+    rows, starts, row, used = [], [], 0, 0
+    for length in lengths:
+        if used + length > width:
+            row, used = row + 1, 0
+        rows.append(row)
+        starts.append(used)
+        used += length
+    return rows, starts
 
 
 AutoModel.register(SASRecConfig, SASRecForRetrieval, exist_ok=True)

@@ -62,8 +62,7 @@ class SequentialRetrieverModel(PreTrainedModel):
         self.item_embedding = nn.Embedding(config.num_items + 1, config.hidden_size, padding_idx=PADDING_ITEM)
         self.item_bias = nn.Parameter(torch.zeros(config.num_items + 1))
         self.item_content = ItemContent(config) if config.text_size or config.num_entities else None
-        weighed = self.item_content is not None or config.weigh_ids
-        self.register_buffer("id_share", torch.ones(config.num_items + 1) if weighed else None)
+        self.register_buffer("id_share", None if self.item_content is None else torch.ones(config.num_items + 1))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -124,7 +123,7 @@ class SequentialRetrieverModel(PreTrainedModel):
         if labels is None:
             return RetrievalOutput(logits=F.linear(hidden[:, -1], item_vectors, bias.to(hidden.dtype)).float())
         if self.training and self.id_share is not None:
-            # whom nobody could choose was not refused: it is no negative
+            # what nobody could choose, nobody refused: it is no negative
             bias = bias.masked_fill(self.id_share == 0, -torch.inf)
         labelled = labels != PADDING_ITEM
         return RetrievalOutput(loss=catalogue_cross_entropy(hidden[labelled], item_vectors, bias, labels[labelled]))
@@ -135,13 +134,11 @@ class SequentialRetrieverModel(PreTrainedModel):
         return bias.masked_fill(torch.arange(len(bias), device=bias.device) == PADDING_ITEM, -torch.inf)
 
     @torch.no_grad()
-    def load_features(self, features: ItemFeatures | None, counts: np.ndarray, shrinkage: float) -> None:
+    def load_features(self, features: ItemFeatures, counts: np.ndarray, shrinkage: float = 0.0) -> None:
         """Take in what is known of the items: features of the sizes that the configuration names, and how often each
         was trained on, shape (num_items + 1,), with the constant of [`~item_vectors.id_shares`]."""
-        if self.item_content is not None and features is not None:
-            self.item_content.load_features(features)
-        if self.id_share is not None:
-            self.id_share.copy_(torch.from_numpy(id_shares(counts, shrinkage)))
+        self.item_content.load_features(features)
+        self.id_share.copy_(torch.from_numpy(id_shares(counts, shrinkage)))
 
     @torch.no_grad()
     def with_items(self, features: ItemFeatures) -> SequentialRetrieverModel:

@@ -43,8 +43,8 @@ class RetrieverTrainingArguments:
     id_shrinkage: float = field(
         default=0.0,
         metadata={
-            "help": "An item of n training interactions has n / (n + id_shrinkage) of its id vector and bias, so that "
-            "a rare one leans on its text and entities."
+            "help": "Where items have text or entities, one of n training interactions has n / (n + id_shrinkage) of "
+            "its id vector and bias, so that a rare one leans on them."
         },
     )
     text_scale: float = field(default=1.0, metadata={"help": "How fast the projection of text is learned."})
@@ -167,14 +167,14 @@ def _new_model(
         num_hidden_layers=args.num_hidden_layers,
         hidden_dropout_prob=args.dropout,
         max_length=args.max_length,
-        weigh_ids=args.id_shrinkage > 0,
         text_scale=args.text_scale,
         catalogue=catalogue_fingerprint(dataset.items.ids),
         **feature_sizes(features),
         **({"num_attention_heads": args.num_attention_heads} if args.model_type == "sasrec" else {}),
     )
     model = model_class(config)
-    model.load_features(features, dataset.training_counts(), args.id_shrinkage)
+    if model.item_content is not None:
+        model.load_features(features, dataset.training_counts(), args.id_shrinkage)
     return model
 
 

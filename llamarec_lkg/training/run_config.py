@@ -211,16 +211,22 @@ class RunConfig:
         return config
 
     @classmethod
-    def from_yaml(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
-        """A file, changed by `section.key=value` overrides whose values are YAML. Errors are those of `from_mapping`,
-        and name the file or the override."""
+    def from_yaml(
+        cls, path: str | Path | Sequence[str | Path] | None = None, overrides: Sequence[str] = ()
+    ) -> RunConfig:
+        """A file or several, each of which changes settings of those before it, changed by `section.key=value`
+        overrides whose values are YAML. Errors are those of `from_mapping`, and name the file or the override."""
         content: dict[str, Any] = {}
-        if path is not None:
+        for one in [path] if isinstance(path, str | Path) else path or ():
             try:
-                content = _parse(Path(path).read_text(encoding="utf-8")) or {}
+                read = _parse(Path(one).read_text(encoding="utf-8")) or {}
             except OSError as error:
-                raise LKGError(f"The configuration {path} cannot be read: {error}.") from error
-            _check(content, f"the file {path}")
+                raise LKGError(f"The configuration {one} cannot be read: {error}.") from error
+            _check(read, f"the file {one}")
+            for section, given in read.items():
+                held = content.get(section)
+                together = isinstance(held, Mapping) and isinstance(given, Mapping)
+                content[section] = {**held, **given} if together else given
         for override in overrides:
             key, separator, text = override.partition("=")
             if not separator or not key:
