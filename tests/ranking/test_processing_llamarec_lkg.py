@@ -390,10 +390,8 @@ def test_popularity_and_how_candidates_are_found_are_saved(film_dataset, tmp_pat
     loaded = LlamaRecLKGProcessor.from_pretrained(tmp_path)
     assert loaded.candidate_weights == weights
     np.testing.assert_allclose(loaded.log_counts, np.log1p([0, 4, 0, 7, 1, 1000, 2]), rtol=1e-6)
-    first, retriever = loaded([examples(film_dataset)[0]]), PopularityRetriever.from_dataset(film_dataset)
-    np.testing.assert_allclose(
-        first["popularity"][0], proc.log_counts[examples(film_dataset)[0].candidates], rtol=1e-6
-    )
+    first, retriever = examples(film_dataset)[0], PopularityRetriever.from_dataset(film_dataset)
+    np.testing.assert_allclose(loaded([first])["popularity"][0], proc.log_counts[first.candidates], rtol=1e-6)
     histories = [np.array([1, 2])]
     fused = [one.fused_retriever(retriever).score(histories) for one in (proc, loaded)]
     np.testing.assert_allclose(*fused, rtol=1e-6)
