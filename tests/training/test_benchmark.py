@@ -127,13 +127,13 @@ def test_the_retriever_of_the_table_is_needed_and_the_runs_own_is_named_after_wh
 
 
 def test_what_was_found_comes_back_under_its_key_alone(tmp_path):
-    ranks = {"retriever": np.array([1, MISS, 12]), "ranker-no-lm": np.array([2, MISS, 1])}
-    found = Evaluated(ranks, np.array([True, False, True]), {"ranker": np.arange(30).reshape(3, 10)})
+    ranks = {"retriever": np.array([1, MISS, 12]), "candidates": np.array([2, MISS, 1])}
+    found = Evaluated(ranks, np.array([True, False, True]), {"candidates": np.arange(30).reshape(3, 10)})
     assert Evaluated.load(tmp_path, "key") is None
     found.save(tmp_path, "key")
     assert Evaluated.load(tmp_path, "another") is None
     again = Evaluated.load(tmp_path, "key")
-    assert again.ranks.keys() == ranks.keys() and again.found.dtype == bool
+    assert list(again.ranks) == list(ranks) and again.found.dtype == bool, "in their order"
     np.testing.assert_array_equal(again.found, found.found)
     for one, other in ((again.ranks, ranks), (again.recommended, found.recommended)):
         assert all(np.array_equal(one[name], other[name]) for name in other)

@@ -277,7 +277,9 @@ def test_two_processes_give_the_metrics_of_one(run, tmp_path):
         assert first["metrics"] == pytest.approx(second["metrics"], abs=1e-6), first["name"]
     # training in two: what the trainer itself measures before its first step is what one process measures
     logs = []
-    for count in each(f"output_dir={tmp_path}/{{count}}", "training.eval_on_start=true", "evaluation.second_seed=false"):
+    for count in each(
+        f"output_dir={tmp_path}/{{count}}", "training.eval_on_start=true", "evaluation.second_seed=false"
+    ):
         assert (tmp_path / f"{count}" / "adapter" / "adapter_model.safetensors").exists()
         log = json.loads((tmp_path / f"{count}" / "training_log.json").read_text())
         logs.append(next(record for record in log if "eval_loss" in record))
