@@ -95,7 +95,7 @@ def test_every_configuration_is_tested_here():
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_configuration_claims_no_licence_that_its_data_do_not_give(name):
-    """MovieLens and the Amazon reviews are for research: what learned from them has no licence the Hub has a name for."""
+    """MovieLens and the Amazon reviews are for research: what learned from them is under no licence with a name."""
     config = RunConfig.from_yaml(CONFIGS / f"{name}.yaml")
     assert config.data.dataset in ("ml-100k", "ml-latest-small", "amazon-games")
     card = str(ModelCard("you/ranker", base_model="you/backbone", **config.card.given()).to_hub_card())
