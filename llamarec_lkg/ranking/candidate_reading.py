@@ -32,8 +32,8 @@ class CandidateMixin(BackboneCheckMixin, PathGateMixin):
                 log_gate = log_path_gate(path_scores, weights, config.path_gate_temperature)
         size = config.candidates_per_pass if isolated else count
         parts = [slice(first, first + size) for first in range(0, count, size)]
-        # what is trained keeps the states of each pass anyway
-        reuse = len(parts) > 1 and not torch.is_grad_enabled()
+        # what is trained keeps the states of each pass anyway, and checkpointing forgets keys and values
+        reuse = len(parts) > 1 and not (torch.is_grad_enabled() or self.language_model.training)
         prefix = self._remembered(texts) if reuse else None
         scores = []
         for part in parts:

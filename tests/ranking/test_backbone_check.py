@@ -59,7 +59,11 @@ def test_families_that_can_be_read_at_each_candidate(film_dataset, family):
     with torch.no_grad():
         for weight in ranker.readout.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
-    output = ranker.train()(**proc(examples(film_dataset, count=3)))
+    batch = proc(examples(film_dataset, count=3))
+    whole = ranker.score(batch)
+    ranker.config.candidates_per_pass = 2
+    torch.testing.assert_close(ranker.score(batch), whole, rtol=1e-5, atol=1e-5)
+    output = ranker.train()(**batch)
     output.loss.backward()
     assert output.lm_logits.isfinite().all() and output.lm_logits.std() > 1e-5
     assert ranker._decoder().get_input_embeddings().weight.grad.any() and ranker.preference.bias.grad.any()
