@@ -48,6 +48,7 @@ from .report_rows import COMPARISONS, evaluate_rows, protocol_of_report
 from .run_config import RunConfig
 from .trainer import LlamaRecLKGTrainer
 from .training_args import LlamaRecLKGTrainingArguments
+from .warm_up import weigh_parts
 
 
 STAGE_FILE = "stage.json"
@@ -270,13 +271,21 @@ class Workflow:
                     "Nothing of this ranker would be trained. Without model.use_language_model it needs "
                     "model.use_evidence_fusion or model.use_retrieval_scores, and training.heads_warm_up_epochs."
                 )
-            if lists.held_out:
-                trainer.fit_parts(_sample(lists.held_out, section.max_held_out, args.seed), lists.best)
+            held_out = _sample(lists.held_out, section.max_held_out, args.seed)
+            sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+            if held_out and not sharded:
+                trainer.fit_parts(held_out, lists.best)
             if self.state.is_main_process:  # while the new model is written, nothing must pass for a finished one
                 for name in (STAGE_FILE, REPORT_FILE, "report.md", "report.png"):
                     (self.folder / name).unlink(missing_ok=True)
             self.state.wait_for_everyone()
             trainer.save_model(str(self.folder))  # by all: sharded weights are gathered, one process writes
+            self.state.wait_for_everyone()
+            if held_out and sharded:  # no part of a model in shards can be read by itself
+                whole = self.load_model()
+                weigh_parts(whole, processor, held_out, lists.best, progress=self.progress)
+                if self.state.is_main_process:
+                    whole.save_pretrained(self.folder)
             if self.state.is_main_process:
                 write_json(self.folder / "training_log.json", trainer.state.log_history)
                 bundle = self.prepare().bundle
