@@ -10,7 +10,7 @@ from tiny_run import settings, write_world
 
 from llamarec_lkg import LKGError
 from llamarec_lkg.evaluation.metrics import MISS
-from llamarec_lkg.training import benchmark, report_rows, stacker, workflow
+from llamarec_lkg.training import benchmark, first_stages, report_rows, stacker, workflow
 from llamarec_lkg.training.benchmark import run_benchmark
 from llamarec_lkg.training.evaluated import EVALUATED_FILE, Evaluated
 from llamarec_lkg.training.run_config import RunConfig
@@ -92,7 +92,8 @@ def test_a_second_call_trains_nothing_and_says_the_same(report, config, monkeypa
         raise AssertionError("this stage was done already")
 
     for place, names in (
-        (workflow, ("train_retriever", "make_lists", "evaluate_rows", "LlamaRecLKGTrainer", "item_features")),
+        (first_stages, ("train_retriever", "item_features")),
+        (workflow, ("make_lists", "evaluate_rows", "LlamaRecLKGTrainer")),
         (report_rows, ("control_scores", "ranker_scores")),
     ):
         for name in names:
@@ -104,7 +105,7 @@ def test_a_benchmark_that_was_cut_off_goes_on_where_it_was(report, config, monke
     """Another variant is trained for; all else is there."""
     letters = {"ranker-letters": {"prompt.readout": "letters"}}
     more = config.changed({"benchmark.variants": {**config.benchmark.variants, **letters}})
-    monkeypatch.setattr(workflow, "train_retriever", lambda *args, **kwargs: pytest.fail("was done already"))
+    monkeypatch.setattr(first_stages, "train_retriever", lambda *args, **kwargs: pytest.fail("was done already"))
     again = run_benchmark(more, progress=False)
     assert [row for row in again.rows if row["name"] != "ranker-letters"] == report.rows
     assert again.row("ranker-letters")["metrics"]["recall@10"] >= 0

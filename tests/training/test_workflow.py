@@ -19,7 +19,7 @@ from llamarec_lkg.cli import main
 from llamarec_lkg.ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from llamarec_lkg.ranking.scoring import ranker_scores
 from llamarec_lkg.retrieval.candidates import folds_of_users
-from llamarec_lkg.training import report_rows
+from llamarec_lkg.training import first_stages, report_rows
 from llamarec_lkg.training import workflow as workflows
 from llamarec_lkg.training.run_config import RunConfig
 from llamarec_lkg.training.workflow import Workflow
@@ -78,8 +78,12 @@ def test_a_second_run_reuses_every_stage_and_says_so(run, monkeypatch, capsys):
     def refuse(*args, **kwargs):
         raise AssertionError("this stage was done already")
 
-    for name in ("train_retriever", "make_lists", "LlamaRecLKGTrainer", "evaluate_rows"):
-        monkeypatch.setattr(f"llamarec_lkg.training.workflow.{name}", refuse)
+    for place, names in (
+        (first_stages, ("train_retriever",)),
+        (workflows, ("make_lists", "LlamaRecLKGTrainer", "evaluate_rows")),
+    ):
+        for name in names:
+            monkeypatch.setattr(place, name, refuse)
     assert main(["evaluate", "--config", str(run / "config.yaml")]) == 0
     out, err = capsys.readouterr()
     assert "| ranker |" in out and "6/6 evaluation: reused" in err
@@ -103,9 +107,9 @@ def workflow(run, **changes):
 def test_the_lists_of_a_fold_come_from_a_retriever_and_co_ratings_that_never_saw_its_users(run, tmp_path, monkeypatch):
     flow = workflow(run, output_dir=str(tmp_path), examples__folds=3)
     dataset = flow.prepare().dataset
-    seen = {name: Mock(side_effect=getattr(workflows, name)) for name in ("train_retriever", "co_ratings")}
+    seen = {name: Mock(side_effect=getattr(first_stages, name)) for name in ("train_retriever", "co_ratings")}
     for name, watched in seen.items():
-        monkeypatch.setattr(workflows, name, watched)
+        monkeypatch.setattr(first_stages, name, watched)
     lists = flow.training_lists(flow.build_processor())
     folds = folds_of_users(dataset.num_users, 3, flow.config.retriever.seed)
     parts = [everybody(dataset), *({user for user in everybody(dataset) if folds[user] != fold} for fold in range(3))]
@@ -119,7 +123,9 @@ def test_the_lists_of_a_fold_come_from_a_retriever_and_co_ratings_that_never_saw
         counts = dataset.without_users(np.flatnonzero(folds == fold)).training_counts()
         np.testing.assert_allclose(np.expm1(part.log_counts), counts, rtol=1e-5)
     again = workflow(run, output_dir=str(tmp_path), examples__folds=3)
-    monkeypatch.setattr(workflows, "train_retriever", lambda *args, **kwargs: pytest.fail("each is a finished stage"))
+    monkeypatch.setattr(
+        first_stages, "train_retriever", lambda *args, **kwargs: pytest.fail("each is a finished stage")
+    )
     processor = again.build_processor()
     same = again.training_lists(processor)
     assert same.describe() == lists.describe() and again.training_lists(again.build_processor()) is same, "made once"
