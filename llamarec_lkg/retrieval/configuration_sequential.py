@@ -30,7 +30,7 @@ class SequentialRetrieverConfig(PreTrainedConfig):
     max_length: int = 200
     initializer_range: float = 0.02
     text_size: int = 0
-    text_scale: float = 1.0
+    text_scale: float = 0.3
     num_entities: int = 0
     num_entity_links: int = 0
     text_backbone: str | None = None

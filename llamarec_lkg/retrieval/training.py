@@ -47,7 +47,14 @@ class RetrieverTrainingArguments:
             "its id vector and bias, so that a rare one leans on them."
         },
     )
-    text_scale: float = field(default=1.0, metadata={"help": "How fast the projection of text is learned."})
+    text_scale: float = field(
+        default=0.3,
+        metadata={
+            "help": "How fast the projection of text is learned beside the ids. Less is better for items that were "
+            "trained on, rare ones as well (text that runs ahead leaves ids little to learn); more is better for "
+            "those that never were."
+        },
+    )
     hidden_size: int = field(default=64, metadata={"help": "Width of item vectors."})
     num_hidden_layers: int = field(default=2, metadata={"help": "Layers of the encoder."})
     num_attention_heads: int = field(default=2, metadata={"help": "Of each layer of SASRec."})
