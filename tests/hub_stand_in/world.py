@@ -56,7 +56,7 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if name.startswith("preference.") or "lora_" in name:
+            if name.startswith(("preference.", "readout.key.", "readout.out.")) or "lora_" in name:
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
 
 

@@ -35,7 +35,7 @@ def make(proc, tmp_path, form, seed=0, **config):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in ranker.named_parameters():
-            if "lora" in name or name.startswith("preference."):
+            if "lora" in name or name.startswith(("preference.", "readout.")):
                 weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
         ranker.preference.user_embedding.weight[0].zero_()
     options = {"heads": {"include_backbone": False}, "sharded": {"max_shard_size": "40KB"}}

@@ -37,7 +37,8 @@ def saved(film_dataset, tmp_path_factory):
     config = proc.model_config(use_user_embedding=True, evidence_weight=2.0, lm_scale=1.0)
     ranker = LlamaRecLKGForRanking.from_backbone(str(root / "backbone"), config)
     torch.manual_seed(1)
-    torch.nn.init.normal_(ranker.preference.user_embedding.weight)
+    for weight in (ranker.preference.user_embedding.weight, ranker.readout.key.weight):
+        torch.nn.init.normal_(weight)
     ranker.save_pretrained(root / "run", include_backbone=False)
     proc.save_pretrained(root / "run")
     torch.manual_seed(0)
