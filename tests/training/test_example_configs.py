@@ -1,4 +1,4 @@
-"""The example configurations do what they say: each takes a step with a tiny backbone of its architecture; each
+"""The example configurations do what they say: each takes two steps with a tiny backbone of its architecture; each
 accelerate file is read by accelerate itself and, where the machine can, starts a run."""
 
 import json
@@ -64,7 +64,7 @@ def world(tmp_path_factory):
 
 
 def small(world, tmp_path, name):
-    """Overrides that make a configuration small: other data, another backbone, one step; all else is its own."""
+    """Overrides that make a configuration small: other data, another backbone, two steps; all else is its own."""
     return [
         f"output_dir={tmp_path / name}",
         f"data.dataset={world / 'world'}",
@@ -77,7 +77,7 @@ def small(world, tmp_path, name):
         "examples.max_validation=2",
         "prompt.num_candidates=12",
         f"backbone.model_name_or_path={world / name}",
-        "training.max_steps=1",
+        "training.max_steps=2",  # the first moves what reads the language model, the second the model
         "training.per_device_train_batch_size=2",
         "training.gradient_accumulation_steps=1",
         "training.heads_warm_up_epochs=1",
@@ -104,7 +104,7 @@ def test_a_configuration_claims_no_licence_that_its_data_do_not_give(name):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_a_configuration_takes_a_step_with_its_own_settings(world, tmp_path, name):
+def test_a_configuration_takes_steps_with_its_own_settings(world, tmp_path, name):
     whole = RunConfig.from_yaml(CONFIGS / f"{name}.yaml")
     if whole.backbone.load_in_4bit:
         pytest.importorskip("bitsandbytes")
