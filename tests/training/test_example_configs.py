@@ -78,6 +78,7 @@ def small(world, tmp_path, name):
         "prompt.num_candidates=12",
         f"backbone.model_name_or_path={world / name}",
         "training.max_steps=2",  # the first moves what reads the language model, the second the model
+        "training.load_best_model_at_end=false",  # which may be that after the first
         "training.per_device_train_batch_size=2",
         "training.gradient_accumulation_steps=1",
         "training.heads_warm_up_epochs=1",
