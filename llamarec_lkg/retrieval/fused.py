@@ -20,7 +20,7 @@ from ..graph.evidence import EvidenceIndex
 from .base import Retriever, exclude_history, top_k
 
 
-POOL = 100  # of each kind, the items that weights are fitted on beside the target
+POOL = 100  # items of each kind that weights are fitted on beside the target
 FITTED_POSITIONS = 4096
 
 
@@ -94,28 +94,30 @@ def fit_candidate_weights(
     seed: int = 42,
     progress: bool = True,
 ) -> CandidateWeights:
-    """The weights under which the targets of training positions stand out best (cross-entropy) among what the
-    retriever, each kind of evidence and chance would propose.
+    """The weights under which the targets of training positions stand out best in the whole catalogue
+    (cross-entropy).
 
-    At most `FITTED_POSITIONS` positions are drawn by `seed`: a dozen numbers need no more.
+    Of the catalogue enter what the retriever and each kind of evidence would propose, and items drawn at random that
+    stand for all others. At most `FITTED_POSITIONS` positions are drawn by `seed`: a dozen numbers need no more.
     """
     folds, generator = list(folds), np.random.default_rng(seed)
     share = min(1.0, FITTED_POSITIONS / max(1, sum(len(fold.positions) for fold in folds)))
-    features, masks, total = [], [], sum(int(len(fold.positions) * share) for fold in folds)
+    found: list[tuple[np.ndarray, ...]] = []
+    total = sum(int(len(fold.positions) * share) for fold in folds)
     with tqdm(total=total, desc="weigh candidates", unit="list", disable=not progress) as bar:
         for fold in folds:
             positions = generator.permutation(fold.positions)[: int(len(fold.positions) * share)]
             for start in range(0, len(positions), 256):
                 block = positions[start : start + 256]
-                read = _features(dataset, fold, np.sort(block), recent_half_life, generator)
-                features.append(read[0])
-                masks.append(read[1])
+                found.append(_features(dataset, fold, np.sort(block), recent_half_life, generator))
                 bar.update(len(block))
-    width = max(one.shape[1] for one in features)
-    stacked = torch.from_numpy(np.concatenate([_widened(one, width) for one in features]))
-    mask = torch.from_numpy(np.concatenate([_widened(one, width) for one in masks]))
-    spread = stacked[mask].std(0).clamp(min=1e-6)
-    weights = listwise_weights(stacked / spread, mask, torch.zeros(len(stacked), dtype=torch.long)) / spread
+    width = max(features.shape[1] for features, _ in found)
+    features, stands_for = (
+        torch.from_numpy(np.concatenate([_widened(one[part], width) for one in found])) for part in (0, 1)
+    )
+    mask, labels = stands_for > 0, torch.zeros(len(features), dtype=torch.long)
+    spread = features[mask].std(0).clamp(min=1e-6)
+    weights = listwise_weights(features / spread, mask, labels, given=stands_for.clamp(min=1.0).log()) / spread
     values, count = weights.tolist(), folds[0].index.num_relations
     return CandidateWeights(values[0], values[1 : 1 + count], values[1 + count : 1 + 2 * count], values[-1])
 
@@ -125,7 +127,9 @@ def listwise_weights(
     features: torch.Tensor,
     mask: torch.Tensor,
     labels: torch.Tensor,
+    *,
     shrinkage: float = 1e-4,
+    prior: torch.Tensor | None = None,
     given: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The weights (F,) of a sum of `features` (N, C, F) with the least listwise cross-entropy, by L-BFGS.
@@ -133,18 +137,19 @@ def listwise_weights(
     Args:
         mask (`bool`, (N, C)): real candidates.
         labels (`long`, (N,)): index of the target.
-        shrinkage: of squared weights.
+        shrinkage: of squared weights, or of their squared distance to `prior` (F,).
         given (N, C): scores that are in the sum whatever it weighs; by default none.
     """
     features = features.double()
-    weights = torch.zeros(features.shape[-1], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+    prior = torch.zeros(features.shape[-1]) if prior is None else prior
+    weights = prior.double().clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
         scores = features @ weights if given is None else features @ weights + given
         scores = scores.masked_fill(~mask, -torch.inf)
-        value = F.cross_entropy(scores, labels) + shrinkage * weights.square().sum()
+        value = F.cross_entropy(scores, labels) + shrinkage * (weights - prior).square().sum()
         value.backward()
         return value
 
@@ -159,7 +164,8 @@ def _features(
     recent_half_life: float,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of a pool of items for each position, the target first: features (B, C, 2 + 2R), and which are real (B, C)."""
+    """Of a pool of items for each position, the target first: features (B, C, 2 + 2R), and how many items of the
+    catalogue each stands for (B, C), 0 where there is none."""
     recent = fold.index.with_half_life(recent_half_life)
     histories = [dataset.item_sequence[dataset.history(position)] for position in positions]
     scores = exclude_history(fold.retriever.score(histories), histories)
@@ -167,28 +173,30 @@ def _features(
     last = recent.catalogue(histories, np.ones((len(positions), fold.index.num_relations)))
     drawn = generator.integers(1, dataset.num_items + 1, (len(positions), POOL))
     proposed = [top_k(exclude_history(values, histories), POOL)[0] for values in (scores, said, last)]
-    pools = []
-    for row, position in enumerate(positions):
+    pools, counts = [], []
+    for row, (position, history) in enumerate(zip(positions, histories, strict=True)):
         target = dataset.item_sequence[position]
-        pool = np.unique(np.concatenate([*(items[row] for items in proposed), drawn[row]]))
-        pools.append(np.concatenate([[target], np.setdiff1d(pool, [*histories[row], target, PADDING_ITEM])]))
+        sure = np.unique(np.concatenate([items[row] for items in proposed]))
+        sure = np.append(target, sure[(sure != target) & (sure != PADDING_ITEM)])
+        chance = np.setdiff1d(drawn[row], np.append(sure, history))
+        others = dataset.num_items - len(sure) - len(np.setdiff1d(history, target))
+        pools.append(np.append(sure, chance))
+        counts.append(np.append(np.ones(len(sure)), np.full(len(chance), others / max(len(chance), 1))))
     width = max(map(len, pools))
-    items = np.zeros((len(positions), width), dtype=np.int64)
+    items, stands_for = np.zeros((len(pools), width), dtype=np.int64), np.zeros((len(pools), width), np.float32)
     for row, pool in enumerate(pools):
-        items[row, : len(pool)] = pool
-    mask = items != PADDING_ITEM
+        items[row, : len(pool)], stands_for[row, : len(pool)] = pool, counts[row]
     first_stage = np.take_along_axis(scores, items, axis=1)[..., None]
-    # a target that stands in its own history is no candidate
-    mask[:, 0] = np.isfinite(first_stage[:, 0, 0])
     parts = [
         first_stage,
         fold.index.evidence(histories, pools),
         recent.evidence(histories, pools),
         fold.log_counts[items][..., None],
     ]
-    kept = np.flatnonzero(mask[:, 0])
-    features = np.where(mask[..., None], np.concatenate(parts, axis=-1), 0.0).astype(np.float32)
-    return features[kept], mask[kept]
+    # a target that stands in its own history is no candidate
+    kept = np.flatnonzero(np.isfinite(first_stage[:, 0, 0]))
+    features = np.where(stands_for[..., None] > 0, np.concatenate(parts, axis=-1), 0.0).astype(np.float32)
+    return features[kept], stands_for[kept]
 
 
 def _widened(values: np.ndarray, width: int) -> np.ndarray:

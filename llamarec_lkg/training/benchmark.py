@@ -14,7 +14,7 @@ from ..evaluation.report import RANKER, REFERENCE, Report
 from ..retrieval.base import retriever_ranks
 from ..retrieval.training import RetrieverTrainingArguments
 from ..utils.errors import LKGError
-from .report_rows import COMPARISONS
+from .report_rows import COMPARISONS, NO_LM
 from .run_config import RunConfig
 from .workflow import Workflow
 
@@ -56,11 +56,15 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
         found,
         np.stack(hits),
         {"seeds": list(section.seeds), "seeds_of_variants": section.variant_seeds},
-        comparisons=[*COMPARISONS, *((RANKER, name) for name in (*others, *section.variants))],
+        comparisons=[*COMPARISONS, *((RANKER, name) for name in (*others, *section.variants)), *NO_LM_PAIRS],
     )
     if workflow.state.is_main_process:
         report.save(config.output_dir)
     return report
+
+
+# what the graph and personal preferences add, without a language model
+NO_LM_PAIRS = [(NO_LM, REFERENCE), *((NO_LM, f"{NO_LM}-{name}") for name in ("no-kg", "shuffled-kg"))]
 
 
 def _of_seed(config: RunConfig, seed: int) -> RunConfig:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm, trange
 
 from ..data.schema import RankingExample
-from ..ranking.heads import evaluating, less_mean
+from ..ranking.heads import ScoreFusion, evaluating, less_mean
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..ranking.scoring import ranker_scores, score_heads, without_language_model
@@ -24,6 +24,7 @@ from ..retrieval.fused import listwise_weights
 
 
 logger = logging.getLogger(__name__)
+PRIOR_LISTS = 2.0  # what a weight's distance, in deviations of its part, from that without the language model costs
 
 
 def heads_batch(
@@ -138,8 +139,11 @@ def fit_parts(
     if columns:
         features = torch.cat(list(columns.values()), dim=-1)
         spread = features[mask].std(0).clamp(min=1e-6)
-        given = None if said is None else fusion.lm_scale.cpu() * said
-        found = listwise_weights(features / spread, mask, labels, given=given) / spread
+        how: dict[str, Any] = {"given": None if said is None else fusion.lm_scale.cpu() * said}
+        if lm_scores is not None:  # a few hundred lists: without a reason the weights stay what they are without it
+            how["prior"] = torch.cat([_weight_alone(fusion, name) for name in columns]) * spread
+            how["shrinkage"] = PRIOR_LISTS / len(labels)
+        found = listwise_weights(features / spread, mask, labels, **how) / spread
         weights = fusion.weights(lm_scores is not None)
         for name, values in zip(columns, found.split([one.shape[-1] for one in columns.values()]), strict=True):
             getattr(weights, name).copy_(values)
@@ -174,6 +178,11 @@ def weigh_parts(
         said = torch.from_numpy(ranker_scores(model, processor, held_out, part="language model", **options))
     fit_parts(model, aside if best is None else heads_batch(processor, best, progress=False))
     return fit_parts(model, aside, said)
+
+
+def _weight_alone(fusion: ScoreFusion, name: str) -> torch.Tensor:
+    """A part's weight without the language model, whose own is 0 there."""
+    return torch.zeros(1) if name == "lm_scale" else getattr(fusion.alone, name).detach().cpu().float()
 
 
 def _labelled(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

@@ -73,6 +73,8 @@ def test_the_ranker_is_compared_with_all_that_it_must_beat(report):
     others = {"retriever", "retriever-sasrec", "text-retriever", "candidates", "ranker-no-lm", "stacker",
               "second-seed", "ranker-random-backbone"}  # fmt: skip
     assert pairs >= {("ranker", other, "ndcg@10") for other in others}
+    silent = {("ranker-no-lm", other, "ndcg@10") for other in ("retriever", "ranker-no-lm-no-kg")}
+    assert pairs >= silent, "what the graph adds without a language model"
 
 
 def test_the_report_lies_beside_the_runs(report, config):
