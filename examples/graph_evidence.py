@@ -7,7 +7,8 @@ Needs: pip install -e .
 Every ranking is over the whole catalogue, for all users; each row adds one thing to the row above it:
 
     retriever        the first stage alone
-    evidence         and the graph's evidence, with one set of weights for everybody
+    evidence         and the graph's evidence, of the whole history and of the last items, with one set of weights for
+                     everybody
     history          and preferences read from each history
     history and id   and a table of weights for single users
     history, rewired graph                    trained and tested on a graph in which items have changed places
@@ -16,6 +17,8 @@ Every ranking is over the whole catalogue, for all users; each row adds one thin
 Lists to learn from are made and read out of fold: users are parted, and retriever and co-ratings for the users of a
 part are fitted on the others. Preferences see no validation target: their epoch is chosen on each user's last training
 list. The retriever's epoch is chosen on the validation targets, for all rows alike; the test targets choose nothing.
+Interactions of one time stand in the published order, by item id; what a model may learn of that is the same in all
+rows.
 `outputs/evidence/<data set>/report.json` holds what is printed.
 """
 
@@ -93,11 +96,12 @@ def one_seed(
         {
             "output_dir": str(folder / f"seed-{seed}"),
             "data": {"dataset": dataset_name},
+            "preprocessing": {"ties": "item_id"},
             "retriever": {"seed": seed, **(retriever or {})},
             "backbone": backbone or {},
-            "examples": {"folds": folds, "per_user": per_user},
+            "examples": {"folds": folds, "per_user": per_user, "fuse_candidates": False},
             "prompt": {"num_candidates": 52},
-            "model": {"use_language_model": False, "use_user_embedding": True},
+            "model": {"use_language_model": False, "use_user_embedding": True, "use_popularity": False},
         }
     )
     # 1. data, graph, retrievers, lists to learn from
@@ -110,7 +114,7 @@ def one_seed(
 
     def lists(processor, change=None) -> list[list[RankingExample]]:
         """Lists to learn from, and each user's last one, which chooses the epoch."""
-        found = workflow.training_lists(processor, change)
+        found = workflow.training_lists(processor, change).best
         last = {e.user: row for row, e in sorted(enumerate(found), key=lambda pair: len(pair[1].history))}
         aside = set(last.values())
         return [[e for row, e in enumerate(found) if (row in aside) == chosen] for chosen in (False, True)]

@@ -120,6 +120,20 @@ def test_expected_failures_are_one_clear_line(folder, tmp_path, capsys):
     assert "cannot be read" in capsys.readouterr().err
 
 
+def test_a_benchmark_is_of_all_files_and_overrides_and_prints_its_table(tmp_path, monkeypatch, capsys):
+    for name, text in (("run", "training: {seed: 1, learning_rate: 2}"), ("gpu", "training: {seed: 5}")):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    seen = []
+    report = types.SimpleNamespace(to_markdown=lambda: "# The table")
+    monkeypatch.setattr("llamarec_lkg.training.benchmark.run_benchmark", lambda config: seen.append(config) or report)
+    files = [option for name in ("run", "gpu") for option in ("--config", str(tmp_path / f"{name}.yaml"))]
+    assert main(["benchmark", *files, "output_dir=there", "benchmark.seeds=[1, 2]"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "# The table"
+    (config,) = seen
+    assert config.training == {"seed": 5, "learning_rate": 2} and config.benchmark.seeds == [1, 2]
+    assert config.output_dir == "there"
+
+
 def test_push_hands_its_options_on(monkeypatch, capsys):
     calls = []
 

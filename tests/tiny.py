@@ -59,8 +59,9 @@ def backbone(kind: str = "llama", **sizes):
 def processor(dataset, **settings) -> LlamaRecLKGProcessor:
     graph = KnowledgeGraph.from_dataset(dataset)
     return LlamaRecLKGProcessor(
-        tokenizer(), graph, dataset.items.ids, dataset.items.titles, dataset.user_ids, **{**SETTINGS, **settings}
-    )
+        tokenizer(), graph, dataset.items.ids, dataset.items.titles, dataset.user_ids,
+        **{"item_counts": dataset.training_counts()[1:], **SETTINGS, **settings},
+    )  # fmt: skip
 
 
 def model(proc: LlamaRecLKGProcessor, kind: str = "llama", **config) -> LlamaRecLKGForRanking:

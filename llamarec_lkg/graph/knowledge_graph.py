@@ -22,6 +22,7 @@ from ..utils.errors import LKGError
 from ..utils.files import atomic_files, read_json, write_json
 from .builder import ENTITY, ITEM, UNDATED, USER, GraphBuilder, row_offsets
 from .co_ratings import CoRatings
+from .new_items import grown
 
 
 FORMAT_VERSION = 3
@@ -277,7 +278,7 @@ class KnowledgeGraph:
                 "both from one data set, the graph with `KnowledgeGraph.from_dataset(dataset)`."
             )
         code = 2 * self.relations.index(CO_RATED)
-        return self.without_relations([CO_RATED])._with_edges(
+        return self.without_relations([CO_RATED]).with_edges(
             nodes[table.items], np.full(len(table), code), nodes[table.others], table.weights
         )
 
@@ -288,44 +289,9 @@ class KnowledgeGraph:
         Raises:
             LKGError: an item is in the graph, or an attribute is no relation of it.
         """
-        strange = sorted(set(items.attributes) - set(self.relations))
-        index = {
-            (self.entity_types[kind], str(key)): node
-            for node, (kind, key) in enumerate(zip(self.node_types, self.node_keys, strict=True))
-        }
-        known = [raw for raw in items.ids if (ITEM, raw) in index]
-        if strange or known:
-            raise LKGError(
-                f"The new items bring the relations {strange} that the graph does not have (it has "
-                f"{list(self.relations)}), and the items {known[:3]} that it has. Leave both out."
-            )
-        names, links = [], []
-        new_items = []
-        for row, (raw, title) in enumerate(zip(items.ids, items.titles, strict=True)):
-            new_items.append(index.setdefault((ITEM, raw), len(index)))
-            names.append(title)
-            for relation, cells in items.attributes.items():
-                for value in cells[row]:
-                    node = index.setdefault((relation, value), len(index))
-                    if node == self.num_nodes + len(names):
-                        names.append(value)
-                    links.append((new_items[-1], 2 * self.relations.index(relation), node))
-        kinds = list(dict.fromkeys([*self.entity_types, *(kind for kind, _ in index)]))
-        starts, codes, ends = np.array(links, dtype=np.int64).reshape(-1, 3).T
-        added = list(index)[self.num_nodes :]
-        grown = replace(
-            self,
-            entity_types=tuple(kinds),
-            node_keys=np.concatenate([self.node_keys, np.array([key for _, key in added], dtype=object)]),
-            node_names=np.concatenate([self.node_names, np.array(names, dtype=object)]),
-            node_types=np.concatenate([self.node_types, [kinds.index(kind) for kind, _ in added]]).astype(np.int32),
-            offsets=np.concatenate([self.offsets, np.full(len(added), self.offsets[-1])]),
-            item_nodes=np.concatenate([self.item_nodes, new_items]).astype(np.int32),
-        )
-        both = np.concatenate([starts, ends]), np.concatenate([codes, codes + 1]), np.concatenate([ends, starts])
-        return grown._with_edges(*both, np.full(2 * len(links), np.nan))
+        return grown(self, items)
 
-    def _with_edges(
+    def with_edges(
         self, starts: np.ndarray, codes: np.ndarray, ends: np.ndarray, weights: np.ndarray
     ) -> KnowledgeGraph:
         """The graph with further edges, which have no date."""

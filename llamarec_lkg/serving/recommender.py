@@ -58,7 +58,11 @@ class Ranking:
 
 
 def _with_items(
-    retriever: Retriever, items: ItemTable, entities: tuple[np.ndarray, np.ndarray], item_ids: Sequence[str]
+    retriever: Retriever,
+    items: ItemTable,
+    entities: tuple[np.ndarray, np.ndarray],
+    item_ids: Sequence[str],
+    text_backbone: str | Path | None,
 ) -> Retriever:
     """A retriever that finds further items, too."""
     config = retriever.model.config if isinstance(retriever, NeuralRetriever) else None
@@ -70,10 +74,13 @@ def _with_items(
     entities = entities if config.num_entities else None
     features = ItemFeatures(None, entities)
     if config.text_size:
-        backbone = resolve_backbone(config.text_backbone) if config.text_backbone else None
-        if backbone is None:
-            raise LKGError("The language model that read the items' texts has no name by which it could be loaded.")
-        features = retriever.read_items(item_texts(items), backbone, entities, progress=False)
+        name = text_backbone or config.text_backbone
+        if name is None:
+            raise LKGError(
+                "The language model that read the items' texts for the retriever was a folder, and has no name by "
+                "which it could be loaded. Give it as `text_backbone`."
+            )
+        features = retriever.read_items(item_texts(items), resolve_backbone(str(name)), entities, progress=False)
     return retriever.add_items(features, item_ids)
 
 
@@ -209,7 +216,7 @@ class Recommender:
                     shutil.copyfile(path, Path(folder, name))
             return push_folder(folder, repo_id, options=options)
 
-    def add_items(self, items: ItemTable | pd.DataFrame) -> None:
+    def add_items(self, items: ItemTable | pd.DataFrame, *, text_backbone: str | Path | None = None) -> None:
         """Take further items into the catalogue, without training: the retriever finds them by text and entities, the
         graph ties them to others, the language model reads their titles. Nothing is known of who takes them, so they
         have no popularity and no co-ratings.
@@ -217,6 +224,8 @@ class Recommender:
         Args:
             items: with columns `item_id` and `title`; others are attributes, under the names the graph's relations
                 have.
+            text_backbone: the language model that read the items' texts for the retriever, where that was a folder;
+                by default what the retriever names.
 
         Raises:
             LKGError: an item is known already, an attribute is none of the graph's relations, or the retriever knows
@@ -226,7 +235,7 @@ class Recommender:
         processor = self.processor.with_items(items)
         if self.retriever is not None:
             entities = new_entities(self.processor.knowledge_graph, processor.knowledge_graph)
-            self.retriever = _with_items(self.retriever, items, entities, processor.item_ids)
+            self.retriever = _with_items(self.retriever, items, entities, processor.item_ids, text_backbone)
         self.model.config.catalogue, self.processor = processor.catalogue, processor
 
     @property

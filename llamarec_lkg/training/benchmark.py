@@ -88,8 +88,7 @@ def _more_rows(workflow: Workflow, variants: bool) -> Iterator[tuple[str, np.nda
         changed = config.changed({**settings, "output_dir": str(workflow.folder / name)})
         changed.evaluation = replace(config.evaluation, controls=[], second_seed=False)
         variant = Workflow(changed, progress=workflow.progress, retrievers=workflow.folder)
-        ranks = variant.evaluated().ranks
-        yield name, ranks[RANKER] if RANKER in ranks else ranks[NO_LM]
+        yield name, variant.evaluated().ranks[RANKER]
 
 
 def _retriever_name(args: RetrieverTrainingArguments) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,8 +41,9 @@ class Evaluated:
         arrays = {f"{RANKS}{name}": ranks for name, ranks in self.ranks.items()}
         arrays |= {f"{RECOMMENDED}{name}": items for name, items in self.recommended.items()}
         arrays[FOUND] = self.found
+        facts = {"key": key, "rows": json.dumps(list(self.ranks))}  # the file itself keeps no order
         with atomic_file(Path(folder) / EVALUATED_FILE) as temporary:
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, {"key": key})
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, facts)
 
     @classmethod
     def load(cls, folder: str | Path, key: str) -> Evaluated | None:
@@ -50,11 +52,13 @@ class Evaluated:
         if not path.exists():
             return None
         with safe_open(path, "np") as file:
-            if (file.metadata() or {}).get("key") != key:
+            facts = file.metadata() or {}
+            if facts.get("key") != key:
                 return None
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-        parts = [
-            {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
+        rows = json.loads(facts["rows"])
+        ranks, recommended = (
+            {name: arrays[f"{kind}{name}"] for name in rows if f"{kind}{name}" in arrays}
             for kind in (RANKS, RECOMMENDED)
-        ]
-        return cls(parts[0], arrays[FOUND], parts[1])
+        )
+        return cls(ranks, arrays[FOUND], recommended)

@@ -68,16 +68,18 @@ def _scored_lists(
     """Row by row the scores of all candidates (N, C)."""
     section, model = workflow.config.evaluation, workflow.load_model()
     score = partial(ranker_scores, batch_size=section.batch_size, progress=workflow.progress)
+    quiet = partial(score, progress=False)
     if model.config.use_language_model:
         said = score(model, processor, examples, description=RANKER, part="language model")
         # where no path is written, the language model reads neither graph nor preferences
         kept = {} if processor.writes_paths else {"lm_scores": said}
-        yield RANKER, score(model, processor, examples, lm_scores=said)
+        yield RANKER, quiet(model, processor, examples, lm_scores=said)
         for name in section.controls:
             how = {"seed": section.seed, "score": score, "description": f"{RANKER}-{name}"}
             how |= {} if name in OF_TITLES else kept
             yield f"{RANKER}-{name}", control_scores(name, model, processor, examples, **how)
-    quiet = partial(score, progress=False)
+    else:
+        yield RANKER, quiet(model, processor, examples)
     with without_language_model(model):
         yield NO_LM, quiet(model, processor, examples)
         for name in CONTROLS:

@@ -22,14 +22,13 @@ from ..ranking.backbones import resolve_backbone
 from ..ranking.configuration_llamarec_lkg import LlamaRecLKGConfig
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
-from ..ranking.scoring import ranker_scores
 from ..retrieval.base import check_retriever
 from ..retrieval.sequential import NeuralRetriever, SequentialRetrieverModel
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file
 from .hub_trainer import PushingTrainer, check_push
 from .training_args import LlamaRecLKGTrainingArguments
-from .warm_up import fit_heads, fit_parts, heads_batch
+from .warm_up import fit_heads, heads_batch, weigh_parts
 
 
 logger = logging.getLogger(__name__)
@@ -193,28 +192,19 @@ class LlamaRecLKGTrainer(PushingTrainer):
     def fit_parts(
         self, held_out: Sequence[RankingExample], best: Sequence[RankingExample] | None = None
     ) -> dict[str, list[float]]:
-        """Fit what the parts of a score weigh; see `warm_up.fit_parts`.
+        """Fit what the parts of a score weigh; arguments and result as of `warm_up.weigh_parts`.
 
-        Args:
-            held_out: lists of users in none of the training lists, in the order of retrieval. Beside them the language
-                model is weighed.
-            best: lists in the order of retrieval that the weights without the language model are fitted on; by default
-                `held_out`.
-
-        Returns:
-            the weights, by name.
+        Raises:
+            LKGError: the model is sharded.
         """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise LKGError(
+                "The model is in shards, of which no part can be read by itself. Save it, and fit the parts of what "
+                "`LlamaRecLKGForRanking.from_pretrained` gives (`training.warm_up.weigh_parts`)."
+            )
         self.model.to(self.args.device)
-        model, processor, progress = self.model, self.processing_class, not self.args.disable_tqdm
-        aside = heads_batch(processor, held_out, progress=False)
-        said = None
-        if model.config.use_language_model:
-            size = self.args.per_device_eval_batch_size
-            options = {"batch_size": size, "description": "weigh the language model", "progress": progress}
-            said = torch.from_numpy(ranker_scores(model, processor, held_out, part="language model", **options))
-        alone = aside if best is None else heads_batch(processor, best, progress=False)
-        fit_parts(model, alone)
-        return fit_parts(model, aside, said)
+        how = {"batch_size": self.args.per_device_eval_batch_size, "progress": not self.args.disable_tqdm}
+        return weigh_parts(self.model, self.processing_class, held_out, best, **how)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As upstream, but preferences and fusion form a group with a learning rate of their own, and so do LoRA's B

@@ -19,7 +19,7 @@ from ..data.schema import RankingExample
 from ..ranking.heads import ScoreFusion, evaluating, less_mean
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
-from ..ranking.scoring import score_heads, without_language_model
+from ..ranking.scoring import ranker_scores, score_heads, without_language_model
 from ..retrieval.fused import listwise_weights
 
 
@@ -148,6 +148,36 @@ def fit_parts(
         for name, values in zip(columns, found.split([one.shape[-1] for one in columns.values()]), strict=True):
             getattr(weights, name).copy_(values)
     return {name: value.tolist() for name, value in fusion.state_dict().items()}
+
+
+def weigh_parts(
+    model: LlamaRecLKGForRanking,
+    processor: LlamaRecLKGProcessor,
+    held_out: Sequence[RankingExample],
+    best: Sequence[RankingExample] | None = None,
+    *,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> dict[str, list[float]]:
+    """`fit_parts` for both cases, with the language model and without it.
+
+    Args:
+        held_out: lists of users in none of the training lists, in the order of retrieval. Beside them the language
+            model is weighed.
+        best: lists in the order of retrieval that the weights without the language model are fitted on; by default
+            `held_out`.
+        batch_size: lists that the language model reads at once.
+
+    Returns:
+        the weights, by name.
+    """
+    aside = heads_batch(processor, held_out, progress=False)
+    said = None
+    if model.config.use_language_model:
+        options = {"batch_size": batch_size, "description": "weigh the language model", "progress": progress}
+        said = torch.from_numpy(ranker_scores(model, processor, held_out, part="language model", **options))
+    fit_parts(model, aside if best is None else heads_batch(processor, best, progress=False))
+    return fit_parts(model, aside, said)
 
 
 def _weight_alone(fusion: ScoreFusion, name: str) -> torch.Tensor:

@@ -2,10 +2,11 @@ from dataclasses import replace
 
 import networkx as nx
 import numpy as np
+import pandas as pd
 import pytest
 from graphs import assert_same, edges_of, triples_of, weighted_pairs
 
-from llamarec_lkg.data.schema import CO_RATED, RATED
+from llamarec_lkg.data.schema import CO_RATED, RATED, ItemTable
 from llamarec_lkg.data.sequences import TRAIN
 from llamarec_lkg.graph.builder import UNDATED
 from llamarec_lkg.graph.co_ratings import CoRatings
@@ -227,3 +228,44 @@ def test_co_ratings_of_other_items_or_without_their_relation_are_refused(films, 
     without_node = replace(films, item_nodes=np.array([-1, 0, -1, 2, 3, 4, 5]))
     with pytest.raises(LKGError, match="nodes for 5 items"):
         without_node.with_co_ratings(table_of((1, 2, 0.5)))
+
+
+# -- items that come later --------------------------------------------------------------------------------------------
+
+
+NEW_FILMS = pd.DataFrame(
+    {
+        "item_id": ["7", "8"],
+        "title": ["Ali", "Arlo"],
+        "directed_by": ["Mann", "Sohn"],
+        "genre_is": ["Drama|Sport", "Family"],
+    }
+)
+
+
+def test_new_items_are_tied_to_the_entities_there_are_and_everything_else_stays(films, tmp_path):
+    before = films.with_co_ratings(table_of((1, 2, 0.25)))
+    grown = before.with_items(ItemTable.from_frame(NEW_FILMS))
+    assert grown.num_items == 8 and grown.relations == films.relations
+    assert grown.node_keys[grown.item_nodes[1:]].tolist() == [str(item) for item in range(1, 9)]
+    assert grown.node_names[grown.item_nodes[7:]].tolist() == ["Ali", "Arlo"]
+    added = set(edges_of(grown)) - set(edges_of(before))
+    forward = {("7", "DIRECTED_BY", "Mann"), ("7", "GENRE_IS", "Drama"), ("7", "GENRE_IS", "Sport"),
+               ("8", "DIRECTED_BY", "Sohn"), ("8", "GENRE_IS", "Family")}  # fmt: skip
+    assert {edge[:3] for edge in added} == forward | {(end, f"~{name}", start) for start, name, end in forward}
+    assert set(edges_of(before)) < set(edges_of(grown)) and grown.num_edges == before.num_edges + 10
+    assert grown.num_nodes == before.num_nodes + 4, "two films, a director, a genre"
+    assert weighted_pairs(grown) == {(1, 2): 0.25}
+    order = np.stack([grown.edge_sources(), grown.edge_relations, grown.targets], axis=1).tolist()
+    assert order == sorted(order)
+    grown.save_pretrained(tmp_path)
+    assert_same(KnowledgeGraph.from_pretrained(tmp_path), grown)
+    one, other = (ItemTable.from_frame(NEW_FILMS[rows]) for rows in (slice(0, 1), slice(1, 2)))
+    assert set(edges_of(before.with_items(one).with_items(other))) == set(edges_of(grown))
+
+
+def test_items_that_are_there_and_relations_that_are_not_are_refused(films):
+    with pytest.raises(LKGError, match=r"the items \['1'\] that it has"):
+        films.with_items(ItemTable.from_frame(NEW_FILMS.assign(item_id=["1", "8"])))
+    with pytest.raises(LKGError, match=r"the relations \['STUDIO'\] that the graph does not have .*'GENRE_IS'"):
+        films.with_items(ItemTable.from_frame(NEW_FILMS.assign(studio="A24")))

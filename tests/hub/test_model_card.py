@@ -46,7 +46,7 @@ def run(tmp_path_factory):
     backbone().save_pretrained(folder / "backbone")
     tokenizer().save_pretrained(folder / "backbone")
     content = settings(folder)
-    content["evaluation"] |= {"untrained": False, "resamples": 50}
+    content["evaluation"] |= {"second_seed": False, "resamples": 50}
     content["card"] = {"license": "apache-2.0", "tags": ["films"], "emissions": EMISSIONS}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLAMAREC_LKG_CACHE", str(folder / "cache"))

@@ -29,6 +29,7 @@ from llamarec_lkg import (
 from llamarec_lkg.cli import main
 from llamarec_lkg.hub.push import push_folder
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecRetriever
+from llamarec_lkg.training.evaluated import Evaluated
 
 
 pytestmark = pytest.mark.hub
@@ -276,6 +277,20 @@ def test_an_upload_of_the_whole_folder_leaves_private_out(hub, proc, dataset, tm
     HfApi().create_repo(RANKER)
     HfApi().upload_folder(repo_id=RANKER, folder_path=tmp_path)
     assert "processor_config.json" in uploaded(hub) and not leaks(uploaded(hub), dataset)
+
+
+def test_what_an_evaluation_found_of_each_user_never_goes_up(hub, proc, dataset, tmp_path):
+    """Not with `share_users` either: nobody needs it to use the ranker."""
+    whole(ranker(proc), proc).save_pretrained(tmp_path)
+    (tmp_path / ".gitignore").unlink()
+    Evaluated({"ranker": np.arange(1, 8)}, np.ones(7, dtype=bool)).save(tmp_path, "key")
+    for options in ({}, {"share_users": True}):
+        push_folder(tmp_path, RANKER, **options)
+        assert not any("evaluated" in path for path in uploaded(hub))
+    HfApi().create_repo("tester/whole")
+    HfApi().upload_folder(repo_id="tester/whole", folder_path=tmp_path)
+    assert "config.json" in uploaded(hub, "tester/whole")
+    assert not any(path.startswith("private/") for path in uploaded(hub, "tester/whole"))
 
 
 def test_a_card_that_somebody_wrote_is_left_and_its_owner_is_told(hub, proc, caplog):

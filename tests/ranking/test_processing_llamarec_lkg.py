@@ -4,17 +4,21 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import SETTINGS, examples, processor, tokenizer
 from transformers import AutoProcessor
 
+from llamarec_lkg.data.schema import ItemTable
 from llamarec_lkg.graph.evidence import STATISTICS
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.ranking.configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
 from llamarec_lkg.ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from llamarec_lkg.ranking.prompt_assembly import assemble_prompt, select_paths
 from llamarec_lkg.ranking.prompts import INSTRUCTIONS, RESPONSE_CUE, sanitize
+from llamarec_lkg.retrieval.base import PopularityRetriever
+from llamarec_lkg.retrieval.fused import CandidateWeights
 from llamarec_lkg.utils.errors import LKGError
 
 
@@ -377,6 +381,46 @@ def test_save_and_load_give_the_same_batch_without_the_package_knowing_more_than
     assert "knowledge_graph" not in json.dumps(proc.to_dict())
     loaded.save_pretrained(tmp_path)  # onto the very files its graph is mapped from
     assert torch.equal(LlamaRecLKGProcessor.from_pretrained(tmp_path)(lists)["evidence"], proc(lists)["evidence"])
+
+
+def test_popularity_and_how_candidates_are_found_are_saved(film_dataset, tmp_path):
+    weights = CandidateWeights(0.8, [0.0, 1.0, 2.0], [0.5, 0.0, 0.0], 0.3)
+    proc = processor(film_dataset, item_counts=[4, 0, 7, 1, 1000, 2], candidate_weights=weights)
+    proc.fit(examples(film_dataset)).save_pretrained(tmp_path)
+    loaded = LlamaRecLKGProcessor.from_pretrained(tmp_path)
+    assert loaded.candidate_weights == weights
+    np.testing.assert_allclose(loaded.log_counts, np.log1p([0, 4, 0, 7, 1, 1000, 2]), rtol=1e-6)
+    first, retriever = examples(film_dataset)[0], PopularityRetriever.from_dataset(film_dataset)
+    np.testing.assert_allclose(loaded([first])["popularity"][0], proc.log_counts[first.candidates], rtol=1e-6)
+    histories = [np.array([1, 2])]
+    fused = [one.fused_retriever(retriever).score(histories) for one in (proc, loaded)]
+    np.testing.assert_allclose(*fused, rtol=1e-6)
+    assert not np.allclose(fused[0][:, 1:], retriever.score(histories)[:, 1:])
+    assert processor(film_dataset).fused_retriever(retriever) is retriever
+
+
+def test_items_that_come_later_are_ranked_by_title_and_graph(film_dataset, tmp_path):
+    proc = processor(film_dataset, item_counts=range(6)).fit(examples(film_dataset))
+    new = {"item_id": ["7"], "title": ["Ali (2001)"], "directed_by": ["Mann"], "genre_is": ["Drama"]}
+    table = ItemTable.from_frame(pd.DataFrame(new))
+    grown = proc.with_items(table)
+    assert grown.item_ids == (*proc.item_ids, "7") and grown.titles[6] == "Ali (2001)" and len(proc.item_ids) == 6
+    assert grown.settings == proc.settings and grown.evidence_scale == proc.evidence_scale
+    np.testing.assert_allclose(grown.log_counts, [*proc.log_counts, 0.0], rtol=1e-6)
+    example = grown.example(["1"], ["7", "3"])
+    batch, names = grown([example]), grown.relations
+    assert batch["evidence"][0, 0, names.index("DIRECTED_BY")] > 0, "Heat, too, is by Mann"
+    assert batch["evidence"][0, 1, names.index("DIRECTED_BY")] == 0
+    assert any("Ali (2001)" in text for text in grown.render(example))
+    with pytest.raises(LKGError, match="trained to rank other items"):
+        grown.check_model(proc.model_config())
+    grown.check_model(grown.model_config())
+    with pytest.raises(LKGError, match=r"the items \['7'\] that it has"):
+        grown.with_items(table)
+    grown.save_pretrained(tmp_path)
+    again = LlamaRecLKGProcessor.from_pretrained(tmp_path)
+    for name, value in batch.items():
+        assert torch.equal(value, again([example])[name]), name
 
 
 @pytest.mark.parametrize("name", ["processor_config.json", "items.parquet", "knowledge_graph/graph.safetensors"])

@@ -19,7 +19,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture(scope="module")
 def recommender(film_dataset):
-    proc = processor(film_dataset)
+    proc = processor(film_dataset, item_counts=film_dataset.training_counts()[1:])
     proc = proc.with_knowledge_graph(proc.knowledge_graph.with_co_ratings(co_ratings(film_dataset, min_people=2)))
     proc.fit(examples(film_dataset))
     weights = {"evidence_weight": 1.7, "lm_scale": 0.8, "retrieval_weight": 0.6}
@@ -27,7 +27,11 @@ def recommender(film_dataset):
     torch.manual_seed(0)
     ranker = LlamaRecLKGForRanking.from_backbone(backbone(), config)
     torch.nn.init.normal_(ranker.preference.user_embedding.weight)
-    torch.nn.init.normal_(ranker.readout.key.weight)
+    with torch.no_grad():
+        ranker.fusion.popularity_weight.fill_(0.4)
+        ranker.fusion.recent_weight.copy_(torch.tensor([0.3, -0.2, 0.1]))
+        for weight in ranker.readout.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
     return Recommender(ranker, proc)
 
 
@@ -58,10 +62,10 @@ def test_the_score_is_the_models(recommender):
     assert {item.item_id: item.score for item in items} == pytest.approx(wanted, abs=1e-5)
 
 
-def test_language_model_and_retriever_say_what_sets_an_item_apart_from_the_list(recommender):
+def test_language_model_retriever_and_popularity_say_what_sets_an_item_apart_from_the_list(recommender):
     (ranking,) = recommender.rank([recommender.processor.example(["4"], CANDIDATES, retrieval_scores=[9, 7, 4, 2])])
-    assert ranking.parts[:, :2].std(0).min() > 1e-3
-    assert ranking.parts[:, :2].mean(0) == pytest.approx([0.0, 0.0], abs=1e-5)
+    assert ranking.parts[:, :3].std(0).min() > 1e-3
+    assert ranking.parts[:, :3].mean(0) == pytest.approx([0.0, 0.0, 0.0], abs=1e-5)
 
 
 def test_preferences_are_computed_once_a_request(recommender, monkeypatch):
@@ -81,25 +85,30 @@ def test_long_lists_have_the_parts_of_the_window_that_scored_them(recommender):
 
 
 def test_with_all_paths_named_nothing_is_left_of_any_relation(recommender):
-    """A path's share is weight x preference x its part of the evidence. Co-ratings are paths, too."""
+    """A path's share is weight x preference x its part of the evidence, and another weight x its part of the recent
+    evidence. Co-ratings are paths, too."""
     items = recommender.recommend(["4", "1"], user="2", candidates=CANDIDATES, k=4, num_reasons=100)
     assert not [reason for item in items for reason in item.reasons if reason.kind == OTHER_PATHS]
     assert any(reason.relation == CO_RATED for item in items for reason in item.reasons)
     insider = next(item for item in items if item.item_id == "2")
     (path,) = [reason for reason in insider.reasons if reason.relation == "DIRECTED_BY"]
     preferences = recommender.preferences(["4", "1"], user="2")
-    index, dense = recommender.processor.evidence_index, recommender.processor.dense_items
-    relation = recommender.processor.relations.index("DIRECTED_BY")
-    evidence = index.evidence([dense(["4", "1"])], [dense(["2"])])[0, 0, relation]
+    proc, dense = recommender.processor, recommender.processor.dense_items
+    asked, relation = ([dense(["4", "1"])], [dense(["2"])]), proc.relations.index("DIRECTED_BY")
+    evidence, recent = (
+        float(index.evidence(*asked)[0, 0, relation]) for index in (proc.evidence_index, proc.recent_index)
+    )
     assert path.nodes == ["Heat (1995)", "Mann", "Insider, The (1999)"]
     assert path.preference == pytest.approx(preferences["DIRECTED_BY"])
-    assert path.share == pytest.approx(1.7 * path.preference * float(evidence), rel=1e-5)
+    assert path.share == pytest.approx(1.7 * path.preference * evidence - 0.2 * recent, rel=1e-5)
+    assert recent > evidence > 0, "the last item"
 
 
 def test_co_ratings_are_told_as_what_people_did():
     assert Reason(OTHER_PATHS, 0.5, CO_RATED).text == "people who rated the same items"
     assert Reason(PATH, 0.5, CO_RATED, 0.3, ["Heat", "Up"]).text == "Heat -> rated by the same people -> Up"
     assert Reason(OTHER_PATHS, 0.5, "GENRE_IS").text == "other paths along GENRE_IS"
+    assert Reason("popularity", 0.5).text == "how many people chose it"
 
 
 def test_a_sentence_by_hand():
@@ -132,11 +141,12 @@ def test_paths_are_all_there_beside_a_direct_edge_and_told_once_a_film(make_data
     items = dataset.items
     proc = LlamaRecLKGProcessor(tokenizer(), graph, items.ids, items.titles, dataset.user_ids, num_candidates=5)
     example = proc.example(["1", "3", "1"], ["2", "4"])
-    found = {(relation, tuple(nodes)): weight for relation, nodes, weight in evidence_paths(proc, example, 0)}
+    found = {(relation, tuple(nodes)): weights for relation, nodes, *weights in evidence_paths(proc, example, 0)}
     assert set(found) == {("SEQUEL", ("A", "B")), ("DIRECTED_BY", ("A", "m", "B"))}
-    evidence = proc.evidence_index.evidence([example.history], [example.candidates])[0, 0]
-    for (relation, _), weight in found.items():
-        assert weight == pytest.approx(float(evidence[graph.relations.index(relation)]), rel=1e-5)
+    asked = [example.history], [example.candidates]
+    parts = [index.evidence(*asked)[0, 0] for index in (proc.evidence_index, proc.recent_index)]
+    for (relation, _), weights in found.items():
+        assert weights == pytest.approx([part[graph.relations.index(relation)] for part in parts], rel=1e-5)
 
 
 def test_what_the_history_says_alone_is_what_it_says_of_anybody(recommender):

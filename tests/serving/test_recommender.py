@@ -4,11 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import backbone, examples, processor
+from tiny import backbone, examples, processor, tokenizer
 
 from llamarec_lkg import LKGError, LlamaRecLKGForRanking, Recommender
 from llamarec_lkg.data.schema import RankingExample
+from llamarec_lkg.retrieval.fused import CandidateWeights
+from llamarec_lkg.retrieval.item_features import item_features
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval
+from llamarec_lkg.retrieval.sequential import NeuralRetriever
+from llamarec_lkg.retrieval.training import RetrieverTrainingArguments, train_retriever
 from llamarec_lkg.serving.sliding_windows import rank_windows
 
 
@@ -93,6 +97,97 @@ def test_model_and_retriever_are_on_one_device(saved):
     assert {part.device.type for part in (recommender.model, recommender.retriever.model)} == {"cpu"}
     recommender = Recommender(recommender.model.to("meta"), recommender.processor, recommender.retriever)
     assert recommender.retriever.model.device.type == "meta", "the retriever follows"
+
+
+# -- items that come later --------------------------------------------------------------------------------------------
+
+
+NEW_FILMS = pd.DataFrame(
+    {
+        "item_id": ["7", "8"],
+        "title": ["Ali (2001)", "Arlo"],
+        "directed_by": ["Mann", "Sohn"],
+        "genre_is": ["Drama", None],
+    }
+)
+
+
+@pytest.fixture(params=["text+entities", "entities"])
+def content_recommender(film_dataset, tmp_path, request):
+    """Ranker and retriever that know items by more than their ids, with candidates by all parts together."""
+    backbone().save_pretrained(tmp_path / "backbone")
+    tokenizer().save_pretrained(tmp_path / "backbone")
+    place = str(tmp_path / "backbone")
+    weights = CandidateWeights(1.0, [0.0, 0.5, 0.5], [0.0, 0.1, 0.0], 0.2)
+    proc = processor(film_dataset, candidate_weights=weights, item_counts=film_dataset.training_counts()[1:])
+    proc.fit(examples(film_dataset))
+    ranker = LlamaRecLKGForRanking.from_backbone(place, proc.model_config(evidence_weight=2.0))
+    with torch.no_grad():
+        torch.manual_seed(1)
+        ranker.fusion.popularity_weight.fill_(0.3)
+        ranker.fusion.recent_weight.fill_(0.2)
+        for weight in ranker.readout.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    reads = {"backbone": place, "backbone_name": place, "layers": 1, "size": 4, "graph": proc.knowledge_graph}
+    features = item_features(request.param, film_dataset.items, **reads, progress=False)
+    args = RetrieverTrainingArguments(hidden_size=8, max_steps=2, eval_steps=2, item_vectors=request.param)
+    retriever, _ = train_retriever(film_dataset, args, features=features, progress=False)
+    return Recommender(ranker, proc, NeuralRetriever(retriever))
+
+
+def test_an_item_that_comes_later_is_recommended_with_reasons_and_saved(content_recommender, tmp_path):
+    recommender = content_recommender
+    before = {item.item_id for item in recommender.recommend(["1"], k=10)}
+    if recommender.retriever.model.config.text_size:
+        with pytest.raises(LKGError, match="was a folder, and has no name .* Give it as `text_backbone`"):
+            recommender.add_items(NEW_FILMS)
+    recommender.add_items(NEW_FILMS, text_backbone=tmp_path / "backbone")
+    items = recommender.recommend(["1"], k=10, num_reasons=10)
+    assert {item.item_id for item in items} == before | {"7", "8"}
+    new = next(item for item in items if item.item_id == "7")
+    assert new.title == "Ali (2001)" and "Heat (1995) -> DIRECTED_BY Mann -> Ali (2001)" in new.paths
+    for item in items:
+        assert sum(reason.share for reason in item.reasons) == pytest.approx(item.score, abs=1e-4)
+    assert {"retriever", "language model", "popularity"} <= {reason.kind for reason in new.reasons}
+    assert next(reason for reason in new.reasons if reason.kind == "popularity").share < 0, "nobody chose it yet"
+    assert recommender.recommend(["7", "8"], k=3), "and it can be in a history"
+    recommender.save_pretrained(tmp_path / "grown")
+    again = Recommender.from_pretrained(tmp_path / "grown").recommend(["1"], k=10, num_reasons=10)
+    assert [item.item_id for item in again] == [item.item_id for item in items]
+    assert [item.score for item in again] == pytest.approx([item.score for item in items], rel=1e-4, abs=1e-4)
+
+
+def test_the_retriever_finds_a_new_item_by_what_it_shares(content_recommender, tmp_path):
+    """The same film under another id is found as the first one is, but for what its own id adds."""
+    recommender = content_recommender
+    twin = {"item_id": ["h"], "title": ["Heat (1995)"], "directed_by": ["Mann"], "genre_is": ["Action|Crime"]}
+    recommender.add_items(pd.DataFrame(twin), text_backbone=tmp_path / "backbone")
+    content = recommender.retriever.model.item_content()
+    torch.testing.assert_close(content[7], content[1], rtol=1e-4, atol=1e-4)
+    assert content[1].abs().max() > 1e-3
+
+
+def test_nothing_changes_where_an_item_cannot_be_added(content_recommender, saved):
+    by_ids = Recommender.from_pretrained(saved)
+    for recommender, table, message in (
+        (content_recommender, NEW_FILMS.assign(item_id=["7", "1"]), r"the items \['1'\]"),
+        (content_recommender, NEW_FILMS.assign(studio="A24"), r"the relations \['STUDIO'\]"),
+        (by_ids, NEW_FILMS, "knows items by their ids alone.*retriever.item_vectors=text"),
+    ):
+        catalogue = recommender.model.config.catalogue
+        with pytest.raises(LKGError, match=message):
+            recommender.add_items(table)
+        assert len(recommender.item_ids) == 6 and recommender.model.config.catalogue == catalogue
+        assert recommender.retriever.num_items == 6 and recommender.recommend(["1"], k=2)
+
+
+def test_without_a_retriever_new_items_are_ranked_where_they_are_given(saved):
+    recommender = Recommender.from_pretrained(saved)
+    alone = Recommender(recommender.model, recommender.processor)
+    alone.add_items(NEW_FILMS)
+    best = alone.recommend(["1"], candidates=["8", "7", "3"], k=3)
+    assert {item.item_id for item in best} == {"3", "7", "8"}
+    assert next(item for item in best if item.item_id == "7").relations["DIRECTED_BY"] > 0
 
 
 def long_list(count):

@@ -16,7 +16,10 @@ from tiny_run import settings, write_world
 
 from llamarec_lkg import LKGError, Recommender
 from llamarec_lkg.cli import main
+from llamarec_lkg.ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
+from llamarec_lkg.ranking.scoring import ranker_scores
 from llamarec_lkg.retrieval.candidates import folds_of_users
+from llamarec_lkg.training import first_stages, report_rows
 from llamarec_lkg.training import workflow as workflows
 from llamarec_lkg.training.run_config import RunConfig
 from llamarec_lkg.training.workflow import Workflow
@@ -54,8 +57,15 @@ def test_one_command_leaves_model_report_and_card(run):
         assert (out / name).exists(), name
     report = json.loads((out / "report.json").read_text())
     names = [row["name"] for row in report["rows"]]
-    assert names[:4] == ["popularity", "retriever", "ranker-untrained", "ranker"]
-    assert {"ranker-shuffled-kg", "no-lm", "no-lm-no-kg", "no-lm-shuffled-kg", "ceiling"} <= set(names)
+    assert names[:4] == ["popularity", "retriever", "candidates", "ranker"]
+    silent = {f"ranker-no-lm{name}" for name in ("", "-no-kg", "-shuffled-kg", "-uniform-preferences")}
+    assert {"ranker-shuffled-kg", "stacker", "second-seed", "ceiling"} | silent <= set(names)
+    assert "ranker-no-lm-permuted-titles" not in names, "only a language model reads titles"
+    pairs = {(one["row"], one["minus"]) for one in report["comparisons"]}
+    assert pairs == {("ranker", o) for o in ("retriever", "candidates", "ranker-no-lm", "stacker", "second-seed")}
+    for name in ("retriever", "candidates", "ranker"):
+        assert {"coverage@10", "popularity@10"} <= set(next(row for row in report["rows"] if row["name"] == name))
+    assert {one["slice"] for one in report["slices"]} == {"item popularity"}, "all histories are as long"
     ceiling = next(row for row in report["rows"] if row["name"] == "ceiling")["metrics"]["recall@1"]
     assert ceiling == pytest.approx(report["protocol"]["retrieved"] / report["protocol"]["targets"])
     assert not [p for p in out.glob("*") if p.suffix in (".bin", ".pt", ".pkl")]
@@ -68,8 +78,12 @@ def test_a_second_run_reuses_every_stage_and_says_so(run, monkeypatch, capsys):
     def refuse(*args, **kwargs):
         raise AssertionError("this stage was done already")
 
-    for name in ("train_lrurec", "training_examples", "LlamaRecLKGTrainer", "rows_of_report"):
-        monkeypatch.setattr(f"llamarec_lkg.training.workflow.{name}", refuse)
+    for place, names in (
+        (first_stages, ("train_retriever",)),
+        (workflows, ("make_lists", "LlamaRecLKGTrainer", "evaluate_rows")),
+    ):
+        for name in names:
+            monkeypatch.setattr(place, name, refuse)
     assert main(["evaluate", "--config", str(run / "config.yaml")]) == 0
     out, err = capsys.readouterr()
     assert "| ranker |" in out and "6/6 evaluation: reused" in err
@@ -93,37 +107,53 @@ def workflow(run, **changes):
 def test_the_lists_of_a_fold_come_from_a_retriever_and_co_ratings_that_never_saw_its_users(run, tmp_path, monkeypatch):
     flow = workflow(run, output_dir=str(tmp_path), examples__folds=3)
     dataset = flow.prepare().dataset
-    seen = {name: Mock(side_effect=getattr(workflows, name)) for name in ("train_lrurec", "co_ratings")}
+    seen = {name: Mock(side_effect=getattr(first_stages, name)) for name in ("train_retriever", "co_ratings")}
     for name, watched in seen.items():
-        monkeypatch.setattr(workflows, name, watched)
-    with_features = Mock(side_effect=workflows.with_features)
-    monkeypatch.setattr(workflows, "with_features", with_features)
-    processor = flow.build_processor()
-    lists = flow.training_lists(processor)
+        monkeypatch.setattr(first_stages, name, watched)
+    lists = flow.training_lists(flow.build_processor())
     folds = folds_of_users(dataset.num_users, 3, flow.config.retriever.seed)
-    _, indexes, used = with_features.call_args.args
-    np.testing.assert_array_equal(used, folds)
-    for watched in seen.values():
-        assert watched.call_count == 3
-        for fold, call in enumerate(watched.call_args_list):
-            part = call.args[0]
-            trained = set(part.user_of(part.positions("train")).tolist())
-            assert trained == {user for user in range(1, dataset.num_users + 1) if folds[user] != fold}
-    assert {path.name for path in tmp_path.glob("retriever*")} == {f"retriever-fold-{fold}" for fold in range(3)}
-    # each list carries what the graph of its own fold says, on the scale that the processor keeps
-    stacked = np.concatenate([example.evidence for example in lists])
-    spoke = stacked.std(axis=0) > 0
-    assert spoke.any() and stacked.std(axis=0)[spoke] == pytest.approx(1.0, rel=1e-3)
-    for example in lists[::40]:
-        index = indexes[folds[example.user]]
-        np.testing.assert_allclose(index.scale, processor.evidence_scale)
-        wanted = index.evidence([example.history], [example.candidates])[0]
-        np.testing.assert_allclose(example.evidence, wanted, rtol=1e-4, atol=1e-5)
-        wanted = index.statistics([example.history])[0]
-        np.testing.assert_allclose(example.history_relations, wanted, rtol=1e-4, atol=1e-5)
+    parts = [everybody(dataset), *({user for user in everybody(dataset) if folds[user] != fold} for fold in range(3))]
+    for name, watched in seen.items():  # the first retriever is that of the run; its graph was there before
+        trained = [call.args[0] for call in watched.call_args_list]
+        assert [set(part.user_of(part.positions("train")).tolist()) for part in trained] == (
+            parts if name == "train_retriever" else parts[1:]
+        )
+    for fold, part in enumerate(flow.folds()):
+        np.testing.assert_array_equal(part.fold_of_user, folds)
+        counts = dataset.without_users(np.flatnonzero(folds == fold)).training_counts()
+        np.testing.assert_allclose(np.expm1(part.log_counts), counts, rtol=1e-5)
     again = workflow(run, output_dir=str(tmp_path), examples__folds=3)
-    monkeypatch.setattr(workflows, "train_lrurec", lambda *args, **kwargs: pytest.fail("each is a finished stage"))
-    assert len(again.training_lists(again.build_processor())) == len(lists)
+    monkeypatch.setattr(
+        first_stages, "train_retriever", lambda *args, **kwargs: pytest.fail("each is a finished stage")
+    )
+    processor = again.build_processor()
+    same = again.training_lists(processor)
+    assert same.describe() == lists.describe() and again.training_lists(again.build_processor()) is same, "made once"
+    other = again.build_processor()
+    again.training_lists(other)
+    assert (other.candidate_weights, other.evidence_scale) == (processor.candidate_weights, processor.evidence_scale)
+
+
+def everybody(dataset) -> set[int]:
+    return set(range(1, dataset.num_users + 1))
+
+
+def test_a_second_opinion_leaves_the_model_as_it_was_also_after_an_error(run, monkeypatch):
+    flow = workflow(run)
+    model, processor = flow.load_model(), LlamaRecLKGProcessor.from_pretrained(flow.folder)
+    lists, examples = flow.training_lists(processor), flow.lists(processor, "test")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    scores = report_rows._second_opinion(flow, model, processor, lists.held_out, examples)
+    assert np.isfinite(scores[[example.label >= 0 for example in examples]]).any()
+    assert not np.allclose(scores, ranker_scores(model, processor, examples, progress=False), equal_nan=True)
+    monkeypatch.setattr(report_rows, "ranker_scores", Mock(side_effect=ZeroDivisionError))
+    with pytest.raises(ZeroDivisionError):
+        report_rows._second_opinion(flow, model, processor, lists.held_out, examples)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    whole, aside = flow.second_retrievers()[1], flow.second_retrievers()[0]
+    first = flow.train_retriever().score([np.array([1, 2])])
+    assert not np.allclose(whole.score([np.array([1, 2])]), first), "another seed"
+    assert not np.allclose(aside.score([np.array([1, 2])]), whole.score([np.array([1, 2])]))
 
 
 def test_precision_is_the_devices_and_training_follows(run, monkeypatch):
@@ -165,9 +195,10 @@ def test_what_is_said_names_each_stage_with_its_time_and_nothing_of_others(run):
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line.split("\r")[-1] for line in done.stderr.splitlines()]
     for stage in ("1/6 data and graph", "2/6 retriever", "3/6 retriever of fold 2 of 2", "4/6 training lists",
-                  "5/6 ranker", "    float32, by backbone.dtype", "6/6 evaluation"):  # fmt: skip
+                  "5/6 ranker", "    float32, by backbone.dtype", "6/6 evaluation",
+                  "6/6 second seed of the retriever"):  # fmt: skip
         assert stage in lines, done.stderr
-    assert sum(line.startswith("    ") and line.endswith(" s") for line in lines) == 7
+    assert sum(line.startswith("    ") and line.endswith(" s") for line in lines) == 9
     for noise in ("Warning", "Loading weights", "gemm_4bit"):
         assert noise not in done.stderr
 
@@ -204,17 +235,18 @@ def test_published_negatives_and_a_run_without_language_model(run, tmp_path):
     flow = workflow(
         run, output_dir=str(tmp_path / "published"), model={"use_language_model": False},
         examples={"folds": 1, "negatives": "uniform", "max_train": 8, "max_validation": 4},
-        evaluation={"untrained": False, "resamples": 50}, training__heads_warm_up_epochs=2,
+        evaluation__resamples=50, training__heads_warm_up_epochs=2,
     )  # fmt: skip
     report = flow.run()
-    assert report.row("ranker")["metrics"] == report.row("no-lm")["metrics"]
-    assert "ranker-untrained" not in [row["name"] for row in report.rows]
+    assert report.row("ranker")["metrics"] == report.row("ranker-no-lm")["metrics"]
+    assert not {row["name"] for row in report.rows} & {"candidates", "stacker", "second-seed"}, "nothing out of fold"
     recommender = Recommender.from_pretrained(tmp_path / "published")
     assert recommender.recommend(["1"], k=2) and recommender.model.config.heads_trained
 
 
 def test_there_is_nobody_in_a_run_unless_asked_for(run, tmp_path):
-    assert not (run / "run" / "private").exists()
+    assert [path.name for path in (run / "run" / "private").iterdir()] == ["evaluated.safetensors"]
+    assert "private/" in (run / "run" / ".gitignore").read_text().splitlines()
     flow = workflow(
         run, output_dir=str(tmp_path), model={"use_language_model": False, "use_user_embedding": True},
         examples__folds=1,
@@ -251,7 +283,9 @@ def test_two_processes_give_the_metrics_of_one(run, tmp_path):
         assert first["metrics"] == pytest.approx(second["metrics"], abs=1e-6), first["name"]
     # training in two: what the trainer itself measures before its first step is what one process measures
     logs = []
-    for count in each(f"output_dir={tmp_path}/{{count}}", "training.eval_on_start=true", "evaluation.untrained=false"):
+    for count in each(
+        f"output_dir={tmp_path}/{{count}}", "training.eval_on_start=true", "evaluation.second_seed=false"
+    ):
         assert (tmp_path / f"{count}" / "adapter" / "adapter_model.safetensors").exists()
         log = json.loads((tmp_path / f"{count}" / "training_log.json").read_text())
         logs.append(next(record for record in log if "eval_loss" in record))

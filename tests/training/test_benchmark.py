@@ -1,0 +1,144 @@
+"""A table of several seeds: every row, comparisons with the names that others look for, and stages that are reused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from tiny_run import settings, write_world
+
+from llamarec_lkg import LKGError
+from llamarec_lkg.evaluation.metrics import MISS
+from llamarec_lkg.training import benchmark, first_stages, report_rows, stacker, workflow
+from llamarec_lkg.training.benchmark import run_benchmark
+from llamarec_lkg.training.evaluated import EVALUATED_FILE, Evaluated
+from llamarec_lkg.training.run_config import RunConfig
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_networks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stacker, "NETWORKS", 1)
+        patch.setattr(stacker, "EPOCHS", 20)
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    write_world(folder / "world")
+    tiny.backbone().save_pretrained(folder / "backbone")
+    tiny.tokenizer().save_pretrained(folder / "backbone")
+    mapping = settings(folder)
+    mapping["evaluation"] |= {"controls": ["permuted-titles"], "resamples": 50, "last": 2}
+    mapping["retriever"] |= {"max_steps": 10, "eval_steps": 10}
+    mapping["benchmark"] = {
+        "seeds": [1, 2],
+        "retrievers": {
+            "retriever": {},
+            "retriever-sasrec": {"model_type": "sasrec"},
+            "text-retriever": {"item_vectors": "text"},
+        },
+        "variants": {"ranker-random-backbone": {"backbone.random_weights": True}},
+    }
+    return RunConfig.from_mapping(mapping)
+
+
+@pytest.fixture(scope="module")
+def report(config, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAMAREC_LKG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return run_benchmark(config, progress=False)
+
+
+ROWS = {"retriever", "retriever-sasrec", "text-retriever", "candidates", "ranker", "ranker-no-lm", "stacker",
+        "second-seed", "ranker-random-backbone", "ranker-permuted-titles"}  # fmt: skip
+
+
+def test_every_row_is_there_once_as_a_mean_over_seeds(report):
+    names = [row["name"] for row in report.rows]
+    assert len(names) == len(set(names)) and set(names) >= ROWS
+    for row in report.rows:
+        if row["name"] == "ranker-random-backbone":
+            assert "seeds" not in row, "trained for one seed"
+        else:
+            assert row["metrics"]["ndcg@10"] == pytest.approx(np.mean(row["seeds"]["ndcg@10"]))
+    assert report.protocol["seeds"] == [1, 2] and report.protocol["seeds_of_variants"] == 1
+    assert report.protocol["targets"] > 40 == report.protocol["users"], "the last two of each user"
+
+
+def test_the_ranker_is_compared_with_all_that_it_must_beat(report):
+    pairs = {(one["row"], one["minus"], one["metric"]) for one in report.comparisons}
+    others = {"retriever", "retriever-sasrec", "text-retriever", "candidates", "ranker-no-lm", "stacker",
+              "second-seed", "ranker-random-backbone"}  # fmt: skip
+    assert pairs >= {("ranker", other, "ndcg@10") for other in others}
+    silent = {("ranker-no-lm", other, "ndcg@10") for other in ("retriever", "ranker-no-lm-no-kg")}
+    assert pairs >= silent, "what the graph adds without a language model"
+
+
+def test_the_report_lies_beside_the_runs(report, config):
+    folder = Path(config.output_dir)
+    saved = json.loads((folder / "report.json").read_text())
+    assert {row["name"] for row in saved["rows"]} >= ROWS and saved["comparisons"] and saved["slices"]
+    assert (folder / "report.md").exists() and (folder / "report.png").exists()
+    for seed in (1, 2):
+        assert (folder / f"seed-{seed}" / EVALUATED_FILE).exists()
+    variants = [path.parent.name for path in folder.glob("seed-*/ranker-random-backbone")]
+    assert variants == ["seed-1"]
+    assert not list(folder.glob("seed-1/ranker-random-backbone/retriever*")), "a variant has the run's retrievers"
+
+
+def test_a_second_call_trains_nothing_and_says_the_same(report, config, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("this stage was done already")
+
+    for place, names in (
+        (first_stages, ("train_retriever", "item_features")),
+        (workflow, ("make_lists", "evaluate_rows", "LlamaRecLKGTrainer")),
+        (report_rows, ("control_scores", "ranker_scores")),
+    ):
+        for name in names:
+            monkeypatch.setattr(place, name, refuse)
+    assert run_benchmark(config, progress=False).rows == report.rows
+
+
+def test_a_benchmark_that_was_cut_off_goes_on_where_it_was(report, config, monkeypatch):
+    """Another variant is trained for; all else is there."""
+    letters = {"ranker-letters": {"prompt.readout": "letters"}}
+    more = config.changed({"benchmark.variants": {**config.benchmark.variants, **letters}})
+    monkeypatch.setattr(first_stages, "train_retriever", lambda *args, **kwargs: pytest.fail("was done already"))
+    again = run_benchmark(more, progress=False)
+    assert [row for row in again.rows if row["name"] != "ranker-letters"] == report.rows
+    assert again.row("ranker-letters")["metrics"]["recall@10"] >= 0
+
+
+def test_the_retriever_of_the_table_is_needed_and_the_runs_own_is_named_after_what_it_is(config):
+    with pytest.raises(LKGError, match="it needs 'retriever'"):
+        run_benchmark(config.changed({"benchmark.retrievers": {"retriever-sasrec": {"model_type": "sasrec"}}}))
+    for changes, name in (
+        ({}, "retriever"),
+        ({"retriever.model_type": "sasrec"}, "retriever-sasrec"),
+        ({"retriever.item_vectors": "text"}, "text-retriever"),
+        ({"retriever.item_vectors": "text+entities", "retriever.model_type": "sasrec"},
+         "text+entities-retriever-sasrec"),
+    ):  # fmt: skip
+        assert benchmark._retriever_name(config.changed(changes).retriever) == name
+
+
+# -- what an evaluation found -----------------------------------------------------------------------------------------
+
+
+def test_what_was_found_comes_back_under_its_key_alone(tmp_path):
+    ranks = {"retriever": np.array([1, MISS, 12]), "candidates": np.array([2, MISS, 1])}
+    found = Evaluated(ranks, np.array([True, False, True]), {"candidates": np.arange(30).reshape(3, 10)})
+    assert Evaluated.load(tmp_path, "key") is None
+    found.save(tmp_path, "key")
+    assert Evaluated.load(tmp_path, "another") is None
+    again = Evaluated.load(tmp_path, "key")
+    assert list(again.ranks) == list(ranks) and again.found.dtype == bool, "in their order"
+    np.testing.assert_array_equal(again.found, found.found)
+    for one, other in ((again.ranks, ranks), (again.recommended, found.recommended)):
+        assert all(np.array_equal(one[name], other[name]) for name in other)
+    assert [path.name for path in (tmp_path / "private").iterdir()] == ["evaluated.safetensors"]
+    assert "private/" in (tmp_path / ".gitignore").read_text().splitlines()
