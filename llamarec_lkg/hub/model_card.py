@@ -12,7 +12,7 @@ import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData, RepoCard
 from huggingface_hub import ModelCard as HubModelCard
 
-from ..evaluation.report import CEILING, RANKER, REFERENCE, Report, table, verdict
+from ..evaluation.report import CEILING, JUDGED, RANKER, REFERENCE, Report, table, verdict
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file, read_json, write_json
 from ..utils.fingerprints import as_plain
@@ -167,7 +167,7 @@ class ModelCard:
             template_str=template_text("model_card.md.j2"),
             card=self,
             results=None if rows is None else "\n".join(table(rows)),
-            verdicts=None if rows is None else "\n".join(verdict(r) for r in rows if r["name"].startswith(RANKER)),
+            verdicts=None if rows is None else "\n".join(verdict(r) for r in rows if r["name"] in JUDGED),
             license=licence.get("license"),
             people=[words for path, words in PRIVATE_WORDS.items() if path in self.private_files],
             mark=MARK,

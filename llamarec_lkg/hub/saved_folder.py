@@ -117,7 +117,10 @@ class SavedFolder:
                 "it and save it again, which moves them there."
             )
         lacking = [path for path in weights if path not in chosen]
-        lacking += [name for name in ("preference.bias", "fusion.evidence_weight") if name not in names]
+        needed = ["preference.bias", "fusion.evidence_weight"]
+        if self.config.get("use_language_model", True) and self.config.get("readout") == "candidates":
+            needed.append("readout.out.weight")
+        lacking += [name for name in needed if name not in names]
         if whole and not any(name.startswith("language_model.") for name in names):
             lacking.append("language_model.*")
         for name in ADAPTER_FILES if self.config.get("has_adapter") else ():

@@ -314,7 +314,8 @@ class Recommender:
             return np.concatenate([parts, found.get("evidence", none)], axis=-1)
 
         several = [example for example in examples if len(example.candidates) > 1]
-        ranked = iter(rank_windows(score, several, self.processor.num_candidates))
+        longest = self.processor.longest_list or max((len(example.candidates) for example in several), default=0)
+        ranked = iter(rank_windows(score, several, longest))
         given = map(preferences.get, range(len(several)))
         rankings = []
         for example in examples:
