@@ -12,9 +12,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ..data.schema import UNKNOWN_USER, RankingExample
+from ..data.schema import RankingExample
 from ..evaluation.metrics import require_finite, target_ranks
-from ..retrieval.base import Retriever, exclude_history
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
 
@@ -96,38 +95,3 @@ def score_heads(
             for start in range(0, len(batch["labels"]), batch_size)
         ]
     return torch.cat(pieces).cpu()
-
-
-@torch.inference_mode()
-def catalogue_scores(
-    model: LlamaRecLKGForRanking,
-    processor: LlamaRecLKGProcessor,
-    retriever: Retriever,
-    histories: Sequence[np.ndarray],
-    users: Sequence[int] | None = None,
-) -> np.ndarray:
-    """Logits of the whole catalogue without the backbone: retriever and personal evidence, with the model's weights.
-
-    Returns:
-        `np.ndarray` of `float32`, shape (B, num_items + 1); -inf for the padding item and for items of the history.
-    """
-    index, config, weights = processor.evidence_index, model.config, model.fusion.alone
-    first_stage = exclude_history(retriever.score(histories), histories)
-    known = np.isfinite(first_stage)
-    logits = np.zeros(first_stage.shape, dtype=np.float32)
-
-    def apart(values: np.ndarray) -> np.ndarray:
-        return values - values.mean(axis=1, where=known, keepdims=True)
-
-    if config.use_retrieval_scores:
-        logits += weights.retrieval_weight.item() * apart(first_stage)
-    if config.use_popularity:
-        logits += weights.popularity_weight.item() * apart(np.tile(processor.log_counts, (len(histories), 1)))
-    if config.use_evidence_fusion:
-        users = np.full(len(histories), UNKNOWN_USER) if users is None else np.asarray(users)
-        statistics = torch.from_numpy(index.statistics(histories))
-        preferences = model.preferences({"user_ids": torch.from_numpy(users), "history_relations": statistics})
-        logits += index.catalogue(histories, weights.evidence_weight.item() * preferences.float().cpu().numpy())
-        recent = np.tile(weights.recent_weight.float().cpu().numpy(), (len(histories), 1))
-        logits += processor.recent_index.catalogue(histories, recent)
-    return np.where(known, logits, -np.inf).astype(np.float32)

@@ -55,8 +55,8 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
     report = workflow.report(
         found,
         np.stack(hits),
-        {"seeds": list(section.seeds), "seeds_of_variants": section.variant_seeds},
-        comparisons=[*COMPARISONS, *((RANKER, name) for name in (*others, *section.variants)), *NO_LM_PAIRS],
+        {"training_seed": list(section.seeds), "seeds_of_variants": section.variant_seeds, "weights": "of every seed"},
+        comparisons=[*COMPARISONS, *NO_LM_PAIRS, *(_pair(name) for name in (*others, *section.variants))],
     )
     if workflow.state.is_main_process:
         report.save(config.output_dir)
@@ -65,6 +65,11 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
 
 # what the graph and personal preferences add, without a language model
 NO_LM_PAIRS = [(NO_LM, REFERENCE), *((NO_LM, f"{NO_LM}-{name}") for name in ("no-kg", "shuffled-kg"))]
+
+
+def _pair(name: str) -> tuple[str, str]:
+    """What a further row is compared with: the ranker, or for one without a language model the ranker without it."""
+    return NO_LM if name.startswith(NO_LM) else RANKER, name
 
 
 def _of_seed(config: RunConfig, seed: int) -> RunConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +62,6 @@ def make_lists(
     folds: Sequence[FoldParts],
     processor: LlamaRecLKGProcessor,
     section: ExamplesSection,
-    rewire: Callable[[KnowledgeGraph], KnowledgeGraph] | None = None,
     *,
     seed: int = 42,
     progress: bool = True,
@@ -70,8 +69,7 @@ def make_lists(
     """Lists at training positions, by the settings of `section`. Sets the processor's `evidence_scale` and, where
     candidates are found by evidence, too, its `candidate_weights`."""
     fold_of_user, retrievers = folds[0].fold_of_user, [fold.retriever for fold in folds]
-    graphs = [rewire(fold.graph) if rewire else fold.graph for fold in folds]
-    indexes = [EvidenceIndex.from_graph(graph, half_life=processor.evidence_half_life) for graph in graphs]
+    indexes = [EvidenceIndex.from_graph(fold.graph, half_life=processor.evidence_half_life) for fold in folds]
     log_counts, half_life = [fold.log_counts for fold in folds], processor.recent_half_life
     options = {"seed": seed, "progress": progress}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,16 +64,10 @@ class Workflow(FirstStages):
 
     # -- stages -----------------------------------------------------------------------------------------------------
 
-    def training_lists(
-        self, processor: LlamaRecLKGProcessor, rewire: Callable[[KnowledgeGraph], KnowledgeGraph] | None = None
-    ) -> TrainingLists:
+    def training_lists(self, processor: LlamaRecLKGProcessor) -> TrainingLists:
         """The ranker's training lists with what graph and counts say of them, made and read out of fold. Sets the
-        processor's scale of evidence, and what candidates are found by.
-
-        Args:
-            rewire: changes the graphs that lists are read with, for controls; the processor's must be changed alike.
-        """
-        if rewire is None and self._lists is not None:
+        processor's scale of evidence, and what candidates are found by."""
+        if self._lists is not None:
             lists, processor.candidate_weights, scale = self._lists
             processor.set_evidence_scale(scale)
             return lists
@@ -84,10 +78,9 @@ class Workflow(FirstStages):
             if folds is None:
                 log_counts = np.log1p(data.dataset.training_counts()).astype(np.float32)
                 folds = [FoldParts(None, self.train_retriever(), data.graph, log_counts)]
-            lists = make_lists(data.dataset, folds, processor, section, rewire, seed=seed, progress=self.progress)
+            lists = make_lists(data.dataset, folds, processor, section, seed=seed, progress=self.progress)
             self._say(f"    {lists.describe()}")
-        if rewire is None:
-            self._lists = lists, processor.candidate_weights, processor.evidence_scale
+        self._lists = lists, processor.candidate_weights, processor.evidence_scale
         return lists
 
     def lists(self, processor: LlamaRecLKGProcessor, split: str) -> list[RankingExample]:

@@ -7,12 +7,11 @@ import pytest
 import torch
 from tiny import examples, model, processor
 
-from llamarec_lkg import LKGError, LlamaRecLKGForRanking
+from llamarec_lkg import LKGError
 from llamarec_lkg.evaluation.metrics import MISS
 from llamarec_lkg.graph.co_ratings import co_ratings
 from llamarec_lkg.ranking.ablations import CONTROLS, control_scores, other_users
-from llamarec_lkg.ranking.scoring import catalogue_scores, ranker_scores, reranked, without_language_model
-from llamarec_lkg.retrieval.base import PopularityRetriever, exclude_history
+from llamarec_lkg.ranking.scoring import ranker_scores, reranked, without_language_model
 
 
 @pytest.fixture
@@ -30,37 +29,6 @@ def spoken(ranker):
             for weight in ranker.readout.parameters():
                 weight.add_(0.3 * torch.randn_like(weight))
     return ranker
-
-
-@pytest.mark.parametrize("off", [None, "use_retrieval_scores", "use_evidence_fusion", "use_popularity"])
-def test_catalogue_scores_are_those_of_the_model_on_a_list_of_all_items(proc, film_dataset, off):
-    switches = {} if off is None else {off: False}
-    config = proc.model_config(use_language_model=False, use_user_embedding=True, evidence_weight=1.5, **switches)
-    ranker = LlamaRecLKGForRanking(config).train()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for weight in (*ranker.preference.parameters(), *ranker.fusion.alone.parameters()):
-            weight.add_(torch.randn_like(weight))
-    retriever = PopularityRetriever.from_dataset(film_dataset)
-    histories, users = [np.array([1, 4]), np.array([], dtype=np.int64), np.array([2, 3, 5])], [2, 0, 1]
-    found = catalogue_scores(ranker, proc, retriever, histories, users)
-    assert ranker.training, "it is left in its mode"
-    first_stage = exclude_history(retriever.score(histories), histories)
-    index, known = proc.evidence_index, np.isfinite(first_stage)
-    for row, (history, user) in enumerate(zip(histories, users, strict=True)):
-        batch = {
-            "evidence": index.evidence([history], [np.arange(7)]),
-            "recent_evidence": proc.recent_index.evidence([history], [np.arange(7)]),
-            "popularity": proc.log_counts[None],
-            "retrieval_scores": np.where(known, first_stage, 0.0)[row : row + 1].astype(np.float32),
-            "candidate_mask": known[row : row + 1],
-            "user_ids": np.array([user]),
-            "history_relations": index.statistics([history]),
-        }
-        logits = ranker.score({name: torch.from_numpy(value) for name, value in batch.items()})[0].numpy()
-        np.testing.assert_allclose(found[row, known[row]], logits[known[row]], rtol=1e-5, atol=1e-5)
-        assert (found[row, ~known[row]] == -np.inf).all()
-    assert np.ptp(found[0, known[0]]) > 1e-3
 
 
 @pytest.mark.parametrize("name", CONTROLS)
