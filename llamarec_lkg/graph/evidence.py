@@ -24,7 +24,8 @@ from .knowledge_graph import KnowledgeGraph
 from .paths import Paths
 
 
-# What a history says about each relation; the first four are logarithms of 1 + evidence.
+# What a history says about each relation; the first four are logarithms of 1 + evidence, a mean over the items that
+# gave it: how long a history is stands by itself.
 STATISTICS = (
     "recent",  # mean evidence that earlier items gave to the ones that followed, recent steps counting more
     "mean",  # the same, all steps alike
@@ -125,9 +126,9 @@ class EvidenceIndex:
     # -- evidence ---------------------------------------------------------------------------------------------------
 
     def history_weights(self, length: int) -> np.ndarray:
-        """Weight of each item of a history of `length`, oldest first, by recency; they sum to 1."""
-        weights = 0.5 ** (np.arange(length)[::-1] / self.half_life)
-        return weights / max(weights.sum(), 1e-12)
+        """Weight of each item of a history of `length`, oldest first, by recency: 1 for the last. Evidence is their
+        sum, not their mean: what the last item says does not fade because others came before it."""
+        return 0.5 ** (np.arange(length)[::-1] / self.half_life)
 
     def profiles(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
         """What histories of dense items, oldest first, say about every column, shape (B, F)."""

@@ -85,9 +85,15 @@ def test_evidence_by_hand(index):
 
 
 def test_recent_items_weigh_more(index):
-    assert index.history_weights(3) == pytest.approx(np.array([1, 2, 4]) / 7)
+    assert index.history_weights(3) == pytest.approx([1 / 4, 1 / 2, 1])
     assert index.history_weights(0).shape == (0,)
-    assert evidence(index, [3, 1], [2]) == pytest.approx(np.array([[(1 / 3) * Y / LENGTH + 2 / 3, 0]]), rel=1e-6)
+    assert evidence(index, [3, 1], [2]) == pytest.approx(np.array([[Y / LENGTH / 2 + 1, 0]]), rel=1e-6)
+
+
+def test_what_the_last_item_says_does_not_fade_because_others_came_before_it(index):
+    """Item 3 says nothing of item 3 along BY but through y, item 1 nothing along IN of item 2."""
+    alone, after = evidence(index, [1], [3]), evidence(index, [2, 1], [3])
+    assert after[0, 1] == pytest.approx(alone[0, 1]) == pytest.approx(1.0)
 
 
 def test_an_empty_history_and_the_padding_item_have_no_evidence(index):
@@ -142,7 +148,7 @@ def test_history_statistics_by_hand(index):
         assert values["last"] == pytest.approx(math.log1p(last))
         assert values["tied"] == pytest.approx(tied)
         assert values["length"] == pytest.approx(math.log1p(3) / 5)
-    expected = evidence(index, [1, 2, 3], [1, 2, 3]).mean(axis=0)
+    expected = evidence(index, [1, 2, 3], [1, 2, 3]).mean(axis=0) / index.history_weights(3).sum()
     assert [by["expected"], along["expected"]] == pytest.approx(np.log1p(expected))
     assert by["lift"] == pytest.approx(math.log(((1 + share) / 2 + 0.05) / (expected[0] + 0.05)), rel=1e-5)
 
@@ -180,7 +186,6 @@ def test_evidence_equals_a_dense_computation(mixed_graph, mixed, histories, cand
         assert found[:, :, relation].any()
         for row, (history, wanted) in enumerate(zip(histories, candidates, strict=True)):
             weights = np.array([0.5 ** ((len(history) - 1 - place) / 3.0) for place in range(len(history))])
-            weights /= max(weights.sum(), 1e-12)
             expected = np.zeros(20)
             expected[: len(wanted)] = (weights @ said[history])[wanted] / mixed.scale[relation]
             assert found[row, :, relation] == pytest.approx(expected, rel=1e-5, abs=1e-7)
@@ -229,10 +234,12 @@ def slow_statistics(index: EvidenceIndex, history: np.ndarray) -> np.ndarray:
     if len(history) > 1:
         steps = range(1, len(history))
         items = [history[place : place + 1] for place in steps]
-        strength = index.evidence([history[:place] for place in steps], items)[:, 0].astype(float)
+        mass = np.array([index.history_weights(place).sum() for place in steps])
+        strength = index.evidence([history[:place] for place in steps], items)[:, 0] / mass[:, None]
         single = index.evidence([history[place - 1 : place] for place in steps], items)[:, 0]
         recency = 0.5 ** (np.arange(len(strength))[::-1] / RECENT_STEPS)
         expected = index.evidence([history], [np.arange(1, index.num_items + 1)])[0].mean(axis=0)
+        expected = expected / index.history_weights(len(history)).sum()
         values["recent"] = np.log1p(recency @ strength / recency.sum())
         values["mean"] = np.log1p(strength.mean(axis=0))
         values["last"] = np.log1p(strength[-1])

@@ -101,7 +101,7 @@ def test_with_all_paths_named_nothing_is_left_of_any_relation(recommender):
     assert path.nodes == ["Heat (1995)", "Mann", "Insider, The (1999)"]
     assert path.preference == pytest.approx(preferences["DIRECTED_BY"])
     assert path.share == pytest.approx(1.7 * path.preference * evidence - 0.2 * recent, rel=1e-5)
-    assert recent > evidence > 0, "the last item"
+    assert evidence == pytest.approx(recent) and evidence > 0, "Heat is the last item, which has not faded"
 
 
 def test_co_ratings_are_told_as_what_people_did():
