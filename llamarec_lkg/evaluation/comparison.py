@@ -57,6 +57,38 @@ def comparison_rows(
     ]
 
 
+def rows_of_seeds(
+    ranks: Mapping[str, np.ndarray], found: np.ndarray | None = None, *, clusters: np.ndarray, **sampling: Any
+) -> list[dict[str, Any]]:
+    """`comparison_rows` of the means over seeds, over all targets or those found. A row of fewer seeds than the
+    retriever stands beside the retriever of the first seeds, over what these found.
+
+    Args:
+        ranks: name of a row -> rank of each target, shape (S, N).
+        found (`np.ndarray` of `bool`, shape (S, N), optional): targets in the means. Of several seeds, a target counts
+            as often as it was found; rows of seeds that found none are left out.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    seeds = {name: min(len(values), len(ranks[REFERENCE])) for name, values in ranks.items()}
+    for count in dict.fromkeys(seeds.values()):
+        names = [name for name, number in seeds.items() if number == count]
+        # where all seeds are there, what has one seed (or more than the retriever) stands for them, or for itself
+        first = None if count == len(ranks[REFERENCE]) else count
+        group = {name: ranks[name][:first] for name in dict.fromkeys([REFERENCE, *names])}
+        if found is None:
+            compared = comparison_rows({n: per_target(v) for n, v in group.items()}, clusters=clusters, **sampling)
+        else:
+            weights = found[:first].mean(axis=0)
+            chosen = weights > 0
+            if not chosen.any():
+                continue
+            measures = {name: per_target(values[:, chosen], found[:first, chosen]) for name, values in group.items()}
+            how = {"clusters": clusters[chosen], "weights": weights[chosen], **sampling}
+            compared = comparison_rows(measures, **how)
+        rows |= {row["name"]: row for row in compared if row["name"] in names}
+    return [rows[name] for name in ranks if name in rows]
+
+
 def compared_pairs(
     ranks: Mapping[str, np.ndarray],
     pairs: Iterable[tuple[str, str]],
@@ -92,10 +124,22 @@ def compared_pairs(
 
 
 def slice_rows(
-    measures: Measures, slices: Mapping[str, np.ndarray], *, clusters: np.ndarray, resamples: int, seed: int
+    ranks: Mapping[str, np.ndarray],
+    slices: Mapping[str, np.ndarray],
+    *,
+    clusters: np.ndarray,
+    resamples: int,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """`{"slice", "value", "targets", "rows"}` of the targets of each label of each kind of slice; the rows have
-    `SLICE_METRICS` and their paired difference to the retriever. Labels that begin with a number are in its order."""
+    `SLICE_METRICS` and their paired difference to the retriever. Labels that begin with a number are in its order.
+    Rows of fewer seeds than the retriever are left out: the columns of a table are means over the same seeds.
+
+    Args:
+        ranks: name of a row -> rank of each target, shape (S, N).
+    """
+    whole = len(ranks[REFERENCE])
+    measures = {name: per_target(values) for name, values in ranks.items() if len(values) >= whole}
     found = []
     for kind, labels in slices.items():
         for value in sorted(set(np.asarray(labels).tolist()), key=_natural):

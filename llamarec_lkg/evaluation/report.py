@@ -1,4 +1,4 @@
-"""The report: every ranker beside its own retriever, on the same targets, with intervals: json, tables, picture."""
+"""The report: every ranker beside the row `retriever`, on the same targets, with intervals: json, tables, picture."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from .comparison import (
     COMPARED_METRICS,
     REFERENCE,
     compared_pairs,
-    comparison_rows,
-    per_target,
     recommended_facts,
+    rows_of_seeds,
     slice_rows,
 )
 from .metrics import MISS, mean_metrics
@@ -37,8 +36,9 @@ class Report:
         rows: `{"name", "metrics", "ci95", "difference_to_retriever", "difference_ci95"}`, over all targets. Of several
             seeds also `seeds` (metric -> mean of each); where it is known what is recommended also `coverage@10`, the
             share of the catalogue, and `popularity@10`, how often these items were trained on in the mean.
-        reranked_rows: the same over the targets that the retriever found.
-        slices: `{"slice", "value", "targets", "rows"}`: NDCG@10 and Recall@10 of a part of the targets.
+        reranked_rows: the same over the targets found among the candidates.
+        slices: `{"slice", "value", "targets", "rows"}`: NDCG@10 and Recall@10 of a part of the targets, of the rows
+            that have every seed.
         comparisons: `{"row", "minus", "metric", "difference", "ci95"}`: paired differences of two rows.
     """
 
@@ -64,12 +64,13 @@ class Report:
         seed: int = 0,
     ) -> Report:
         """A metric of a target is its mean over seeds. Intervals say how sure the means over these users are; how far
-        seeds lie apart is told beside them.
+        seeds lie apart is told beside them. A row of fewer seeds than the retriever stands on the first ones, and is
+        compared with the retriever of these.
 
         Args:
             ranks: row name -> rank of each target, shape (N,), `MISS` where it is not ranked; or (S, N), those of S
                 seeds. One row is "retriever".
-            found (`np.ndarray` of `bool`, shape (N,) or (S, N)): targets among the retriever's candidates.
+            found (`np.ndarray` of `bool`, shape (N,) or (S, N)): targets among the candidates.
             users (shape (N,), optional): whose each target is; intervals are over users. By default over targets.
             slices (optional): kind of slice -> label of each target, shape (N,) (`slices.target_slices`).
             recommended (optional): row name -> dense items recommended, shape (M, 10) or (S, M, 10), 0 for none.
@@ -93,11 +94,11 @@ class Report:
             raise LKGError(f"Rows have one seed or all the same number of them; found {seeds}. Leave out the others.")
         if recommended and training_counts is None:
             raise LKGError("What is recommended was given without training_counts, which say how popular it is.")
+        found = np.broadcast_to(found, (max(len(found), len(ranks[REFERENCE])), targets))
         ranks[CEILING] = np.where(found, 1, MISS)
         clusters = np.arange(targets) if users is None else np.asarray(users)
         sampling = {"clusters": clusters, "resamples": resamples, "seed": seed}
-        measures = {name: per_target(values) for name, values in ranks.items()}
-        rows = [_row(name, ranks, measures, **sampling) for name in ranks]
+        rows = rows_of_seeds(ranks, **sampling)
         for row in rows:
             values = ranks[row["name"]]
             if len(values) > 1:
@@ -115,8 +116,8 @@ class Report:
         return cls(
             {**protocol, **sizes},
             rows,
-            _reranked_rows(ranks, found, **sampling),
-            slice_rows(measures, slices or {}, **sampling),
+            rows_of_seeds(ranks, found, **sampling),
+            slice_rows(ranks, slices or {}, **sampling),
             compared_pairs(ranks, comparisons, **sampling),
         )
 
@@ -124,14 +125,14 @@ class Report:
         return next(row for row in self.rows if row["name"] == name)
 
     def to_markdown(self) -> str:
-        """Tables of all targets, of those retrieved, of pairs and of slices, and one sentence a ranker that says
-        whether it beats its retriever."""
+        """Tables of all targets, of those among the candidates, of pairs and of slices, and one sentence a ranker that
+        says whether it beats the row `retriever`."""
         title = f"# Ranking on {self.protocol.get('dataset', 'data')}, {self.protocol.get('split', 'test')} split"
         lines = [title, "", *(f"- {key}: {value}" for key, value in self.protocol.items())]
         compared = {one[side] for one in self.comparisons for side in ("row", "minus")} | {REFERENCE}
         sections = {
-            "All targets (one that was not retrieved counts as a miss)": table(self.rows),
-            "Re-ranked targets only (the retriever found them)": table(self.reranked_rows),
+            "All targets (one that is not among the candidates counts as a miss)": table(self.rows),
+            "Re-ranked targets only (found among the candidates)": table(self.reranked_rows),
             "Row minus row, paired, with 95% intervals": comparison_table(self.comparisons),
             "Parts of the targets": slice_tables(self.slices, compared if self.comparisons else None),
             "What is recommended": recommended_table(self.rows),
@@ -151,29 +152,6 @@ class Report:
             temporary.write_text(self.to_markdown(), encoding="utf-8")
         with atomic_file(folder / "report.png") as temporary:
             draw(self, temporary)
-
-
-def _row(
-    name: str, ranks: Mapping[str, np.ndarray], measures: Mapping[str, Mapping[str, np.ndarray]], **sampling: Any
-) -> dict[str, Any]:
-    """The row of a report; one of fewer seeds is compared with the retriever of these seeds."""
-    reference = measures[REFERENCE]
-    if len(ranks[name]) < len(ranks[REFERENCE]):
-        reference = per_target(ranks[REFERENCE][: len(ranks[name])])
-    rows = comparison_rows({REFERENCE: reference, name: measures[name]}, **sampling)
-    return rows[-1]
-
-
-def _reranked_rows(
-    ranks: Mapping[str, np.ndarray], found: np.ndarray, clusters: np.ndarray, **sampling: Any
-) -> list[dict[str, Any]]:
-    """Rows over the targets that the retriever found. Of several seeds, a target counts as often as it was found."""
-    weights = found.mean(axis=0)
-    chosen = weights > 0
-    if not chosen.any():
-        return []
-    measures = {name: per_target(values[:, chosen], found[:, chosen]) for name, values in ranks.items()}
-    return comparison_rows(measures, clusters=clusters[chosen], weights=weights[chosen], **sampling)
 
 
 def draw(report: Report, path: str | Path, metric: str = "ndcg@10") -> None:
@@ -196,8 +174,8 @@ def draw(report: Report, path: str | Path, metric: str = "ndcg@10") -> None:
     left.set_xlabel(f"{metric.upper()}, 95% interval")
     right.axvline(0.0, color="#888888", linewidth=1, linestyle="--")
     right.set_xlabel("minus retriever, paired, 95% interval")
-    retrieved = f"{report.protocol['retrieved']:,} of {report.protocol['targets']:,} targets retrieved"
-    figure.suptitle(f"{report.protocol.get('dataset', '')}: {retrieved}", fontsize=10)
+    found = f"{report.protocol['retrieved']:,} of {report.protocol['targets']:,} targets among the candidates"
+    figure.suptitle(f"{report.protocol.get('dataset', '')}: {found}", fontsize=10)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", alpha=0.3)

@@ -22,10 +22,10 @@ def table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] = SHOWN_METR
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """One sentence: better than the retriever, worse, or not to be told apart."""
+    """One sentence: better than the row `retriever`, worse, or not to be told apart."""
     low, high = row["difference_ci95"]["ndcg@10"]
     words = "beats" if low > 0 else "is worse than" if high < 0 else "cannot be told from"
-    return f"- `{row['name']}` {words} its retriever (ndcg@10 {_difference(row)})."
+    return f"- `{row['name']}` {words} the row `{REFERENCE}` (ndcg@10 {_difference(row)})."
 
 
 def comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -57,7 +57,7 @@ def test_report_files_and_their_form(tmp_path):
 
 @pytest.mark.parametrize(
     ("interval", "words"),
-    [((0.1, 0.2), "beats its retriever"), ((-0.2, -0.1), "is worse"), ((-0.1, 0.1), "cannot be told")],
+    [((0.1, 0.2), "beats the row `retriever`"), ((-0.2, -0.1), "is worse"), ((-0.1, 0.1), "cannot be told")],
 )
 def test_verdict_calls_a_ranker_what_it_is(interval, words):
     row = {"name": "x", "difference_to_retriever": {"ndcg@10": 0.0}, "difference_ci95": {"ndcg@10": interval}}
@@ -119,6 +119,39 @@ def test_seeds_may_find_other_targets():
     assert report.row("ceiling")["metrics"]["recall@1"] == pytest.approx(3 / 6)
     reranked = {row["name"]: row["metrics"]["mrr@10"] for row in report.reranked_rows}
     assert reranked == pytest.approx({"retriever": (1 + 1 / 2 + 1 / 4) / 3, "once": 1.0, "ceiling": 1.0})
+
+
+def test_a_row_of_fewer_seeds_stands_beside_the_retriever_of_these_seeds():
+    """The variant has the first of two seeds, which found the first target alone."""
+    ranks = {
+        "retriever": np.array([[2, MISS, 4], [1, 1, 4]]),
+        "ranker": np.array([[2, MISS, MISS], [2, 2, MISS]]),
+        "variant": np.array([[1, MISS, MISS]]),
+    }
+    found = np.array([[True, False, False], [True, True, False]])
+    slices = {"user": np.array(["new", "known", "known"])}
+    report = Report.from_ranks(ranks, found, {}, resamples=50, slices=slices)
+    variant = report.row("variant")
+    assert variant["metrics"]["mrr@10"] == pytest.approx(1 / 3)
+    assert variant["difference_to_retriever"]["mrr@10"] == pytest.approx(1 / 3 - (1 / 2 + 1 / 4) / 3)
+    reranked = {row["name"]: row for row in report.reranked_rows}
+    assert list(reranked) == ["retriever", "ranker", "variant", "ceiling"]
+    assert reranked["variant"]["metrics"]["mrr@10"] == pytest.approx(1.0)
+    assert reranked["variant"]["difference_to_retriever"]["mrr@10"] == pytest.approx(1 - 1 / 2)
+    # three found in two seeds: ranks 2, 1 and 1 of the retriever
+    assert reranked["retriever"]["metrics"]["mrr@10"] == pytest.approx((1 / 2 + 1 + 1) / 3)
+    assert reranked["ranker"]["difference_to_retriever"]["mrr@10"] == pytest.approx((3 / 2 - 5 / 2) / 3)
+    for part in report.slices:
+        assert [row["name"] for row in part["rows"]] == ["retriever", "ranker", "ceiling"], "means over the same seeds"
+
+
+def test_what_one_seed_found_says_nothing_of_the_targets_of_another():
+    """The only seed of the variant found nothing: it has no row among the re-ranked."""
+    ranks = {"retriever": np.array([[MISS, 30], [1, 2]]), "variant": np.array([[MISS, MISS]])}
+    found = np.array([[False, False], [True, True]])
+    report = Report.from_ranks(ranks, found, {}, resamples=20)
+    assert [row["name"] for row in report.reranked_rows] == ["retriever", "ceiling"]
+    assert report.row("variant")["metrics"]["ndcg@10"] == 0.0
 
 
 def test_numbers_of_seeds_that_do_not_go_together_are_refused():
