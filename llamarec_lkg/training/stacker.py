@@ -21,8 +21,9 @@ class Stacker:
     """Small networks that score candidates by everything the ranker has beside its language model; the mean of their
     scores ranks.
 
-    What they read of a candidate: the retriever's score and rank, popularity, evidence and recent evidence along each
-    relation, and the length of the history.
+    What they read of a candidate: the retriever's score and its rank, popularity, evidence and recent evidence along
+    each relation; and of the history the statistics of each relation, which the ranker's preferences read, and its
+    length. Scores and popularity are relative to the list's mean, as in the ranker.
     """
 
     def __init__(self, networks: list[nn.Module], mean: torch.Tensor, spread: torch.Tensor):
@@ -36,7 +37,8 @@ class Stacker:
             batch: from `heads_batch`, of lists as evaluation sees them, made out of fold.
         """
         features, mask, labels = _features(batch), batch["candidate_mask"], batch["labels"]
-        mean, spread = features[mask].mean(0), features[mask].std(0).clamp(min=1e-6)
+        mean, spread = features[mask].mean(0), features[mask].std(0)
+        spread = spread.masked_fill(spread < 1e-6, torch.inf)  # what never varied here has no say elsewhere
         features = ((features - mean) / spread).masked_fill(~mask[..., None], 0.0)
         aside = batch["user_ids"] % 4 == 0
         networks = []
@@ -59,9 +61,15 @@ def _features(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     mask = batch["candidate_mask"]
     retrieved = batch["retrieval_scores"].masked_fill(~mask, -torch.inf)
     rank = (-retrieved).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
-    length = batch["history_relations"][:, :1, -1].expand_as(retrieved)
-    columns = [less_mean(batch["retrieval_scores"], mask), 1 / torch.log2(rank + 2.0), batch["popularity"], length]
-    return torch.cat([torch.stack(columns, dim=-1), batch["evidence"], batch["recent_evidence"]], dim=-1)
+    told = [
+        less_mean(batch["retrieval_scores"], mask),
+        1 / torch.log2(rank + 2.0),
+        less_mean(batch["popularity"], mask),
+    ]
+    statistics = batch["history_relations"]
+    history = torch.cat([statistics[..., :-1].flatten(1), statistics[:, 0, -1:]], dim=-1)  # the last one is the length
+    history = history[:, None].expand(-1, mask.shape[1], -1)
+    return torch.cat([torch.stack(told, dim=-1), batch["evidence"], batch["recent_evidence"], history], dim=-1)
 
 
 def _fit_network(features: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, aside: torch.Tensor) -> nn.Module:

@@ -67,6 +67,39 @@ def test_a_candidate_that_is_none_has_no_score_and_says_nothing_of_others(stacke
     np.testing.assert_allclose(scores[:, :6], stacker.score(test), rtol=1e-4, atol=1e-5)
 
 
+def test_popularity_is_relative_to_the_list(stacker):
+    """It is counted without a fold's users where the networks are fitted, and with everybody at test time."""
+    test = batch_of(50, 3)
+    shifted = {**test, "popularity": test["popularity"] + 5.0}
+    np.testing.assert_allclose(stacker.score(shifted), stacker.score(test), rtol=1e-3, atol=1e-3)
+
+
+def test_it_reads_in_the_history_which_relation_counts(monkeypatch):
+    """One of two candidates has evidence along the first relation, the other along the second one; the history says
+    which of the two its user follows."""
+    monkeypatch.setattr(module, "NETWORKS", 2)
+
+    def batch(count, seed):
+        made = batch_of(count, seed)
+        generator = torch.Generator().manual_seed(seed)
+        followed = torch.randint(2, (count,), generator=generator)
+        made["evidence"] = torch.eye(2).repeat(count, 3, 1)
+        made["candidate_mask"][:, 2:] = False
+        made["labels"] = followed
+        made["history_relations"][..., :-1] = torch.nn.functional.one_hot(followed, 2)[..., None].float()
+        return made
+
+    test = batch(200, 1)
+    assert right(Stacker.fit(batch(400, 0), progress=False).score(test), test) > 0.95
+
+
+def test_what_never_varied_has_no_say(stacker):
+    """All histories that it was fitted on are alike."""
+    test = batch_of(20, 4)
+    other = {**test, "history_relations": test["history_relations"] + 1}
+    np.testing.assert_array_equal(stacker.score(other), stacker.score(test))
+
+
 def test_fitting_is_by_seed_and_leaves_other_draws_alone(monkeypatch):
     monkeypatch.setattr(module, "EPOCHS", 3)
     torch.manual_seed(7)
