@@ -30,7 +30,7 @@ def ranker_scores(
     lm_scores: np.ndarray | None = None,
     part: Literal["whole", "language model"] = "whole",
 ) -> np.ndarray:
-    """Scores of the candidates of all examples, shape (N, num_candidates), -inf where there is no candidate.
+    """Scores of the candidates of all examples, (N, candidates of the longest list), -inf where there is none.
 
     Lists without their target among the candidates are misses whatever the order: they are not run, and their scores
     are NaN. Under `accelerate launch` every process scores its share, and each gets the whole.
@@ -44,7 +44,7 @@ def ranker_scores(
     with_prompt = model.config.use_language_model and lm_scores is None
     rows = [row for row, example in enumerate(examples) if example.label >= 0]
     rows.sort(key=lambda row: len(examples[row].history))  # short with short: less padding
-    scores = np.full((len(examples), processor.num_candidates), np.nan, dtype=np.float32)
+    scores = np.full((len(examples), longest(examples)), np.nan, dtype=np.float32)
     state = PartialState()
     own = rows[state.process_index :: state.num_processes]
     batch_size = batch_size if with_prompt else max(batch_size, 512)
@@ -68,6 +68,11 @@ def ranker_scores(
     for row, values in gather_object(found) if state.num_processes > 1 else found:
         scores[row] = values
     return scores
+
+
+def longest(examples: Sequence[RankingExample]) -> int:
+    """Candidates of the longest list: the width of arrays of scores."""
+    return max((len(example.candidates) for example in examples), default=0)
 
 
 def reranked(scores: np.ndarray, examples: Sequence[RankingExample]) -> np.ndarray:

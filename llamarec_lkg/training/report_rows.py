@@ -18,7 +18,7 @@ from ..ranking.ablations import CONTROLS, control_scores
 from ..ranking.configuration_llamarec_lkg import LlamaRecLKGConfig
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
-from ..ranking.scoring import ranker_scores, reranked, without_language_model
+from ..ranking.scoring import longest, ranker_scores, reranked, without_language_model
 from ..retrieval.base import PopularityRetriever, Retriever, retrieved
 from ..utils.fingerprints import as_plain, weights_fingerprint
 from .evaluated import Evaluated
@@ -118,17 +118,17 @@ def _second_opinion(
     without_held_out, whole = workflow.second_retrievers()
     fitted = deepcopy(model.fusion.state_dict())
     try:
-        said = torch.from_numpy(_scores_of(without_held_out, held_out, processor.num_candidates))
+        said = torch.from_numpy(_scores_of(without_held_out, held_out))
         fit_parts(model, heads_batch(processor, held_out, progress=False), said)
-        said = _scores_of(whole, examples, processor.num_candidates)
+        said = _scores_of(whole, examples)
         return ranker_scores(model, processor, examples, lm_scores=said, progress=False)
     finally:
         model.fusion.load_state_dict(fitted)
 
 
-def _scores_of(retriever: Retriever, examples: list[RankingExample], width: int) -> np.ndarray:
-    """A retriever's scores of the candidates of lists, (N, width), 0 where there is none."""
-    scores = np.zeros((len(examples), width), dtype=np.float32)
+def _scores_of(retriever: Retriever, examples: Sequence[RankingExample]) -> np.ndarray:
+    """A retriever's scores of the candidates of lists, as wide as `ranker_scores` of them, 0 where there is none."""
+    scores = np.zeros((len(examples), longest(examples)), dtype=np.float32)
     for start in range(0, len(examples), 512):
         block = examples[start : start + 512]
         found = retriever.score([example.history for example in block])

@@ -19,7 +19,7 @@ from ..data.schema import RankingExample
 from ..ranking.heads import ScoreFusion, evaluating, less_mean
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
-from ..ranking.scoring import ranker_scores, score_heads, without_language_model
+from ..ranking.scoring import longest, ranker_scores, score_heads, without_language_model
 from ..retrieval.fused import listwise_weights
 
 
@@ -33,11 +33,12 @@ def heads_batch(
     *,
     progress: bool = True,
 ) -> dict[str, torch.Tensor]:
-    """The batch of all `examples` without its text: what `forward` needs when the backbone is off."""
-    pieces = []
-    for start in trange(0, len(examples), 256, desc="read evidence", disable=not progress):
-        part = [examples[row] for row in range(start, min(start + 256, len(examples)))]
-        pieces.append(processor(part, with_prompt=False, pad_to_candidates=processor.num_candidates))
+    """The batch of all `examples` without its text: what `forward` needs when the backbone is off. It is as wide as
+    the longest list, like `ranker_scores` of these examples."""
+    lists = [one if isinstance(one, RankingExample) else RankingExample.from_mapping(one) for one in examples]
+    width, pieces = longest(lists), []
+    for start in trange(0, len(lists), 256, desc="read evidence", disable=not progress):
+        pieces.append(processor(lists[start : start + 256], with_prompt=False, pad_to_candidates=width))
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
