@@ -66,7 +66,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
         kwargs: for `transformers.Trainer`.
 
     Raises:
-        LKGError: the parts were not made for each other, or `train_dataset` has rows without a target.
+        LKGError: the parts were not made for each other, `train_dataset` has rows without a target, or popularity is
+            known of its lists or of the processor's items alone.
     """
 
     def __init__(
@@ -111,6 +112,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
                 "with `peft_config` or `model.add_adapter(config)`."
             )
         processing_class.check_model(model.config)
+        if model.config.use_popularity:
+            _check_popularity(train_dataset or (), processing_class)
         self.retriever = retriever.model if isinstance(retriever, NeuralRetriever) else retriever
         if self.retriever is not None:
             check_retriever(NeuralRetriever(self.retriever), processing_class.item_ids)
@@ -195,13 +198,15 @@ class LlamaRecLKGTrainer(PushingTrainer):
         """Fit what the parts of a score weigh; arguments and result as of `warm_up.weigh_parts`.
 
         Raises:
-            LKGError: the model is sharded.
+            LKGError: the model is sharded, or the lists' popularity is not the processor's.
         """
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise LKGError(
                 "The model is in shards, of which no part can be read by itself. Save it, and fit the parts of what "
                 "`LlamaRecLKGForRanking.from_pretrained` gives (`training.warm_up.weigh_parts`)."
             )
+        if self.model.config.use_popularity:
+            _check_popularity(held_out, self.processing_class)
         self.model.to(self.args.device)
         how = {"batch_size": self.args.per_device_eval_batch_size, "progress": not self.args.disable_tqdm}
         return weigh_parts(self.model, self.processing_class, held_out, best, **how)
@@ -287,6 +292,23 @@ def _as_examples(dataset: Any) -> list[RankingExample] | None:
     if dataset is None:
         return None
     return [row if isinstance(row, RankingExample) else RankingExample.from_mapping(row) for row in dataset]
+
+
+def _check_popularity(examples: Sequence[RankingExample], processor: LlamaRecLKGProcessor) -> None:
+    """Raise `LKGError` where these lists and others would be read with different counts."""
+    carried = sum(example.popularity is not None for example in examples)
+    lacking = sum(example.popularity is None and example.evidence is not None for example in examples)
+    if processor.log_counts.any() and lacking:
+        raise LKGError(
+            f"{lacking} of {len(examples)} lists carry evidence, but no popularity: it would be read from the "
+            "processor's counts, which their users are in. Make their features with "
+            "`with_features(..., log_counts=...)`, a row a fold, or set `use_popularity=False`."
+        )
+    if carried and not processor.log_counts.any():
+        raise LKGError(
+            f"{carried} of {len(examples)} lists carry popularity, but the processor has no counts to read that of "
+            "other lists from. Give it `item_counts=dataset.training_counts()[1:]`, or set `use_popularity=False`."
+        )
 
 
 def _load(

@@ -231,10 +231,8 @@ def test_processor_without_scale_is_fitted_on_the_training_lists(proc, lists, tm
 def test_features_that_lists_carry_are_used_as_they_are_in_training_and_in_the_warm_up(proc, lists, tmp_path):
     index = proc.fit(lists).evidence_index
     carried = [
-        replace(example, evidence=values + 1, history_relations=index.statistics([example.history])[0] + 1)
-        for example, values in zip(
-            lists, index.evidence([e.history for e in lists], [e.candidates for e in lists]), strict=True
-        )
+        replace(example, evidence=example.evidence + 1, history_relations=example.history_relations + 1)
+        for example in with_features(lists, index, log_counts=proc.log_counts, progress=False)
     ]
     for data in (carried, to_dataset(carried)):
         trainer = LlamaRecLKGTrainer(model(proc), arguments(tmp_path, seed=3), data, lists, proc)
@@ -248,6 +246,22 @@ def test_features_that_lists_carry_are_used_as_they_are_in_training_and_in_the_w
         torch.testing.assert_close(
             batch["history_relations"], heads_batch(proc, lists, progress=False)["history_relations"] + 1
         )
+
+
+def test_popularity_is_known_of_training_lists_and_of_others_or_of_none(proc, lists, film_dataset, tmp_path):
+    index = proc.fit(lists).evidence_index
+    silent = with_features(lists, index, progress=False)
+    with pytest.raises(LKGError, match="8 of 8 lists carry evidence, but no popularity.*log_counts"):
+        LlamaRecLKGTrainer(model(proc), arguments(tmp_path), silent, None, proc)
+    LlamaRecLKGTrainer(model(proc, use_popularity=False), arguments(tmp_path), silent, None, proc)
+    trainer = LlamaRecLKGTrainer(model(proc), arguments(tmp_path), lists, None, proc)
+    with pytest.raises(LKGError, match="8 of 8 lists carry evidence, but no popularity"):
+        trainer.fit_parts(silent)
+    without = processor(film_dataset, item_counts=()).fit(lists)
+    carried = with_features(lists, index, log_counts=proc.log_counts, progress=False)
+    with pytest.raises(LKGError, match="8 of 8 lists carry popularity, but the processor has no counts.*item_counts"):
+        LlamaRecLKGTrainer(model(without), arguments(tmp_path), carried, None, without)
+    LlamaRecLKGTrainer(model(without, use_popularity=False), arguments(tmp_path), carried, None, without)
 
 
 def test_a_data_set_is_read_once_however_often_it_is_evaluated(proc, lists, tmp_path, monkeypatch):
