@@ -43,9 +43,9 @@ class TrainingLists:
 
     Args:
         train: candidates in random order, some drawn from a larger pool. They teach language model and preferences.
-        best: the best candidates in the order of retrieval, as in evaluation, of all users. They teach what has a few
-            weights only.
-        held_out: of these, those of users in no list of `train`. They say what the language model is worth.
+        best: the best candidates in the order of retrieval, as in evaluation, of all users. They teach the control
+            without a language model, `Stacker`.
+        held_out: of these, those of users in no list of `train`. They say what the parts of a score are worth.
     """
 
     train: list[RankingExample]
@@ -55,6 +55,14 @@ class TrainingLists:
     def describe(self) -> str:
         aside = f", {len(self.held_out):,} of other users to weigh the parts by" if self.held_out else ""
         return f"{len(self.train):,} lists{aside}"
+
+
+def sampled(examples: Sequence[RankingExample], count: int | None, seed: int) -> Sequence[RankingExample]:
+    """`count` lists whose target was retrieved, drawn by `seed`, in their order; None takes all lists."""
+    if count is None:
+        return examples
+    rows = np.flatnonzero([example.label >= 0 for example in examples])
+    return [examples[row] for row in np.sort(np.random.default_rng(seed).permutation(rows)[:count])]
 
 
 def make_lists(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from ..ranking.scoring import longest, ranker_scores, reranked, without_language
 from ..retrieval.base import PopularityRetriever, Retriever, retrieved
 from ..utils.fingerprints import as_plain, weights_fingerprint
 from .evaluated import Evaluated
+from .lists import sampled
 from .stacker import Stacker
 from .warm_up import fit_parts, heads_batch
 
@@ -93,7 +94,8 @@ def _scored_lists(
         stacker = Stacker.fit(heads_batch(processor, lists.best, progress=False), progress=workflow.progress)
         yield STACKER, stacker.score(heads_batch(processor, examples, progress=False))
         if section.second_seed and model.config.use_language_model:
-            yield SECOND_SEED, _second_opinion(workflow, model, processor, lists.held_out, examples)
+            read = sampled(lists.held_out, workflow.config.examples.max_held_out, workflow.training_arguments().seed)
+            yield SECOND_SEED, _second_opinion(workflow, model, processor, read, examples)
 
 
 def _best_items(scores: np.ndarray, examples: list[RankingExample], count: int = 10) -> np.ndarray:
@@ -110,11 +112,11 @@ def _second_opinion(
     workflow: Workflow,
     model: LlamaRecLKGForRanking,
     processor: LlamaRecLKGProcessor,
-    held_out: list[RankingExample],
+    held_out: Sequence[RankingExample],
     examples: list[RankingExample],
 ) -> np.ndarray:
-    """Scores with a second seed of the retriever in the language model's place, weighed as that was. Any second
-    opinion helps, since the candidates were chosen by the first one's noise."""
+    """Scores with a second seed of the retriever in the language model's place, weighed as that was on the same lists.
+    Any second opinion helps, since the candidates were chosen by the first one's noise."""
     without_held_out, whole = workflow.second_retrievers()
     fitted = deepcopy(model.fusion.state_dict())
     try:

@@ -52,8 +52,9 @@ class GraphSection:
 @dataclass
 class ExamplesSection:
     """The training lists of a fold of users are made by a retriever and read with co-ratings that were fitted on the
-    others. The users of one fold train nothing but the weights of the parts. `folds: 1` makes all lists with the one
-    retriever and graph, as published, and fits no weights at the end."""
+    others. The users of one fold train nothing of the ranker but what its parts weigh, with the language model and
+    without it. `folds: 1` makes all lists with the one retriever and graph, as published, and fits no weights at the
+    end."""
 
     folds: int = 4
     per_user: int | None = None  # lists of each user's latest training positions; None takes all
@@ -64,7 +65,7 @@ class ExamplesSection:
     pool_share: float = 0.3  # ... in this share of the lists, and where the target is not among the very best
     max_train: int | None = None  # lists for the language model; preferences and fusion warm up on all in any case
     max_validation: int | None = None
-    max_held_out: int | None = 1000  # lists, of one fold's users, that the language model's weight is fitted on
+    max_held_out: int | None = 1000  # lists of one fold's users that the language model is weighed on
 
     def __post_init__(self) -> None:
         if self.negatives not in ("retrieved", "uniform") or self.folds < 1:

@@ -193,7 +193,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
         return log
 
     def fit_parts(
-        self, held_out: Sequence[RankingExample], best: Sequence[RankingExample] | None = None
+        self, held_out: Sequence[RankingExample], read: Sequence[RankingExample] | None = None
     ) -> dict[str, list[float]]:
         """Fit what the parts of a score weigh; arguments and result as of `warm_up.weigh_parts`.
 
@@ -209,7 +209,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
             _check_popularity(held_out, self.processing_class)
         self.model.to(self.args.device)
         how = {"batch_size": self.args.per_device_eval_batch_size, "progress": not self.args.disable_tqdm}
-        return weigh_parts(self.model, self.processing_class, held_out, best, **how)
+        return weigh_parts(self.model, self.processing_class, held_out, read, **how)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As upstream, but preferences and fusion form a group with a learning rate of their own, and so do LoRA's B

@@ -114,8 +114,8 @@ def fit_parts(
     cross-entropy: the weights beside the language model given its scores, else those without it.
 
     Args:
-        batch: from `heads_batch`, of lists that trained nothing else: what has been learned by heart deserves less
-            weight on other lists.
+        batch: from `heads_batch`, of lists of users whose lists trained nothing else: what has been learned by heart
+            deserves less weight on other lists.
         lm_scores (N, C): what the language model says of them.
 
     Returns:
@@ -155,30 +155,29 @@ def weigh_parts(
     model: LlamaRecLKGForRanking,
     processor: LlamaRecLKGProcessor,
     held_out: Sequence[RankingExample],
-    best: Sequence[RankingExample] | None = None,
+    read: Sequence[RankingExample] | None = None,
     *,
     batch_size: int = 16,
     progress: bool = True,
 ) -> dict[str, list[float]]:
-    """`fit_parts` for both cases, with the language model and without it.
+    """`fit_parts` for both cases, without the language model and beside it.
 
     Args:
-        held_out: lists of users in none of the training lists, in the order of retrieval. Beside them the language
-            model is weighed.
-        best: lists in the order of retrieval that the weights without the language model are fitted on; by default
-            `held_out`.
+        held_out: lists of users in none of the training lists, in the order of retrieval.
+        read: those of them that the language model reads, which takes long; by default all. The weights beside it are
+            fitted on these, and those without it on all `held_out`.
         batch_size: lists that the language model reads at once.
 
     Returns:
         the weights, by name.
     """
-    aside = heads_batch(processor, held_out, progress=False)
-    said = None
-    if model.config.use_language_model:
-        options = {"batch_size": batch_size, "description": "weigh the language model", "progress": progress}
-        said = torch.from_numpy(ranker_scores(model, processor, held_out, part="language model", **options))
-    fit_parts(model, aside if best is None else heads_batch(processor, best, progress=False))
-    return fit_parts(model, aside, said)
+    told = fit_parts(model, heads_batch(processor, held_out, progress=False))
+    if not model.config.use_language_model:
+        return told
+    read = held_out if read is None else read
+    options = {"batch_size": batch_size, "description": "weigh the language model", "progress": progress}
+    said = torch.from_numpy(ranker_scores(model, processor, read, part="language model", **options))
+    return fit_parts(model, heads_batch(processor, read, progress=False), said)
 
 
 def _weight_alone(fusion: ScoreFusion, name: str) -> torch.Tensor:

@@ -31,7 +31,7 @@ from ..utils.fingerprints import as_plain, fingerprint
 from ..utils.precision import describe_dtype, resolve_dtype
 from .evaluated import Evaluated
 from .first_stages import STAGE_FILE, FirstStages, is_done
-from .lists import FoldParts, TrainingLists, make_lists
+from .lists import FoldParts, TrainingLists, make_lists, sampled
 from .report_rows import COMPARISONS, evaluate_rows, protocol_of_report
 from .run_config import RunConfig
 from .trainer import LlamaRecLKGTrainer
@@ -39,8 +39,8 @@ from .training_args import LlamaRecLKGTrainingArguments
 from .warm_up import weigh_parts
 
 
-MODEL_VERSION = 5  # goes up when the same settings make another model; older runs are then made anew
-REPORT_VERSION = 5  # goes up when the same settings make other rows; older reports are then made anew
+MODEL_VERSION = 6  # goes up when the same settings make another model; older runs are then made anew
+REPORT_VERSION = 6  # goes up when the same settings make other rows; older reports are then made anew
 # training arguments that change what is shown, not what is learned
 COSMETIC_ARGUMENTS = ("disable_tqdm", "logging_steps", "report_to", "per_device_eval_batch_size")
 
@@ -121,8 +121,8 @@ class Workflow(FirstStages):
             if args.heads_warm_up_epochs and not resume:
                 trainer.warm_up_heads()  # on all lists, before the sample for the language model is drawn
             section = self.config.examples
-            trainer.train_dataset = _sample(trainer.train_dataset, section.max_train, args.seed)
-            trainer.eval_dataset = _sample(trainer.eval_dataset, section.max_validation, args.seed)
+            trainer.train_dataset = sampled(trainer.train_dataset, section.max_train, args.seed)
+            trainer.eval_dataset = sampled(trainer.eval_dataset, section.max_validation, args.seed)
             if reads:
                 trainer.train(resume_from_checkpoint=checkpoint)
             elif not model.config.heads_trained:
@@ -130,19 +130,19 @@ class Workflow(FirstStages):
                     "Nothing of this ranker would be trained. Without model.use_language_model it needs "
                     "model.use_evidence_fusion or model.use_retrieval_scores, and training.heads_warm_up_epochs."
                 )
-            held_out = _sample(lists.held_out, section.max_held_out, args.seed)
+            read = sampled(lists.held_out, section.max_held_out, args.seed)
             sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-            if held_out and not sharded:
-                trainer.fit_parts(held_out, lists.best)
+            if read and not sharded:
+                trainer.fit_parts(lists.held_out, read)
             if self.state.is_main_process:  # while the new model is written, nothing must pass for a finished one
                 for name in (STAGE_FILE, REPORT_FILE, "report.md", "report.png"):
                     (self.folder / name).unlink(missing_ok=True)
             self.state.wait_for_everyone()
             trainer.save_model(str(self.folder))  # by all: sharded weights are gathered, one process writes
             self.state.wait_for_everyone()
-            if held_out and sharded:  # no part of a model in shards can be read by itself
+            if read and sharded:  # no part of a model in shards can be read by itself
                 whole = self.load_model()
-                weigh_parts(whole, processor, held_out, lists.best, progress=self.progress)
+                weigh_parts(whole, processor, lists.held_out, read, progress=self.progress)
                 if self.state.is_main_process:
                     whole.save_pretrained(self.folder)
             if self.state.is_main_process:
@@ -281,11 +281,3 @@ class Workflow(FirstStages):
 
     def _write_card(self, card: ModelCard, report: Report | None = None) -> None:
         replace(card, report=report, **self.config.card.given()).save(self.folder)
-
-
-def _sample(examples: Sequence[RankingExample], count: int | None, seed: int) -> Sequence[RankingExample]:
-    """`count` lists whose target was retrieved, drawn by `seed`, in their order; None takes all lists."""
-    if count is None:
-        return examples
-    rows = np.flatnonzero([example.label >= 0 for example in examples])
-    return [examples[row] for row in np.sort(np.random.default_rng(seed).permutation(rows)[:count])]
