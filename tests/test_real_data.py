@@ -45,10 +45,8 @@ def test_the_report_covers_all_users_and_the_retriever_beats_popularity(films):
     assert ndcg["retriever"] > ndcg["popularity"] > 0
     assert ndcg["ceiling"] == pytest.approx(report.protocol["retrieved"] / 610)
     assert ndcg["ceiling"] >= ndcg["ranker"]
-    assert ndcg["ranker-no-lm-no-kg"] == pytest.approx(ndcg["retriever"]), (
-        "without a graph nothing moves the first stage's order"
-    )
-    assert ndcg["ranker-no-lm-shuffled-kg"] != ndcg["ranker-no-lm"]
+    for name in ("no-kg", "shuffled-kg"):
+        assert ndcg[f"ranker-no-lm-{name}"] != ndcg["ranker-no-lm"], "the graph has a say"
 
 
 def test_the_graph_holds_nobody_and_co_ratings_of_five_people_at_least(films):

@@ -35,6 +35,7 @@ POPULARITY = "popularity"
 CANDIDATES, STACKER, NO_LM, SECOND_SEED = "candidates", "stacker", f"{RANKER}-no-lm", "second-seed"
 COMPARISONS = [(RANKER, other) for other in (REFERENCE, CANDIDATES, NO_LM, STACKER, SECOND_SEED)]
 OF_TITLES = ("permuted-titles",)  # controls that only a language model can notice
+WITHOUT_GRAPH = "no-kg"
 
 
 def evaluate_rows(workflow: Workflow, processor: LlamaRecLKGProcessor, examples: list[RankingExample]) -> Evaluated:
@@ -43,6 +44,10 @@ def evaluate_rows(workflow: Workflow, processor: LlamaRecLKGProcessor, examples:
     Over the whole catalogue: popularity, the retriever, and what retriever and evidence find together. Over the lists
     of these candidates: the ranker and the controls of `evaluation.controls`, the same without its language model, and
     two that have another opinion in its place: a small network (`Stacker`), and a second seed of the retriever.
+
+    Controls take one thing away from the ranker as it is. What the parts weigh is fitted anew, on the held-out lists,
+    without the language model; there without the graph, too (`no-kg`), so that this row says what is left without it;
+    and beside the second seed.
     """
     section, dataset = workflow.config.evaluation, workflow.prepare().dataset
     found = np.array([example.label >= 0 for example in examples])
@@ -81,16 +86,16 @@ def _scored_lists(
             yield f"{RANKER}-{name}", control_scores(name, model, processor, examples, **how)
     else:
         yield RANKER, quiet(model, processor, examples)
+    lists = None if workflow.config.examples.folds == 1 else workflow.training_lists(processor)
     with without_language_model(model):
         yield NO_LM, quiet(model, processor, examples)
         for name in CONTROLS:
-            if name not in OF_TITLES:
-                how = {"seed": section.seed, "score": quiet}
+            how = {"seed": section.seed, "score": quiet}
+            if name == WITHOUT_GRAPH and lists and lists.held_out:
+                yield f"{NO_LM}-{name}", _without_graph(model, processor, lists.held_out, examples)
+            elif name not in OF_TITLES:
                 yield f"{NO_LM}-{name}", control_scores(name, model, processor, examples, **how)
-    if workflow.config.examples.folds == 1:
-        return
-    lists = workflow.training_lists(processor)
-    if lists.held_out:
+    if lists and lists.held_out:
         stacker = Stacker.fit(heads_batch(processor, lists.best, progress=False), progress=workflow.progress)
         yield STACKER, stacker.score(heads_batch(processor, examples, progress=False))
         if section.second_seed and model.config.use_language_model:
@@ -106,6 +111,25 @@ def _best_items(scores: np.ndarray, examples: list[RankingExample], count: int =
             order = np.argsort(-scores[row, : len(example.candidates)], kind="stable")[:count]
             best[row, : len(order)] = example.candidates[order]
     return best
+
+
+def _without_graph(
+    model: LlamaRecLKGForRanking,
+    processor: LlamaRecLKGProcessor,
+    held_out: Sequence[RankingExample],
+    examples: Sequence[RankingExample],
+) -> np.ndarray:
+    """Scores of the same candidates without language model and graph, the parts that are left weighed anew. The
+    ranker's weights come from a sum with evidence in it: without that they are not the best that retriever and
+    popularity can do."""
+    batch = heads_batch(processor, held_out, progress=False)
+    batch |= {name: torch.zeros_like(batch[name]) for name in ("evidence", "recent_evidence")}
+    fitted = deepcopy(model.fusion.state_dict())
+    try:
+        fit_parts(model, batch)
+        return control_scores(WITHOUT_GRAPH, model, processor, examples, progress=False)
+    finally:
+        model.fusion.load_state_dict(fitted)
 
 
 def _second_opinion(

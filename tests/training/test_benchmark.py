@@ -64,7 +64,7 @@ def test_every_row_is_there_once_as_a_mean_over_seeds(report):
             assert "seeds" not in row, "trained for one seed"
         else:
             assert row["metrics"]["ndcg@10"] == pytest.approx(np.mean(row["seeds"]["ndcg@10"]))
-    assert report.protocol["seeds"] == [1, 2] and report.protocol["seeds_of_variants"] == 1
+    assert report.protocol["training_seed"] == [1, 2] and report.protocol["seeds_of_variants"] == 1
     assert report.protocol["targets"] > 40 == report.protocol["users"], "the last two of each user"
 
 

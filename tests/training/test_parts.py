@@ -1,11 +1,18 @@
 """What the parts of a score weigh, fitted on lists that trained nothing else."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from tiny import backbone, examples, model, processor
 
 from llamarec_lkg import LlamaRecLKGConfig, LlamaRecLKGForRanking, LlamaRecLKGTrainer, LlamaRecLKGTrainingArguments
-from llamarec_lkg.training.warm_up import fit_parts
+from llamarec_lkg.evaluation.metrics import target_ranks
+from llamarec_lkg.ranking.ablations import control_scores
+from llamarec_lkg.ranking.scoring import ranker_scores, without_language_model
+from llamarec_lkg.training.report_rows import _without_graph
+from llamarec_lkg.training.warm_up import fit_parts, heads_batch, weigh_parts
 
 
 WANTED = {
@@ -104,6 +111,35 @@ def test_the_trainer_weighs_both_cases_each_on_its_lists(film_dataset, tmp_path)
     args = LlamaRecLKGTrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, save_strategy="no")
     trainer = LlamaRecLKGTrainer(ranker, args, lists, None, proc)
     before = {name: weight.tolist() for name, weight in ranker.fusion.state_dict().items()}
-    told = trainer.fit_parts(lists[:4], lists)
+    told = trainer.fit_parts(lists, lists[:4])
     assert {name for name in told if told[name] != before[name]} >= {"retrieval_weight", "alone.retrieval_weight"}
     assert told["retrieval_weight"] != told["alone.retrieval_weight"]
+    silent = fit_parts(ranker, heads_batch(proc, lists, progress=False))
+    assert silent["alone.retrieval_weight"] == pytest.approx(told["alone.retrieval_weight"], rel=1e-3), "on all lists"
+
+
+def test_lists_longer_than_the_processors_are_weighed_too(film_dataset, tmp_path):
+    """A processor's number of candidates is what it was configured for; with isolated candidates it bounds nothing."""
+    proc = processor(film_dataset, num_candidates=3, candidate_attention="isolated").fit(examples(film_dataset))
+    lists, ranker = examples(film_dataset, count=8), model(proc)
+    said = ranker_scores(ranker, proc, lists, part="language model", progress=False)
+    batch = heads_batch(proc, [vars(example) for example in lists], progress=False)
+    assert said.shape == batch["candidate_mask"].shape == (8, 5)
+    assert np.isfinite(weigh_parts(ranker, proc, lists, progress=False)["retrieval_weight"]).all()
+
+
+def test_without_the_graph_the_parts_that_are_left_are_weighed_anew(film_dataset):
+    proc, lists = processor(film_dataset).fit(examples(film_dataset)), examples(film_dataset, count=40)
+    # the target is the retriever's last but one: it deserves a negative weight
+    lists = [replace(one, label=int(one.retrieval_scores.argsort()[1])) for one in lists]
+    ranker = model(proc)
+    with torch.no_grad():
+        for weight in ranker.fusion.alone.parameters():
+            weight.fill_(0.7)
+    before = {name: value.clone() for name, value in ranker.fusion.state_dict().items()}
+    with without_language_model(ranker):
+        knocked_out = control_scores("no-kg", ranker, proc, lists, progress=False)
+        scores = _without_graph(ranker, proc, lists, lists)
+    labels = np.array([one.label for one in lists])
+    assert (target_ranks(scores, labels) < target_ranks(knocked_out, labels)).mean() > 0.5
+    assert all(torch.equal(value, before[name]) for name, value in ranker.fusion.state_dict().items())
