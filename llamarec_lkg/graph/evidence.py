@@ -121,7 +121,11 @@ class EvidenceIndex:
 
     def with_half_life(self, half_life: float) -> EvidenceIndex:
         """The same index, in which a history fades at another pace."""
-        return replace(self, half_life=half_life)
+        other = replace(self, half_life=half_life)
+        other.__dict__["_candidates_by_column"] = (
+            self._candidates_by_column
+        )  # pace is nothing to it, making it is slow
+        return other
 
     # -- evidence ---------------------------------------------------------------------------------------------------
 

@@ -288,16 +288,25 @@ class Recommender:
             scores = np.zeros((len(requests), len(self.item_ids) + 1), dtype=np.float32)
         else:
             scores = self.retriever.score(histories)
-        finder = self.processor.fused_retriever(self.retriever)
-        chosen_by = finder.join(scores, histories) if isinstance(finder, FusedRetriever) else scores.copy()
-        found, _ = top_k(exclude_history(chosen_by, histories), max(k, self.processor.num_candidates))
+        asked = [row for row, request in enumerate(requests) if request.candidates is None]
+        found = dict(zip(asked, self._find(scores[asked], [histories[row] for row in asked], k), strict=True))
         examples = []
-        for request, first_stage, items in zip(requests, scores, found, strict=True):
-            candidates = items[items > 0] if request.candidates is None else request.candidates
+        for row, (request, first_stage) in enumerate(zip(requests, scores, strict=True)):
+            candidates = found[row] if request.candidates is None else request.candidates
             ratings = np.ones(len(request.history), dtype=np.float32)
             values = first_stage[candidates].astype(np.float32)
             examples.append(RankingExample(request.user, request.history, ratings, candidates, values))
         return examples
+
+    def _find(self, scores: np.ndarray, histories: Sequence[np.ndarray], k: int) -> list[np.ndarray]:
+        """Candidates by the retriever's scores (B, num_items + 1), which are changed, and whatever else finds them,
+        history excluded."""
+        if not histories:
+            return []
+        finder = self.processor.fused_retriever(self.retriever)
+        chosen_by = finder.join(scores, histories) if isinstance(finder, FusedRetriever) else scores
+        found, _ = top_k(exclude_history(chosen_by, histories), max(k, self.processor.num_candidates))
+        return [items[items > 0] for items in found]
 
     def rank(self, examples: Sequence[RankingExample]) -> list[Ranking]:
         """Rank lists of any length, all of them in the same forward passes. A list of one is not scored: its

@@ -8,7 +8,7 @@ from tiny import backbone, examples, processor, tokenizer
 
 from llamarec_lkg import LKGError, LlamaRecLKGForRanking, Recommender
 from llamarec_lkg.data.schema import RankingExample
-from llamarec_lkg.retrieval.fused import CandidateWeights
+from llamarec_lkg.retrieval.fused import CandidateWeights, FusedRetriever
 from llamarec_lkg.retrieval.item_features import item_features
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval
 from llamarec_lkg.retrieval.sequential import NeuralRetriever
@@ -97,6 +97,34 @@ def test_model_and_retriever_are_on_one_device(saved):
     assert {part.device.type for part in (recommender.model, recommender.retriever.model)} == {"cpu"}
     recommender = Recommender(recommender.model.to("meta"), recommender.processor, recommender.retriever)
     assert recommender.retriever.model.device.type == "meta", "the retriever follows"
+
+
+def test_candidate_weights_are_asked_where_candidates_are_to_be_found(film_dataset, saved, monkeypatch):
+    weights = CandidateWeights(1.0, [0.0, 0.5, 0.5], [0.0, 0.1, 0.0], 0.2)
+    proc = processor(film_dataset, candidate_weights=weights).fit(examples(film_dataset))
+    recommender = Recommender.from_pretrained(saved)
+    given = {"history": ["1"], "candidates": ["2", "3", "4"]}
+    alone = Recommender(recommender.model, proc)
+    assert [item.retrieval_score for item in alone.recommend(**given)] == [0, 0, 0]
+    with pytest.raises(LKGError, match="no retriever to find candidates"):
+        alone.recommend(["1"])
+
+    joined, join = [], FusedRetriever.join
+    monkeypatch.setattr(
+        FusedRetriever, "join", lambda self, *parts: joined.append(len(parts[0])) or join(self, *parts)
+    )
+    both = Recommender(recommender.model, proc, recommender.retriever)
+    wanted = both.recommend(**given)
+    assert not joined
+    requests = [both.request(**given), both.request(["1"]), both.request(["5", "6"])]
+    lists = both.retrieve(requests)
+    assert joined == [2] and lists[0].candidates.tolist() == [2, 3, 4]
+    assert sorted(lists[1].candidates) == [2, 3, 4, 5, 6] and sorted(lists[2].candidates) == [1, 2, 3, 4]
+    again = both.describe(both.rank(lists[:1])[0])
+    assert [item.score for item in again] == pytest.approx([item.score for item in wanted], rel=1e-5)
+    fused = [proc.fused_retriever(recommender.retriever) for _ in range(2)]
+    tables = {id(index._candidates_by_column) for one in fused for index in (one.index, one.recent_index)}
+    assert len(tables) == 1, "the catalogue is not turned round for each request"
 
 
 # -- items that come later --------------------------------------------------------------------------------------------
