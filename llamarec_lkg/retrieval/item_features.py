@@ -78,19 +78,23 @@ def item_entities(graph: KnowledgeGraph) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([[0], np.cumsum(counts)]), np.searchsorted(entities, nodes[shared])
 
 
-def new_entities(graph: KnowledgeGraph, grown: KnowledgeGraph) -> tuple[np.ndarray, np.ndarray]:
+def new_entities(
+    graph: KnowledgeGraph, grown: KnowledgeGraph, num_trained_items: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Entities of the items that `grown` (`graph.with_items(items)`) has beyond those of `graph`, numbered as
-    `item_entities(graph)` does; others are left out."""
+    `item_entities` did for the first `num_trained_items` (all of `graph`, where that is None); others are left out."""
     items, nodes = _ties(grown)
-    entities = shared_entities(graph)
+    entities = shared_entities(graph, num_trained_items)
     kept = (items > graph.num_items) & np.isin(nodes, entities)
     counts = np.bincount(items[kept] - graph.num_items, minlength=grown.num_items - graph.num_items + 1)
     return np.concatenate([[0], np.cumsum(counts)]), np.searchsorted(entities, nodes[kept])
 
 
-def shared_entities(graph: KnowledgeGraph) -> np.ndarray:
-    """Nodes that two items or more are tied to. People and other items are none of them."""
-    nodes, counts = np.unique(_ties(graph)[1], return_counts=True)
+def shared_entities(graph: KnowledgeGraph, num_items: int | None = None) -> np.ndarray:
+    """Nodes that two items or more, of the first `num_items` or of all, are tied to. People and other items are none
+    of them."""
+    items, nodes = _ties(graph)
+    nodes, counts = np.unique(nodes[items <= (num_items or graph.num_items)], return_counts=True)
     return nodes[counts > 1]
 
 

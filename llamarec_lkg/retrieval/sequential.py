@@ -151,6 +151,7 @@ class SequentialRetrieverModel(PreTrainedModel):
         self._check_new(features)
         offsets, indices = features.entities or (np.zeros(features.num_items + 2, dtype=np.int64), np.empty(0))
         config = copy.deepcopy(self.config)
+        config.num_trained_items = config.num_trained_items or config.num_items
         config.num_items += features.num_items
         config.num_entity_links += len(indices)
         config.catalogue = None

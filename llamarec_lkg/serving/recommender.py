@@ -60,18 +60,20 @@ class Ranking:
 def _with_items(
     retriever: Retriever,
     items: ItemTable,
-    entities: tuple[np.ndarray, np.ndarray],
-    item_ids: Sequence[str],
+    before: LlamaRecLKGProcessor,
+    after: LlamaRecLKGProcessor,
     text_backbone: str | Path | None,
 ) -> Retriever:
-    """A retriever that finds further items, too."""
+    """A retriever that finds the further items that a processor knows afterwards, too."""
     config = retriever.model.config if isinstance(retriever, NeuralRetriever) else None
     if config is None or not (config.text_size or config.num_entities):
         raise LKGError(
             "This retriever knows items by their ids alone, so it cannot find one that it has not been trained on. "
             "Train one whose item vectors know more (`retriever.item_vectors=text`), or use none."
         )
-    entities = entities if config.num_entities else None
+    entities = None
+    if config.num_entities:
+        entities = new_entities(before.knowledge_graph, after.knowledge_graph, config.num_trained_items)
     features = ItemFeatures(None, entities)
     if config.text_size:
         name = text_backbone or config.text_backbone
@@ -81,7 +83,7 @@ def _with_items(
                 "which it could be loaded. Give it as `text_backbone`."
             )
         features = retriever.read_items(item_texts(items), resolve_backbone(str(name)), entities, progress=False)
-    return retriever.add_items(features, item_ids)
+    return retriever.add_items(features, after.item_ids)
 
 
 class Recommender:
@@ -231,11 +233,11 @@ class Recommender:
             LKGError: an item is known already, an attribute is none of the graph's relations, or the retriever knows
                 items by their ids alone.
         """
+        self._switch()  # else another recommender's adapter would be given this one's catalogue
         items = items if isinstance(items, ItemTable) else ItemTable.from_frame(items)
         processor = self.processor.with_items(items)
         if self.retriever is not None:
-            entities = new_entities(self.processor.knowledge_graph, processor.knowledge_graph)
-            self.retriever = _with_items(self.retriever, items, entities, processor.item_ids, text_backbone)
+            self.retriever = _with_items(self.retriever, items, self.processor, processor, text_backbone)
         self.model.config.catalogue, self.processor = processor.catalogue, processor
 
     @property

@@ -1,5 +1,7 @@
 """Recommending for one user: raw ids in, titles, scores and paths out; lists of any length."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -193,6 +195,32 @@ def test_the_retriever_finds_a_new_item_by_what_it_shares(content_recommender, t
     content = recommender.retriever.model.item_content()
     torch.testing.assert_close(content[7], content[1], rtol=1e-4, atol=1e-4)
     assert content[1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("saved_between", [False, True])
+def test_items_added_in_two_steps_are_found_as_in_one(content_recommender, tmp_path, saved_between):
+    """The first step makes an entity of one trained item one of two: the retriever still counts those it knows."""
+    first = pd.DataFrame(
+        {"item_id": ["a", "b"], "title": ["A", "B"], "directed_by": ["Kelly", None], "genre_is": ["Crime", "Horror"]}
+    )
+    second = pd.DataFrame({"item_id": ["c"], "title": ["C"], "directed_by": ["Mann"], "genre_is": ["Comedy|Family"]})
+    recommender, place = content_recommender, {"text_backbone": tmp_path / "backbone"}
+    at_once = Recommender(copy.deepcopy(recommender.model), recommender.processor, recommender.retriever)
+    at_once.add_items(pd.concat([first, second], ignore_index=True), **place)
+    recommender.add_items(first, **place)
+    if saved_between:
+        recommender.save_pretrained(tmp_path / "grown")
+        recommender = Recommender.from_pretrained(tmp_path / "grown")
+    recommender.add_items(second, **place)
+    assert recommender.retriever.model.config.num_trained_items == 6
+    found, wanted = (one.retriever.model.item_content for one in (recommender, at_once))
+    assert torch.equal(found.entity_offsets, wanted.entity_offsets)
+    for row in range(7, 10):
+        links = [part.entity_indices[slice(*part.entity_offsets[row : row + 2])] for part in (found, wanted)]
+        assert sorted(links[0].tolist()) == sorted(links[1].tolist())
+    assert len(links[0]) == 3, "Mann, Comedy and Family"
+    scores = [one.retriever.score([np.array([1, 9])]) for one in (recommender, at_once)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4, abs=1e-4)
 
 
 def test_nothing_changes_where_an_item_cannot_be_added(content_recommender, saved):
