@@ -60,7 +60,7 @@ def processor(dataset, **settings) -> LlamaRecLKGProcessor:
     graph = KnowledgeGraph.from_dataset(dataset)
     return LlamaRecLKGProcessor(
         tokenizer(), graph, dataset.items.ids, dataset.items.titles, dataset.user_ids,
-        **{"item_counts": dataset.training_counts()[1:], **SETTINGS, **settings},
+        **{"item_counts": 10 * dataset.training_counts()[1:], **SETTINGS, **settings},
     )  # fmt: skip
 
 

@@ -149,7 +149,7 @@ def content_recommender(film_dataset, tmp_path, request):
     tokenizer().save_pretrained(tmp_path / "backbone")
     place = str(tmp_path / "backbone")
     weights = CandidateWeights(1.0, [0.0, 0.5, 0.5], [0.0, 0.1, 0.0], 0.2)
-    proc = processor(film_dataset, candidate_weights=weights, item_counts=film_dataset.training_counts()[1:])
+    proc = processor(film_dataset, candidate_weights=weights, item_counts=10 * film_dataset.training_counts()[1:])
     proc.fit(examples(film_dataset))
     ranker = LlamaRecLKGForRanking.from_backbone(place, proc.model_config(evidence_weight=2.0))
     with torch.no_grad():
