@@ -3,7 +3,6 @@ in the graph. With these a retriever can find an item that nobody has interacted
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -157,9 +156,3 @@ def check_kind(kind: str) -> None:
     """Raise `LKGError` for what is no name of features."""
     if kind not in KINDS:
         raise LKGError(f"item_vectors is {kind!r}; it is one of {', '.join(map(repr, KINDS))}.")
-
-
-def entities_of(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Entities of items, one list an item, as `ItemFeatures.entities`."""
-    offsets = np.concatenate([[0, 0], np.cumsum([len(row) for row in lists], dtype=np.int64)]).astype(np.int64)
-    return offsets, np.array([entity for row in lists for entity in row], dtype=np.int64)

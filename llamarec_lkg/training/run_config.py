@@ -187,8 +187,8 @@ class RunConfig:
         asked = {self.preprocessing.last, self.evaluation.last} - {EvaluationSection.last}
         if len(asked) > 1:
             raise LKGError(
-                f"preprocessing.last is {self.preprocessing.last}, evaluation.last is {self.evaluation.last}; they are "
-                "one setting, how many of each user's last items are test targets. Give evaluation.last alone."
+                f"preprocessing.last is {self.preprocessing.last}, evaluation.last is {self.evaluation.last}; they "
+                "are one setting, how many of each user's last items are test targets. Give evaluation.last alone."
             )
         last = asked.pop() if asked else EvaluationSection.last
         self.preprocessing = dataclasses.replace(self.preprocessing, last=last)
