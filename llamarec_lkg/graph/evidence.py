@@ -220,6 +220,11 @@ class EvidenceIndex:
         weights[rows, relation[rows]] = recency * said * heard / self.scale[relation[rows]] / counts[same.ravel()]
         return weights
 
+    @property
+    def _mean_scale(self) -> np.ndarray:
+        """What a mean over the items of a history is divided by: `scale` is that of a sum over a long one."""
+        return self.scale * (1 - 0.5 ** (1.0 / self.half_life))
+
     # -- statistics of histories ------------------------------------------------------------------------------------
 
     def statistics(self, histories: Sequence[np.ndarray]) -> np.ndarray:
@@ -272,9 +277,9 @@ class EvidenceIndex:
                 size = alive * self.num_relations
                 strength = np.bincount(cells, weights * profile[row, at], minlength=size)
                 tied = np.bincount(cells, weights * (newest[row, at] == place - 1), minlength=size) > 0
-                strength = strength.reshape(alive, -1) / (growth * state.mass) / self.scale
+                strength = strength.reshape(alive, -1) / (growth * state.mass) / self._mean_scale
                 state = state.step(strength, tied.reshape(alive, -1))
-            state = state.read_item(self._expected[items[item]] / self.scale, decay)
+            state = state.read_item(self._expected[items[item]] / self._mean_scale, decay)
             growth /= decay
             if growth > 1e100:
                 profile /= growth

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +39,9 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
             f"benchmark.retrievers has {sorted(section.retrievers)}; it needs {REFERENCE!r}, which rows are compared "
             "with: the settings in which it differs from the section `retriever`."
         )
+    retrievers = _retrievers(config)
+    for settings in section.variants.values():
+        config.changed(settings)  # an error here, not after an hour
     for number, seed in enumerate(section.seeds):
         if progress:
             tqdm.write(f"seed {seed}, {number + 1} of {len(section.seeds)}", file=sys.stderr)
@@ -46,12 +49,12 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
         own = workflow.evaluated()
         hits.append(own.found)
         rows = {_retriever_name(config.retriever) if name == REFERENCE else name: r for name, r in own.ranks.items()}
-        rows |= dict(_more_rows(workflow, variants=number < section.variant_seeds))
+        rows |= dict(_more_rows(workflow, retrievers, variants=number < section.variant_seeds))
         for name, ranks in rows.items():
             found.setdefault(name, []).append(ranks)
     # a row that not every seed has stands on those that it has
     found = {name: np.stack(ranks) for name, ranks in found.items()}
-    others = [name for name in section.retrievers if name != REFERENCE]
+    others = [name for name in (_retriever_name(config.retriever), *retrievers) if name != REFERENCE]
     report = workflow.report(
         found,
         np.stack(hits),
@@ -81,14 +84,31 @@ def _of_seed(config: RunConfig, seed: int) -> RunConfig:
     )
 
 
-def _more_rows(workflow: Workflow, variants: bool) -> Iterator[tuple[str, np.ndarray]]:
+def _retrievers(config: RunConfig) -> dict[str, RetrieverTrainingArguments]:
+    """The settings of `benchmark.retrievers` by row, less the run's own."""
+    found, known = {}, vars(config.retriever)
+    for name, settings in config.benchmark.retrievers.items():
+        if strange := sorted(set(settings) - set(known)):
+            raise LKGError(f"benchmark.retrievers.{name} has {strange}; settings of a retriever are {sorted(known)}.")
+        found[name] = replace(config.retriever, **settings)
+    own = _retriever_name(config.retriever)
+    if found.pop(own, config.retriever) != config.retriever:
+        raise LKGError(
+            f"benchmark.retrievers.{own} is called like the run's own retriever, which has other settings. Call it "
+            "otherwise."
+        )
+    return found
+
+
+def _more_rows(
+    workflow: Workflow, retrievers: Mapping[str, RetrieverTrainingArguments], variants: bool
+) -> Iterator[tuple[str, np.ndarray]]:
     """Retrievers and, where asked for, rankers that the run itself does not have."""
     config = workflow.config
     dataset, split = workflow.prepare().dataset, config.evaluation.split
-    for name, settings in config.benchmark.retrievers.items():
-        if name != _retriever_name(config.retriever):
-            retriever = workflow.retriever(name, dataset, name, replace(config.retriever, **settings))
-            yield name, retriever_ranks(dataset, retriever, split)
+    for name, args in retrievers.items():
+        args = replace(args, seed=config.retriever.seed)
+        yield name, retriever_ranks(dataset, workflow.retriever(f"benchmark-{name}", dataset, name, args), split)
     for name, settings in config.benchmark.variants.items() if variants else ():
         changed = config.changed({**settings, "output_dir": str(workflow.folder / name)})
         changed.evaluation = replace(config.evaluation, controls=[], second_seed=False)

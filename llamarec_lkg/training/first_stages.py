@@ -56,7 +56,7 @@ class FirstStages:
     def __init__(self, config: RunConfig, *, progress: bool = True, retrievers: Path | None = None):
         self.config = config
         self.folder = Path(config.output_dir)
-        self.retrievers_folder = self.folder if retrievers is None else retrievers
+        self.retriever_places = [self.folder] if retrievers is None else [retrievers, self.folder]
         self.state = PartialState(cpu=bool(config.training.get("use_cpu", not torch.cuda.is_available())))
         self.progress = progress and self.state.is_main_process
         self._data: PreparedData | None = None
@@ -111,14 +111,15 @@ class FirstStages:
         self, name: str, dataset: SequenceDataset, title: str, args: RetrieverTrainingArguments | None = None
     ) -> NeuralRetriever:
         """A retriever fitted on the training interactions of `dataset`, kept in the folder `name`."""
-        args = args or self.config.retriever
-        if name in self._retrievers:
-            return self._retrievers[name]
-        folder, data = self.retrievers_folder / name, self.prepare()
+        args, data = args or self.config.retriever, self.prepare()
         read_by = self.config.backbone.model_name_or_path if "text" in args.item_vectors else None
         known = data.key if "entities" in args.item_vectors else data.data_key
         key = fingerprint(known, as_plain(args), dataset.labels, read_by)
-        done = is_done(folder, key)
+        if key in self._retrievers:
+            return self._retrievers[key]
+        # another run's is used where it is the same; it is never written to
+        folder = next((place / name for place in self.retriever_places if is_done(place / name, key)), None)
+        done, folder = folder is not None, folder or self.folder / name
         with self._stage(title, reused=done):
             if self.state.is_main_process and not done:
                 how = {
@@ -134,8 +135,8 @@ class FirstStages:
             self.state.wait_for_everyone()
             retriever = NeuralRetriever.from_pretrained(str(folder))
             retriever.model.to(self.state.device)
-        self._retrievers[name] = retriever
-        return self._retrievers[name]
+        self._retrievers[key] = retriever
+        return retriever
 
     def folds(self) -> list[FoldParts]:
         """What is known without the users of each fold."""

@@ -34,12 +34,13 @@ from .first_stages import STAGE_FILE, FirstStages, is_done
 from .lists import FoldParts, TrainingLists, make_lists
 from .report_rows import COMPARISONS, evaluate_rows, protocol_of_report
 from .run_config import RunConfig
+from .test_readings import note_test_reading
 from .trainer import LlamaRecLKGTrainer
 from .training_args import LlamaRecLKGTrainingArguments
 from .warm_up import weigh_parts
 
 
-MODEL_VERSION = 5  # goes up when the same settings make another model; older runs are then made anew
+MODEL_VERSION = 6  # goes up when the same settings make another model; older runs are then made anew
 REPORT_VERSION = 5  # goes up when the same settings make other rows; older reports are then made anew
 # training arguments that change what is shown, not what is learned
 COSMETIC_ARGUMENTS = ("disable_tqdm", "logging_steps", "report_to", "per_device_eval_batch_size")
@@ -89,8 +90,8 @@ class Workflow(FirstStages):
         settings["num_candidates"] = processor.num_candidates
         return evaluation_examples(self.prepare().dataset, retriever, split, **settings)
 
-    def _ranker_key(self) -> str:
-        sections = self.config.to_mapping()
+    def _ranker_key(self, config: RunConfig | None = None) -> str:
+        sections = (config or self.config).to_mapping()
         for unrelated in ("output_dir", "evaluation", "data", "card", "benchmark"):
             sections.pop(unrelated)
         sections["training"] = {k: v for k, v in sections["training"].items() if k not in COSMETIC_ARGUMENTS}
@@ -193,10 +194,15 @@ class Workflow(FirstStages):
         """The report of this run's targets; arguments are those of `Report.from_ranks`, with further `facts` for its
         protocol."""
         section, dataset = self.config.evaluation, self.prepare().dataset
+        others = {}
+        if section.split == "test" and self.state.is_main_process:
+            seedless = self.config.changed({"retriever.seed": 0, "training.seed": 0})
+            count = note_test_reading(self.prepare().data_key, self._ranker_key(seedless))
+            others["tested_before"] = f"{count} other configurations of this machine"
         return Report.from_ranks(
             ranks,
             found,
-            {**protocol_of_report(self), **(facts or {})},
+            {**protocol_of_report(self), **others, **(facts or {})},
             users=dataset.user_of(dataset.positions(section.split)),
             slices=target_slices(dataset, section.split),
             recommended=recommended,

@@ -140,7 +140,8 @@ def test_history_statistics_by_hand(index):
     assert statistics.shape == (2, len(STATISTICS)) and statistics.dtype == np.float32
     by, along = (dict(zip(STATISTICS, row, strict=True)) for row in statistics)
     share = Y / LENGTH
-    strength = {"by": np.array([1, share]), "in": np.array([0, 1 / 3])}
+    # twice a mean: in the units of a sum over a long history, at a half-life of one item
+    strength = {"by": 2 * np.array([1, share]), "in": 2 * np.array([0, 1 / 3])}
     decay = 0.5 ** (1 / RECENT_STEPS)
     for values, (first, last), tied in ((by, strength["by"], 1.0), (along, strength["in"], 0.0)):
         assert values["mean"] == pytest.approx(math.log1p((first + last) / 2))
@@ -148,9 +149,9 @@ def test_history_statistics_by_hand(index):
         assert values["last"] == pytest.approx(math.log1p(last))
         assert values["tied"] == pytest.approx(tied)
         assert values["length"] == pytest.approx(math.log1p(3) / 5)
-    expected = evidence(index, [1, 2, 3], [1, 2, 3]).mean(axis=0) / index.history_weights(3).sum()
+    expected = 2 * evidence(index, [1, 2, 3], [1, 2, 3]).mean(axis=0) / index.history_weights(3).sum()
     assert [by["expected"], along["expected"]] == pytest.approx(np.log1p(expected))
-    assert by["lift"] == pytest.approx(math.log(((1 + share) / 2 + 0.05) / (expected[0] + 0.05)), rel=1e-5)
+    assert by["lift"] == pytest.approx(math.log((1 + share + 0.05) / (expected[0] + 0.05)), rel=1e-5)
 
 
 # -- batches ----------------------------------------------------------------------------------------------------------
@@ -234,12 +235,13 @@ def slow_statistics(index: EvidenceIndex, history: np.ndarray) -> np.ndarray:
     if len(history) > 1:
         steps = range(1, len(history))
         items = [history[place : place + 1] for place in steps]
-        mass = np.array([index.history_weights(place).sum() for place in steps])
+        unit = 1 - 0.5 ** (1 / index.half_life)
+        mass = unit * np.array([index.history_weights(place).sum() for place in steps])
         strength = index.evidence([history[:place] for place in steps], items)[:, 0] / mass[:, None]
         single = index.evidence([history[place - 1 : place] for place in steps], items)[:, 0]
         recency = 0.5 ** (np.arange(len(strength))[::-1] / RECENT_STEPS)
         expected = index.evidence([history], [np.arange(1, index.num_items + 1)])[0].mean(axis=0)
-        expected = expected / index.history_weights(len(history)).sum()
+        expected = expected / (unit * index.history_weights(len(history)).sum())
         values["recent"] = np.log1p(recency @ strength / recency.sum())
         values["mean"] = np.log1p(strength.mean(axis=0))
         values["last"] = np.log1p(strength[-1])

@@ -142,3 +142,50 @@ def test_what_was_found_comes_back_under_its_key_alone(tmp_path):
         assert all(np.array_equal(one[name], other[name]) for name in other)
     assert [path.name for path in (tmp_path / "private").iterdir()] == ["evaluated.safetensors"]
     assert "private/" in (tmp_path / ".gitignore").read_text().splitlines()
+
+
+def test_the_row_that_all_are_compared_with_is_not_the_runs_own_retriever(config, tmp_path, monkeypatch):
+    """Where the run's own retriever reads text, `retriever` is one by ids alone, and neither takes the other's place,
+    also when the benchmark goes on after it was cut off."""
+    monkeypatch.setenv("LLAMAREC_LKG_CACHE", str(tmp_path / "cache"))
+    changed = config.changed({"retriever.item_vectors": "text", "output_dir": str(tmp_path / "run")})
+    changed.benchmark.retrievers = {"retriever": {"item_vectors": "ids"}, "text-retriever": {}}
+    (name,) = asked = benchmark._retrievers(changed)
+    assert name == "retriever" and benchmark._retriever_name(changed.retriever) == "text-retriever"
+
+    def both():
+        run = workflow.Workflow(changed, progress=False)
+        dataset = run.prepare().dataset
+        own, other = run.train_retriever(), run.retriever(f"benchmark-{name}", dataset, name, asked[name])
+        return [one.model.config.text_size > 0 for one in (own, other)]
+
+    assert both() == [True, False]
+    monkeypatch.setattr(first_stages, "train_retriever", lambda *args, **how: 1 / 0)
+    assert both() == [True, False], "reused"
+
+
+def test_a_variant_reads_the_runs_retrievers_and_never_writes_them(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMAREC_LKG_CACHE", str(tmp_path / "cache"))
+    run = workflow.Workflow(config.changed({"output_dir": str(tmp_path / "run")}), progress=False)
+    run.train_retriever()
+    weights = (tmp_path / "run" / "retriever" / "model.safetensors").read_bytes()
+    other = config.changed({"output_dir": str(tmp_path / "run" / "other"), "retriever.hidden_size": 8})
+    variant = workflow.Workflow(other, progress=False, retrievers=tmp_path / "run")
+    assert variant.train_retriever().model.config.hidden_size == 8
+    assert (tmp_path / "run" / "retriever" / "model.safetensors").read_bytes() == weights
+    same = config.changed({"output_dir": str(tmp_path / "run" / "same")})
+    monkeypatch.setattr(first_stages, "train_retriever", lambda *args, **how: 1 / 0)
+    workflow.Workflow(same, progress=False, retrievers=tmp_path / "run").train_retriever()
+
+
+def test_what_is_wrong_in_a_benchmark_is_said_before_anything_is_trained(config):
+    wrong = config.changed({})
+    wrong.benchmark.retrievers = {"retriever": {}, "fast": {"lerning_rate": 1}}
+    with pytest.raises(LKGError, match="benchmark.retrievers.fast has .'lerning_rate'"):
+        run_benchmark(wrong, progress=False)
+    wrong.benchmark.retrievers = {"retriever": {"hidden_size": 8}}
+    with pytest.raises(LKGError, match="called like the run's own retriever"):
+        run_benchmark(wrong, progress=False)
+    wrong.benchmark.retrievers, wrong.benchmark.variants = {"retriever": {}}, {"x": {"model.readut": 1}}
+    with pytest.raises(LKGError, match="'model.readut'"):
+        run_benchmark(wrong, progress=False)
