@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -60,7 +61,7 @@ def processor(dataset, **settings) -> LlamaRecLKGProcessor:
     graph = KnowledgeGraph.from_dataset(dataset)
     return LlamaRecLKGProcessor(
         tokenizer(), graph, dataset.items.ids, dataset.items.titles, dataset.user_ids,
-        **{"item_counts": dataset.training_counts()[1:], **SETTINGS, **settings},
+        **{"item_counts": 10 * dataset.training_counts()[1:], **SETTINGS, **settings},
     )  # fmt: skip
 
 
@@ -91,3 +92,9 @@ def examples(dataset, count: int = 6, num_candidates: int = 5, seed: int = 0) ->
             )
         )
     return lists
+
+
+def entities_of(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Entities of items, one list an item, as `ItemFeatures.entities`."""
+    offsets = np.concatenate([[0, 0], np.cumsum([len(row) for row in lists], dtype=np.int64)]).astype(np.int64)
+    return offsets, np.array([entity for row in lists for entity in row], dtype=np.int64)

@@ -97,6 +97,11 @@ class GraphBuilder:
         }
 
 
+def joined_value(values: Sequence[str]) -> str:
+    """The values of one item as one, as published for genres."""
+    return "|".join(values) or "(none listed)"  # the published graph has a node for films without a genre, too
+
+
 def row_offsets(sources: np.ndarray, num_nodes: int) -> np.ndarray:
     """Where the edges of each node begin among all edges, shape (num_nodes + 1,), from their sorted sources."""
     return np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=num_nodes))]).astype(np.int64)

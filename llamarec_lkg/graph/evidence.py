@@ -121,7 +121,10 @@ class EvidenceIndex:
 
     def with_half_life(self, half_life: float) -> EvidenceIndex:
         """The same index, in which a history fades at another pace."""
-        return replace(self, half_life=half_life)
+        other = replace(self, half_life=half_life)
+        # the pace is nothing to it, and making it is slow
+        other.__dict__["_candidates_by_column"] = self._candidates_by_column
+        return other
 
     # -- evidence ---------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from ..data.schema import CO_RATED, RATED, ItemTable, Triples, clean_text
 from ..data.sequences import TRAIN, SequenceDataset
 from ..utils.errors import LKGError
 from ..utils.files import atomic_files, read_json, write_json
-from .builder import ENTITY, ITEM, UNDATED, USER, GraphBuilder, row_offsets
+from .builder import ENTITY, ITEM, UNDATED, USER, GraphBuilder, joined_value, row_offsets
 from .co_ratings import CoRatings
 from .new_items import grown
 
@@ -113,11 +113,11 @@ class KnowledgeGraph:
             pairs = [
                 (items[row], builder.node(relation, value, value))
                 for row, values in enumerate(cells)
-                for value in ([_joined(values)] if whole else values)
+                for value in ([joined_value(values)] if whole else values)
             ]
             if whole:
                 for values in dataset.dropped_items.attributes.get(relation, ()):
-                    builder.node(relation, _joined(values), _joined(values))
+                    builder.node(relation, joined_value(values), joined_value(values))
             builder.edges(relation, [a for a, _ in pairs], [b for _, b in pairs])
         if triples is not None:
             builder.add_triples(triples, dict(zip(dataset.items.ids, items, strict=True)))
@@ -283,8 +283,9 @@ class KnowledgeGraph:
         )
 
     def with_items(self, items: ItemTable) -> KnowledgeGraph:
-        """The graph with further items, numbered on from `num_items`, and their attributes. Values that are known are
-        the entities they were; others become new ones, which tie nothing yet.
+        """The graph with further items, numbered on from `num_items`, and their attributes. Values that are known, by
+        their key or, where only one entity is called so, by their name, are the entities they were; others become new
+        ones, which tie nothing yet (a warning tells how many). Values that are joined in the graph are joined.
 
         Raises:
             LKGError: an item is in the graph, or an attribute is no relation of it.
@@ -389,7 +390,3 @@ def _weight(data: Mapping[str, Any], source: Any, target: Any) -> float:
             "edge between two items says. Remove the attribute, or name it otherwise if it means something else."
         )
     return float(weight)
-
-
-def _joined(values: Sequence[str]) -> str:
-    return "|".join(values) or "(none listed)"  # the published graph has a node for films without a genre, too

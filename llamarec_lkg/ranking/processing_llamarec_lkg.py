@@ -14,6 +14,7 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 
 from ..data.schema import CO_RATED, UNKNOWN_USER, ItemTable, RankingExample, raw_id_list
 from ..graph import paths
+from ..graph.co_ratings import MIN_PEOPLE
 from ..graph.evidence import EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
 from ..hub.mixin import HubMixin
@@ -55,6 +56,8 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
             (`use_user_embedding`); without them every user is unknown. They are saved in `private/`.
         evidence_scale (`Sequence[float]`, optional): set by `fit`.
         item_counts (`Sequence[int]`): how often items 1, 2, ... were trained on; without them all are alike popular.
+            Counts below five are taken as 0: what is saved tells nothing of so few interactions, and what is scored
+            before is scored after.
         candidate_weights ([`CandidateWeights`], optional): how retriever, evidence and popularity find candidates
             together (`fused_retriever`); without them the retriever finds them alone.
         settings: values for `SHARED_SETTINGS`; see [`LlamaRecLKGConfig`], whose defaults they have.
@@ -93,7 +96,8 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
         self.dense_item = {raw: row + 1 for row, raw in enumerate(self.item_ids)}
         self.dense_user = {raw: row + 1 for row, raw in enumerate(self.user_ids)}
         self.evidence_scale = None if evidence_scale is None else [float(value) for value in evidence_scale]
-        counts = item_counts if len(item_counts) else np.zeros(len(self.item_ids))
+        counts = np.asarray(item_counts if len(item_counts) else np.zeros(len(self.item_ids)))
+        counts = np.where(counts < MIN_PEOPLE, 0, counts)
         self.log_counts = np.log1p(np.concatenate([[0], counts])).astype(np.float32)  # (num_items + 1,)
         self.candidate_weights = candidate_weights
         self.knowledge_graph = _without_people(knowledge_graph)

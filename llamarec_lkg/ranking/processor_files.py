@@ -29,7 +29,7 @@ from ..utils.files import atomic_file, read_json, write_json
 from ..utils.hub import fetch, hub_options, pinned
 
 
-COUNT = "interactions"  # column of the items' table: how often each was trained on
+COUNT = "interactions"  # column of the items' table: how often each was trained on, 0 for less than five
 
 
 class ProcessorFilesMixin:
@@ -47,9 +47,10 @@ class ProcessorFilesMixin:
         }
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write the tokenizer, `processor_config.json`, `items.parquet` and the graph; and, where users are known,
-        `private/users.parquet` and a `.gitignore` that names `private/`. With `push_to_hub=True` it is then pushed, to
-        `repo_id` or the folder's name."""
+        """Write the tokenizer, `processor_config.json`, `items.parquet` (ids, titles, and how often each item was
+        trained on, 0 for less than five) and the graph; and, where users are known, `private/users.parquet` and a
+        `.gitignore` that names `private/`. With `push_to_hub=True` it is then pushed, to `repo_id` or the folder's
+        name."""
         options = PushOptions.take(kwargs, strict=push_to_hub)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)

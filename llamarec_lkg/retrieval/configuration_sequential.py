@@ -10,6 +10,7 @@ class SequentialRetrieverConfig(PreTrainedConfig):
 
     Args:
         num_items: dense items, without padding.
+        num_trained_items: the first of them, that it was trained on; others were added later. None is all.
         hidden_size: width of item vectors.
         max_length: how much history is read; older items are cut off.
         text_size: width of the items' text vectors; 0 where there are none.
@@ -24,6 +25,7 @@ class SequentialRetrieverConfig(PreTrainedConfig):
     """
 
     num_items: int = 1
+    num_trained_items: int | None = None
     hidden_size: int = 64
     num_hidden_layers: int = 2
     hidden_dropout_prob: float = 0.2

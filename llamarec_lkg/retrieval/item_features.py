@@ -3,7 +3,6 @@ in the graph. With these a retriever can find an item that nobody has interacted
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,19 +77,23 @@ def item_entities(graph: KnowledgeGraph) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([[0], np.cumsum(counts)]), np.searchsorted(entities, nodes[shared])
 
 
-def new_entities(graph: KnowledgeGraph, grown: KnowledgeGraph) -> tuple[np.ndarray, np.ndarray]:
+def new_entities(
+    graph: KnowledgeGraph, grown: KnowledgeGraph, num_trained_items: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Entities of the items that `grown` (`graph.with_items(items)`) has beyond those of `graph`, numbered as
-    `item_entities(graph)` does; others are left out."""
+    `item_entities` did for the first `num_trained_items` (all of `graph`, where that is None); others are left out."""
     items, nodes = _ties(grown)
-    entities = shared_entities(graph)
+    entities = shared_entities(graph, num_trained_items)
     kept = (items > graph.num_items) & np.isin(nodes, entities)
     counts = np.bincount(items[kept] - graph.num_items, minlength=grown.num_items - graph.num_items + 1)
     return np.concatenate([[0], np.cumsum(counts)]), np.searchsorted(entities, nodes[kept])
 
 
-def shared_entities(graph: KnowledgeGraph) -> np.ndarray:
-    """Nodes that two items or more are tied to. People and other items are none of them."""
-    nodes, counts = np.unique(_ties(graph)[1], return_counts=True)
+def shared_entities(graph: KnowledgeGraph, num_items: int | None = None) -> np.ndarray:
+    """Nodes that two items or more, of the first `num_items` or of all, are tied to. People and other items are none
+    of them."""
+    items, nodes = _ties(graph)
+    nodes, counts = np.unique(nodes[items <= (num_items or graph.num_items)], return_counts=True)
     return nodes[counts > 1]
 
 
@@ -153,9 +156,3 @@ def check_kind(kind: str) -> None:
     """Raise `LKGError` for what is no name of features."""
     if kind not in KINDS:
         raise LKGError(f"item_vectors is {kind!r}; it is one of {', '.join(map(repr, KINDS))}.")
-
-
-def entities_of(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Entities of items, one list an item, as `ItemFeatures.entities`."""
-    offsets = np.concatenate([[0, 0], np.cumsum([len(row) for row in lists], dtype=np.int64)]).astype(np.int64)
-    return offsets, np.array([entity for row in lists for entity in row], dtype=np.int64)

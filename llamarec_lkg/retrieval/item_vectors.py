@@ -77,10 +77,3 @@ def feature_sizes(features: ItemFeatures | None) -> dict[str, int | str | None]:
         sizes["num_entities"] = int(features.entities[1].max()) + 1
         sizes["num_entity_links"] = len(features.entities[1])
     return sizes
-
-
-def id_shares(counts: np.ndarray, shrinkage: float) -> np.ndarray:
-    """How much of its id vector and bias an item has: n / (n + shrinkage) for `n` training interactions, `counts`
-    (num_items + 1,). 0 where there is none: nothing was learned from anybody."""
-    counts = counts.astype(np.float32)
-    return np.where(counts > 0, counts / np.maximum(counts + shrinkage, 1e-9), 0.0).astype(np.float32)

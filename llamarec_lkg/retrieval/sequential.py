@@ -28,7 +28,7 @@ from .base import pad_left
 from .configuration_sequential import SequentialRetrieverConfig
 from .cross_entropy import catalogue_cross_entropy
 from .item_features import ItemFeatures
-from .item_vectors import ItemContent, id_shares
+from .item_vectors import ItemContent
 from .text_vectors import TextProjection, text_states, with_padding_row
 
 
@@ -134,11 +134,12 @@ class SequentialRetrieverModel(PreTrainedModel):
         return bias.masked_fill(torch.arange(len(bias), device=bias.device) == PADDING_ITEM, -torch.inf)
 
     @torch.no_grad()
-    def load_features(self, features: ItemFeatures, counts: np.ndarray, shrinkage: float = 0.0) -> None:
-        """Take in what is known of the items: features of the sizes that the configuration names, and how often each
-        was trained on, shape (num_items + 1,), with the constant of [`~item_vectors.id_shares`]."""
+    def load_features(self, features: ItemFeatures, trained_on: np.ndarray) -> None:
+        """Take in what is known of the items: features of the sizes that the configuration names, and which of them
+        (`bool`, shape (num_items + 1,)) anybody took. Of the others nothing is learned, so they have no id vector and
+        no bias."""
         self.item_content.load_features(features)
-        self.id_share.copy_(torch.from_numpy(id_shares(counts, shrinkage)))
+        self.id_share.copy_(torch.from_numpy(trained_on))
 
     @torch.no_grad()
     def with_items(self, features: ItemFeatures) -> SequentialRetrieverModel:
@@ -151,6 +152,7 @@ class SequentialRetrieverModel(PreTrainedModel):
         self._check_new(features)
         offsets, indices = features.entities or (np.zeros(features.num_items + 2, dtype=np.int64), np.empty(0))
         config = copy.deepcopy(self.config)
+        config.num_trained_items = config.num_trained_items or config.num_items
         config.num_items += features.num_items
         config.num_entity_links += len(indices)
         config.catalogue = None

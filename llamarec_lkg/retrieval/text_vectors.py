@@ -23,6 +23,7 @@ from ..utils.errors import LKGError
 from ..utils.files import atomic_files, cache_dir, read_json, write_json
 from ..utils.fingerprints import fingerprint
 from ..utils.hub import is_local
+from ..utils.layers import layers_of
 from ..utils.precision import fast_dtype
 from ..utils.upstream import quiet_upstream
 
@@ -113,14 +114,6 @@ def read_texts(
     return vectors, projection
 
 
-def text_features(
-    texts: Sequence[str], backbone: str | Path | tuple[Any, Any], layers: int = 8, size: int = 128, **options: Any
-) -> np.ndarray:
-    """[`read_texts`] with a row of zeros first, for the padding item: (N + 1, size), as `ItemFeatures.text`."""
-    vectors, _ = read_texts(texts, backbone, layers=layers, size=size, **options)
-    return with_padding_row(vectors)
-
-
 def with_padding_row(vectors: np.ndarray) -> np.ndarray:
     """(N, T) -> (N + 1, T) with zeros first, for the padding item."""
     return np.concatenate([np.zeros((1, vectors.shape[1]), dtype=np.float32), vectors])
@@ -142,7 +135,7 @@ def text_states(
     order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))  # long first: memory runs out at once
     states = np.zeros((len(tokens), model.config.get_text_config().hidden_size), dtype=np.float32)
     with (
-        _first_layers(model.get_decoder(), layers) as decoder,
+        _first_layers(model, layers) as decoder,
         tqdm(total=len(tokens), desc="read item texts", unit="text", disable=not progress) as bar,
     ):
         start = 0
@@ -168,20 +161,15 @@ def _mean_states(decoder: nn.Module, tokens: Sequence[Sequence[int]], length: in
 
 
 @contextmanager
-def _first_layers(decoder: nn.Module, count: int) -> Iterator[nn.Module]:
-    """Inside, the decoder has only its first layers; its last norm stays."""
-    layers = [name for name, child in decoder.named_children() if isinstance(child, nn.ModuleList)]
-    if len(layers) != 1:
-        raise LKGError(
-            f"{type(decoder).__name__} has lists of layers called {layers}; a language model that reads item texts "
-            "has exactly one. Name another backbone."
-        )
-    whole = getattr(decoder, layers[0])
-    setattr(decoder, layers[0], whole[:count])
+def _first_layers(model: Any, count: int) -> Iterator[nn.Module]:
+    """Inside, the model's decoder has only its first layers; its last norm stays."""
+    layers = layers_of(model)
+    others = layers[count:]
+    del layers[count:]
     try:
-        yield decoder
+        yield model.get_decoder()
     finally:
-        setattr(decoder, layers[0], whole)
+        layers.extend(others)
 
 
 def _load(name: str, device: str | None) -> tuple[Any, Any]:

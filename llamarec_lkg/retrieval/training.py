@@ -40,13 +40,6 @@ class RetrieverTrainingArguments:
         default="ids",
         metadata={"help": "What an item's vector knows beside its id: nothing, its text, its entities in the graph."},
     )
-    id_shrinkage: float = field(
-        default=0.0,
-        metadata={
-            "help": "Where items have text or entities, one of n training interactions has n / (n + id_shrinkage) of "
-            "its id vector and bias, so that a rare one leans on them."
-        },
-    )
     text_scale: float = field(
         default=0.3,
         metadata={
@@ -181,7 +174,7 @@ def _new_model(
     )
     model = model_class(config)
     if model.item_content is not None:
-        model.load_features(features, dataset.training_counts(), args.id_shrinkage)
+        model.load_features(features, dataset.training_counts() > 0)
     return model
 
 

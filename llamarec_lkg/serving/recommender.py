@@ -60,18 +60,20 @@ class Ranking:
 def _with_items(
     retriever: Retriever,
     items: ItemTable,
-    entities: tuple[np.ndarray, np.ndarray],
-    item_ids: Sequence[str],
+    before: LlamaRecLKGProcessor,
+    after: LlamaRecLKGProcessor,
     text_backbone: str | Path | None,
 ) -> Retriever:
-    """A retriever that finds further items, too."""
+    """A retriever that finds the further items that a processor knows afterwards, too."""
     config = retriever.model.config if isinstance(retriever, NeuralRetriever) else None
     if config is None or not (config.text_size or config.num_entities):
         raise LKGError(
             "This retriever knows items by their ids alone, so it cannot find one that it has not been trained on. "
             "Train one whose item vectors know more (`retriever.item_vectors=text`), or use none."
         )
-    entities = entities if config.num_entities else None
+    entities = None
+    if config.num_entities:
+        entities = new_entities(before.knowledge_graph, after.knowledge_graph, config.num_trained_items)
     features = ItemFeatures(None, entities)
     if config.text_size:
         name = text_backbone or config.text_backbone
@@ -81,7 +83,7 @@ def _with_items(
                 "which it could be loaded. Give it as `text_backbone`."
             )
         features = retriever.read_items(item_texts(items), resolve_backbone(str(name)), entities, progress=False)
-    return retriever.add_items(features, item_ids)
+    return retriever.add_items(features, after.item_ids)
 
 
 class Recommender:
@@ -231,11 +233,11 @@ class Recommender:
             LKGError: an item is known already, an attribute is none of the graph's relations, or the retriever knows
                 items by their ids alone.
         """
+        self._switch()  # else another recommender's adapter would be given this one's catalogue
         items = items if isinstance(items, ItemTable) else ItemTable.from_frame(items)
         processor = self.processor.with_items(items)
         if self.retriever is not None:
-            entities = new_entities(self.processor.knowledge_graph, processor.knowledge_graph)
-            self.retriever = _with_items(self.retriever, items, entities, processor.item_ids, text_backbone)
+            self.retriever = _with_items(self.retriever, items, self.processor, processor, text_backbone)
         self.model.config.catalogue, self.processor = processor.catalogue, processor
 
     @property
@@ -288,16 +290,25 @@ class Recommender:
             scores = np.zeros((len(requests), len(self.item_ids) + 1), dtype=np.float32)
         else:
             scores = self.retriever.score(histories)
-        finder = self.processor.fused_retriever(self.retriever)
-        chosen_by = finder.join(scores, histories) if isinstance(finder, FusedRetriever) else scores.copy()
-        found, _ = top_k(exclude_history(chosen_by, histories), max(k, self.processor.num_candidates))
+        asked = [row for row, request in enumerate(requests) if request.candidates is None]
+        found = dict(zip(asked, self._find(scores[asked], [histories[row] for row in asked], k), strict=True))
         examples = []
-        for request, first_stage, items in zip(requests, scores, found, strict=True):
-            candidates = items[items > 0] if request.candidates is None else request.candidates
+        for row, (request, first_stage) in enumerate(zip(requests, scores, strict=True)):
+            candidates = found[row] if request.candidates is None else request.candidates
             ratings = np.ones(len(request.history), dtype=np.float32)
             values = first_stage[candidates].astype(np.float32)
             examples.append(RankingExample(request.user, request.history, ratings, candidates, values))
         return examples
+
+    def _find(self, scores: np.ndarray, histories: Sequence[np.ndarray], k: int) -> list[np.ndarray]:
+        """Candidates by the retriever's scores (B, num_items + 1), which are changed, and whatever else finds them,
+        history excluded."""
+        if not histories:
+            return []
+        finder = self.processor.fused_retriever(self.retriever)
+        chosen_by = finder.join(scores, histories) if isinstance(finder, FusedRetriever) else scores
+        found, _ = top_k(exclude_history(chosen_by, histories), max(k, self.processor.num_candidates))
+        return [items[items > 0] for items in found]
 
     def rank(self, examples: Sequence[RankingExample]) -> list[Ranking]:
         """Rank lists of any length, all of them in the same forward passes. A list of one is not scored: its

@@ -185,7 +185,15 @@ class RunConfig:
     benchmark: BenchmarkSection = field(default_factory=BenchmarkSection)
 
     def __post_init__(self) -> None:
-        self.preprocessing = dataclasses.replace(self.preprocessing, last=self.evaluation.last)
+        asked = {self.preprocessing.last, self.evaluation.last} - {EvaluationSection.last}
+        if len(asked) > 1:
+            raise LKGError(
+                f"preprocessing.last is {self.preprocessing.last}, evaluation.last is {self.evaluation.last}; they "
+                "are one setting, how many of each user's last items are test targets. Give evaluation.last alone."
+            )
+        last = asked.pop() if asked else EvaluationSection.last
+        self.preprocessing = dataclasses.replace(self.preprocessing, last=last)
+        self.evaluation = dataclasses.replace(self.evaluation, last=last)
 
     @classmethod
     def from_mapping(cls, content: Mapping[str, Any]) -> RunConfig:

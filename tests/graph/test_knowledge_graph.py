@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from graphs import assert_same, edges_of, triples_of, weighted_pairs
 
-from llamarec_lkg.data.schema import CO_RATED, RATED, ItemTable
+from llamarec_lkg.data.schema import CO_RATED, RATED, ItemTable, Triples
 from llamarec_lkg.data.sequences import TRAIN
 from llamarec_lkg.graph.builder import UNDATED
 from llamarec_lkg.graph.co_ratings import CoRatings
@@ -262,6 +262,31 @@ def test_new_items_are_tied_to_the_entities_there_are_and_everything_else_stays(
     assert_same(KnowledgeGraph.from_pretrained(tmp_path), grown)
     one, other = (ItemTable.from_frame(NEW_FILMS[rows]) for rows in (slice(0, 1), slice(1, 2)))
     assert set(edges_of(before.with_items(one).with_items(other))) == set(edges_of(grown))
+
+
+def test_new_values_are_the_entities_of_triples_too(film_dataset, caplog):
+    """By key; by name where only one is called so; and along the relation as it stands, here from person to film."""
+    facts = {"head": ["m.1", "m.1", "m.2", "m.3"], "relation": "FILMS_OF", "tail": ["f.1", "f.2", "f.3", "f.4"]}
+    linked = {f"f.{number}": str(number) for number in range(1, 5)}
+    graph = KnowledgeGraph.from_dataset(film_dataset, Triples.from_frame(pd.DataFrame(facts), linked))
+    called = {"m.1": "Mann", "m.2": "Twin", "m.3": "Twin"}
+    names = [called.get(key, name) for key, name in zip(graph.node_keys, graph.node_names, strict=True)]
+    graph = replace(graph, node_names=np.array(names, dtype=object))
+    new = pd.DataFrame({"item_id": list("abcd"), "title": list("ABCD"), "films_of": ["m.1", "Mann", "Twin", "m.2"]})
+    added = set(edges_of(graph.with_items(ItemTable.from_frame(new)))) - set(edges_of(graph))
+    found = {edge[:3] for edge in added if not edge[1].startswith("~")}
+    assert {end for start, _, end in found if start == "m.1"} == {"a", "b"}
+    assert ("m.2", "FILMS_OF", "d") in found and ("Twin", "FILMS_OF", "c") in found, "two are called Twin"
+    assert "1 of the new items' 3 attribute values are no entities" in caplog.text and "FILMS_OF 'Twin'" in caplog.text
+
+
+def test_new_values_are_joined_where_those_of_the_graph_are(film_dataset, caplog):
+    graph = KnowledgeGraph.from_dataset(film_dataset, whole_values=["GENRE_IS"])
+    new = pd.DataFrame({"item_id": ["a", "b"], "title": ["A", "B"], "genre_is": ["Comedy|Family", None]})
+    grown = graph.with_items(ItemTable.from_frame(new))
+    assert {edge[:3] for edge in set(edges_of(grown)) - set(edges_of(graph))} == {
+        ("a", "GENRE_IS", "Comedy|Family"), ("Comedy|Family", "~GENRE_IS", "a")}  # fmt: skip
+    assert not caplog.text
 
 
 def test_items_that_are_there_and_relations_that_are_not_are_refused(films):

@@ -550,7 +550,9 @@ def test_an_adapter_at_the_root_is_never_made_and_never_loaded(hub, whole, datas
 def test_modules_to_save_keep_preferences_on_both_ways(whole, dataset, tmp_path):
     plain = ranker(whole.processor, adapter=False)
     wanted = logits(plain, whole.processor, dataset)
-    wrapped = get_peft_model(plain, LoraConfig(target_modules=["q_proj"], modules_to_save=["preference", "fusion"]))
+    wrapped = get_peft_model(
+        plain, LoraConfig(target_modules=["q_proj"], modules_to_save=["preference", "fusion", "readout"])
+    )
     wrapped.save_pretrained(tmp_path / "peft")
     fresh = LlamaRecLKGForRanking.from_backbone(BACKBONE, whole.processor.model_config(), dtype=torch.float32)
     again = PeftModel.from_pretrained(fresh, tmp_path / "peft").eval()

@@ -139,7 +139,9 @@ def test_every_metric_of_every_row_is_in_the_metadata_with_its_interval(run):
     found = {(result.metric_args["row"], result.metric_type): result for result in results}
     rows = [row for row in report.rows if row["name"] != "ceiling"]  # no system
     assert len(found) == len(results) == sum(len(row["metrics"]) for row in rows) and len(rows) < len(report.rows)
-    assert {"ranker", "retriever", "ranker-shuffled-kg", "no-lm", "no-lm-no-kg"} <= {name for name, _ in found}
+    assert {"ranker", "retriever", "ranker-shuffled-kg", "ranker-no-lm", "ranker-no-lm-no-kg"} <= {
+        name for name, _ in found
+    }
     for row in rows:
         for metric, value in row["metrics"].items():
             result = found[row["name"], metric]
@@ -155,7 +157,7 @@ def test_every_metric_of_every_row_is_in_the_metadata_with_its_interval(run):
     first = results[: len(report.rows[0]["metrics"])]
     assert all(result.metric_args["row"] == "ranker" for result in first), "what a reader of one figure takes"
     assert results[0].metric_name == results[0].metric_type.upper()
-    assert any(result.metric_name == "NDCG@10 (no-lm-no-kg)" for result in results)
+    assert any(result.metric_name == "NDCG@10 (ranker-no-lm-no-kg)" for result in results)
     assert data["metrics"] == ["mrr", "ndcg", "recall"]
 
 
@@ -178,7 +180,7 @@ def test_what_only_the_user_knows_is_on_the_card(run):
     assert {"peft", "lora", "recommendation", "knowledge-graph"} <= set(card.data.tags)
     assert (card.data.library_name, card.data.pipeline_tag) == ("llamarec_lkg", "text-ranking")
     assert "LORA (rank 2; alpha 32; dropout 0.05; on q_proj, v_proj)" in card.text
-    assert "| ranker |" in card.text and "| no-lm-shuffled-kg |" in card.text and "FOLLOWED_BY" in card.text
+    assert "| ranker |" in card.text and "| ranker-no-lm-shuffled-kg |" in card.text and "FOLLOWED_BY" in card.text
     assert "2311.02089" in card.text and "2506.07449" in card.text
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 from copy import deepcopy
 
+import pandas as pd
 import pytest
 import torch
 from huggingface_hub import HfApi
@@ -335,6 +336,20 @@ def test_recommenders_share_a_backbone_and_each_answers_as_alone(tenants, tmp_pa
             assert shared.preferences(["1"]) == alone[name].preferences(["1"])
     expected = alone["films"].preferences(["2"], user="2")
     assert films.preferences(["2"], user="2") == expected, "after the other's answer"
+
+
+def test_items_are_added_to_the_recommender_that_was_asked(tenants, tmp_path):
+    """Not to the one whose adapter answered last."""
+    films = Recommender.from_pretrained(tmp_path / "films")
+    books = films.load_adapter(tmp_path / "books", adapter_name="books")
+    wanted = books.recommend(["1"], k=3)
+    catalogue = books.model.config.catalogue
+    films.retriever = None  # it knows items by their ids alone
+    films.add_items(pd.DataFrame({"item_id": ["new"], "title": ["New"]}))
+    assert films.recommend(["1"], candidates=["new", "2"], k=2)
+    assert films.model.config.catalogue == films.processor.catalogue != catalogue
+    assert books.recommend(["1"], k=3) == wanted
+    assert books.model.config.catalogue == books.processor.catalogue == catalogue
 
 
 def test_adapters_are_loaded_from_the_hub_at_a_revision(hub, tenants, tmp_path):

@@ -385,11 +385,13 @@ def test_save_and_load_give_the_same_batch_without_the_package_knowing_more_than
 
 def test_popularity_and_how_candidates_are_found_are_saved(film_dataset, tmp_path):
     weights = CandidateWeights(0.8, [0.0, 1.0, 2.0], [0.5, 0.0, 0.0], 0.3)
-    proc = processor(film_dataset, item_counts=[4, 0, 7, 1, 1000, 2], candidate_weights=weights)
+    proc = processor(film_dataset, item_counts=[4, 0, 7, 5, 1000, 2], candidate_weights=weights)
     proc.fit(examples(film_dataset)).save_pretrained(tmp_path)
     loaded = LlamaRecLKGProcessor.from_pretrained(tmp_path)
     assert loaded.candidate_weights == weights
-    np.testing.assert_allclose(loaded.log_counts, np.log1p([0, 4, 0, 7, 1, 1000, 2]), rtol=1e-6)
+    np.testing.assert_allclose(loaded.log_counts, np.log1p([0, 0, 0, 7, 5, 1000, 0]), rtol=1e-6)
+    saved = pd.read_parquet(tmp_path / "items.parquet")["interactions"]
+    assert saved.tolist() == [0, 0, 7, 5, 1000, 0], "nothing is told of less than five"
     first, retriever = examples(film_dataset)[0], PopularityRetriever.from_dataset(film_dataset)
     np.testing.assert_allclose(loaded([first])["popularity"][0], proc.log_counts[first.candidates], rtol=1e-6)
     histories = [np.array([1, 2])]
@@ -400,7 +402,7 @@ def test_popularity_and_how_candidates_are_found_are_saved(film_dataset, tmp_pat
 
 
 def test_items_that_come_later_are_ranked_by_title_and_graph(film_dataset, tmp_path):
-    proc = processor(film_dataset, item_counts=range(6)).fit(examples(film_dataset))
+    proc = processor(film_dataset, item_counts=range(4, 10)).fit(examples(film_dataset))
     new = {"item_id": ["7"], "title": ["Ali (2001)"], "directed_by": ["Mann"], "genre_is": ["Drama"]}
     table = ItemTable.from_frame(pd.DataFrame(new))
     grown = proc.with_items(table)

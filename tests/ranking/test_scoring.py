@@ -16,7 +16,7 @@ from llamarec_lkg.ranking.scoring import ranker_scores, reranked, without_langua
 
 @pytest.fixture
 def proc(film_dataset):
-    bare = processor(film_dataset, item_counts=film_dataset.training_counts()[1:])
+    bare = processor(film_dataset, item_counts=10 * film_dataset.training_counts()[1:])
     graph = bare.knowledge_graph.with_co_ratings(co_ratings(film_dataset, min_people=1))
     return bare.with_knowledge_graph(graph).fit(examples(film_dataset))
 

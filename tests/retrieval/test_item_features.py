@@ -2,19 +2,19 @@
 
 import numpy as np
 import pytest
+from tiny import entities_of
 
 from llamarec_lkg.graph.co_ratings import co_ratings
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.retrieval import item_features as module
 from llamarec_lkg.retrieval.item_features import (
     ItemFeatures,
-    entities_of,
     item_entities,
     item_features,
     item_texts,
     shared_entities,
 )
-from llamarec_lkg.retrieval.item_vectors import feature_sizes, id_shares
+from llamarec_lkg.retrieval.item_vectors import feature_sizes
 from llamarec_lkg.retrieval.text_vectors import TextProjection
 from llamarec_lkg.utils.errors import LKGError
 
@@ -89,9 +89,3 @@ def test_features_that_do_not_fit_are_refused():
     with pytest.raises(LKGError, match="text vectors for 2 items and entities for 1"):
         ItemFeatures(text=np.zeros((3, 2), dtype=np.float32), entities=entities_of([[0]]))
     assert ItemFeatures().num_items is None
-
-
-def test_an_id_weighs_by_how_often_it_was_trained_on():
-    counts = np.array([0, 0, 1, 5, 45])
-    assert id_shares(counts, 5.0).tolist() == pytest.approx([0, 0, 1 / 6, 0.5, 0.9])
-    assert id_shares(counts, 0.0).tolist() == [0, 0, 1, 1, 1]

@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from llamarec_lkg.retrieval import text_vectors as module
-from llamarec_lkg.retrieval.text_vectors import TextProjection, read_texts, text_features, text_states
+from llamarec_lkg.retrieval.text_vectors import TextProjection, read_texts, text_states, with_padding_row
 from llamarec_lkg.utils.errors import LKGError
 
 
@@ -92,8 +92,8 @@ def test_new_texts_are_projected_as_the_old_ones_were(folder):
 
 
 def test_features_begin_with_the_padding_item_and_places_are_no_names(backbone, folder):
-    features = text_features(TEXTS, backbone, layers=1, size=5, progress=False)
-    vectors, projection = read_texts(TEXTS, backbone, layers=1, size=5, progress=False)
+    vectors, _ = read_texts(TEXTS, backbone, layers=1, size=5, progress=False)
+    features = with_padding_row(vectors)
     assert features.shape == (37, 5) and not features[0].any() and np.array_equal(features[1:], vectors)
     assert read_texts(TEXTS, folder, layers=1, size=5, progress=False)[1].backbone is None
 

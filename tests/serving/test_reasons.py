@@ -19,7 +19,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture(scope="module")
 def recommender(film_dataset):
-    proc = processor(film_dataset, item_counts=film_dataset.training_counts()[1:])
+    proc = processor(film_dataset, item_counts=10 * film_dataset.training_counts()[1:])
     proc = proc.with_knowledge_graph(proc.knowledge_graph.with_co_ratings(co_ratings(film_dataset, min_people=2)))
     proc.fit(examples(film_dataset))
     weights = {"evidence_weight": 1.7, "lm_scale": 0.8, "retrieval_weight": 0.6}

@@ -1,5 +1,7 @@
 """Recommending for one user: raw ids in, titles, scores and paths out; lists of any length."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from tiny import backbone, examples, processor, tokenizer
 
 from llamarec_lkg import LKGError, LlamaRecLKGForRanking, Recommender
 from llamarec_lkg.data.schema import RankingExample
-from llamarec_lkg.retrieval.fused import CandidateWeights
+from llamarec_lkg.retrieval.fused import CandidateWeights, FusedRetriever
 from llamarec_lkg.retrieval.item_features import item_features
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval
 from llamarec_lkg.retrieval.sequential import NeuralRetriever
@@ -99,6 +101,34 @@ def test_model_and_retriever_are_on_one_device(saved):
     assert recommender.retriever.model.device.type == "meta", "the retriever follows"
 
 
+def test_candidate_weights_are_asked_where_candidates_are_to_be_found(film_dataset, saved, monkeypatch):
+    weights = CandidateWeights(1.0, [0.0, 0.5, 0.5], [0.0, 0.1, 0.0], 0.2)
+    proc = processor(film_dataset, candidate_weights=weights).fit(examples(film_dataset))
+    recommender = Recommender.from_pretrained(saved)
+    given = {"history": ["1"], "candidates": ["2", "3", "4"]}
+    alone = Recommender(recommender.model, proc)
+    assert [item.retrieval_score for item in alone.recommend(**given)] == [0, 0, 0]
+    with pytest.raises(LKGError, match="no retriever to find candidates"):
+        alone.recommend(["1"])
+
+    joined, join = [], FusedRetriever.join
+    monkeypatch.setattr(
+        FusedRetriever, "join", lambda self, *parts: joined.append(len(parts[0])) or join(self, *parts)
+    )
+    both = Recommender(recommender.model, proc, recommender.retriever)
+    wanted = both.recommend(**given)
+    assert not joined
+    requests = [both.request(**given), both.request(["1"]), both.request(["5", "6"])]
+    lists = both.retrieve(requests)
+    assert joined == [2] and lists[0].candidates.tolist() == [2, 3, 4]
+    assert sorted(lists[1].candidates) == [2, 3, 4, 5, 6] and sorted(lists[2].candidates) == [1, 2, 3, 4]
+    again = both.describe(both.rank(lists[:1])[0])
+    assert [item.score for item in again] == pytest.approx([item.score for item in wanted], rel=1e-5)
+    fused = [proc.fused_retriever(recommender.retriever) for _ in range(2)]
+    tables = {id(index._candidates_by_column) for one in fused for index in (one.index, one.recent_index)}
+    assert len(tables) == 1, "the catalogue is not turned round for each request"
+
+
 # -- items that come later --------------------------------------------------------------------------------------------
 
 
@@ -119,7 +149,7 @@ def content_recommender(film_dataset, tmp_path, request):
     tokenizer().save_pretrained(tmp_path / "backbone")
     place = str(tmp_path / "backbone")
     weights = CandidateWeights(1.0, [0.0, 0.5, 0.5], [0.0, 0.1, 0.0], 0.2)
-    proc = processor(film_dataset, candidate_weights=weights, item_counts=film_dataset.training_counts()[1:])
+    proc = processor(film_dataset, candidate_weights=weights, item_counts=10 * film_dataset.training_counts()[1:])
     proc.fit(examples(film_dataset))
     ranker = LlamaRecLKGForRanking.from_backbone(place, proc.model_config(evidence_weight=2.0))
     with torch.no_grad():
@@ -165,6 +195,32 @@ def test_the_retriever_finds_a_new_item_by_what_it_shares(content_recommender, t
     content = recommender.retriever.model.item_content()
     torch.testing.assert_close(content[7], content[1], rtol=1e-4, atol=1e-4)
     assert content[1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("saved_between", [False, True])
+def test_items_added_in_two_steps_are_found_as_in_one(content_recommender, tmp_path, saved_between):
+    """The first step makes an entity of one trained item one of two: the retriever still counts those it knows."""
+    first = pd.DataFrame(
+        {"item_id": ["a", "b"], "title": ["A", "B"], "directed_by": ["Kelly", None], "genre_is": ["Crime", "Horror"]}
+    )
+    second = pd.DataFrame({"item_id": ["c"], "title": ["C"], "directed_by": ["Mann"], "genre_is": ["Comedy|Family"]})
+    recommender, place = content_recommender, {"text_backbone": tmp_path / "backbone"}
+    at_once = Recommender(copy.deepcopy(recommender.model), recommender.processor, recommender.retriever)
+    at_once.add_items(pd.concat([first, second], ignore_index=True), **place)
+    recommender.add_items(first, **place)
+    if saved_between:
+        recommender.save_pretrained(tmp_path / "grown")
+        recommender = Recommender.from_pretrained(tmp_path / "grown")
+    recommender.add_items(second, **place)
+    assert recommender.retriever.model.config.num_trained_items == 6
+    found, wanted = (one.retriever.model.item_content for one in (recommender, at_once))
+    assert torch.equal(found.entity_offsets, wanted.entity_offsets)
+    for row in range(7, 10):
+        links = [part.entity_indices[slice(*part.entity_offsets[row : row + 2])] for part in (found, wanted)]
+        assert sorted(links[0].tolist()) == sorted(links[1].tolist())
+    assert len(links[0]) == 3, "Mann, Comedy and Family"
+    scores = [one.retriever.score([np.array([1, 9])]) for one in (recommender, at_once)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4, abs=1e-4)
 
 
 def test_nothing_changes_where_an_item_cannot_be_added(content_recommender, saved):

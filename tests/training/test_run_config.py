@@ -7,7 +7,8 @@ from peft import IA3Config, LoraConfig
 
 from llamarec_lkg import LKGError
 from llamarec_lkg.cli import main
-from llamarec_lkg.training.run_config import RunConfig
+from llamarec_lkg.data.sequences import PreprocessingSettings
+from llamarec_lkg.training.run_config import EvaluationSection, RunConfig
 
 
 @pytest.mark.parametrize(
@@ -97,3 +98,16 @@ def test_an_adapter_is_any_peft_configuration():
 def test_what_a_section_cannot_be_is_told_before_anything_is_trained(content, said):
     with pytest.raises(LKGError, match=said):
         RunConfig.from_mapping(content)
+
+
+def test_how_many_items_are_targets_is_one_setting_wherever_it_is_given():
+    for config in (
+        RunConfig(preprocessing=PreprocessingSettings(last=8)),
+        RunConfig(evaluation=EvaluationSection(last=8)),
+        RunConfig.from_mapping({"evaluation": {"last": 8}}),
+        RunConfig.from_mapping(RunConfig(preprocessing=PreprocessingSettings(last=8)).to_mapping()),
+    ):
+        assert config.preprocessing.last == config.evaluation.last == 8
+        assert config.changed({"evaluation.last": 1}).preprocessing.last == 1
+    with pytest.raises(LKGError, match="preprocessing.last is 8, evaluation.last is 2.*Give evaluation.last alone"):
+        RunConfig(preprocessing=PreprocessingSettings(last=8), evaluation=EvaluationSection(last=2))
