@@ -14,11 +14,10 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 
 from ..data.schema import CO_RATED, UNKNOWN_USER, ItemTable, RankingExample, raw_id_list
 from ..graph import paths
-from ..graph.co_ratings import MIN_PEOPLE
 from ..graph.evidence import EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
 from ..hub.mixin import HubMixin
-from ..retrieval.base import Retriever
+from ..retrieval.base import Retriever, log_popularity
 from ..retrieval.candidates import evidence_scale
 from ..retrieval.fused import CandidateWeights, FusedRetriever
 from ..utils.errors import LKGError
@@ -97,8 +96,7 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
         self.dense_user = {raw: row + 1 for row, raw in enumerate(self.user_ids)}
         self.evidence_scale = None if evidence_scale is None else [float(value) for value in evidence_scale]
         counts = np.asarray(item_counts if len(item_counts) else np.zeros(len(self.item_ids)))
-        counts = np.where(counts < MIN_PEOPLE, 0, counts)
-        self.log_counts = np.log1p(np.concatenate([[0], counts])).astype(np.float32)  # (num_items + 1,)
+        self.log_counts = log_popularity(np.concatenate([[0], counts]))  # (num_items + 1,)
         self.candidate_weights = candidate_weights
         self.knowledge_graph = _without_people(knowledge_graph)
         self.reads_carried_features = True  # not with another graph: what examples carry was read from this one

@@ -14,6 +14,7 @@ import torch
 from ..data.schema import PADDING_ITEM
 from ..data.sequences import SequenceDataset
 from ..evaluation.metrics import target_ranks
+from ..graph.co_ratings import MIN_PEOPLE
 from ..utils.errors import LKGError
 from ..utils.fingerprints import catalogue_fingerprint
 
@@ -45,6 +46,12 @@ class PopularityRetriever:
 
     def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         return np.tile(self.log_counts, (len(histories), 1))
+
+
+def log_popularity(counts: np.ndarray) -> np.ndarray:
+    """log(1 + `counts`) in `float32`, where counts are how often items were trained on. Less than `MIN_PEOPLE` count as
+    none: what is saved tells nothing of so few, and what is trained reads what is saved."""
+    return np.log1p(np.where(counts < MIN_PEOPLE, 0, counts)).astype(np.float32)
 
 
 def check_retriever(retriever: Retriever, item_ids: Sequence[str]) -> None:

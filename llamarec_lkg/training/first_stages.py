@@ -23,6 +23,7 @@ from ..graph.co_ratings import co_ratings
 from ..graph.knowledge_graph import KnowledgeGraph
 from ..hub.layout import RETRIEVER_FOLDER
 from ..ranking.backbones import resolve_backbone
+from ..retrieval.base import log_popularity
 from ..retrieval.candidates import folds_of_users
 from ..retrieval.item_features import ItemFeatures, item_features
 from ..retrieval.sequential import NeuralRetriever
@@ -149,7 +150,7 @@ class FirstStages:
                 others = data.dataset.without_users(users)
                 title = f"3/6 retriever of fold {fold + 1} of {section.folds}"
                 retriever = self.retriever(f"{RETRIEVER_FOLDER}-fold-{fold}", others, title)
-                log_counts = np.log1p(others.training_counts()).astype(np.float32)
+                log_counts = log_popularity(others.training_counts())
                 graph = self._with_co_ratings(data.graph, others)
                 self._folds.append(FoldParts(fold_of_user, retriever, graph, log_counts))
         return self._folds

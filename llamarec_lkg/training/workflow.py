@@ -23,6 +23,7 @@ from ..hub.model_card import ModelCard, read_record
 from ..ranking.backbones import resolve_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
+from ..retrieval.base import log_popularity
 from ..retrieval.candidates import evaluation_examples
 from ..retrieval.fused import CandidateWeights
 from ..utils.errors import LKGError
@@ -77,7 +78,7 @@ class Workflow(FirstStages):
         with self._stage("4/6 training lists"):
             section, seed, data = self.config.examples, self.config.retriever.seed, self.prepare()
             if folds is None:
-                log_counts = np.log1p(data.dataset.training_counts()).astype(np.float32)
+                log_counts = log_popularity(data.dataset.training_counts())
                 folds = [FoldParts(None, self.train_retriever(), data.graph, log_counts)]
             lists = make_lists(data.dataset, folds, processor, section, seed=seed, progress=self.progress)
             self._say(f"    {lists.describe()}")
