@@ -49,8 +49,8 @@ class PopularityRetriever:
 
 
 def log_popularity(counts: np.ndarray) -> np.ndarray:
-    """log(1 + `counts`) in `float32`, where counts are how often items were trained on. Less than `MIN_PEOPLE` count as
-    none: what is saved tells nothing of so few, and what is trained reads what is saved."""
+    """log(1 + `counts`) in `float32`, where counts are how often items were trained on. Less than `MIN_PEOPLE` count
+    as none: what is saved tells nothing of so few, and what is trained reads what is saved."""
     return np.log1p(np.where(counts < MIN_PEOPLE, 0, counts)).astype(np.float32)
 
 
