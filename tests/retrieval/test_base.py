@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from llamarec_lkg.retrieval.base import PopularityRetriever, exclude_history, pad_left, retriever_ranks, top_k
+from llamarec_lkg.retrieval.base import (
+    PopularityRetriever,
+    exclude_history,
+    log_popularity,
+    pad_left,
+    retriever_ranks,
+    top_k,
+)
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval, LRURecRetriever
 
 
@@ -98,3 +105,8 @@ def test_scoring_uses_no_dropout_and_leaves_the_mode_as_it_was(model, training):
 def test_no_histories_give_no_scores(model):
     assert LRURecRetriever(model).score([]).shape == (0, 10)
     assert PopularityRetriever(np.array([0, 1])).score([]).shape == (0, 2)
+
+
+def test_counts_below_five_weigh_as_none():
+    found = log_popularity(np.array([0, 1, 4, 5, 9]))
+    assert found.dtype == np.float32 and found == pytest.approx(np.log([1, 1, 1, 6, 10]))

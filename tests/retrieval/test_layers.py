@@ -2,8 +2,8 @@ import pytest
 import tiny
 from torch import nn
 
+from llamarec_lkg.retrieval.layers import layers_of
 from llamarec_lkg.utils.errors import LKGError
-from llamarec_lkg.utils.layers import layers_of
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from .errors import LKGError
+from ..utils.errors import LKGError
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
