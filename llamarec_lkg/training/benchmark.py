@@ -27,7 +27,7 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
     them.
 
     Returns:
-        the report. Its rows are those of a run (`rows_of_report`), one for each retriever of `benchmark.retrievers`,
+        the report. Its rows are those of a run (`evaluate_rows`), one for each retriever of `benchmark.retrievers`,
         and one for each ranker of `benchmark.variants`. The run's own retriever is named after what it is.
 
     Raises:
@@ -66,7 +66,7 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
     return report
 
 
-# what the graph and personal preferences add, without a language model
+# what the graph adds, without a language model
 NO_LM_PAIRS = [(NO_LM, REFERENCE), *((NO_LM, f"{NO_LM}-{name}") for name in ("no-kg", "shuffled-kg"))]
 
 

@@ -17,7 +17,6 @@ from ..data.schema import RankingExample
 from ..evaluation.report import Report
 from ..evaluation.slices import target_slices
 from ..graph.evidence import STATISTICS
-from ..graph.knowledge_graph import KnowledgeGraph
 from ..hub.layout import CARD_FACTS, REPORT_FILE
 from ..hub.model_card import ModelCard, read_record
 from ..ranking.backbones import resolve_backbone
@@ -215,17 +214,17 @@ class Workflow(FirstStages):
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
-    def build_processor(self, graph: KnowledgeGraph | None = None) -> LlamaRecLKGProcessor:
-        """A new processor for this run's data and prompt settings, with the run's graph or another one; its evidence
-        scale is not set yet. It knows users only where the model is to have weights for each."""
+    def build_processor(self) -> LlamaRecLKGProcessor:
+        """A new processor for this run's data, graph and prompt settings; its evidence scale is not set yet. It knows
+        users only where the model is to have weights for each."""
         data = self.prepare()
         with self.state.main_process_first():
             tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(self.config.backbone.model_name_or_path))
-        items, graph = data.dataset.items, data.graph if graph is None else graph
+        items = data.dataset.items
         users = data.dataset.user_ids if self.config.model.get("use_user_embedding") else ()
         counts = data.dataset.training_counts()[1:]
         settings = {"item_counts": counts, **self.config.prompt}
-        return LlamaRecLKGProcessor(tokenizer, graph, items.ids, items.titles, users, **settings)
+        return LlamaRecLKGProcessor(tokenizer, data.graph, items.ids, items.titles, users, **settings)
 
     def build_model(self, processor: LlamaRecLKGProcessor) -> LlamaRecLKGForRanking:
         """A new ranker around this run's backbone."""
