@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import log_softmax
 from tqdm.auto import tqdm
 
 from ..data.schema import PADDING_ITEM
@@ -74,6 +75,18 @@ class FusedRetriever:
         scores += self.recent_index.catalogue(histories, np.tile(weights.recent, size))
         scores[:, PADDING_ITEM] = -np.inf
         return scores.astype(np.float32)
+
+
+class MeanRetriever:
+    """Several retrievers of the same items as one: the mean of their log-probabilities."""
+
+    def __init__(self, retrievers: Sequence[Retriever]):
+        self.retrievers, self.num_items = retrievers, retrievers[0].num_items
+
+    def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """As of every [`Retriever`]."""
+        logs = [log_softmax(retriever.score(histories), axis=1) for retriever in self.retrievers]
+        return np.mean(logs, axis=0, dtype=np.float32)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,11 @@ from tqdm.auto import tqdm
 
 from ..evaluation.report import RANKER, REFERENCE, Report
 from ..retrieval.base import retriever_ranks
+from ..retrieval.fused import MeanRetriever
 from ..retrieval.training import RetrieverTrainingArguments
 from ..utils.errors import LKGError
+from .hidden_items_report import FOLDER as HIDDEN_ITEMS
+from .hidden_items_report import hidden_items_report
 from .report_rows import COMPARISONS, NO_LM
 from .run_config import RunConfig
 from .workflow import Workflow
@@ -28,7 +31,9 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
 
     Returns:
         the report. Its rows are those of a run (`evaluate_rows`), one for each retriever of `benchmark.retrievers`,
-        and one for each ranker of `benchmark.variants`. The run's own retriever is named after what it is.
+        one of both encoders on ids together where both are among them, and one for each ranker of
+        `benchmark.variants`. The run's own retriever is named after what it is. What `benchmark.hidden_items` asks for
+        is another report, in the folder `hidden-items` of this one.
 
     Raises:
         LKGError: `benchmark.retrievers` lacks "retriever".
@@ -39,7 +44,7 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
             f"benchmark.retrievers has {sorted(section.retrievers)}; it needs {REFERENCE!r}, which rows are compared "
             "with: the settings in which it differs from the section `retriever`."
         )
-    retrievers = _retrievers(config)
+    retrievers, own_name = _retrievers(config), _retriever_name(config.retriever)
     for settings in section.variants.values():
         config.changed(settings)  # an error here, not after an hour
     for number, seed in enumerate(section.seeds):
@@ -48,13 +53,17 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
         workflow = Workflow(_of_seed(config, seed), progress=progress)
         own = workflow.evaluated()
         hits.append(own.found)
-        rows = {_retriever_name(config.retriever) if name == REFERENCE else name: r for name, r in own.ranks.items()}
+        rows = {own_name if name == REFERENCE else name: r for name, r in own.ranks.items()}
         rows |= dict(_more_rows(workflow, retrievers, variants=number < section.variant_seeds))
         for name, ranks in rows.items():
             found.setdefault(name, []).append(ranks)
+        if section.hidden_items and not number and config.evaluation.split == "test":
+            hidden = hidden_items_report(workflow, {**retrievers, own_name: config.retriever}, section.hidden_items)
+            if workflow.state.is_main_process:
+                hidden.save(Path(config.output_dir, HIDDEN_ITEMS))
     # a row that not every seed has stands on those that it has
     found = {name: np.stack(ranks) for name, ranks in found.items()}
-    others = [name for name in (_retriever_name(config.retriever), *retrievers) if name != REFERENCE]
+    others = [name for name in (own_name, *retrievers, BOTH) if name != REFERENCE]
     report = workflow.report(
         found,
         np.stack(hits),
@@ -66,6 +75,8 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
     return report
 
 
+SASREC = f"{REFERENCE}-sasrec"
+BOTH = "retrievers-together"  # both encoders on ids
 # what the graph adds, without a language model
 NO_LM_PAIRS = [(NO_LM, REFERENCE), *((NO_LM, f"{NO_LM}-{name}") for name in ("no-kg", "shuffled-kg"))]
 
@@ -106,9 +117,13 @@ def _more_rows(
     """Retrievers and, where asked for, rankers that the run itself does not have."""
     config = workflow.config
     dataset, split = workflow.prepare().dataset, config.evaluation.split
+    trained = {_retriever_name(config.retriever): workflow.train_retriever()}
     for name, args in retrievers.items():
         args = replace(args, seed=config.retriever.seed)
-        yield name, retriever_ranks(dataset, workflow.retriever(f"benchmark-{name}", dataset, name, args), split)
+        trained[name] = workflow.retriever(f"benchmark-{name}", dataset, name, args)
+        yield name, retriever_ranks(dataset, trained[name], split)
+    if {REFERENCE, SASREC} <= set(trained):
+        yield BOTH, retriever_ranks(dataset, MeanRetriever([trained[REFERENCE], trained[SASREC]]), split)
     for name, settings in config.benchmark.variants.items() if variants else ():
         changed = config.changed({**settings, "output_dir": str(workflow.folder / name)})
         changed.evaluation = replace(config.evaluation, controls=[], second_seed=False)

@@ -94,6 +94,10 @@ class FirstStages:
         bounds = {"min_people": section.co_rating_min_people, "per_item": section.co_ratings_per_item}
         return graph.with_co_ratings(co_ratings(dataset, **bounds))
 
+    def graph_of(self, dataset: SequenceDataset) -> KnowledgeGraph:
+        """The run's graph with co-ratings of these training interactions alone."""
+        return self._with_co_ratings(self.prepare().graph, dataset)
+
     def item_features(self, kind: str) -> ItemFeatures | None:
         """What item vectors know beside ids, as `RetrieverTrainingArguments.item_vectors` names it. The run's backbone
         reads the text."""
@@ -151,7 +155,7 @@ class FirstStages:
                 title = f"3/6 retriever of fold {fold + 1} of {section.folds}"
                 retriever = self.retriever(f"{RETRIEVER_FOLDER}-fold-{fold}", others, title)
                 log_counts = log_popularity(others.training_counts())
-                graph = self._with_co_ratings(data.graph, others)
+                graph = self.graph_of(others)
                 self._folds.append(FoldParts(fold_of_user, retriever, graph, log_counts))
         return self._folds
 

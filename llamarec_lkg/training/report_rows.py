@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -124,12 +125,9 @@ def _without_graph(
     popularity can do."""
     batch = heads_batch(processor, held_out, progress=False)
     batch |= {name: torch.zeros_like(batch[name]) for name in ("evidence", "recent_evidence")}
-    fitted = deepcopy(model.fusion.state_dict())
-    try:
+    with _weighed_anew(model):
         fit_parts(model, batch)
         return control_scores(WITHOUT_GRAPH, model, processor, examples, progress=False)
-    finally:
-        model.fusion.load_state_dict(fitted)
 
 
 def _second_opinion(
@@ -142,12 +140,19 @@ def _second_opinion(
     """Scores with a second seed of the retriever in the language model's place, weighed as that was on the same lists.
     Any second opinion helps, since the candidates were chosen by the first one's noise."""
     without_held_out, whole = workflow.second_retrievers()
-    fitted = deepcopy(model.fusion.state_dict())
-    try:
+    with _weighed_anew(model):
         said = torch.from_numpy(_scores_of(without_held_out, held_out))
         fit_parts(model, heads_batch(processor, held_out, progress=False), said)
         said = _scores_of(whole, examples)
         return ranker_scores(model, processor, examples, lm_scores=said, progress=False)
+
+
+@contextmanager
+def _weighed_anew(model: LlamaRecLKGForRanking) -> Iterator[None]:
+    """After it the parts of the ranker's score weigh what they did before."""
+    fitted = deepcopy(model.fusion.state_dict())
+    try:
+        yield
     finally:
         model.fusion.load_state_dict(fitted)
 

@@ -122,6 +122,7 @@ class BenchmarkSection:
     retrievers: dict[str, dict[str, Any]] = field(default_factory=lambda: {"retriever": {}})
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     variant_seeds: int = 1  # variants are trained for so many of the seeds
+    hidden_items: float = 0.0  # a further report on this share of the items, hidden from training (first seed)
 
 
 @dataclass

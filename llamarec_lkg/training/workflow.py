@@ -238,10 +238,11 @@ class Workflow(FirstStages):
 
     def _random_backbone(self, name: str) -> str:
         """A folder with the architecture of a backbone and weights drawn at random, in this run's folder."""
-        folder = self.folder / "random-backbone"
+        config = AutoConfig.from_pretrained(name)
+        folder = self.folder / f"random-backbone-{fingerprint(config.to_dict())[:8]}"
         if self.state.is_main_process and not folder.exists():
             with atomic_folder(folder) as temporary:
-                AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name)).save_pretrained(temporary)
+                AutoModelForCausalLM.from_config(config).save_pretrained(temporary)
         self.state.wait_for_everyone()
         return str(folder)
 

@@ -15,6 +15,7 @@ from llamarec_lkg.retrieval.fused import (
     CandidateWeights,
     Fold,
     FusedRetriever,
+    MeanRetriever,
     fit_candidate_weights,
     listwise_weights,
 )
@@ -67,6 +68,14 @@ def test_the_retriever_alone_where_nothing_else_weighs_anything(index):
     before = scores.copy()
     alone.join(scores, HISTORIES)
     np.testing.assert_array_equal(scores, before)
+
+
+def test_several_retrievers_as_one_count_alike_whatever_their_scale():
+    one, other = Noise(6), Noise(6, 30.0)
+    logs = [torch.from_numpy(retriever.score(HISTORIES)).log_softmax(1).numpy() for retriever in (one, other)]
+    scores = MeanRetriever([one, other]).score(HISTORIES)
+    assert scores.dtype == np.float32 and np.isneginf(scores[:, 0]).all()
+    np.testing.assert_allclose(scores[:, 1:], np.mean(logs, axis=0)[:, 1:], rtol=1e-5)
 
 
 def test_lists_are_in_its_order_and_carry_the_scores_of_the_retriever(index, film_dataset):

@@ -41,6 +41,7 @@ def config(tmp_path_factory):
             "text-retriever": {"item_vectors": "text"},
         },
         "variants": {"ranker-random-backbone": {"backbone.random_weights": True}},
+        "hidden_items": 0.2,
     }
     return RunConfig.from_mapping(mapping)
 
@@ -52,8 +53,8 @@ def report(config, tmp_path_factory):
         return run_benchmark(config, progress=False)
 
 
-ROWS = {"retriever", "retriever-sasrec", "text-retriever", "candidates", "ranker", "ranker-no-lm", "stacker",
-        "second-seed", "ranker-random-backbone", "ranker-permuted-titles"}  # fmt: skip
+ROWS = {"retriever", "retriever-sasrec", "retrievers-together", "text-retriever", "candidates", "ranker",
+        "ranker-no-lm", "stacker", "second-seed", "ranker-random-backbone", "ranker-permuted-titles"}  # fmt: skip
 
 
 def test_every_row_is_there_once_as_a_mean_over_seeds(report):
@@ -87,6 +88,18 @@ def test_the_report_lies_beside_the_runs(report, config):
     variants = [path.parent.name for path in folder.glob("seed-*/ranker-random-backbone")]
     assert variants == ["seed-1"]
     assert not list(folder.glob("seed-1/ranker-random-backbone/retriever*")), "a variant has the run's retrievers"
+
+
+def test_items_hidden_from_training_have_a_report_of_their_own(report, config):
+    hidden = json.loads((Path(config.output_dir) / "hidden-items" / "report.json").read_text())
+    names = {row["name"] for row in hidden["rows"]}
+    assert names >= {"popularity", "evidence", "retriever", "retriever-sasrec", "text-retriever"}
+    assert 0 < hidden["protocol"]["targets"] < report.protocol["targets"]
+    assert hidden["protocol"]["targets_are"].startswith("those among 6 items")
+    popularity = next(row for row in hidden["rows"] if row["name"] == "popularity")
+    assert popularity["metrics"]["ndcg@10"] == 0, "nobody took them, so they come last"
+    pairs = {(one["row"], one["minus"]) for one in hidden["comparisons"]}
+    assert {("text-retriever", "popularity"), ("text-retriever", "evidence"), ("evidence", "popularity")} <= pairs
 
 
 def test_a_second_call_trains_nothing_and_says_the_same(report, config, monkeypatch):

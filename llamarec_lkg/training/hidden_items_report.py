@@ -1,0 +1,71 @@
+"""What is recommended of items that nobody had taken when the models were trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..data.hidden_items import hide_items
+from ..data.schema import PADDING_ITEM
+from ..evaluation.report import REFERENCE, Report
+from ..graph.evidence import EvidenceIndex
+from ..graph.knowledge_graph import KnowledgeGraph
+from ..retrieval.base import PopularityRetriever, Retriever, retriever_ranks
+from ..retrieval.training import RetrieverTrainingArguments
+from .report_rows import POPULARITY, protocol_of_report
+from .workflow import Workflow
+
+
+EVIDENCE = "evidence"
+FOLDER = "hidden-items"  # of the report, in that of the benchmark
+
+
+def hidden_items_report(
+    workflow: Workflow, retrievers: Mapping[str, RetrieverTrainingArguments], share: float
+) -> Report:
+    """A report on targets among items that were hidden from training, ranked in the whole catalogue: popularity, the
+    graph's evidence, and retrievers, each trained without these items.
+
+    Args:
+        retrievers: row name -> settings; "retriever" is among them.
+        share: of all items that are hidden, drawn by the run's seed.
+    """
+    data, section, seed = workflow.prepare(), workflow.config.evaluation, workflow.config.retriever.seed
+    dataset, hidden = hide_items(data.dataset, share, seed)
+    rows: dict[str, Retriever] = {
+        POPULARITY: PopularityRetriever.from_dataset(dataset),
+        EVIDENCE: _Evidence(workflow.graph_of(dataset)),
+    }
+    for name, args in retrievers.items():
+        title = f"{name}, without hidden items"
+        rows[name] = workflow.retriever(f"hidden-items-{name}", dataset, title, replace(args, seed=seed))
+    positions = dataset.positions("test")
+    asked = hidden[dataset.item_sequence[positions]]
+    ranks = {name: retriever_ranks(dataset, one, "test")[asked] for name, one in rows.items()}
+    facts = {"targets_are": f"those among {int(hidden.sum()):,} items that training never saw (seed {seed})"}
+    protocol = {**protocol_of_report(workflow), **facts}
+    return Report.from_ranks(
+        ranks,
+        ranks[REFERENCE] <= protocol["candidates"],
+        protocol,
+        users=dataset.user_of(positions)[asked],
+        comparisons=[(name, POPULARITY) for name in rows if name != POPULARITY]
+        + [(name, EVIDENCE) for name in retrievers],
+        resamples=section.resamples,
+        seed=section.seed,
+    )
+
+
+class _Evidence:
+    """A graph's evidence by itself as a retriever, all relations alike."""
+
+    def __init__(self, graph: KnowledgeGraph):
+        self.index = EvidenceIndex.from_graph(graph)
+        self.num_items = graph.num_items
+
+    def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        scores = self.index.catalogue(histories, np.ones((len(histories), self.index.num_relations)))
+        scores[:, PADDING_ITEM] = -np.inf
+        return scores
