@@ -38,7 +38,7 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
     Raises:
         LKGError: `benchmark.retrievers` lacks "retriever".
     """
-    section, found, hits = config.benchmark, {}, []
+    section, found, shown, hits = config.benchmark, {}, {}, []
     if REFERENCE not in section.retrievers:
         raise LKGError(
             f"benchmark.retrievers has {sorted(section.retrievers)}; it needs {REFERENCE!r}, which rows are compared "
@@ -53,21 +53,24 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
         workflow = Workflow(_of_seed(config, seed), progress=progress)
         own = workflow.evaluated()
         hits.append(own.found)
-        rows = {own_name if name == REFERENCE else name: r for name, r in own.ranks.items()}
+        rows, items = _renamed(own.ranks, own_name), _renamed(own.recommended, own_name)
         rows |= dict(_more_rows(workflow, retrievers, variants=number < section.variant_seeds))
         for name, ranks in rows.items():
             found.setdefault(name, []).append(ranks)
+        for name, best in items.items():
+            shown.setdefault(name, []).append(best)
         if section.hidden_items and not number and config.evaluation.split == "test":
             hidden = hidden_items_report(workflow, {**retrievers, own_name: config.retriever}, section.hidden_items)
             if workflow.state.is_main_process:
                 hidden.save(Path(config.output_dir, HIDDEN_ITEMS))
     # a row that not every seed has stands on those that it has
-    found = {name: np.stack(ranks) for name, ranks in found.items()}
+    found, shown = ({name: np.stack(one) for name, one in rows.items()} for rows in (found, shown))
     others = [name for name in (own_name, *retrievers, BOTH) if name != REFERENCE]
     report = workflow.report(
         found,
         np.stack(hits),
         {"training_seed": list(section.seeds), "seeds_of_variants": section.variant_seeds, "weights": "of every seed"},
+        recommended=shown,
         comparisons=[*COMPARISONS, *NO_LM_PAIRS, *(_pair(name) for name in (*others, *section.variants))],
     )
     if workflow.state.is_main_process:
@@ -84,6 +87,11 @@ NO_LM_PAIRS = [(NO_LM, REFERENCE), *((NO_LM, f"{NO_LM}-{name}") for name in ("no
 def _pair(name: str) -> tuple[str, str]:
     """What a further row is compared with: the ranker, or for one without a language model the ranker without it."""
     return NO_LM if name.startswith(NO_LM) else RANKER, name
+
+
+def _renamed(rows: Mapping[str, np.ndarray], own_name: str) -> dict[str, np.ndarray]:
+    """A run's rows, its own retriever under another name."""
+    return {own_name if name == REFERENCE else name: values for name, values in rows.items()}
 
 
 def _of_seed(config: RunConfig, seed: int) -> RunConfig:

@@ -67,6 +67,7 @@ def test_every_row_is_there_once_as_a_mean_over_seeds(report):
             assert row["metrics"]["ndcg@10"] == pytest.approx(np.mean(row["seeds"]["ndcg@10"]))
     assert report.protocol["training_seed"] == [1, 2] and report.protocol["seeds_of_variants"] == 1
     assert report.protocol["targets"] > 40 == report.protocol["users"], "the last two of each user"
+    assert 0 < report.row("ranker")["coverage@10"] <= 1 and report.row("candidates")["popularity@10"] > 0
 
 
 def test_the_ranker_is_compared_with_all_that_it_must_beat(report):
