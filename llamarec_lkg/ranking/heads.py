@@ -91,18 +91,38 @@ class CandidateReadout(nn.Module):
         super().__init__()
         self.size = min(128, width)
         self.norm = nn.LayerNorm(width)
-        self.query = nn.Linear(width, self.size)
-        self.key = nn.Linear(width, self.size)
-        self.hidden = nn.Linear(width, self.size)
+        self.prefix = nn.Linear(width, self.size)
+        self.candidate = nn.Linear(width, self.size)
+        self.query = nn.Linear(self.size, self.size)
+        self.key = nn.Linear(self.size, self.size)
+        self.hidden = nn.Linear(self.size, self.size)
         self.out = nn.Linear(self.size, 1, bias=False)
         for weight in (*self.key.parameters(), self.out.weight):
             nn.init.zeros_(weight)
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it has learned nothing yet."""
+        return not (self.key.weight.any() or self.out.weight.any())
+
     def forward(self, prefix: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """States at the end of the prefix (B, D) and of each candidate (B, C, D) -> scores (B, C)."""
-        prefix, candidates = self.norm(prefix.float()), self.norm(candidates.float())
+        prefix, candidates = self.prefix(self.norm(prefix.float())), self.candidate(self.norm(candidates.float()))
         fit = (self.key(candidates) * self.query(prefix)[:, None]).sum(-1) / self.size**0.5
         return fit + self.out(F.gelu(self.hidden(candidates)))[..., 0]
+
+    @torch.no_grad()
+    def whiten(self, prefixes: torch.Tensor, candidates: torch.Tensor) -> None:
+        """Let the first layers see what tells states apart, (N, D) of prefixes and (M, D) of candidates: less their
+        mean, along their leading directions, all of one spread. States of a language model are much alike; what they
+        differ in is a small part of them, and the gradient through it as small."""
+        for layer, states in ((self.prefix, prefixes), (self.candidate, candidates)):
+            states = self.norm(states.to(layer.weight))
+            mean = states.mean(0)
+            spreads, directions = torch.linalg.eigh((states - mean).T @ (states - mean) / len(states))
+            spreads, directions = spreads[-self.size :].clamp(min=1e-6), directions[:, -self.size :]
+            layer.weight.copy_((directions / spreads.sqrt()).T)
+            layer.bias.copy_(-layer.weight @ mean)
 
 
 class PartWeights(nn.Module):

@@ -28,7 +28,7 @@ from ..utils.errors import LKGError
 from ..utils.files import atomic_file
 from .hub_trainer import PushingTrainer, check_push
 from .training_args import LlamaRecLKGTrainingArguments
-from .warm_up import fit_heads, heads_batch, weigh_parts
+from .warm_up import fit_heads, fit_readout, heads_batch, weigh_parts
 
 
 logger = logging.getLogger(__name__)
@@ -167,6 +167,9 @@ class LlamaRecLKGTrainer(PushingTrainer):
                 logger.warning(
                     "Preferences and fusion are trained already (`config.heads_trained`): their warm-up is left out."
                 )
+        readout = self.model.readout
+        if not resume_from_checkpoint and readout is not None and readout.is_new:
+            self.warm_up_readout()
         config.heads_trained = True  # they are trained on from here, and so is every checkpoint
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.create_model_card()
@@ -191,6 +194,23 @@ class LlamaRecLKGTrainer(PushingTrainer):
         )
         self.model.config.heads_trained |= bool(log)
         return log
+
+    def warm_up_readout(self) -> list[dict[str, float]]:
+        """Fit what reads the language model's states on some of the training lists, the backbone as it is; see
+        `warm_up.fit_readout`. Left out where the model will be in shards, since none holds a whole backbone, and
+        where a 4-bit backbone is on a CPU, since upstream packs it at the first reading and passes no gradient then.
+        """
+        args, count = self.args, self.args.readout_warm_up_lists
+        packed = args.device.type == "cpu" and getattr(self.model.language_model, "is_quantized", False)
+        if not count or packed or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return []
+        self.model.to(args.device)
+        lists = self.train_dataset
+        if len(lists) > count:
+            lists = [lists[row] for row in np.random.default_rng(args.seed).choice(len(lists), count, replace=False)]
+        how = {"batch_size": args.per_device_eval_batch_size, "seed": args.seed}
+        progress = self.is_world_process_zero() and not args.disable_tqdm
+        return fit_readout(self.model, self.processing_class, lists, progress=progress, **how)
 
     def fit_parts(
         self, held_out: Sequence[RankingExample], read: Sequence[RankingExample] | None = None

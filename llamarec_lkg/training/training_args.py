@@ -38,6 +38,13 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
     heads_weight_decay: float = field(
         default=0.3, metadata={"help": "Of that warm-up: strong, because lists are few and alike."}
     )
+    readout_warm_up_lists: int = field(
+        default=1000,
+        metadata={
+            "help": "Lists that the untrained language model reads so that what reads its states learns first; 0 for "
+            "none. Its gradient says little before."
+        },
+    )
     early_stopping_patience: int = field(
         default=3, metadata={"help": "With load_best_model_at_end: evaluations without a better one; 0 never stops."}
     )

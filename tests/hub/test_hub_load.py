@@ -106,7 +106,7 @@ def test_every_kind_loads_in_one_line(hub, whole, dataset, kind):
     assert type(config) is LlamaRecLKGConfig and type(proc) is LlamaRecLKGProcessor
     proc.check_model(config)
     size = len(uploaded(hub)["model.safetensors"])
-    assert (size < 20_000) == (kind in ("adapter", "heads")), "the small form holds no backbone"
+    assert (size < 30_000) == (kind in ("adapter", "heads")), "the small form holds no backbone"
     half = AutoModel.from_pretrained(RANKER, dtype=torch.bfloat16)
     assert half.get_input_embeddings().weight.dtype == torch.bfloat16
     assert half.preference.bias.dtype == torch.float32

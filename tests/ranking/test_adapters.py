@@ -271,7 +271,7 @@ def test_a_backbone_that_was_not_trained_is_still_left_out(proc, film_dataset, b
         ranker.add_adapter(adapter)
     trained(ranker, proc, film_dataset, tmp_path)
     ranker.save_pretrained(tmp_path / "small", include_backbone=False)
-    assert ranker.config.external_backbone and (tmp_path / "small" / "model.safetensors").stat().st_size < 20_000
+    assert ranker.config.external_backbone and (tmp_path / "small" / "model.safetensors").stat().st_size < 30_000
 
 
 def trained(ranker, proc, dataset, tmp_path):

@@ -82,6 +82,7 @@ def small(world, tmp_path, name):
         "training.per_device_train_batch_size=2",
         "training.gradient_accumulation_steps=1",
         "training.heads_warm_up_epochs=1",
+        "training.readout_warm_up_lists=0",
         "training.eval_steps=1",
         "training.save_steps=1",
         "training.warmup_steps=0",
