@@ -34,17 +34,17 @@ class CandidateMixin(BackboneCheckMixin, PathGateMixin):
         size = size if isolated else count
         parts = [slice(first, first + size) for first in range(0, count, size)]
         prefix = self._remembered(texts) if len(parts) > 1 and not self._recomputes() else None
-        query, read = None if prefix is None else prefix[2], []
+        scores = []
         for part in parts:
             prompt = _assembled(texts, selected, part, isolated, prefix is None)
             states = self._states(prompt, log_gate, isolated, prefix)
             rows = torch.arange(len(states), device=states.device)
             ends = prompt.ends.to(states.device)
-            query = states[rows, ends[:, 0]] if query is None else query
-            read.append(states[rows[:, None], ends[:, 1:]])
-        device = self.readout.out.weight.device
-        with torch.autocast(device.type, enabled=False):
-            return selected, self.readout(query.to(device), torch.cat(read, dim=1).to(device))
+            query = states[rows, ends[:, 0]] if prefix is None else prefix[2]
+            with torch.autocast(states.device.type, enabled=False):
+                device = self.readout.out.weight.device
+                scores.append(self.readout(query.to(device), states[rows[:, None], ends[:, 1:]].to(device)))
+        return selected, torch.cat(scores, dim=1)
 
     def _decoder(self) -> nn.Module:
         """The backbone without its output layer; an adapter's weights are inside."""

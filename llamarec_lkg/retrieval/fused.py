@@ -84,7 +84,7 @@ class MeanRetriever:
         self.retrievers, self.num_items = retrievers, retrievers[0].num_items
 
     def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
-        """As of every [`Retriever`]."""
+        """Of every item the mean log-probability, (B, num_items + 1)."""
         logs = [log_softmax(retriever.score(histories), axis=1) for retriever in self.retrievers]
         return np.mean(logs, axis=0, dtype=np.float32)
 

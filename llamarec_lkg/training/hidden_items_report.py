@@ -14,12 +14,14 @@ from ..graph.evidence import EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
 from ..retrieval.base import PopularityRetriever, Retriever, retriever_ranks
 from ..retrieval.training import RetrieverTrainingArguments
-from .report_rows import POPULARITY, protocol_of_report
+from ..utils.errors import LKGError
+from .report_rows import POPULARITY
 from .workflow import Workflow
 
 
 EVIDENCE = "evidence"
 FOLDER = "hidden-items"  # of the report, in that of the benchmark
+RANKED = 20  # "found" are targets among so many of the best by the row "retriever"
 
 
 def hidden_items_report(
@@ -31,24 +33,39 @@ def hidden_items_report(
     Args:
         retrievers: row name -> settings; "retriever" is among them.
         share: of all items that are hidden, drawn by the run's seed.
+
+    Raises:
+        LKGError: no item is hidden, or none of them is a test target.
     """
     data, section, seed = workflow.prepare(), workflow.config.evaluation, workflow.config.retriever.seed
     dataset, hidden = hide_items(data.dataset, share, seed)
+    graph = workflow.graph_of(dataset)
     rows: dict[str, Retriever] = {
         POPULARITY: PopularityRetriever.from_dataset(dataset),
-        EVIDENCE: _Evidence(workflow.graph_of(dataset)),
+        EVIDENCE: _Evidence(graph),
     }
     for name, args in retrievers.items():
         title = f"{name}, without hidden items"
         rows[name] = workflow.retriever(f"hidden-items-{name}", dataset, title, replace(args, seed=seed))
     positions = dataset.positions("test")
     asked = hidden[dataset.item_sequence[positions]]
+    if not asked.any():
+        raise LKGError(f"No test target is among the {int(hidden.sum())} hidden items. Hide a larger share.")
     ranks = {name: retriever_ranks(dataset, one, "test")[asked] for name, one in rows.items()}
     facts = {"targets_are": f"those among {int(hidden.sum()):,} items that training never saw (seed {seed})"}
-    protocol = {**protocol_of_report(workflow), **facts}
+    protocol = {
+        "dataset": data.bundle.name,
+        "split": "test",
+        "users": dataset.num_users,
+        "items": dataset.num_items,
+        **facts,
+        "graph": f"without what training says of hidden items: {graph.describe()}",
+        "candidates": RANKED,
+        "training_seed": seed,
+    }
     return Report.from_ranks(
         ranks,
-        ranks[REFERENCE] <= protocol["candidates"],
+        ranks[REFERENCE] <= RANKED,
         protocol,
         users=dataset.user_of(positions)[asked],
         comparisons=[(name, POPULARITY) for name in rows if name != POPULARITY]

@@ -63,7 +63,7 @@ class ExamplesSection:
     fuse_candidates: bool = True  # candidates by retriever, evidence and popularity together
     pool: int = 60  # candidates are drawn from so many of the best ...
     pool_share: float = 0.3  # ... in this share of the lists, and where the target is not among the very best
-    max_train: int | None = None  # lists for the language model; preferences and fusion warm up on all in any case
+    max_train: int | None = None  # lists that train the language model; the warm-ups have more
     max_validation: int | None = None
     max_held_out: int | None = 1000  # lists of one fold's users that the language model is weighed on
 
@@ -123,6 +123,10 @@ class BenchmarkSection:
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     variant_seeds: int = 1  # variants are trained for so many of the seeds
     hidden_items: float = 0.0  # a further report on this share of the items, hidden from training (first seed)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hidden_items < 1:
+            raise LKGError(f"benchmark.hidden_items is {self.hidden_items}; it is a share of the items, 0 for none.")
 
 
 @dataclass

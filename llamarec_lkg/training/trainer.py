@@ -126,7 +126,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
             model.enable_input_require_grads()
         if args.push_to_hub:
             check_push(args, model)
-        self._heads_are_warm = False
+        self._heads_are_warm = self._readout_is_warm = False
         self._missed = 0
         self._retriever_ranks = np.zeros(0, dtype=np.int64)
         # lists are padded to one width, so that batches of several processes can be gathered
@@ -149,7 +149,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
     # -- training ---------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """As upstream, with the heads' warm-up before and the model card after it."""
+        """As upstream, with the warm-ups before and the model card after it."""
         self.model.require_trainable_adapter()
         trained = trained_outside_adapters(self.model.language_model)
         if trained and self.model.has_adapter:
@@ -168,7 +168,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
                     "Preferences and fusion are trained already (`config.heads_trained`): their warm-up is left out."
                 )
         readout = self.model.readout
-        if not resume_from_checkpoint and readout is not None and readout.is_new:
+        if not (resume_from_checkpoint or self._readout_is_warm or readout is None) and readout.is_new:
             self.warm_up_readout()
         config.heads_trained = True  # they are trained on from here, and so is every checkpoint
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -196,19 +196,27 @@ class LlamaRecLKGTrainer(PushingTrainer):
         return log
 
     def warm_up_readout(self) -> list[dict[str, float]]:
-        """Fit what reads the language model's states on some of the training lists, the backbone as it is; see
-        `warm_up.fit_readout`. Left out where the model will be in shards, since none holds a whole backbone, and
-        where a 4-bit backbone is on a CPU, since upstream packs it at the first reading and passes no gradient then.
-        """
+        """Fit what reads the language model's states on some of the training lists, the language model as it is; see
+        `warm_up.fit_readout`. Left out, with a warning, where the model will be in shards, none of which holds a whole
+        language model, and where one in 4 bits is on a CPU: upstream packs it when it is first read, and passes no
+        gradient then."""
+        self._readout_is_warm = True
         args, count = self.args, self.args.readout_warm_up_lists
         packed = args.device.type == "cpu" and getattr(self.model.language_model, "is_quantized", False)
-        if not count or packed or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if not count:
+            return []
+        if packed or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            logger.warning(
+                "The readout's warm-up is left out: the language model is %s. It will learn later, and perhaps not at "
+                "all: train for longer, or train without shards (DDP).",
+                "in 4 bits on a CPU" if packed else "in shards",
+            )
             return []
         self.model.to(args.device)
         lists = self.train_dataset
         if len(lists) > count:
             lists = [lists[row] for row in np.random.default_rng(args.seed).choice(len(lists), count, replace=False)]
-        how = {"batch_size": args.per_device_eval_batch_size, "seed": args.seed}
+        how = {"read_at_once": args.per_device_eval_batch_size, "seed": args.seed}
         progress = self.is_world_process_zero() and not args.disable_tqdm
         return fit_readout(self.model, self.processing_class, lists, progress=progress, **how)
 

@@ -23,9 +23,7 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Keys of a batch."})
     metric_for_best_model: str | None = field(default="eval_loss", metadata={"help": "Picks the best checkpoint."})
-    heads_learning_rate: float = field(
-        default=2e-3, metadata={"help": "Of the preference module and the fusion weights, which start from nothing."}
-    )
+    heads_learning_rate: float = field(default=2e-3, metadata={"help": "Of preferences, fusion weights and readout."})
     lora_plus_ratio: float = field(
         default=1.0, metadata={"help": "LoRA+ (arXiv 2402.12354): how many times learning_rate the B matrices get."}
     )
@@ -41,8 +39,8 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
     readout_warm_up_lists: int = field(
         default=1000,
         metadata={
-            "help": "Lists that the untrained language model reads so that what reads its states learns first; 0 for "
-            "none. Its gradient says little before."
+            "help": "Lists that the language model reads before it is trained, for what reads its states to learn "
+            "first; 0 for none."
         },
     )
     early_stopping_patience: int = field(

@@ -46,6 +46,13 @@ def config(tmp_path_factory):
     return RunConfig.from_mapping(mapping)
 
 
+def test_hidden_items_that_cannot_be_are_refused_before_anything_runs(config):
+    with pytest.raises(LKGError, match="hidden_items is 1.5"):
+        config.changed({"benchmark.hidden_items": 1.5})
+    with pytest.raises(LKGError, match="hidden_items asks for test targets"):
+        run_benchmark(config.changed({"evaluation.split": "validation"}))
+
+
 @pytest.fixture(scope="module")
 def report(config, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -96,6 +103,7 @@ def test_items_hidden_from_training_have_a_report_of_their_own(report, config):
     names = {row["name"] for row in hidden["rows"]}
     assert names >= {"popularity", "evidence", "retriever", "retriever-sasrec", "text-retriever"}
     assert 0 < hidden["protocol"]["targets"] < report.protocol["targets"]
+    assert "graph" in hidden["protocol"] and "weights" not in hidden["protocol"]
     assert hidden["protocol"]["targets_are"].startswith("those among 6 items")
     popularity = next(row for row in hidden["rows"] if row["name"] == "popularity")
     assert popularity["metrics"]["ndcg@10"] == 0, "nobody took them, so they come last"
