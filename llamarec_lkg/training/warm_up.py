@@ -227,7 +227,8 @@ def fit_parts(
     model: LlamaRecLKGForRanking, batch: Mapping[str, torch.Tensor], lm_scores: torch.Tensor | None = None
 ) -> dict[str, list[float]]:
     """Fit what the parts of a score weigh, preferences and language model as they are, to the least listwise
-    cross-entropy: the weights beside the language model given its scores, else those without it.
+    cross-entropy: the weights beside the language model given its scores, else those without it. Beside it, recent
+    evidence is weighed as a whole: relations compare as without it.
 
     Args:
         batch: from `heads_batch`, of lists of users whose lists trained nothing else: what has been learned by heart
@@ -249,7 +250,9 @@ def fit_parts(
     if config.use_evidence_fusion:
         preferences = model.preferences(batch).cpu()
         columns["evidence_weight"] = (preferences[:, None] * batch["evidence"]).sum(-1, keepdim=True)
-        columns["recent_weight"] = batch["recent_evidence"]
+        columns["recent_weight"] = recent = batch["recent_evidence"]
+        if lm_scores is not None:  # relations beside each other as without it: a few hundred lists say no more
+            columns["recent_weight"] = (recent * fusion.alone.recent_weight.cpu()).sum(-1, keepdim=True)
     said = None if lm_scores is None else less_mean(lm_scores, mask)
     if said is not None and config.learn_lm_scale:
         columns["lm_scale"], said = said[..., None], None
@@ -263,7 +266,8 @@ def fit_parts(
         found = listwise_weights(features / spread, mask, labels, **how) / spread
         weights = fusion.weights(lm_scores is not None)
         for name, values in zip(columns, found.split([one.shape[-1] for one in columns.values()]), strict=True):
-            getattr(weights, name).copy_(values)
+            as_a_whole = name == "recent_weight" and lm_scores is not None
+            getattr(weights, name).copy_(values * fusion.alone.recent_weight if as_a_whole else values)
     return {name: value.tolist() for name, value in fusion.state_dict().items()}
 
 
@@ -297,8 +301,10 @@ def weigh_parts(
 
 
 def _weight_alone(fusion: ScoreFusion, name: str) -> torch.Tensor:
-    """A part's weight without the language model, whose own is 0 there."""
-    return torch.zeros(1) if name == "lm_scale" else getattr(fusion.alone, name).detach().cpu().float()
+    """A part's weight without the language model, whose own is 0 there; recent evidence as a whole counts once."""
+    if name in ("lm_scale", "recent_weight"):
+        return torch.full((1,), float(name == "recent_weight"))
+    return getattr(fusion.alone, name).detach().cpu().float()
 
 
 def _labelled(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

@@ -40,7 +40,7 @@ from .training_args import LlamaRecLKGTrainingArguments
 from .warm_up import weigh_parts
 
 
-MODEL_VERSION = 8  # goes up when the same settings make another model; older runs are then made anew
+MODEL_VERSION = 9  # goes up when the same settings make another model; older runs are then made anew
 REPORT_VERSION = 6  # goes up when the same settings make other rows; older reports are then made anew
 # training arguments that change what is shown, not what is learned
 COSMETIC_ARGUMENTS = ("disable_tqdm", "logging_steps", "report_to", "per_device_eval_batch_size")

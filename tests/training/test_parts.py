@@ -65,6 +65,9 @@ def choices(with_language_model: bool, count: int = 8000):
 @pytest.mark.parametrize("beside", [True, False])
 def test_planted_weights_are_found_beside_the_language_model_and_without_it(ranker, beside):
     batch, said = choices(beside)
+    if beside:  # how relations compare is what it is without the language model; what they weigh is not
+        with torch.no_grad():
+            ranker.fusion.alone.recent_weight.copy_(torch.tensor(WANTED["recent_weight"]) / 2)
     before = {name: weight.clone() for name, weight in ranker.fusion.named_parameters()}
     told = fit_parts(ranker, batch, said if beside else None)
     fitted = {name: value for name, value in told.items() if name.startswith("alone.") is not beside}
@@ -75,6 +78,16 @@ def test_planted_weights_are_found_beside_the_language_model_and_without_it(rank
     for name, value in wanted.items():
         assert fitted[name] == pytest.approx(value, abs=0.1 if len(value) == 1 and name != "evidence_weight" else 0.3)
     assert {name: told[name] for name in other} == other, "the weights of the other case stay"
+
+
+def test_few_lists_do_not_say_how_relations_compare(ranker):
+    """Beside the language model they are weighed as a whole: 40 lists would tell three weights anything."""
+    batch, said = choices(True, 40)
+    fit_parts(ranker, batch)
+    told = fit_parts(ranker, batch, said)
+    alone, beside = (torch.tensor(told[name]) for name in ("alone.recent_weight", "recent_weight"))
+    factors = beside / alone
+    torch.testing.assert_close(factors, factors.mean().expand(3), rtol=1e-4, atol=1e-4)
 
 
 def test_the_fusion_uses_what_was_fitted(ranker):
