@@ -52,13 +52,12 @@ def hidden_items_report(
     if not asked.any():
         raise LKGError(f"No test target is among the {int(hidden.sum())} hidden items. Hide a larger share.")
     ranks = {name: retriever_ranks(dataset, one, "test")[asked] for name, one in rows.items()}
-    facts = {"targets_are": f"those among {int(hidden.sum()):,} items that training never saw (seed {seed})"}
     protocol = {
         "dataset": data.bundle.name,
         "split": "test",
         "users": dataset.num_users,
         "items": dataset.num_items,
-        **facts,
+        "targets_are": f"those among {int(hidden.sum()):,} items that training never saw",
         "graph": f"without what training says of hidden items: {graph.describe()}",
         "candidates": RANKED,
         "training_seed": seed,
