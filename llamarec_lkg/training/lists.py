@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -45,15 +45,23 @@ class TrainingLists:
         train: candidates in random order, some drawn from a larger pool. They teach language model and preferences.
         best: the best candidates in the order of retrieval, as in evaluation, of all users. They teach the control
             without a language model, `Stacker`.
-        held_out: of these, those of users in no list of `train`. They say what the parts of a score are worth.
+        held_out: of these, those of users in no list of `train`.
+        validation: validation targets among the candidates that the final retriever finds, as at test time.
     """
 
     train: list[RankingExample]
     best: list[RankingExample]
     held_out: list[RankingExample]
+    validation: list[RankingExample] = field(default_factory=list)
+
+    @property
+    def unseen(self) -> list[RankingExample]:
+        """Lists that train nothing else: they say what the parts of a score are worth. Held-out ones alone would
+        undervalue the retriever: theirs knows nothing of their users."""
+        return [*self.held_out, *self.validation]
 
     def describe(self) -> str:
-        aside = f", {len(self.held_out):,} of other users to weigh the parts by" if self.held_out else ""
+        aside = f", {len(self.unseen):,} others to weigh the parts by" if self.unseen else ""
         return f"{len(self.train):,} lists{aside}"
 
 

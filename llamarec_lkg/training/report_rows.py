@@ -23,7 +23,7 @@ from ..ranking.scoring import longest, ranker_scores, reranked, without_language
 from ..retrieval.base import PopularityRetriever, Retriever, retrieved
 from ..utils.fingerprints import as_plain, weights_fingerprint
 from .evaluated import Evaluated
-from .lists import sampled
+from .lists import TrainingLists
 from .stacker import Stacker
 from .warm_up import fit_parts, heads_batch
 
@@ -92,16 +92,16 @@ def _scored_lists(
         yield NO_LM, quiet(model, processor, examples)
         for name in CONTROLS:
             how = {"seed": section.seed, "score": quiet}
-            if name == WITHOUT_GRAPH and lists and lists.held_out:
-                yield f"{NO_LM}-{name}", _without_graph(model, processor, lists.held_out, examples)
+            if name == WITHOUT_GRAPH and lists and lists.unseen:
+                yield f"{NO_LM}-{name}", _without_graph(model, processor, lists.unseen, examples)
             elif name not in OF_TITLES:
                 yield f"{NO_LM}-{name}", control_scores(name, model, processor, examples, **how)
-    if lists and lists.held_out:
-        stacker = Stacker.fit(heads_batch(processor, lists.best, progress=False), progress=workflow.progress)
+    if lists and lists.unseen:
+        known = heads_batch(processor, [*lists.best, *lists.validation], progress=False)
+        stacker = Stacker.fit(known, progress=workflow.progress)
         yield STACKER, stacker.score(heads_batch(processor, examples, progress=False))
         if section.second_seed and model.config.use_language_model:
-            read = sampled(lists.held_out, workflow.config.examples.max_held_out, workflow.training_arguments().seed)
-            yield SECOND_SEED, _second_opinion(workflow, model, processor, read, examples)
+            yield SECOND_SEED, _second_opinion(workflow, model, processor, lists, examples)
 
 
 def _best_items(scores: np.ndarray, examples: list[RankingExample], count: int = 10) -> np.ndarray:
@@ -117,13 +117,13 @@ def _best_items(scores: np.ndarray, examples: list[RankingExample], count: int =
 def _without_graph(
     model: LlamaRecLKGForRanking,
     processor: LlamaRecLKGProcessor,
-    held_out: Sequence[RankingExample],
+    unseen: Sequence[RankingExample],
     examples: Sequence[RankingExample],
 ) -> np.ndarray:
     """Scores of the same candidates without language model and graph, the parts that are left weighed anew. The
     ranker's weights come from a sum with evidence in it: without that they are not the best that retriever and
     popularity can do."""
-    batch = heads_batch(processor, held_out, progress=False)
+    batch = heads_batch(processor, unseen, progress=False)
     batch |= {name: torch.zeros_like(batch[name]) for name in ("evidence", "recent_evidence")}
     with _weighed_anew(model):
         fit_parts(model, batch)
@@ -134,15 +134,16 @@ def _second_opinion(
     workflow: Workflow,
     model: LlamaRecLKGForRanking,
     processor: LlamaRecLKGProcessor,
-    held_out: Sequence[RankingExample],
+    lists: TrainingLists,
     examples: list[RankingExample],
 ) -> np.ndarray:
-    """Scores with a second seed of the retriever in the language model's place, weighed as that was on the same lists.
-    Any second opinion helps, since the candidates were chosen by the first one's noise."""
+    """Scores with a second seed of the retriever in the language model's place, weighed as that was, on all unseen
+    lists. Any second opinion helps, since the candidates were chosen by the first one's noise."""
     without_held_out, whole = workflow.second_retrievers()
     with _weighed_anew(model):
-        said = torch.from_numpy(_scores_of(without_held_out, held_out))
-        fit_parts(model, heads_batch(processor, held_out, progress=False), said)
+        parts = [(without_held_out, lists.held_out), (whole, lists.validation)]
+        said = [torch.from_numpy(_scores_of(retriever, found)) for retriever, found in parts if found]
+        fit_parts(model, heads_batch(processor, lists.unseen, progress=False), torch.cat(said))
         said = _scores_of(whole, examples)
         return ranker_scores(model, processor, examples, lm_scores=said, progress=False)
 

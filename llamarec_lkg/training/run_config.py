@@ -65,7 +65,7 @@ class ExamplesSection:
     pool_share: float = 0.3  # ... in this share of the lists, and where the target is not among the very best
     max_train: int | None = None  # lists that train the language model; the warm-ups have more
     max_validation: int | None = None
-    max_held_out: int | None = 1000  # lists of one fold's users that the language model is weighed on
+    max_weighed: int | None = 1000  # lists that train nothing else, by which the language model is weighed
 
     def __post_init__(self) -> None:
         if self.negatives not in ("retrieved", "uniform") or self.folds < 1:

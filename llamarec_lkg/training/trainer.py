@@ -221,7 +221,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
         return fit_readout(self.model, self.processing_class, lists, progress=progress, **how)
 
     def fit_parts(
-        self, held_out: Sequence[RankingExample], read: Sequence[RankingExample] | None = None
+        self, unseen: Sequence[RankingExample], read: Sequence[RankingExample] | None = None
     ) -> dict[str, list[float]]:
         """Fit what the parts of a score weigh; arguments and result as of `warm_up.weigh_parts`.
 
@@ -234,10 +234,10 @@ class LlamaRecLKGTrainer(PushingTrainer):
                 "`LlamaRecLKGForRanking.from_pretrained` gives (`training.warm_up.weigh_parts`)."
             )
         if self.model.config.use_popularity:
-            _check_popularity(held_out, self.processing_class)
+            _check_popularity(unseen, self.processing_class)
         self.model.to(self.args.device)
         how = {"batch_size": self.args.per_device_eval_batch_size, "progress": not self.args.disable_tqdm}
-        return weigh_parts(self.model, self.processing_class, held_out, read, **how)
+        return weigh_parts(self.model, self.processing_class, unseen, read, **how)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As upstream, but preferences and fusion form a group with a learning rate of their own, and so do LoRA's B

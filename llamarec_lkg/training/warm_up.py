@@ -231,8 +231,8 @@ def fit_parts(
     evidence is weighed as a whole: relations compare as without it.
 
     Args:
-        batch: from `heads_batch`, of lists of users whose lists trained nothing else: what has been learned by heart
-            deserves less weight on other lists.
+        batch: from `heads_batch`, of lists that trained nothing else: what has been learned by heart deserves less
+            weight on other lists.
         lm_scores (N, C): what the language model says of them.
 
     Returns:
@@ -274,7 +274,7 @@ def fit_parts(
 def weigh_parts(
     model: LlamaRecLKGForRanking,
     processor: LlamaRecLKGProcessor,
-    held_out: Sequence[RankingExample],
+    unseen: Sequence[RankingExample],
     read: Sequence[RankingExample] | None = None,
     *,
     batch_size: int = 16,
@@ -283,18 +283,19 @@ def weigh_parts(
     """`fit_parts` for both cases, without the language model and beside it.
 
     Args:
-        held_out: lists of users in none of the training lists, in the order of retrieval.
+        unseen: lists that trained nothing else, in the order of retrieval: of users in none of the training lists, or
+            of validation targets.
         read: those of them that the language model reads, which takes long; by default all. The weights beside it are
-            fitted on these, and those without it on all `held_out`.
+            fitted on these, and those without it on all `unseen`.
         batch_size: lists that the language model reads at once.
 
     Returns:
         the weights, by name.
     """
-    told = fit_parts(model, heads_batch(processor, held_out, progress=False))
+    told = fit_parts(model, heads_batch(processor, unseen, progress=False))
     if not model.config.use_language_model:
         return told
-    read = held_out if read is None else read
+    read = unseen if read is None else read
     options = {"batch_size": batch_size, "description": "weigh the language model", "progress": progress}
     said = torch.from_numpy(ranker_scores(model, processor, read, part="language model", **options))
     return fit_parts(model, heads_batch(processor, read, progress=False), said)

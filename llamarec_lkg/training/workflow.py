@@ -23,7 +23,7 @@ from ..ranking.backbones import resolve_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..retrieval.base import log_popularity
-from ..retrieval.candidates import evaluation_examples
+from ..retrieval.candidates import evaluation_examples, with_features
 from ..retrieval.fused import CandidateWeights
 from ..utils.errors import LKGError
 from ..utils.files import atomic_folder, write_json
@@ -40,8 +40,8 @@ from .training_args import LlamaRecLKGTrainingArguments
 from .warm_up import weigh_parts
 
 
-MODEL_VERSION = 9  # goes up when the same settings make another model; older runs are then made anew
-REPORT_VERSION = 6  # goes up when the same settings make other rows; older reports are then made anew
+MODEL_VERSION = 10  # goes up when the same settings make another model; older runs are then made anew
+REPORT_VERSION = 7  # goes up when the same settings make other rows; older reports are then made anew
 # training arguments that change what is shown, not what is learned
 COSMETIC_ARGUMENTS = ("disable_tqdm", "logging_steps", "report_to", "per_device_eval_batch_size")
 
@@ -58,6 +58,7 @@ class Workflow(FirstStages):
     def __init__(self, config: RunConfig, *, progress: bool = True, retrievers: Path | None = None):
         super().__init__(config, progress=progress, retrievers=retrievers)
         self._lists: tuple[TrainingLists, CandidateWeights | None, list[float]] | None = None
+        self._found: dict[str, list[RankingExample]] = {}
 
     def run(self) -> Report:
         """All stages."""
@@ -80,15 +81,24 @@ class Workflow(FirstStages):
                 log_counts = log_popularity(data.dataset.training_counts())
                 folds = [FoldParts(None, self.train_retriever(), data.graph, log_counts)]
             lists = make_lists(data.dataset, folds, processor, section, seed=seed, progress=self.progress)
+            if lists.held_out:
+                lists = replace(lists, validation=self._validation_lists(processor))
             self._say(f"    {lists.describe()}")
         self._lists = lists, processor.candidate_weights, processor.evidence_scale
         return lists
 
+    def _validation_lists(self, processor: LlamaRecLKGProcessor) -> list[RankingExample]:
+        found = [example for example in self.lists(processor, "validation") if example.label >= 0]
+        features = {"log_counts": processor.log_counts, "recent_half_life": processor.recent_half_life}
+        return with_features(found, processor.evidence_index, **features, progress=self.progress)
+
     def lists(self, processor: LlamaRecLKGProcessor, split: str) -> list[RankingExample]:
         """The candidates found for every target of a split, in their order."""
-        retriever, settings = processor.fused_retriever(self.train_retriever()), {"progress": self.progress}
-        settings["num_candidates"] = processor.num_candidates
-        return evaluation_examples(self.prepare().dataset, retriever, split, **settings)
+        if split not in self._found:
+            retriever, settings = processor.fused_retriever(self.train_retriever()), {"progress": self.progress}
+            settings["num_candidates"] = processor.num_candidates
+            self._found[split] = evaluation_examples(self.prepare().dataset, retriever, split, **settings)
+        return self._found[split]
 
     def _ranker_key(self, config: RunConfig | None = None) -> str:
         sections = (config or self.config).to_mapping()
@@ -133,10 +143,10 @@ class Workflow(FirstStages):
                     "Nothing of this ranker would be trained. Without model.use_language_model it needs "
                     "model.use_evidence_fusion or model.use_retrieval_scores, and training.heads_warm_up_epochs."
                 )
-            read = sampled(lists.held_out, section.max_held_out, args.seed)
+            read = sampled(lists.unseen, section.max_weighed, args.seed)
             sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
             if read and not sharded:
-                trainer.fit_parts(lists.held_out, read)
+                trainer.fit_parts(lists.unseen, read)
             if self.state.is_main_process:  # while the new model is written, nothing must pass for a finished one
                 for name in (STAGE_FILE, REPORT_FILE, "report.md", "report.png"):
                     (self.folder / name).unlink(missing_ok=True)
@@ -145,7 +155,7 @@ class Workflow(FirstStages):
             self.state.wait_for_everyone()
             if read and sharded:  # no part of a model in shards can be read by itself
                 whole = self.load_model()
-                weigh_parts(whole, processor, lists.held_out, read, progress=self.progress)
+                weigh_parts(whole, processor, lists.unseen, read, progress=self.progress)
                 if self.state.is_main_process:
                     whole.save_pretrained(self.folder)
             if self.state.is_main_process:

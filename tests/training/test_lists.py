@@ -83,7 +83,7 @@ def test_one_folds_users_are_in_no_list_that_the_language_model_learns_from(worl
     assert {folds[example.user] for example in lists.held_out} == {HELD_OUT_FOLD}
     assert {folds[example.user] for example in lists.best} == {0, 1, 2}
     assert [example for example in lists.best if folds[example.user] == HELD_OUT_FOLD] == lists.held_out
-    assert f"{len(lists.held_out)} of other users" in lists.describe()
+    assert f"{len(lists.held_out)} others to weigh the parts by" in lists.describe()
 
 
 def test_the_best_lists_are_the_best_of_the_fused_candidates_in_their_order(world):

@@ -144,12 +144,12 @@ def test_a_second_opinion_leaves_the_model_as_it_was_also_after_an_error(run, mo
     model, processor = flow.load_model(), LlamaRecLKGProcessor.from_pretrained(flow.folder)
     lists, examples = flow.training_lists(processor), flow.lists(processor, "test")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    scores = report_rows._second_opinion(flow, model, processor, lists.held_out, examples)
+    scores = report_rows._second_opinion(flow, model, processor, lists, examples)
     assert np.isfinite(scores[[example.label >= 0 for example in examples]]).any()
     assert not np.allclose(scores, ranker_scores(model, processor, examples, progress=False), equal_nan=True)
     monkeypatch.setattr(report_rows, "ranker_scores", Mock(side_effect=ZeroDivisionError))
     with pytest.raises(ZeroDivisionError):
-        report_rows._second_opinion(flow, model, processor, lists.held_out, examples)
+        report_rows._second_opinion(flow, model, processor, lists, examples)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     whole, aside = flow.second_retrievers()[1], flow.second_retrievers()[0]
     first = flow.train_retriever().score([np.array([1, 2])])
