@@ -267,7 +267,7 @@ def fit_parts(
         weights = fusion.weights(lm_scores is not None)
         for name, values in zip(columns, found.split([one.shape[-1] for one in columns.values()]), strict=True):
             as_a_whole = name == "recent_weight" and lm_scores is not None
-            getattr(weights, name).copy_(values * fusion.alone.recent_weight if as_a_whole else values)
+            getattr(weights, name).copy_(values * fusion.alone.recent_weight.cpu() if as_a_whole else values)
     return {name: value.tolist() for name, value in fusion.state_dict().items()}
 
 

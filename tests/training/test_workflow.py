@@ -123,6 +123,11 @@ def test_the_lists_of_a_fold_come_from_a_retriever_and_co_ratings_that_never_saw
         np.testing.assert_array_equal(part.fold_of_user, folds)
         counts = dataset.without_users(np.flatnonzero(folds == fold)).training_counts()
         np.testing.assert_allclose(part.log_counts, log_popularity(counts))
+    found = [example for example in flow.lists(flow.build_processor(), "validation") if example.label >= 0]
+    assert lists.unseen == [*lists.held_out, *lists.validation] and len(lists.validation) == len(found) > 0
+    for example, read in zip(found, lists.validation, strict=True):
+        np.testing.assert_array_equal(example.candidates, read.candidates)
+        np.testing.assert_allclose(read.popularity, log_popularity(dataset.training_counts())[read.candidates])
     again = workflow(run, output_dir=str(tmp_path), examples__folds=3)
     monkeypatch.setattr(
         first_stages, "train_retriever", lambda *args, **kwargs: pytest.fail("each is a finished stage")
