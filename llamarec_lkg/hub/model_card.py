@@ -100,7 +100,6 @@ class ModelCard:
             "optimiser steps": trainer.state.global_step or None,
             "training lists": None if trainer.train_dataset is None else len(trainer.train_dataset),
             "warm-up of preferences and fusion (epochs)": args.heads_warm_up_epochs or None,
-            "warm-up of the readout (lists)": args.readout_warm_up_lists if trainer.model.readout else None,
             "trained weights": f"{sum(p.numel() for p in trainer.model.parameters() if p.requires_grad):,}",
             "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
             "quantization": _quantization(trainer.model.language_model),

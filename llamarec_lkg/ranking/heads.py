@@ -78,8 +78,7 @@ class UserPreferenceModule(nn.Module):
 
 
 class CandidateReadout(nn.Module):
-    """Scores of candidates from the language model's states: k(candidate) . q(prefix) / sqrt(size) + f(candidate),
-    each of a projection of the state, which `whiten` fits.
+    """Scores of candidates from the language model's states: k(candidate) . q(prefix) / sqrt(size) + f(candidate).
 
     The layers that a score passes last are zero at the start, k and the last one of f: a ranker that has learned
     nothing from its language model says what its other parts say, exactly. All in float32.
@@ -92,52 +91,18 @@ class CandidateReadout(nn.Module):
         super().__init__()
         self.size = min(128, width)
         self.norm = nn.LayerNorm(width)
-        self.prefix_in = nn.Linear(width, self.size)
-        self.candidate_in = nn.Linear(width, self.size)
-        self.query = nn.Linear(self.size, self.size)
-        self.key = nn.Linear(self.size, self.size)
-        self.hidden = nn.Linear(self.size, self.size)
+        self.query = nn.Linear(width, self.size)
+        self.key = nn.Linear(width, self.size)
+        self.hidden = nn.Linear(width, self.size)
         self.out = nn.Linear(self.size, 1, bias=False)
         for weight in (*self.key.parameters(), self.out.weight):
             nn.init.zeros_(weight)
 
-    @property
-    def is_new(self) -> bool:
-        """Whether it has learned nothing yet."""
-        return not (self.key.weight.any() or self.out.weight.any())
-
     def forward(self, prefix: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """States at the end of the prefix (B, D) and of each candidate (B, C, D) -> scores (B, C)."""
-        prefix = self.prefix_in(self.norm(prefix.float()))
-        candidates = self.candidate_in(self.norm(candidates.float()))
+        prefix, candidates = self.norm(prefix.float()), self.norm(candidates.float())
         fit = (self.key(candidates) * self.query(prefix)[:, None]).sum(-1) / self.size**0.5
         return fit + self.out(F.gelu(self.hidden(candidates)))[..., 0]
-
-    @torch.no_grad()
-    def whiten(self, prefixes: torch.Tensor, candidates: torch.Tensor) -> None:
-        """Let the projections see what tells states apart, (N, D) of prefixes and (M, D) of candidates: less their
-        mean, along their leading directions, all of one spread. States of a language model are much alike; what they
-        differ in is a small part of them, and the gradient through it as small."""
-        for layer, states in ((self.prefix_in, prefixes), (self.candidate_in, candidates)):
-            mean, covariance, count = self._moments(states)
-            spreads, directions = torch.linalg.eigh(covariance)
-            # few states span few directions: a share of all variance, less the more there are, keeps the others small
-            spreads, directions = spreads[-self.size :].clamp(min=0), directions[:, -self.size :]
-            weight = (directions / (spreads + covariance.trace() / count + 1e-9).sqrt()).T
-            layer.weight.copy_(weight)
-            layer.bias.copy_(-weight @ mean)
-
-    def _moments(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Mean (D,) and covariance (D, D) of states (N, D) behind the norm, on the CPU, and of how many, less those
-        that are not finite; in blocks, for wide states are gigabytes."""
-        total, second, count = torch.zeros(states.shape[1], dtype=torch.float64), 0.0, 0
-        for block in states.split(4096):
-            block = self.norm(block.to(self.norm.weight)).cpu()
-            block = block[block.isfinite().all(1)]
-            total, second, count = total + block.sum(0), second + block.T @ block, count + len(block)
-        count = max(1, count)
-        mean = total / count
-        return mean.float(), (second / count - mean[:, None] * mean).float(), count
 
 
 class PartWeights(nn.Module):

@@ -28,7 +28,7 @@ from ..utils.errors import LKGError
 from ..utils.files import atomic_file
 from .hub_trainer import PushingTrainer, check_push
 from .training_args import LlamaRecLKGTrainingArguments
-from .warm_up import fit_heads, fit_readout, heads_batch, weigh_parts
+from .warm_up import fit_heads, heads_batch, weigh_parts
 
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
             model.enable_input_require_grads()
         if args.push_to_hub:
             check_push(args, model)
-        self._heads_are_warm = self._readout_is_warm = False
+        self._heads_are_warm = False
         self._missed = 0
         self._retriever_ranks = np.zeros(0, dtype=np.int64)
         # lists are padded to one width, so that batches of several processes can be gathered
@@ -167,9 +167,6 @@ class LlamaRecLKGTrainer(PushingTrainer):
                 logger.warning(
                     "Preferences and fusion are trained already (`config.heads_trained`): their warm-up is left out."
                 )
-        readout = self.model.readout
-        if not (resume_from_checkpoint or self._readout_is_warm or readout is None) and readout.is_new:
-            self.warm_up_readout()
         config.heads_trained = True  # they are trained on from here, and so is every checkpoint
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.create_model_card()
@@ -194,31 +191,6 @@ class LlamaRecLKGTrainer(PushingTrainer):
         )
         self.model.config.heads_trained |= bool(log)
         return log
-
-    def warm_up_readout(self) -> list[dict[str, float]]:
-        """Fit what reads the language model's states on some of the training lists, the language model as it is; see
-        `warm_up.fit_readout`. Left out, with a warning, where the model will be in shards, none of which holds a whole
-        language model, and where one in 4 bits is on a CPU: upstream packs it when it is first read, and passes no
-        gradient then."""
-        self._readout_is_warm = True
-        args, count = self.args, self.args.readout_warm_up_lists
-        packed = args.device.type == "cpu" and getattr(self.model.language_model, "is_quantized", False)
-        if not count:
-            return []
-        if packed or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            logger.warning(
-                "The readout's warm-up is left out: the language model is %s. It will learn later, and perhaps not at "
-                "all: train for longer, or train without shards (DDP).",
-                "in 4 bits on a CPU" if packed else "in shards",
-            )
-            return []
-        self.model.to(args.device)
-        lists = self.train_dataset
-        if len(lists) > count:
-            lists = [lists[row] for row in np.random.default_rng(args.seed).choice(len(lists), count, replace=False)]
-        how = {"read_at_once": args.per_device_eval_batch_size, "seed": args.seed}
-        progress = self.is_world_process_zero() and not args.disable_tqdm
-        return fit_readout(self.model, self.processing_class, lists, progress=progress, **how)
 
     def fit_parts(
         self, unseen: Sequence[RankingExample], read: Sequence[RankingExample] | None = None

@@ -36,13 +36,6 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
     heads_weight_decay: float = field(
         default=0.3, metadata={"help": "Of that warm-up: strong, because lists are few and alike."}
     )
-    readout_warm_up_lists: int = field(
-        default=1000,
-        metadata={
-            "help": "Lists that the language model reads before it is trained, for what reads its states to learn "
-            "first; 0 for none."
-        },
-    )
     early_stopping_patience: int = field(
         default=3, metadata={"help": "With load_best_model_at_end: evaluations without a better one; 0 never stops."}
     )

@@ -1,22 +1,19 @@
 """What learns before the language model does, and after it.
 
-Preferences and fusion learn without it: retriever and evidence alone are a ranker already. What reads its states
-learns from those that it has untrained. Neither features nor these states change, so they are computed once; an epoch
-is then a few small matrix products. At the end the parts of the score are weighed.
+Preferences and fusion learn without it: retriever and evidence alone are a ranker already. Features do not change, so
+they are computed once; an epoch is then a few small matrix products. At the end the parts of the score are weighed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm, trange
+from tqdm.auto import trange
 
 from ..data.schema import RankingExample
 from ..ranking.heads import ScoreFusion, evaluating, less_mean
@@ -79,147 +76,34 @@ def fit_heads(
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     generator = torch.Generator().manual_seed(seed)
-
-    def epoch() -> float:
-        model.preference.train()
-        total = 0.0
-        for rows in torch.randperm(len(train["labels"]), generator=generator).split(batch_size):
-            batch = {name: value[rows.to(device)] for name, value in train.items()}
-            loss = model(**batch).loss
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total += float(loss.detach()) * len(rows)
-        schedule.step()
-        return total / len(train["labels"])
-
+    log: list[dict[str, float]] = []
     with evaluating(model), without_language_model(model), torch.random.fork_rng():
         torch.manual_seed(seed)  # of dropout: the same on every process, so that their weights stay equal
-        how = {"epochs": epochs, "patience": patience, "progress": progress}
-        best, log = _best_epoch("preferences", epoch, partial(_loss, model, validation), model.own_state_dict, **how)
+        best_loss, best, best_epoch = _loss(model, validation), deepcopy(model.own_state_dict()), 0
+        bar = trange(1, epochs + 1, desc="fit preferences", unit="epoch", disable=not progress)
+        for epoch in bar:
+            model.preference.train()
+            total = 0.0
+            for rows in torch.randperm(len(train["labels"]), generator=generator).split(batch_size):
+                batch = {name: value[rows.to(device)] for name, value in train.items()}
+                loss = model(**batch).loss
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                total += float(loss.detach()) * len(rows)
+            schedule.step()
+            log.append({"epoch": epoch, "loss": total / len(train["labels"]), "eval_loss": _loss(model, validation)})
+            bar.set_postfix({"loss": f"{log[-1]['loss']:.4f}", "eval_loss": f"{log[-1]['eval_loss']:.4f}"})
+            if log[-1]["eval_loss"] < best_loss:
+                best_loss, best, best_epoch = log[-1]["eval_loss"], deepcopy(model.own_state_dict()), epoch
+            elif epoch - best_epoch >= patience:
+                break
         optimizer.zero_grad(set_to_none=True)
     alone.requires_grad_(False)
     model.load_state_dict(best, strict=False)
     model.fusion.load_state_dict(alone.state_dict(), strict=False)
+    logger.info("Preferences and fusion alone: validation loss %.4f (epoch %d).", best_loss, best_epoch)
     return log
-
-
-def _best_epoch(
-    what: str,
-    train: Callable[[], float],
-    evaluate: Callable[[], float],
-    state: Callable[[], dict[str, torch.Tensor]],
-    *,
-    epochs: int,
-    patience: int,
-    progress: bool,
-) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """Call `train` for each epoch, until `evaluate` has not been lower for `patience` of them. Returns the `state` in
-    which it was lowest, that before the first among them, and a record of each epoch."""
-    best_loss, best, best_epoch, log = evaluate(), deepcopy(state()), 0, []
-    bar = trange(1, epochs + 1, desc=f"fit {what}", unit="epoch", disable=not progress)
-    for epoch in bar:
-        log.append({"epoch": epoch, "loss": train(), "eval_loss": evaluate()})
-        bar.set_postfix({name: f"{log[-1][name]:.4f}" for name in ("loss", "eval_loss")})
-        if log[-1]["eval_loss"] < best_loss:
-            best_loss, best, best_epoch = log[-1]["eval_loss"], deepcopy(state()), epoch
-        elif epoch - best_epoch >= patience:
-            break
-    logger.info("Fitting %s: validation loss %.4f (epoch %d).", what, best_loss, best_epoch)
-    return best, log
-
-
-def fit_readout(
-    model: LlamaRecLKGForRanking,
-    processor: LlamaRecLKGProcessor,
-    examples: Sequence[RankingExample],
-    *,
-    read_at_once: int = 16,
-    epochs: int = 10,
-    batch_size: int = 8,
-    learning_rate: float = 5e-4,
-    patience: int = 2,
-    seed: int = 42,
-    progress: bool = True,
-) -> list[dict[str, float]]:
-    """Train what reads the language model's states, the language model as it is; keep the best epoch by the loss on
-    lists of a fifth of the users, where the state before the first epoch competes.
-
-    The language model reads each list once. A readout that has learned nothing passes it hardly a gradient, so that it
-    would begin to learn late, or not at all. Under `accelerate launch` every process does all of this.
-
-    Args:
-        examples: lists with their target among the candidates.
-        read_at_once: lists that the language model reads at once.
-
-    Returns:
-        one record an epoch, `{"epoch", "loss", "eval_loss"}`; none where all lists are of one user.
-    """
-    readout, generator = model.readout, torch.Generator().manual_seed(seed)
-    parameters = [weight for weight in readout.parameters() if weight.requires_grad]
-    lists = sorted(examples, key=lambda example: len(example.history))  # short with short: less padding
-    users = np.array([example.user for example in lists])
-    distinct = np.unique(users)
-    order = torch.randperm(len(distinct), generator=generator).numpy()
-    aside = torch.from_numpy(np.isin(users, distinct[order[: max(1, len(distinct) // 5)]]))
-    if len(distinct) < 2 or not parameters:
-        return []
-    prefixes, candidates, mask, labels = _states(model, processor, lists, read_at_once, progress)
-    device = readout.out.weight.device
-    readout.whiten(prefixes, candidates[mask])
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
-    train_rows, validation_rows = (part.nonzero()[:, 0] for part in (~aside, aside))
-
-    def loss(rows: torch.Tensor) -> torch.Tensor:
-        given = (values[rows].to(device) for values in (prefixes, candidates))
-        scores = readout(*given).masked_fill(~mask[rows].to(device), -torch.inf)
-        return F.cross_entropy(scores, labels[rows].to(device), reduction="sum")
-
-    def epoch() -> float:
-        total = 0.0
-        for rows in train_rows[torch.randperm(len(train_rows), generator=generator)].split(batch_size):
-            now = loss(rows)
-            optimizer.zero_grad(set_to_none=True)
-            (now / len(rows)).backward()
-            optimizer.step()
-            total += float(now.detach())
-        return total / len(train_rows)
-
-    @torch.no_grad()
-    def evaluate() -> float:
-        return sum(float(loss(rows)) for rows in validation_rows.split(256)) / len(validation_rows)
-
-    how = {"epochs": epochs, "patience": patience, "progress": progress}
-    best, log = _best_epoch("readout", epoch, evaluate, readout.state_dict, **how)
-    optimizer.zero_grad(set_to_none=True)
-    readout.load_state_dict(best)
-    return log
-
-
-def _states(
-    model: LlamaRecLKGForRanking,
-    processor: LlamaRecLKGProcessor,
-    lists: Sequence[RankingExample],
-    batch_size: int,
-    progress: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the readout is given for each list: states at the end of the prefix (N, D) and of each candidate (N, C, D);
-    where there is one (N, C), and which is the target (N,). On the CPU."""
-    width, found, calls = longest(lists), [], []
-    hook = model.readout.register_forward_hook(lambda module, given, scores: calls.append(given))
-    try:
-        with tqdm(total=len(lists), desc="read for the readout", unit="list", disable=not progress) as bar:
-            for start in range(0, len(lists), batch_size):
-                batch = processor(lists[start : start + batch_size], pad_to_candidates=width)
-                calls.clear()
-                model.language_model_scores(batch)
-                # a list may be read in several passes, each for some of its candidates
-                candidates = torch.cat([states for _, states in calls], dim=1)
-                found.append((calls[0][0].cpu(), candidates.cpu(), batch["candidate_mask"], batch["labels"]))
-                bar.update(len(batch["labels"]))
-    finally:
-        hook.remove()
-    return tuple(torch.cat(part) for part in zip(*found, strict=True))
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ from .training_args import LlamaRecLKGTrainingArguments
 from .warm_up import weigh_parts
 
 
-MODEL_VERSION = 10  # goes up when the same settings make another model; older runs are then made anew
+MODEL_VERSION = 11  # goes up when the same settings make another model; older runs are then made anew
 REPORT_VERSION = 7  # goes up when the same settings make other rows; older reports are then made anew
 # training arguments that change what is shown, not what is learned
 COSMETIC_ARGUMENTS = ("disable_tqdm", "logging_steps", "report_to", "per_device_eval_batch_size")
@@ -131,8 +131,6 @@ class Workflow(FirstStages):
             trainer = LlamaRecLKGTrainer(model, args, lists.train, validation, processor, peft_config=adapter)
             if args.heads_warm_up_epochs and not resume:
                 trainer.warm_up_heads()  # on all lists, before the sample for the language model is drawn
-            if model.readout is not None and not resume:
-                trainer.warm_up_readout()
             section = self.config.examples
             trainer.train_dataset = sampled(trainer.train_dataset, section.max_train, args.seed)
             trainer.eval_dataset = sampled(trainer.eval_dataset, section.max_validation, args.seed)

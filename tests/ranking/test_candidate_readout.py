@@ -194,9 +194,8 @@ def test_the_head_is_what_its_docstring_says():
     for weight in head.parameters():
         torch.nn.init.normal_(weight)
     prefix, candidates = torch.randn(2, 160), torch.randn(2, 3, 160)
-    seen = head.candidate_in(head.norm(candidates))
-    q, k = head.query(head.prefix_in(head.norm(prefix))), head.key(seen)
-    own = head.out(torch.nn.functional.gelu(head.hidden(seen)))[..., 0]
+    q, k = head.query(head.norm(prefix)), head.key(head.norm(candidates))
+    own = head.out(torch.nn.functional.gelu(head.hidden(head.norm(candidates))))[..., 0]
     expected = torch.einsum("bd,bcd->bc", q, k) / 128**0.5 + own
     torch.testing.assert_close(head(prefix, candidates), expected, rtol=1e-4, atol=1e-2)
     assert head(prefix.bfloat16(), candidates.bfloat16()).dtype == torch.float32

@@ -82,7 +82,6 @@ def small(world, tmp_path, name):
         "training.per_device_train_batch_size=2",
         "training.gradient_accumulation_steps=1",
         "training.heads_warm_up_epochs=1",
-        "training.readout_warm_up_lists=6",
         "training.eval_steps=1",
         "training.save_steps=1",
         "training.warmup_steps=0",
@@ -232,7 +231,6 @@ def launched(world):
         (folder / "probe.py").write_text(PROBE)
         run = settings(world, max_steps=2, use_cpu=on_cpu, num_train_epochs=2, learning_rate=1e-2, warmup_steps=0)
         run["backbone"] |= {"model_name_or_path": str(world / "smollm2"), "lora_dropout": 0.0}
-        run["training"]["readout_warm_up_lists"] = 0  # shards have none
         run["model"] = {"user_dropout": 0.0, "preference_dropout": 0.0}
         run["output_dir"] = str(folder / "run")
         run["evaluation"] = {"resamples": 20, "second_seed": False, "controls": []}

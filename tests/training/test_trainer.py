@@ -35,7 +35,6 @@ def arguments(folder, **settings):
         "per_device_train_batch_size": 4,
         "num_train_epochs": 2,
         "heads_warm_up_epochs": 0,
-        "readout_warm_up_lists": 0,
         "use_cpu": True,
         "disable_tqdm": True,
         "logging_steps": 1,
