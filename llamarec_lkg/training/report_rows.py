@@ -141,10 +141,10 @@ def _second_opinion(
     lists. Any second opinion helps, since the candidates were chosen by the first one's noise."""
     without_held_out, whole = workflow.second_retrievers()
     with _weighed_anew(model):
-        parts = [(without_held_out, lists.held_out), (whole, lists.validation)]
-        said = [torch.from_numpy(_scores_of(retriever, found)) for retriever, found in parts if found]
-        fit_parts(model, heads_batch(processor, lists.unseen, progress=False), torch.cat(said))
-        said = _scores_of(whole, examples)
+        width, parts = longest(lists.unseen), [(without_held_out, lists.held_out), (whole, lists.validation)]
+        said = np.concatenate([_scores_of(retriever, found, width) for retriever, found in parts])
+        fit_parts(model, heads_batch(processor, lists.unseen, progress=False), torch.from_numpy(said))
+        said = _scores_of(whole, examples, longest(examples))
         return ranker_scores(model, processor, examples, lm_scores=said, progress=False)
 
 
@@ -158,9 +158,9 @@ def _weighed_anew(model: LlamaRecLKGForRanking) -> Iterator[None]:
         model.fusion.load_state_dict(fitted)
 
 
-def _scores_of(retriever: Retriever, examples: Sequence[RankingExample]) -> np.ndarray:
-    """A retriever's scores of the candidates of lists, as wide as `ranker_scores` of them, 0 where there is none."""
-    scores = np.zeros((len(examples), longest(examples)), dtype=np.float32)
+def _scores_of(retriever: Retriever, examples: Sequence[RankingExample], width: int) -> np.ndarray:
+    """A retriever's scores of the candidates of lists, (N, width), 0 where there is none."""
+    scores = np.zeros((len(examples), width), dtype=np.float32)
     for start in range(0, len(examples), 512):
         block = examples[start : start + 512]
         found = retriever.score([example.history for example in block])

@@ -93,7 +93,7 @@ class Workflow(FirstStages):
         return with_features(found, processor.evidence_index, **features, progress=self.progress)
 
     def lists(self, processor: LlamaRecLKGProcessor, split: str) -> list[RankingExample]:
-        """The candidates found for every target of a split, in their order."""
+        """The candidates found for every target of a split, in their order; made once a run."""
         if split not in self._found:
             retriever, settings = processor.fused_retriever(self.train_retriever()), {"progress": self.progress}
             settings["num_candidates"] = processor.num_candidates
