@@ -137,6 +137,41 @@ def drawn_lists(
     return lists
 
 
+def with_easy_lists(examples: Sequence[RankingExample], share: float, *, seed: int = 42) -> list[RankingExample]:
+    """The same lists, but in a share of them the other candidates are the targets of other lists.
+
+    Such a list only asks which item fits this history, and nothing but the language model answers: retrieval scores,
+    evidence and popularity are 0 in it. Its negatives are as popular as targets are, so that popularity gives nothing
+    away. What the retriever finds is so alike that a language model which sees nothing else may never begin to learn.
+
+    Args:
+        examples: lists whose target is among their candidates.
+        share: from 0 to 1.
+
+    Returns:
+        the lists in their order; an easy one has fewer candidates where there are not so many other targets.
+    """
+    generator, lists = np.random.default_rng(seed), []
+    targets = np.array([example.candidates[example.label] for example in examples])
+    for example, easy in zip(examples, generator.random(len(examples)) < share, strict=True):
+        count, target = len(example.candidates) - 1, example.candidates[example.label]
+        drawn = targets[generator.integers(len(targets), size=4 * count)]
+        drawn = drawn[~np.isin(drawn, [*example.history, target])]
+        others = drawn[np.sort(np.unique(drawn, return_index=True)[1])[:count]]
+        lists.append(_silent(example, others, generator) if easy and len(others) else example)
+    return lists
+
+
+def _silent(example: RankingExample, others: np.ndarray, generator: np.random.Generator) -> RankingExample:
+    """The target among others, in random order, of which nothing is known."""
+    order = generator.permutation(len(others) + 1)
+    candidates = np.append(others, example.candidates[example.label])[order]
+    names = ("retrieval_scores", "evidence", "recent_evidence", "popularity")
+    known = {name: getattr(example, name) for name in names if getattr(example, name) is not None}
+    silent = {name: np.zeros((len(order), *values.shape[1:]), values.dtype) for name, values in known.items()}
+    return replace(example, candidates=candidates, label=int(order.argmax()), **silent)
+
+
 def evidence_scale(
     examples: Sequence[RankingExample],
     indexes: EvidenceIndex | Sequence[EvidenceIndex],

@@ -64,6 +64,7 @@ class ExamplesSection:
     pool: int = 60  # candidates are drawn from so many of the best ...
     pool_share: float = 0.3  # ... in this share of the lists, and where the target is not among the very best
     max_train: int | None = None  # lists that train the language model; the warm-ups have more
+    easy_share: float = 0.5  # so many of these have the targets of others in place of what was retrieved
     max_validation: int | None = None
     max_weighed: int | None = 1000  # lists that train nothing else, by which the language model is weighed
 
@@ -73,6 +74,8 @@ class ExamplesSection:
                 f"examples has negatives {self.negatives!r} and folds {self.folds}; negatives is 'retrieved' or "
                 "'uniform', folds a whole number from 1 up."
             )
+        if not 0 <= self.easy_share <= 1:
+            raise LKGError(f"examples.easy_share is {self.easy_share}; it is a share of the lists, from 0 to 1.")
 
 
 @dataclass

@@ -23,7 +23,7 @@ from ..ranking.backbones import resolve_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..retrieval.base import log_popularity
-from ..retrieval.candidates import evaluation_examples, with_features
+from ..retrieval.candidates import evaluation_examples, with_easy_lists, with_features
 from ..retrieval.fused import CandidateWeights
 from ..utils.errors import LKGError
 from ..utils.files import atomic_folder, write_json
@@ -40,7 +40,7 @@ from .training_args import LlamaRecLKGTrainingArguments
 from .warm_up import weigh_parts
 
 
-MODEL_VERSION = 11  # goes up when the same settings make another model; older runs are then made anew
+MODEL_VERSION = 12  # goes up when the same settings make another model; older runs are then made anew
 REPORT_VERSION = 7  # goes up when the same settings make other rows; older reports are then made anew
 # training arguments that change what is shown, not what is learned
 COSMETIC_ARGUMENTS = ("disable_tqdm", "logging_steps", "report_to", "per_device_eval_batch_size")
@@ -135,6 +135,7 @@ class Workflow(FirstStages):
             trainer.train_dataset = sampled(trainer.train_dataset, section.max_train, args.seed)
             trainer.eval_dataset = sampled(trainer.eval_dataset, section.max_validation, args.seed)
             if reads:
+                trainer.train_dataset = with_easy_lists(trainer.train_dataset, section.easy_share, seed=args.seed)
                 trainer.train(resume_from_checkpoint=checkpoint)
             elif not model.config.heads_trained:
                 raise LKGError(

@@ -18,6 +18,7 @@ from llamarec_lkg.retrieval.candidates import (
     folds_of_users,
     to_dataset,
     training_examples,
+    with_easy_lists,
     with_features,
 )
 from llamarec_lkg.utils.errors import LKGError
@@ -337,6 +338,29 @@ def test_so_many_lists_reach_into_the_pool_and_all_whose_target_is_deep(share):
         [example.candidates.tolist() for example in drawn_lists(pools[:50], 5, seed=seed)] for seed in (42, 1)
     )
     assert again == [e.candidates.tolist() for e in drawn_lists(pools[:50], 5)] != other
+
+
+def test_easy_lists_tell_the_target_from_those_of_other_lists_and_nothing_else():
+    pools = [replace(pool, history=np.array([5, 6])) for pool in map(pool_of, range(30))]
+    targets = {int(pool.candidates[pool.label]) for pool in pools}
+    for pool, easy in zip(pools, with_easy_lists(pools, 1.0), strict=True):
+        assert easy.candidates[easy.label] == pool.candidates[pool.label]
+        assert len(set(easy.candidates.tolist())) == len(easy.candidates) > 5
+        assert set(easy.candidates.tolist()) <= targets - {5, 6} | {int(pool.candidates[pool.label])}
+        for silent in (easy.retrieval_scores, easy.popularity, easy.evidence, easy.recent_evidence):
+            assert len(silent) == len(easy.candidates) and not silent.any()
+        assert easy.evidence.shape[1] == pool.evidence.shape[1]
+
+
+def test_so_many_lists_are_easy_and_the_others_stay_what_they_are():
+    pools = [pool_of(label % 30) for label in range(2000)]
+    some = with_easy_lists(pools, 0.3)
+    assert np.mean([one is not pool for one, pool in zip(some, pools, strict=True)]) == pytest.approx(0.3, abs=0.05)
+    assert with_easy_lists(pools, 0.0) == pools
+    places = [one.label / len(one.candidates) for one in with_easy_lists(pools, 1.0)]
+    assert np.mean(places) == pytest.approx(0.5, abs=0.05)  # the place says nothing about the target
+    alone = pools[:1]  # no other target
+    assert with_easy_lists(alone, 1.0) == alone
 
 
 # -- features ---------------------------------------------------------------------------------------------------------

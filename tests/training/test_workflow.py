@@ -23,6 +23,7 @@ from llamarec_lkg.retrieval.candidates import folds_of_users
 from llamarec_lkg.training import first_stages, report_rows
 from llamarec_lkg.training import workflow as workflows
 from llamarec_lkg.training.run_config import RunConfig
+from llamarec_lkg.training.trainer import LlamaRecLKGTrainer
 from llamarec_lkg.training.workflow import Workflow
 
 
@@ -248,6 +249,25 @@ def test_published_negatives_and_a_run_without_language_model(run, tmp_path):
     assert not {row["name"] for row in report.rows} & {"candidates", "stacker", "second-seed"}, "nothing out of fold"
     recommender = Recommender.from_pretrained(tmp_path / "published")
     assert recommender.recommend(["1"], k=2) and recommender.model.config.heads_trained
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_language_model_alone_learns_from_easy_lists(run, tmp_path, monkeypatch, share):
+    seen = {}
+
+    def stop(name):
+        def noted(trainer, *args, **kwargs):
+            seen[name] = [example.retrieval_scores.any() for example in trainer.train_dataset]
+            if name == "train":
+                raise KeyboardInterrupt
+
+        return noted
+
+    for name in ("warm_up_heads", "train"):
+        monkeypatch.setattr(LlamaRecLKGTrainer, name, stop(name))
+    with pytest.raises(KeyboardInterrupt):
+        workflow(run, output_dir=str(tmp_path), examples__easy_share=share).train()
+    assert all(seen["warm_up_heads"]) and np.mean(seen["train"]) == 1 - share
 
 
 def test_there_is_nobody_in_a_run_unless_asked_for(run, tmp_path):
