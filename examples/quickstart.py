@@ -20,13 +20,15 @@ from llamarec_lkg.training.workflow import Workflow
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train, evaluate and explain a ranker in minutes.")
-    parser.add_argument("--config", default="examples/configs/quickstart.yaml")
+    parser.add_argument("--config", action="append", help="give it again to lay a file over those before it")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     started = time.monotonic()
 
-    workflow = Workflow(RunConfig.from_yaml(args.config, args.overrides))  # says what it does, stage by stage
+    workflow = Workflow(
+        RunConfig.from_yaml(args.config or "examples/configs/quickstart.yaml", args.overrides)
+    )  # says what it does, stage by stage
     report = workflow.run()
     print("\n".join(table(report.rows)))
     print(verdict(report.row("ranker")))

@@ -18,7 +18,9 @@ from llamarec_lkg.training.workflow import Workflow
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train and evaluate a ranker.")
-    parser.add_argument("--config", required=True)
+    parser.add_argument(
+        "--config", action="append", required=True, help="give it again to lay a file over those before it"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

@@ -121,7 +121,11 @@ def test_expected_failures_are_one_clear_line(folder, tmp_path, capsys):
 
 
 def test_a_benchmark_is_of_all_files_and_overrides_and_prints_its_table(tmp_path, monkeypatch, capsys):
-    for name, text in (("run", "training: {seed: 1, learning_rate: 2}"), ("gpu", "training: {seed: 5}")):
+    files = {
+        "run": "{training: {seed: 1, learning_rate: 2}, benchmark: {variants: {a: {training.seed: 3}}}}",
+        "gpu": "{training: {seed: 5}, benchmark: {variants: {b: {training.seed: 4}}}}",
+    }
+    for name, text in files.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     seen = []
     report = types.SimpleNamespace(to_markdown=lambda: "# The table")
@@ -131,7 +135,7 @@ def test_a_benchmark_is_of_all_files_and_overrides_and_prints_its_table(tmp_path
     assert capsys.readouterr().out.splitlines()[0] == "# The table"
     (config,) = seen
     assert config.training == {"seed": 5, "learning_rate": 2} and config.benchmark.seeds == [1, 2]
-    assert config.output_dir == "there"
+    assert config.output_dir == "there" and set(config.benchmark.variants) == {"a", "b"}
 
 
 def test_push_hands_its_options_on(monkeypatch, capsys):

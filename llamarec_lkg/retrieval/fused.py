@@ -111,7 +111,7 @@ def fit_candidate_weights(
     (cross-entropy).
 
     Of the catalogue enter what the retriever and each kind of evidence would propose, and items drawn at random that
-    stand for all others. At most `FITTED_POSITIONS` positions are drawn by `seed`: a dozen numbers need no more.
+    stand for all others. At most `FITTED_POSITIONS` positions are drawn by `seed`: so few weights need no more.
     """
     folds, generator = list(folds), np.random.default_rng(seed)
     share = min(1.0, FITTED_POSITIONS / max(1, sum(len(fold.positions) for fold in folds)))

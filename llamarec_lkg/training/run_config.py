@@ -76,6 +76,9 @@ class ExamplesSection:
             )
         if not 0 <= self.easy_share <= 1:
             raise LKGError(f"examples.easy_share is {self.easy_share}; it is a share of the lists, from 0 to 1.")
+        for name in ("per_user", "max_train", "max_validation", "max_weighed"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise LKGError(f"examples.{name} is {count}; it is a number of lists from 1 up, null for all.")
 
 
 @dataclass
@@ -231,7 +234,7 @@ class RunConfig:
     def from_yaml(
         cls, path: str | Path | Sequence[str | Path] | None = None, overrides: Sequence[str] = ()
     ) -> RunConfig:
-        """A file or several, each of which changes settings of those before it, changed by `section.key=value`
+        """A file or several, each of which adds to and changes those before it, changed by `section.key=value`
         overrides whose values are YAML. Errors are those of `from_mapping`, and name the file or the override."""
         content: dict[str, Any] = {}
         for one in [path] if isinstance(path, str | Path) else path or ():
@@ -240,10 +243,7 @@ class RunConfig:
             except OSError as error:
                 raise LKGError(f"The configuration {one} cannot be read: {error}.") from error
             _check(read, f"the file {one}")
-            for section, given in read.items():
-                held = content.get(section)
-                together = isinstance(held, Mapping) and isinstance(given, Mapping)
-                content[section] = {**held, **given} if together else given
+            content = _merged(content, read)
         for override in overrides:
             key, separator, text = override.partition("=")
             if not separator or not key:
@@ -273,6 +273,15 @@ class RunConfig:
         if not self.adapter or not self.backbone.use_peft:
             return get_peft_config(self.backbone)
         return peft.get_peft_config({"task_type": self.backbone.lora_task_type, **self.adapter})
+
+
+def _merged(held: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`held` with what is given added, at any depth."""
+    together = {**held, **given}
+    for key, value in given.items():
+        if isinstance(value, Mapping) and isinstance(held.get(key), Mapping):
+            together[key] = _merged(held[key], value)
+    return together
 
 
 def _set(content: dict[str, Any], key: str, value: Any) -> None:

@@ -92,6 +92,8 @@ def test_an_adapter_is_any_peft_configuration():
         ({"graph": {"co_rating_min_people": 1}}, "it is 2 at least, so that no weight of a pair is one person's"),
         ({"examples": {"negatives": "retrived"}}, "negatives is 'retrieved' or 'uniform'"),
         ({"examples": {"folds": 0}}, "folds a whole number from 1 up"),
+        ({"examples": {"easy_share": 1.5}}, "easy_share is 1.5; it is a share of the lists, from 0 to 1"),
+        ({"examples": {"max_weighed": 0}}, "max_weighed is 0; it is a number of lists from 1 up, null for all"),
         ({"model": {"use_path_gate": "flase"}}, "model.use_path_gate is 'flase' in .*; it must be true or false"),
     ],
 )
