@@ -25,6 +25,10 @@ from .base import Retriever, exclude_history, top_k
 from .fused import FusedRetriever
 
 
+# what a `RankingExample` carries of each candidate
+OF_CANDIDATES = ("retrieval_scores", "evidence", "recent_evidence", "popularity")
+
+
 BLOCK = 512  # lists that are made at once
 # positions, histories, and scores of all items: the retriever's, and those that candidates are chosen by
 ScoredBlock = tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]
@@ -145,12 +149,17 @@ def with_easy_lists(examples: Sequence[RankingExample], share: float, *, seed: i
     away. What the retriever finds is so alike that a language model which sees nothing else may never begin to learn.
 
     Args:
-        examples: lists whose target is among their candidates.
+        examples: lists whose target is among their candidates, with features. Paths that the prompt shows stay.
         share: from 0 to 1.
 
     Returns:
         the lists in their order; an easy one has fewer candidates where there are not so many other targets.
+
+    Raises:
+        LKGError: a list has no features; the processor would read them of an easy list, too, and favour its target.
     """
+    if share and any(getattr(example, name) is None for example in examples for name in OF_CANDIDATES):
+        raise LKGError("Lists lack what graph and counts say of their candidates. Give them to `with_features` first.")
     generator, lists = np.random.default_rng(seed), []
     targets = np.array([example.candidates[example.label] for example in examples])
     for example, easy in zip(examples, generator.random(len(examples)) < share, strict=True):
@@ -166,8 +175,7 @@ def _silent(example: RankingExample, others: np.ndarray, generator: np.random.Ge
     """The target among others, in random order, of which nothing is known."""
     order = generator.permutation(len(others) + 1)
     candidates = np.append(others, example.candidates[example.label])[order]
-    names = ("retrieval_scores", "evidence", "recent_evidence", "popularity")
-    known = {name: getattr(example, name) for name in names if getattr(example, name) is not None}
+    known = {name: getattr(example, name) for name in OF_CANDIDATES}
     silent = {name: np.zeros((len(order), *values.shape[1:]), values.dtype) for name, values in known.items()}
     return replace(example, candidates=candidates, label=int(order.argmax()), **silent)
 
@@ -319,7 +327,7 @@ def _example(
 def _chosen(example: RankingExample, rows: np.ndarray) -> RankingExample:
     """The list of these candidates, with what it carries of them."""
     rows = rows[rows < len(example.candidates)]
-    names = ("candidates", "retrieval_scores", "evidence", "recent_evidence", "popularity")
-    carried = {name: getattr(example, name)[rows] for name in names if getattr(example, name) is not None}
+    names = [name for name in OF_CANDIDATES if getattr(example, name) is not None]
+    carried = {name: getattr(example, name)[rows] for name in ("candidates", *names)}
     place = np.flatnonzero(rows == example.label)
     return replace(example, **carried, label=int(place[0]) if len(place) else -1)

@@ -1,4 +1,4 @@
-"""The lists a ranker learns from: made and read out of fold, and parted by what they teach."""
+"""The lists a ranker learns from, out of fold, and those that its parts are weighed by."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class TrainingLists:
 
     Args:
         train: candidates in random order, some drawn from a larger pool. They teach language model and preferences.
-        best: the best candidates in the order of retrieval, as in evaluation, of all users. They teach the control
-            without a language model, `Stacker`.
+        best: the best candidates in the order of retrieval, as in evaluation, of all users. With `validation` they
+            teach the control without a language model, `Stacker`.
         held_out: of these, those of users in no list of `train`.
         validation: validation targets among the candidates that the final retriever finds, as at test time.
     """
@@ -56,8 +56,9 @@ class TrainingLists:
 
     @property
     def unseen(self) -> list[RankingExample]:
-        """Lists that train nothing else: they say what the parts of a score are worth. Held-out ones alone would
-        undervalue the retriever: theirs knows nothing of their users."""
+        """Lists that the ranker learns nothing else from (validation also chooses when to stop): they say what the
+        parts of a score are worth. Held-out ones alone would undervalue the retriever, which there knows nothing of
+        their users."""
         return [*self.held_out, *self.validation]
 
     def describe(self) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from ..utils.fingerprints import as_plain, weights_fingerprint
 from .evaluated import Evaluated
 from .lists import TrainingLists
 from .stacker import Stacker
-from .warm_up import fit_parts, heads_batch
+from .warm_up import fit_parts, heads_batch, weigh_parts
 
 
 if TYPE_CHECKING:
@@ -46,9 +47,10 @@ def evaluate_rows(workflow: Workflow, processor: LlamaRecLKGProcessor, examples:
     of these candidates: the ranker and the controls of `evaluation.controls`, the same without its language model, and
     two that have another opinion in its place: a small network (`Stacker`), and a second seed of the retriever.
 
-    Controls take one thing away from the ranker as it is. What the parts weigh is fitted anew, on the held-out lists,
-    without the language model; there without the graph, too (`no-kg`), so that this row says what is left without it;
-    and beside the second seed.
+    Controls take one thing away from the ranker as it is. What the parts weigh is fitted anew, on lists that trained
+    nothing else, without the language model; there without the graph, too (`no-kg`), so that this row says what is
+    left without it; and beside the second seed. Where validation targets are what is measured they fit nothing, also
+    not the ranker's weights.
     """
     section, dataset = workflow.config.evaluation, workflow.prepare().dataset
     found = np.array([example.label >= 0 for example in examples])
@@ -76,6 +78,12 @@ def _scored_lists(
     section, model = workflow.config.evaluation, workflow.load_model()
     score = partial(ranker_scores, batch_size=section.batch_size, progress=workflow.progress)
     quiet = partial(score, progress=False)
+    lists = None if workflow.config.examples.folds == 1 else workflow.training_lists(processor)
+    if lists and section.split == "validation":
+        lists = replace(lists, validation=[])  # they are what is measured here, and have weighed the ranker's parts
+        if lists.unseen:
+            how = {"batch_size": section.batch_size, "progress": workflow.progress}
+            weigh_parts(model, processor, lists.unseen, workflow.lists_to_weigh_by(lists), **how)
     if model.config.use_language_model:
         said = score(model, processor, examples, description=RANKER, part="language model")
         # where no path is written, the language model reads neither graph nor preferences
@@ -87,7 +95,6 @@ def _scored_lists(
             yield f"{RANKER}-{name}", control_scores(name, model, processor, examples, **how)
     else:
         yield RANKER, quiet(model, processor, examples)
-    lists = None if workflow.config.examples.folds == 1 else workflow.training_lists(processor)
     with without_language_model(model):
         yield NO_LM, quiet(model, processor, examples)
         for name in CONTROLS:
@@ -137,13 +144,15 @@ def _second_opinion(
     lists: TrainingLists,
     examples: list[RankingExample],
 ) -> np.ndarray:
-    """Scores with a second seed of the retriever in the language model's place, weighed as that was, on all unseen
+    """Scores with a second seed of the retriever in the language model's place, weighed as that was, on the same
     lists. Any second opinion helps, since the candidates were chosen by the first one's noise."""
     without_held_out, whole = workflow.second_retrievers()
     with _weighed_anew(model):
-        width, parts = longest(lists.unseen), [(without_held_out, lists.held_out), (whole, lists.validation)]
-        said = np.concatenate([_scores_of(retriever, found, width) for retriever, found in parts])
-        fit_parts(model, heads_batch(processor, lists.unseen, progress=False), torch.from_numpy(said))
+        read, held_out = workflow.lists_to_weigh_by(lists), {id(example) for example in lists.held_out}
+        aside = sum(id(example) in held_out for example in read)  # they come first
+        parts = [(without_held_out, read[:aside]), (whole, read[aside:])]
+        said = np.concatenate([_scores_of(retriever, found, longest(read)) for retriever, found in parts])
+        fit_parts(model, heads_batch(processor, read, progress=False), torch.from_numpy(said))
         said = _scores_of(whole, examples, longest(examples))
         return ranker_scores(model, processor, examples, lm_scores=said, progress=False)
 

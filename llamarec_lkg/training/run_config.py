@@ -53,8 +53,8 @@ class GraphSection:
 class ExamplesSection:
     """The training lists of a fold of users are made by a retriever and read with co-ratings that were fitted on the
     others. The users of one fold train nothing of the ranker but what its parts weigh, with the language model and
-    without it. `folds: 1` makes all lists with the one retriever and graph, as published, and fits no weights at the
-    end."""
+    without it. `folds: 1` makes all lists with the one retriever and graph, as published: none of them is an easy one,
+    and no weights are fitted at the end. Neither are they with `negatives: uniform`."""
 
     folds: int = 4
     per_user: int | None = None  # lists of each user's latest training positions; None takes all
@@ -63,7 +63,7 @@ class ExamplesSection:
     fuse_candidates: bool = True  # candidates by retriever, evidence and popularity together
     pool: int = 60  # candidates are drawn from so many of the best ...
     pool_share: float = 0.3  # ... in this share of the lists, and where the target is not among the very best
-    max_train: int | None = None  # lists that train the language model; the warm-ups have more
+    max_train: int | None = None  # lists that train the language model; the warm-up has more
     easy_share: float = 0.5  # so many of these have the targets of others in place of what was retrieved
     max_validation: int | None = None
     max_weighed: int | None = 1000  # lists that train nothing else, by which the language model is weighed
@@ -203,6 +203,8 @@ class RunConfig:
                 "are one setting, how many of each user's last items are test targets. Give evaluation.last alone."
             )
         last = asked.pop() if asked else EvaluationSection.last
+        if "output_dir" in self.training:  # another run's checkpoints could be taken for this one's
+            raise LKGError("training.output_dir cannot be set: checkpoints lie in the folder of the run, output_dir.")
         self.preprocessing = dataclasses.replace(self.preprocessing, last=last)
         self.evaluation = dataclasses.replace(self.evaluation, last=last)
 

@@ -34,7 +34,7 @@ class Stacker:
         """Fit to the least listwise cross-entropy. The epoch is chosen on the lists of a quarter of the users.
 
         Args:
-            batch: from `heads_batch`, of lists as evaluation sees them, made out of fold.
+            batch: from `heads_batch`, of lists as evaluation sees them, by retrievers that have not seen the targets.
         """
         (candidates, history), mask, labels = _features(batch), batch["candidate_mask"], batch["labels"]
         scales = [_scale(candidates[mask]), _scale(history)]

@@ -149,7 +149,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
     # -- training ---------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """As upstream, with the warm-ups before and the model card after it."""
+        """As upstream, with the warm-up before and the model card after it."""
         self.model.require_trainable_adapter()
         trained = trained_outside_adapters(self.model.language_model)
         if trained and self.model.has_adapter:

@@ -41,7 +41,7 @@ from .warm_up import weigh_parts
 
 
 MODEL_VERSION = 12  # goes up when the same settings make another model; older runs are then made anew
-REPORT_VERSION = 7  # goes up when the same settings make other rows; older reports are then made anew
+REPORT_VERSION = 8  # goes up when the same settings make other rows; older reports are then made anew
 # training arguments that change what is shown, not what is learned
 COSMETIC_ARGUMENTS = ("disable_tqdm", "logging_steps", "report_to", "per_device_eval_batch_size")
 
@@ -58,7 +58,7 @@ class Workflow(FirstStages):
     def __init__(self, config: RunConfig, *, progress: bool = True, retrievers: Path | None = None):
         super().__init__(config, progress=progress, retrievers=retrievers)
         self._lists: tuple[TrainingLists, CandidateWeights | None, list[float]] | None = None
-        self._found: dict[str, list[RankingExample]] = {}
+        self._found: dict[tuple[str, str], list[RankingExample]] = {}  # by split and what candidates are found by
 
     def run(self) -> Report:
         """All stages."""
@@ -67,8 +67,8 @@ class Workflow(FirstStages):
     # -- stages -----------------------------------------------------------------------------------------------------
 
     def training_lists(self, processor: LlamaRecLKGProcessor) -> TrainingLists:
-        """The ranker's training lists with what graph and counts say of them, made and read out of fold. Sets the
-        processor's scale of evidence, and what candidates are found by."""
+        """The ranker's training lists with what graph and counts say of them (`TrainingLists`). Sets the processor's
+        scale of evidence, and what candidates are found by."""
         if self._lists is not None:
             lists, processor.candidate_weights, scale = self._lists
             processor.set_evidence_scale(scale)
@@ -88,17 +88,23 @@ class Workflow(FirstStages):
         return lists
 
     def _validation_lists(self, processor: LlamaRecLKGProcessor) -> list[RankingExample]:
+        """With their features, which several rows need and the processor would read each time."""
         found = [example for example in self.lists(processor, "validation") if example.label >= 0]
         features = {"log_counts": processor.log_counts, "recent_half_life": processor.recent_half_life}
         return with_features(found, processor.evidence_index, **features, progress=self.progress)
 
     def lists(self, processor: LlamaRecLKGProcessor, split: str) -> list[RankingExample]:
         """The candidates found for every target of a split, in their order; made once a run."""
-        if split not in self._found:
+        key = split, repr(processor.candidate_weights)
+        if key not in self._found:
             retriever, settings = processor.fused_retriever(self.train_retriever()), {"progress": self.progress}
             settings["num_candidates"] = processor.num_candidates
-            self._found[split] = evaluation_examples(self.prepare().dataset, retriever, split, **settings)
-        return self._found[split]
+            self._found[key] = evaluation_examples(self.prepare().dataset, retriever, split, **settings)
+        return self._found[key]
+
+    def lists_to_weigh_by(self, lists: TrainingLists) -> Sequence[RankingExample]:
+        """The unseen lists that a second opinion is weighed by, such as the language model's."""
+        return sampled(lists.unseen, self.config.examples.max_weighed, self.training_arguments().seed)
 
     def _ranker_key(self, config: RunConfig | None = None) -> str:
         sections = (config or self.config).to_mapping()
@@ -135,14 +141,15 @@ class Workflow(FirstStages):
             trainer.train_dataset = sampled(trainer.train_dataset, section.max_train, args.seed)
             trainer.eval_dataset = sampled(trainer.eval_dataset, section.max_validation, args.seed)
             if reads:
-                trainer.train_dataset = with_easy_lists(trainer.train_dataset, section.easy_share, seed=args.seed)
+                if lists.unseen:  # what the parts weigh is fitted after it, on what is retrieved
+                    trainer.train_dataset = with_easy_lists(trainer.train_dataset, section.easy_share, seed=args.seed)
                 trainer.train(resume_from_checkpoint=checkpoint)
             elif not model.config.heads_trained:
                 raise LKGError(
                     "Nothing of this ranker would be trained. Without model.use_language_model it needs "
                     "model.use_evidence_fusion or model.use_retrieval_scores, and training.heads_warm_up_epochs."
                 )
-            read = sampled(lists.unseen, section.max_weighed, args.seed)
+            read = self.lists_to_weigh_by(lists)
             sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
             if read and not sharded:
                 trainer.fit_parts(lists.unseen, read)

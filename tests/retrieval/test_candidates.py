@@ -361,6 +361,8 @@ def test_so_many_lists_are_easy_and_the_others_stay_what_they_are():
     assert np.mean(places) == pytest.approx(0.5, abs=0.05)  # the place says nothing about the target
     alone = pools[:1]  # no other target
     assert with_easy_lists(alone, 1.0) == alone
+    with pytest.raises(LKGError, match="Give them to `with_features` first"):
+        with_easy_lists([replace(pools[0], evidence=None)], 0.5)
 
 
 # -- features ---------------------------------------------------------------------------------------------------------

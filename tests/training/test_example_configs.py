@@ -94,6 +94,16 @@ def test_every_configuration_is_tested_here():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(BACKBONES) | OVERLAYS
 
 
+@pytest.mark.parametrize("base", ["amazon-games", "ml-latest-small", "ml-100k"])
+def test_a_size_for_a_gpu_lies_over_every_benchmark_and_takes_nothing_from_it(base):
+    alone, over = (RunConfig.from_yaml([CONFIGS / f"{n}.yaml" for n in names]) for names in ((base,), (base, "gpu")))
+    assert over.examples.max_train > alone.examples.max_train and set(alone.benchmark.variants) < set(
+        over.benchmark.variants
+    )
+    for changes in over.benchmark.variants.values():
+        over.changed(changes)
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_configuration_claims_no_licence_that_its_data_do_not_give(name):
     """MovieLens and the Amazon reviews are for research: what learned from them is under no licence with a name."""

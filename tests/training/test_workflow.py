@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -19,7 +20,7 @@ from llamarec_lkg.cli import main
 from llamarec_lkg.ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from llamarec_lkg.ranking.scoring import ranker_scores
 from llamarec_lkg.retrieval.base import log_popularity
-from llamarec_lkg.retrieval.candidates import folds_of_users
+from llamarec_lkg.retrieval.candidates import evaluation_examples, folds_of_users
 from llamarec_lkg.training import first_stages, report_rows
 from llamarec_lkg.training import workflow as workflows
 from llamarec_lkg.training.run_config import RunConfig
@@ -124,11 +125,22 @@ def test_the_lists_of_a_fold_come_from_a_retriever_and_co_ratings_that_never_saw
         np.testing.assert_array_equal(part.fold_of_user, folds)
         counts = dataset.without_users(np.flatnonzero(folds == fold)).training_counts()
         np.testing.assert_allclose(part.log_counts, log_popularity(counts))
-    found = [example for example in flow.lists(flow.build_processor(), "validation") if example.label >= 0]
+    processor = flow.build_processor()
+    flow.training_lists(processor)
+    retriever = processor.fused_retriever(flow.train_retriever())
+    found = evaluation_examples(dataset, retriever, "validation", num_candidates=processor.num_candidates)
+    found = [example for example in found if example.label >= 0]
     assert lists.unseen == [*lists.held_out, *lists.validation] and len(lists.validation) == len(found) > 0
     for example, read in zip(found, lists.validation, strict=True):
         np.testing.assert_array_equal(example.candidates, read.candidates)
         np.testing.assert_allclose(read.popularity, log_popularity(dataset.training_counts())[read.candidates])
+    evidence = processor.evidence_index.evidence([e.history for e in found], [e.candidates for e in found])
+    for rows, read in zip(evidence, lists.validation, strict=True):
+        np.testing.assert_allclose(rows[: len(read.candidates)], read.evidence, rtol=1e-5, atol=1e-6)
+    plain = flow.lists(flow.build_processor(), "validation")  # of a processor that finds without evidence
+    assert any(
+        (a.candidates != b.candidates).any() for a, b in zip(plain, flow.lists(processor, "validation"), strict=True)
+    )
     again = workflow(run, output_dir=str(tmp_path), examples__folds=3)
     monkeypatch.setattr(
         first_stages, "train_retriever", lambda *args, **kwargs: pytest.fail("each is a finished stage")
@@ -150,6 +162,12 @@ def test_a_second_opinion_leaves_the_model_as_it_was_also_after_an_error(run, mo
     model, processor = flow.load_model(), LlamaRecLKGProcessor.from_pretrained(flow.folder)
     lists, examples = flow.training_lists(processor), flow.lists(processor, "test")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    cut = {"held_out": lists.held_out, "validation": lists.validation}
+    for name, kept in cut.items():  # lists of a small catalogue are short
+        short = [replace(one, candidates=one.candidates[:3], retrieval_scores=one.retrieval_scores[:3],
+                         evidence=one.evidence[:3], recent_evidence=one.recent_evidence[:3],
+                         popularity=one.popularity[:3]) for one in kept if one.label < 3]  # fmt: skip
+        report_rows._second_opinion(flow, model, processor, replace(lists, **{name: short}), examples)
     scores = report_rows._second_opinion(flow, model, processor, lists, examples)
     assert np.isfinite(scores[[example.label >= 0 for example in examples]]).any()
     assert not np.allclose(scores, ranker_scores(model, processor, examples, progress=False), equal_nan=True)
@@ -233,6 +251,10 @@ def test_stage_keys_follow_what_matters_and_nothing_else(run):
 
 
 def test_resume_needs_a_checkpoint_of_this_very_run(run, tmp_path, capsys):
+    with pytest.raises(LKGError, match="checkpoints lie in the folder of the run"):
+        workflow(run, training__output_dir=str(tmp_path))
+    other = workflow(run, output_dir=str(tmp_path), training__seed=3)
+    Path(other.training_arguments().output_dir, "checkpoint-1").mkdir(parents=True)
     command = ["train", "--resume", "--config", str(run / "config.yaml"), f"output_dir={tmp_path}"]
     assert main(command) == 1
     assert "no checkpoint of this very run" in capsys.readouterr().err
@@ -268,6 +290,9 @@ def test_the_language_model_alone_learns_from_easy_lists(run, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         workflow(run, output_dir=str(tmp_path), examples__easy_share=share).train()
     assert all(seen["warm_up_heads"]) and np.mean(seen["train"]) == 1 - share
+    with pytest.raises(KeyboardInterrupt):
+        workflow(run, output_dir=str(tmp_path), examples={"folds": 1, "easy_share": share}).train()
+    assert all(seen["train"]), "as published"
 
 
 def test_there_is_nobody_in_a_run_unless_asked_for(run, tmp_path):
