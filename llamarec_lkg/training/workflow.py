@@ -104,7 +104,9 @@ class Workflow(FirstStages):
 
     def lists_to_weigh_by(self, lists: TrainingLists) -> Sequence[RankingExample]:
         """The unseen lists that a second opinion is weighed by, such as the language model's."""
-        return sampled(lists.unseen, self.config.examples.max_weighed, self.training_arguments().seed)
+        # not of `training_arguments`: new ones reset the state of accelerate, which a sharded model is saved by
+        seed = self.config.training.get("seed", LlamaRecLKGTrainingArguments.seed)
+        return sampled(lists.unseen, self.config.examples.max_weighed, seed)
 
     def _ranker_key(self, config: RunConfig | None = None) -> str:
         sections = (config or self.config).to_mapping()
