@@ -181,6 +181,26 @@ def test_a_second_opinion_leaves_the_model_as_it_was_also_after_an_error(run, mo
     assert not np.allclose(aside.score([np.array([1, 2])]), whole.score([np.array([1, 2])]))
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_nothing_is_fitted_on_the_targets_that_are_measured(run, monkeypatch, split):
+    flow = workflow(run, evaluation__split=split, evaluation__controls=[])
+    processor = LlamaRecLKGProcessor.from_pretrained(flow.folder)
+    examples, lists = flow.lists(processor, split), flow.training_lists(processor)
+    read = []
+    for name in ("heads_batch", "weigh_parts"):
+        original = getattr(report_rows, name)
+
+        def noted(*args, original=original, at=1 if name == "heads_batch" else 2, **kwargs):
+            read.extend(args[at])
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(report_rows, name, noted)
+    report_rows.evaluate_rows(flow, processor, examples)
+    fitted_on = {id(example) for example in read} & {id(example) for example in lists.validation}
+    assert len(fitted_on) == (0 if split == "validation" else len(lists.validation))
+    assert {id(example) for example in lists.held_out} <= {id(example) for example in read}
+
+
 def test_precision_is_the_devices_and_training_follows(run, monkeypatch):
     for fast in (torch.bfloat16, torch.float32):
         monkeypatch.setattr("llamarec_lkg.utils.precision.fast_dtype", lambda device=None, fast=fast: fast)
