@@ -26,24 +26,13 @@ from ..retrieval.base import check_retriever
 from ..retrieval.sequential import NeuralRetriever, SequentialRetrieverModel
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file
+from .callbacks import FiniteStepsCallback, ShortProgressCallback
 from .hub_trainer import PushingTrainer, check_push
 from .training_args import LlamaRecLKGTrainingArguments
 from .warm_up import fit_heads, heads_batch, weigh_parts
 
 
 logger = logging.getLogger(__name__)
-
-
-SHOWN_METRICS = ("eval_loss", "eval_ndcg@10", "eval_retriever_ndcg@10", "epoch")
-
-
-class ShortProgressCallback(ProgressCallback):
-    """Shows the few metrics of an evaluation that say how it goes; `state.log_history` has them all."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if "eval_loss" in logs:
-            logs = {name: logs[name] for name in SHOWN_METRICS if name in logs}
-        super().on_log(args, state, control, logs=logs, **kwargs)
 
 
 class LlamaRecLKGTrainer(PushingTrainer):
@@ -143,6 +132,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
         )
         if args.load_best_model_at_end and args.early_stopping_patience and eval_dataset is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        self.add_callback(FiniteStepsCallback)
         if self.pop_callback(ProgressCallback):
             self.add_callback(ShortProgressCallback)
 

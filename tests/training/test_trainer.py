@@ -397,3 +397,29 @@ def test_a_tied_backbone_trained_whole_resumes(proc, lists, tmp_path):
     weight = "language_model.model.layers.0.self_attn.q_proj.weight"
     first, second = (dict(trainer.model.named_parameters())[weight] for trainer in (whole, resumed))
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_without_finite_gradients_is_left_out_with_a_word_and_ten_in_a_row_end_the_training(
+    proc, lists, tmp_path, caplog
+):
+    ranker, broken = model(proc, lm_scale=1.0), {3}
+    trainer = LlamaRecLKGTrainer(
+        ranker, arguments(tmp_path, num_train_epochs=4), lists, None, proc, peft_config=lora()
+    )
+    weight = next(p for name, p in ranker.named_parameters() if "lora_B" in name)
+    steps, seen = [0], []
+
+    def spoil(gradient):
+        steps[0] += 1
+        seen.append(weight.detach().clone())
+        return torch.full_like(gradient, torch.nan) if steps[0] in broken else gradient
+
+    weight.register_hook(spoil)
+    with caplog.at_level("WARNING"):
+        trainer.train()
+    assert "Step 3 is left out" in caplog.text and "(1 so far)" in caplog.text
+    assert torch.isfinite(weight).all() and torch.equal(seen[2], seen[3]) and not torch.equal(seen[3], seen[4])
+    broken |= set(range(1000))
+    with pytest.raises(LKGError, match="10 steps in a row.*Lower training.learning_rate"):
+        LlamaRecLKGTrainer(ranker, arguments(tmp_path, num_train_epochs=9), lists, None, proc).train()
+    assert torch.isfinite(weight).all()
