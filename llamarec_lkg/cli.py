@@ -170,15 +170,15 @@ def _source(args: argparse.Namespace) -> RawDataset:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from .data.k_core import filtered_batches
+    from .data.k_core import filtered
     from .hub.push_dataset import write_dataset
 
     raw = _source(args)
     bounds = args.min_user_interactions, args.min_item_interactions
-    if filtered := max(bounds) > 1:
-        raw = dataclasses.replace(raw, batches=filtered_batches(raw.batches, *bounds))
+    some = max(bounds) > 1
+    raw = filtered(raw, *bounds) if some else raw
     said = {"license": args.license, "citation": args.citation}
-    card = write_dataset(raw, args.target, overwrite=args.overwrite, items_with_interactions_only=filtered, **said)
+    card = write_dataset(raw, args.target, overwrite=args.overwrite, items_with_interactions_only=some, **said)
     for table in card.tables:
         print(f"{Path(args.target) / table.name}.parquet: {table.rows:,} rows")
 

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from hub_stand_in.client import hub, hub_server, wheel  # noqa: F401 (fixtures)
 
-from llamarec_lkg.data.schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, DatasetBundle, Interactions, ItemTable
+from llamarec_lkg.data.interactions import Interactions
+from llamarec_lkg.data.schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, DatasetBundle, ItemTable
 from llamarec_lkg.data.sequences import PreprocessingSettings, SequenceDataset
 from llamarec_lkg.data.sources import load_dataset_bundle
 

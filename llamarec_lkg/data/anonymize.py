@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
-from ..utils.errors import LKGError
-from .raw_dataset import RawDataset, record_batches
-from .readers import BATCH_ROWS
+from .engine import Connection, Relation, reading
+from .interactions import ROW
+from .raw_dataset import RawDataset, coded_interactions
 from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DatasetBundle
 
 
@@ -28,36 +27,28 @@ def anonymize_users(data: Data) -> Data:
     almost as they were.) Items and triples stay as they are: leave people out of them.
 
     Args:
-        data: a bundle, or a data set that has not been read yet: of its interactions some twenty bytes each are held,
+        data: a bundle, or a data set that has not been read yet: of its interactions some thirty bytes each are held,
             and each id once.
     """
     if isinstance(data, DatasetBundle):
         return anonymize_users(RawDataset.from_bundle(data)).to_bundle()
-    columns = _read(data)
-    codes = columns[USER_ID].indices.to_numpy().astype(np.int64)
-    raw_ids = columns[USER_ID].dictionary.to_pylist()
-    numbers = _numbers(codes, raw_ids, columns[TIMESTAMP].to_numpy(), columns[RATING].to_numpy())
-    order = np.argsort(numbers[codes], kind="stable")
 
-    def batches() -> Iterator[pd.DataFrame]:
-        for start in range(0, len(order), BATCH_ROWS):
-            rows = order[start : start + BATCH_ROWS]
-            others = {name: columns[name].take(pa.array(rows)).to_pandas() for name in (ITEM_ID, RATING, TIMESTAMP)}
-            yield pd.DataFrame({USER_ID: numbers[codes[rows]].astype(str), **others}).astype({ITEM_ID: object})
+    def interactions(connection: Connection) -> Relation:
+        typed = data.typed(connection)
+        found = coded_interactions(connection, typed, data.name, order=ROW)
+        # users in the order of their first row: codes themselves are the engine's affair
+        _, first, codes = np.unique(found.users, return_index=True, return_inverse=True)
+        place = np.empty(len(first), dtype=np.int64)
+        place[np.argsort(first)] = np.arange(len(first))
+        raw_ids = found.user_ids[np.unique(found.users)[np.argsort(first)]]
+        numbers = _numbers(place[codes], raw_ids.tolist(), found.timestamps, found.ratings)
+        named = connection.from_arrow(pa.table({"named": raw_ids, "number": numbers}))
+        with reading(data.name):
+            joined = typed.join(named, f"CAST({USER_ID} AS VARCHAR) = named")
+            columns = f"CAST(number AS VARCHAR) AS {USER_ID}, {ITEM_ID}, {RATING}, {TIMESTAMP}, {ROW}"
+            return joined.order(f"number, {ROW}").project(columns)
 
-    return replace(data, batches=batches)
-
-
-def _read(raw: RawDataset) -> dict[str, pa.Array]:
-    """All interactions, ids as codes of a dictionary in order of their first appearance."""
-    parts: dict[str, list[pa.Array]] = {name: [] for name in (USER_ID, ITEM_ID, RATING, TIMESTAMP)}
-    for batch in record_batches(raw.batches()):
-        for name, column in parts.items():
-            values = batch.column(name)
-            column.append(values.dictionary_encode() if name in (USER_ID, ITEM_ID) else values)
-    if not parts[USER_ID]:
-        raise LKGError(f"The interactions of {raw.name} have no rows, so there is nobody to number.")
-    return {name: pa.chunked_array(column).unify_dictionaries().combine_chunks() for name, column in parts.items()}
+    return replace(data, interactions=interactions)
 
 
 def _numbers(codes: np.ndarray, raw_ids: Sequence[str], timestamps: np.ndarray, ratings: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..utils.errors import LKGError
-from .raw_dataset import ID_TYPES, Catalogue, RawDataset, join_sources
+from .raw_dataset import Catalogue, RawDataset, join_sources
 from .readers import read_table
 from .schema import CO_RATED, HEAD, RATED, RELATION, TAIL, DatasetBundle, ItemTable, Triples
 
@@ -67,8 +67,7 @@ def as_triples(source: nx.Graph | pd.DataFrame | str | Path, items: ItemTable) -
             except (OSError, SyntaxError, nx.NetworkXError, KeyError) as error:  # damaged xml is a SyntaxError
                 raise LKGError(f"{path} cannot be read as graphml ({error}). Make or copy it again.") from error
         elif path.suffix in (".csv", ".tsv", ".parquet"):
-            options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-            source = read_table(path, dtype=ID_TYPES, **options)
+            source = read_table(path)
         else:
             raise LKGError(f"{path} is no .csv, .tsv or .parquet (head, relation, tail) nor .graphml by its name.")
     if isinstance(source, pd.DataFrame):

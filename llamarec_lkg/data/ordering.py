@@ -1,37 +1,31 @@
-"""What order a user's interactions have where time does not say, and which of them were written down twice."""
+"""What order a user's interactions have where time does not say."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
-from .schema import ITEM_ID, TIMESTAMP, USER_ID
 
+def shuffling_keys(
+    users: np.ndarray, items: np.ndarray, timestamps: np.ndarray, item_ids: np.ndarray, seed: int
+) -> np.ndarray:
+    """A number for each interaction, as good as drawn by chance; ties in time are put in the order of these.
 
-def without_duplicates(frame: pd.DataFrame) -> pd.DataFrame:
-    """The interactions without those that repeat user, item and time of an earlier row. An item that a user came back
-    to at another time stays."""
-    return frame[~frame.duplicated([USER_ID, ITEM_ID, TIMESTAMP]).to_numpy()]
-
-
-def shuffling_keys(frame: pd.DataFrame, seed: int) -> np.ndarray:
-    """A number for each row, as good as drawn by chance; ties in time are put in the order of these.
-
-    It is a hash, keyed with the seed, of the row's item and time and of all that its user did. So the order within a
+    It is a hash, keyed with the seed, of its item and time and of all that its user did. So the order within a
     tie is another one for each user, and does not change with the order of the file, the names of users (data that
     are pushed number them) or what a filter leaves.
 
     Args:
-        frame: `user_id`, `item_id` and `timestamp`, before any filter.
+        users, items (shape (N,)): codes from 0 on, of all interactions before any filter.
+        timestamps (`np.ndarray` of `int64`, shape (N,)).
+        item_ids (`np.ndarray` of `str`): the raw id of each code.
 
     Returns:
         `np.ndarray` of `uint64`, shape (N,).
     """
-    items = pd.util.hash_array(frame[ITEM_ID].to_numpy(dtype=object), hash_key=f"{seed % 2**64:016x}")
-    times = frame[TIMESTAMP].to_numpy(dtype=np.int64).view(np.uint64)
-    rows = _mixed(items ^ _mixed(times))
-    users, names = pd.factorize(frame[USER_ID])
-    deeds = np.zeros(len(names), dtype=np.uint64)
+    names = pd.util.hash_array(np.asarray(item_ids, dtype=object), hash_key=f"{seed % 2**64:016x}")
+    rows = _mixed(names[items] ^ _mixed(timestamps.view(np.uint64)))
+    deeds = np.zeros(int(users.max(initial=-1)) + 1, dtype=np.uint64)
     np.add.at(deeds, users, rows)  # a sum modulo 2**64 is the same in any order
     return _mixed(rows ^ _mixed(deeds)[users])
 
@@ -42,3 +36,20 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+def order_ties(same: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Where each row goes when the rows of a tie are put in the order of their keys.
+
+    Args:
+        same (`bool`, shape (N,)): whether a row is tied with the one before it.
+        keys (shape (N,)).
+
+    Returns:
+        `np.ndarray` of `int64`, shape (N,): the rows in their new order.
+    """
+    order = np.arange(len(same))
+    tied = np.flatnonzero(same | np.append(same[1:], False))
+    ties = np.cumsum(~same)[tied]  # the number of each tie
+    order[tied] = tied[np.lexsort((keys[tied], ties))]
+    return order

@@ -1,5 +1,5 @@
-"""What every format is opened as: interactions that can be read batch by batch, and the catalogue of items with the
-facts about them."""
+"""What every format is opened as: interactions that have not been read yet, and the catalogue of items with the facts
+about them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,14 @@ from huggingface_hub.repocard import RepoCard
 from yaml import YAMLError
 
 from ..utils.errors import LKGError
-from .readers import BATCH_ROWS
+from .engine import Connection, Relation, batches, connect, frame, reading
+from .interactions import AS_TEXT, ROW, SCHEMA, Interactions, typed_interactions
 from .schema import (
-    HEAD,
     ITEM_ID,
     RATING,
-    RELATION,
-    TAIL,
     TIMESTAMP,
     USER_ID,
     DatasetBundle,
-    Interactions,
     ItemTable,
     Triples,
     as_id_strings,
@@ -34,12 +31,8 @@ from .schema import (
 )
 
 
-INTERACTION_COLUMNS = (USER_ID, ITEM_ID, RATING, TIMESTAMP)
 ENTITY_ID = "entity_id"
 CARD = "README.md"  # says what tables are, beside them
-
-# ids are text: read as numbers, the ISBN 0205616461 would lose its zero
-ID_TYPES = {USER_ID: str, ITEM_ID: str, HEAD: str, RELATION: str, TAIL: str, ENTITY_ID: str}
 Catalogue = tuple[ItemTable, Triples | None]
 
 
@@ -49,37 +42,93 @@ class RawDataset:
 
     Args:
         name (`str`): of the data set.
-        batches: reads the interactions anew, as frames with `user_id`, `item_id`, `timestamp` and, where the source
-            has it, `rating`.
+        interactions: the interactions in a connection, with `user_id`, `item_id`, `timestamp` and, where the source
+            has it, `rating`, as they come.
         catalogue: reads the items and triples. Given a container of raw item ids, only of those; large catalogues
             hold no others in memory.
         citation, license (`str`): of the source; where there are several, with an empty line between them.
     """
 
     name: str
-    batches: Callable[[], Iterator[pd.DataFrame]]
+    interactions: Callable[[Connection], Relation]
     catalogue: Callable[[Container[str] | None], Catalogue]
     citation: str = ""
     license: str = ""
 
     @classmethod
     def from_bundle(cls, bundle: DatasetBundle) -> RawDataset:
-        def batches() -> Iterator[pd.DataFrame]:
-            frame = bundle.interactions.to_frame()
-            return (frame.iloc[start : start + BATCH_ROWS] for start in range(0, len(frame), BATCH_ROWS))
-
         def catalogue(wanted: Container[str] | None) -> Catalogue:
             return only(bundle.items, wanted), bundle.triples
 
-        return cls(bundle.name, batches, catalogue, bundle.citation, bundle.license)
+        table = bundle.interactions.to_arrow()
+        return cls(bundle.name, lambda con: con.from_arrow(table), catalogue, bundle.citation, bundle.license)
+
+    def typed(self, connection: Connection) -> Relation:
+        """The interactions, checked and typed: see `typed_interactions`."""
+        relation = self.interactions(connection)
+        return relation if ROW in relation.columns else typed_interactions(relation, self.name)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The interactions batch by batch, checked: `interactions.SCHEMA`."""
+        for batch in batches(self.typed(connect()).project(AS_TEXT), self.name):
+            yield batch.cast(SCHEMA).replace_schema_metadata(None)
 
     def to_bundle(self) -> DatasetBundle:
         """Read everything."""
-        frames = list(self.batches())
-        frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(INTERACTION_COLUMNS))
-        return DatasetBundle(
-            self.name, Interactions.from_frame(frame), *self.catalogue(None), self.citation, self.license
+        interactions = Interactions.from_relation(self.typed(connect()))
+        return DatasetBundle(self.name, interactions, *self.catalogue(None), self.citation, self.license)
+
+
+@dataclass(frozen=True)
+class CodedInteractions:
+    """Interactions with users and items as codes from 0 on; arrays are aligned.
+
+    Args:
+        users, items (`np.ndarray` of `int32`, shape (N,)).
+        ratings (`np.ndarray` of `float32`, shape (N,)), timestamps, rows (`np.ndarray` of `int64`, shape (N,)).
+        user_ids, item_ids (`np.ndarray` of `str`): the raw id of each code.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    ratings: np.ndarray
+    timestamps: np.ndarray
+    rows: np.ndarray
+    user_ids: np.ndarray
+    item_ids: np.ndarray
+
+    def __getitem__(self, rows: np.ndarray) -> CodedInteractions:
+        aligned = (self.users, self.items, self.ratings, self.timestamps, self.rows)
+        return CodedInteractions(*(array[rows] for array in aligned), self.user_ids, self.item_ids)
+
+
+def coded_interactions(connection: Connection, typed: Relation, place: str, *, order: str) -> CodedInteractions:
+    """Typed interactions in memory, ids as codes, in an order given as SQL of `user`, `item`, `timestamp` and `row`."""
+    with reading(place):
+        connection.execute("DROP TABLE IF EXISTS typed")
+        typed.create("typed")
+        ids = {}
+        for kind in ("user", "item"):
+            connection.execute(
+                f"CREATE OR REPLACE TABLE {kind}s AS SELECT {kind}_id, CAST(row_number() OVER () - 1 AS INTEGER) AS "
+                f"{kind} FROM (SELECT DISTINCT {kind}_id FROM typed)"
+            )
+            listed = connection.sql(f"SELECT CAST({kind}_id AS VARCHAR) AS id FROM {kind}s ORDER BY {kind}")
+            ids[kind] = frame(listed, place)["id"].to_numpy(dtype=object)
+        ((count,),) = connection.sql("SELECT count(*) FROM typed").fetchall()
+        coded = connection.sql(
+            f"SELECT user, item, {RATING}, {TIMESTAMP}, {ROW} FROM typed JOIN users USING ({USER_ID}) "
+            f"JOIN items USING ({ITEM_ID}) ORDER BY {order}"
         )
+        kinds = (np.int32, np.int32, np.float32, np.int64, np.int64)
+        arrays, start = [np.empty(count, kind) for kind in kinds], 0
+        for batch in batches(coded, place):
+            for array, column in zip(arrays, batch.columns, strict=True):
+                array[start : start + len(column)] = column.to_numpy(zero_copy_only=False)
+            start += batch.num_rows
+        for table in ("typed", "users", "items"):
+            connection.execute(f"DROP TABLE {table}")
+    return CodedInteractions(*arrays, ids["user"], ids["item"])
 
 
 @dataclass(frozen=True)
@@ -161,28 +210,3 @@ def links_of(frame: pd.DataFrame, table: str) -> dict[str, str]:
     """Entity id -> raw item id, from a table with `item_id` and `entity_id`."""
     require_columns(frame, [ITEM_ID, ENTITY_ID], table)
     return dict(zip(as_id_strings(frame[ENTITY_ID]), as_id_strings(frame[ITEM_ID]), strict=True))
-
-
-INTERACTIONS_SCHEMA = pa.schema(
-    [(USER_ID, pa.string()), (ITEM_ID, pa.string()), (RATING, pa.float32()), (TIMESTAMP, pa.int64())]
-)
-
-
-def record_batches(frames: Iterator[pd.DataFrame]) -> Iterator[pa.RecordBatch]:
-    """Frames of interactions, checked, as record batches of one schema."""
-    start = 0
-    for frame in frames:
-        if frame.empty:
-            continue
-        try:
-            checked = Interactions.from_frame(frame)
-        except LKGError as error:
-            raise LKGError(f"{error} (Rows are counted from row {start} of the source.)") from error
-        batch = pa.RecordBatch.from_pandas(checked.to_frame(), INTERACTIONS_SCHEMA, preserve_index=False)
-        yield batch.replace_schema_metadata(None)
-        start += len(frame)
-
-
-def hash_ids(batch: pa.RecordBatch, column: str) -> np.ndarray:
-    """A 64-bit number for each id of a column, the same for equal ids."""
-    return pd.util.hash_array(batch.column(column).to_numpy(zero_copy_only=False))

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from ..utils.errors import LKGError
+
+
+if TYPE_CHECKING:
+    from .interactions import Interactions
 
 
 USER_ID = "user_id"
@@ -27,8 +34,8 @@ PADDING_ITEM = 0  # dense item ids start at 1
 UNKNOWN_USER = 0  # dense user ids start at 1; 0 is the average user
 
 
-def require_columns(frame: pd.DataFrame, columns: Sequence[str], table: str) -> None:
-    """Raise `LKGError` unless `frame` has every one of `columns`."""
+def require_columns(frame: Any, columns: Sequence[str], table: str) -> None:
+    """Raise `LKGError` unless `frame`, which has `columns`, has every one of those."""
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise LKGError(
@@ -54,20 +61,94 @@ def _require_present(frame: pd.DataFrame, columns: Sequence[str], table: str) ->
             )
 
 
+def spell_id(value: Any) -> str | None:
+    """A raw id in its one spelling: 862, 862.0 and "862" are one; None where there is none (a blank, None, NaN)."""
+    text = text_of(value).strip()
+    return _WHOLE.sub(r"\1", text) or None
+
+
+_WHOLE = re.compile(r"^(-?\d+)\.0+$")
+
+
 def as_id_strings(values: pd.Series) -> np.ndarray:
-    """Ids as strings; integral floats lose their '.0', so that 7, 7.0 and '7' are one id."""
-    if pd.api.types.is_float_dtype(values) and np.all(np.mod(values, 1) == 0):
-        values = values.astype(np.int64)
-    return values.astype(str).to_numpy(dtype=object)
+    """A column of ids that are all there, each in its one spelling (`spell_id`)."""
+    return np.array([spell_id(value) for value in values], dtype=object)
 
 
-def natural_order(ids: Sequence[str]) -> list[str]:
-    """Distinct ids in numeric order when all are integers, else in text order. Dense ids follow this order."""
-    distinct = set(ids)
+def text_of(value: Any) -> str:
+    """A cell as the text it means: bytes are UTF-8, 1995.0 is "1995", what is missing is empty.
+
+    Raises:
+        LKGError: it is a list or a record; which of its texts is meant cannot be told.
+    """
+    if isinstance(value, bytes | bytearray | np.bytes_):
+        return bytes(value).decode("utf-8", errors="replace")
+    if isinstance(value, list | tuple | set | dict | np.ndarray):
+        raise LKGError(f"{repr(value)[:80]} stands where one text is needed. Give one, or leave the cell empty.")
+    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float | np.floating) and value != value):
+        return ""
+    if isinstance(value, float | np.floating) and float(value).is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return str(value)
+
+
+def texts_of(value: Any, separator: str | None = "|") -> tuple[str, ...]:
+    """A cell as the several texts it means, each once: a list, a text that holds one (as a table saved by another tool
+    has it), or texts between separators. What says that there is nothing ("None", "[]") gives none."""
+    if isinstance(value, str | bytes | bytearray):
+        text = text_of(value).strip()
+        if text in _NOTHING:
+            return ()
+        written = _literal(text) if text[:1] in "[({" else None
+        value = written if isinstance(written, list | tuple | set) else text.split(separator) if separator else [text]
+    elif isinstance(value, list | tuple | set | np.ndarray):
+        value = [part for one in value for part in (texts_of(one, None) if _holds_several(one) else [one])]
+    else:
+        value = [value]
+    texts = (clean_text(text_of(part)) for part in value)
+    return tuple(dict.fromkeys(text for text in texts if text))
+
+
+_NOTHING = ("", "None", "nan", "NaN", "null")
+
+
+def _holds_several(value: Any) -> bool:
+    return isinstance(value, list | tuple | set | np.ndarray)
+
+
+def record_of(value: Any) -> dict[str, Any]:
+    """A cell as the record it means: a dictionary, or a text that holds one; empty where there is none.
+
+    Raises:
+        LKGError: it is something else.
+    """
+    if isinstance(value, str | bytes):
+        text = text_of(value).strip()
+        value = {} if text in _NOTHING else _literal(text)
+    if value is None or value == {}:
+        return {}
+    if not isinstance(value, dict):
+        raise LKGError(f"{repr(value)[:80]} stands where a record with named fields is needed. Mend or leave it out.")
+    return value
+
+
+def _literal(text: str) -> Any:
+    """What a text written as json or as a Python literal holds, None where it is neither. Nothing is run."""
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return read(text)
+    return None
+
+
+def natural_order(ids: Sequence[str]) -> np.ndarray:
+    """The order of distinct ids, as the places they are taken from, shape (N,): numeric when all are whole numbers,
+    else that of the text. Dense ids follow it."""
+    texts = np.asarray(ids, dtype=object)
+    order = np.argsort(texts, kind="stable")
     try:
-        return sorted(distinct, key=lambda value: (int(value), value))
-    except ValueError:
-        return sorted(distinct)
+        return order[np.argsort(texts[order].astype(np.int64), kind="stable")]
+    except (ValueError, OverflowError):
+        return order
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff]+")
@@ -76,66 +157,6 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufef
 def clean_text(text: object) -> str:
     """One line of printable text: control and invisible characters become spaces, runs of spaces one."""
     return " ".join(_CONTROL.sub(" ", str(text)).split())
-
-
-def _as_numbers(values: pd.Series) -> pd.Series:
-    """A column of ratings or times as finite numbers, dates as seconds since 1970; NaN where there is no value."""
-    numbers = pd.to_numeric(values, errors="coerce")
-    if pd.api.types.is_datetime64_any_dtype(values) or (values.name == TIMESTAMP and numbers.isna().all()):
-        dates = pd.to_datetime(values, errors="coerce", utc=True)  # also dates as text, as csv files hold them
-        numbers = dates.dt.as_unit("s").astype(np.int64).astype(np.float64).where(dates.notna())
-    numbers = numbers.replace([np.inf, -np.inf], np.nan)
-    wrong = (numbers.isna() & values.notna()).to_numpy()
-    if wrong.any() and not pd.api.types.is_numeric_dtype(values):
-        raise LKGError(
-            f"Column '{values.name}' of the interactions table holds {int(wrong.sum())} value(s) that are not "
-            f"numbers, the first is {values.iloc[int(wrong.argmax())]!r} in row {int(wrong.argmax())}. Timestamps may "
-            "also be a column of dates."
-        )
-    return numbers
-
-
-@dataclass(frozen=True)
-class Interactions:
-    """Who interacted with what, how much they liked it, and when. All arrays are aligned, in file order.
-
-    Args:
-        users, items (`np.ndarray` of `str`, shape (N,)): raw ids.
-        ratings (`np.ndarray` of `float32`, shape (N,)): as given; 1.0 for implicit feedback.
-        timestamps (`np.ndarray` of `int64`, shape (N,)): seconds, or any integer that orders the events.
-    """
-
-    users: np.ndarray
-    items: np.ndarray
-    ratings: np.ndarray
-    timestamps: np.ndarray
-
-    @classmethod
-    def from_frame(cls, frame: pd.DataFrame) -> Interactions:
-        """Take a table with `user_id`, `item_id`, `timestamp` and, optionally, `rating`; an `LKGError` names what is
-        missing or no number."""
-        require_columns(frame, [USER_ID, ITEM_ID, TIMESTAMP], "interactions")
-        if frame.empty:
-            raise LKGError("The interactions table has no rows. At least one user with three interactions is needed.")
-        if RATING not in frame.columns:
-            frame = frame.assign(**{RATING: 1.0})
-        frame = frame.reset_index(drop=True)
-        numbers = {column: _as_numbers(frame[column]) for column in (RATING, TIMESTAMP)}
-        _require_present(frame.assign(**numbers), [USER_ID, ITEM_ID, RATING, TIMESTAMP], "interactions")
-        return cls(
-            users=as_id_strings(frame[USER_ID]),
-            items=as_id_strings(frame[ITEM_ID]),
-            ratings=numbers[RATING].to_numpy(dtype=np.float32),
-            timestamps=numbers[TIMESTAMP].to_numpy(dtype=np.int64),
-        )
-
-    def to_frame(self) -> pd.DataFrame:
-        return pd.DataFrame(
-            {USER_ID: self.users, ITEM_ID: self.items, RATING: self.ratings, TIMESTAMP: self.timestamps}
-        )
-
-    def __len__(self) -> int:
-        return len(self.users)
 
 
 @dataclass(frozen=True)
@@ -177,10 +198,10 @@ class ItemTable:
         require_columns(frame, list(attribute_columns), "items")
         _refuse_reserved(attribute_columns.values(), "Rename the column of the items table.")
         attributes = {
-            relation: tuple(_split_values(cell) for cell in frame[column])
+            relation: tuple(texts_of(cell) for cell in frame[column])
             for column, relation in attribute_columns.items()
         }
-        titles = tuple(clean_text(title) or f"item {raw}" for title, raw in zip(frame[TITLE], ids, strict=True))
+        titles = tuple(clean_text(text_of(title)) or f"item {raw}" for title, raw in zip(frame[TITLE], ids, strict=True))
         return cls(tuple(ids), titles, attributes)
 
     def to_frame(self) -> pd.DataFrame:
@@ -201,15 +222,6 @@ class ItemTable:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-def _split_values(cell: object) -> tuple[str, ...]:
-    if not isinstance(cell, list | tuple | np.ndarray):
-        if isinstance(cell, float) and cell.is_integer():
-            cell = int(cell)
-        cell = [] if pd.isna(cell) else str(cell).split("|")
-    values = map(clean_text, cell)
-    return tuple(dict.fromkeys(value for value in values if value))
 
 
 @dataclass(frozen=True)

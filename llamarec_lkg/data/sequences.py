@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,18 @@ from safetensors.numpy import load_file, save_file
 from ..utils.errors import LKGError
 from ..utils.files import atomic_files, cache_dir, file_name, read_json, write_json
 from ..utils.fingerprints import as_plain, fingerprint
+from .engine import connect
+from .interactions import ROW
 from .k_core import core_rows
-from .ordering import shuffling_keys, without_duplicates
-from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DatasetBundle, ItemTable, natural_order
+from .ledger import EXACT_DUPLICATES, Ledger
+from .ordering import order_ties, shuffling_keys
+from .raw_dataset import RawDataset, coded_interactions
+from .schema import TIMESTAMP, USER_ID, DatasetBundle, ItemTable, natural_order
 from .splits import SPLITS, TEST, TRAIN, UNUSED, VALIDATION, PreprocessingSettings, leave_one_out, time_split
 
 
 logger = logging.getLogger(__name__)
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 ARRAYS_FILE = "sequences.safetensors"
 
 
@@ -43,7 +48,7 @@ class SequenceDataset:
             or TEST position is a target; its history is everything the user did before it.
         dropped_items (`ItemTable`): the catalogue's items that the filter removed.
         settings ([`PreprocessingSettings`]): how they were made.
-        duplicates (`int`): interactions that repeated user, item and time of another, and were dropped.
+        ledger (`dict[str, int]`): how many interactions of the source are not here, by reason.
     """
 
     name: str
@@ -56,62 +61,82 @@ class SequenceDataset:
     labels: np.ndarray
     dropped_items: ItemTable
     settings: PreprocessingSettings
-    duplicates: int = 0
+    ledger: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_bundle(cls, bundle: DatasetBundle, settings: PreprocessingSettings | None = None) -> SequenceDataset:
+        """`from_raw` of a data set in memory."""
+        return cls.from_raw(RawDataset.from_bundle(bundle), settings)
+
+    @classmethod
+    def from_raw(cls, raw: RawDataset, settings: PreprocessingSettings | None = None) -> SequenceDataset:
         """Filter, order and split.
 
         Exact duplicates are dropped, and items without a row in the item table; then users and items with too few
-        interactions, repeatedly; then each user's interactions are ordered by time, ties as `settings.ties` says. An
-        `LKGError` says that nothing is left.
+        interactions, repeatedly; then each user's interactions are ordered by time, ties as `settings.ties` says. What
+        was lost on the way is in `ledger`, and told. An `LKGError` says that nothing is left.
         """
         settings = settings or PreprocessingSettings()
-        frame = without_duplicates(bundle.interactions.to_frame())
-        duplicates = len(bundle.interactions) - len(frame)
-        if duplicates:
-            logger.warning("Dropped %d interactions that repeat user, item and time of another.", duplicates)
+        items, _ = raw.catalogue(None)
+        connection = connect()
+        order = f"user, {TIMESTAMP}, item, {ROW}"
+        found = coded_interactions(connection, raw.typed(connection), raw.name, order=order)
+        connection.close()
+        ledger = Ledger(len(found.users))
+
+        def keep(which: np.ndarray, reason: str) -> None:
+            nonlocal found, keys
+            ledger.lose(reason, int((~which).sum()))
+            if not which.all():
+                found, keys = found[which], keys[which]
+
+        keys = found.rows
+        same = (np.diff(found.users) == 0) & (np.diff(found.timestamps) == 0) & (np.diff(found.items) == 0)
+        keep(~np.append(False, same), EXACT_DUPLICATES)
         if settings.ties == "shuffled":
-            frame = frame.assign(**{_KEY: shuffling_keys(frame, settings.seed)})
-        known = frame[ITEM_ID].isin(set(bundle.items.ids))
-        if not known.all():
-            logger.warning(
-                "Dropped %d interactions with items that have no row in the item table.", int((~known).sum())
-            )
-        frame = frame[known]
+            keys = shuffling_keys(found.users, found.items, found.timestamps, found.item_ids, settings.seed)
+        rows_of = {raw_id: row for row, raw_id in enumerate(items.ids)}
+        known = np.array([raw_id in rows_of for raw_id in found.item_ids], dtype=bool)
+        keep(known[found.items], "of items that have no row in the item table")
         if settings.min_rating is not None:
-            frame = frame[frame[RATING] >= settings.min_rating]
+            keep(found.ratings >= settings.min_rating, f"rated below {settings.min_rating}")
         bounds = (settings.min_user_interactions, settings.min_item_interactions)
-        frame = frame[core_rows(frame[USER_ID].to_numpy(), frame[ITEM_ID].to_numpy(), *bounds)]
-        if frame.empty:
+        keep(
+            core_rows(found.users, found.items, *bounds),
+            f"of users with fewer than {bounds[0]} or items with fewer than {bounds[1]}",
+        )
+        if not len(found.users):
             raise LKGError(
-                f"No interaction of {len(bundle.interactions)} is left after dropping items without metadata and "
-                f"users with fewer than {bounds[0]} or items with fewer than {bounds[1]} interactions. Lower those "
-                "bounds."
+                f"No interaction is left. {ledger.describe(raw.name)} Lower those bounds, or complete the item table."
             )
-        user_ids = natural_order(frame[USER_ID])
-        item_ids = natural_order(frame[ITEM_ID])
-        kept = set(item_ids)
-        users = pd.Index(user_ids).get_indexer(frame[USER_ID]) + 1
-        items = pd.Index(item_ids).get_indexer(frame[ITEM_ID]) + 1
-        keys = {"shuffled": frame.get(_KEY), "file": np.arange(len(frame)), "item_id": items}
-        order = np.lexsort((keys[settings.ties], frame[TIMESTAMP], users))
+        users, user_ids = _dense(found.users, found.user_ids)
+        dense_items, item_ids = _dense(found.items, found.item_ids)
+        if settings.ties == "item_id":
+            keys = dense_items
+        # in the order of users; what is tied in the order of the keys
+        order = np.argsort(users, kind="stable")
+        tied = np.diff(users[order]) == 0
+        tied &= np.diff(found.timestamps[order]) == 0
+        order = order[order_ties(np.append(False, tied), keys[order])]
         offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids) + 1)[1:])])
-        timestamps = frame[TIMESTAMP].to_numpy()[order]
+        timestamps = found.timestamps[order]
         by_time = settings.split == "time"
+        kept = set(item_ids)
         dataset = cls(
-            name=bundle.name,
+            name=raw.name,
             user_ids=tuple(user_ids),
-            items=bundle.items.select(item_ids),
+            items=items.select(item_ids),
             offsets=offsets,
-            item_sequence=items[order].astype(np.int32),
-            ratings=frame[RATING].to_numpy()[order],
+            item_sequence=dense_items[order],
+            ratings=found.ratings[order],
             timestamps=timestamps,
             labels=time_split(offsets, timestamps, settings) if by_time else leave_one_out(offsets, settings.last),
-            dropped_items=bundle.items.select([raw for raw in bundle.items.ids if raw not in kept]),
+            dropped_items=items.select([raw_id for raw_id in items.ids if raw_id not in kept]),
             settings=settings,
-            duplicates=duplicates,
+            ledger=ledger.lost,
         )
+        if ledger.lost:
+            logger.warning(ledger.describe(raw.name))
         if not (dataset.labels == TEST).any():
             raise LKGError(
                 "No user has an interaction in the test part. Leave-one-out needs users with three interactions, a "
@@ -124,6 +149,11 @@ class SequenceDataset:
                 "so that these count as misses.", repeated, len(targets), 100 * repeated / len(targets),
             )  # fmt: skip
         return dataset
+
+    @property
+    def duplicates(self) -> int:
+        """Interactions that repeated user, item and time of another, and were dropped."""
+        return self.ledger.get(EXACT_DUPLICATES, 0)
 
     @property
     def num_users(self) -> int:
@@ -187,7 +217,7 @@ class SequenceDataset:
                 "format_version": FORMAT_VERSION,
                 "name": self.name,
                 "settings": as_plain(self.settings),
-                "duplicates": self.duplicates,
+                "ledger": dict(self.ledger),
             }
             write_json(temporary / "dataset.json", description)
 
@@ -208,7 +238,7 @@ class SequenceDataset:
                 items=_read_items(folder / "items.parquet"),
                 dropped_items=_read_items(folder / "dropped_items.parquet"),
                 settings=PreprocessingSettings(**description["settings"]),
-                duplicates=description["duplicates"],
+                ledger=description["ledger"],
                 **load_file(folder / ARRAYS_FILE),
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -217,7 +247,15 @@ class SequenceDataset:
             ) from error
 
 
-_KEY = "shuffling_key"  # a column while a data set is made
+def _dense(codes: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Dense ids from 1 on in place of codes, in the natural order of the raw ids that are left, and these."""
+    left = np.unique(codes)
+    rank = natural_order(ids[left])
+    dense = np.zeros(len(ids), dtype=np.int32)
+    dense[left[rank]] = np.arange(1, len(left) + 1)
+    return dense[codes], ids[left[rank]].tolist()
+
+
 _ARRAYS = ("offsets", "item_sequence", "ratings", "timestamps", "labels")
 
 

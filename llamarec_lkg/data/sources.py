@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
@@ -17,11 +16,12 @@ from huggingface_hub.errors import EntryNotFoundError, HTTPError
 from ..utils.errors import LKGError
 from ..utils.hub import HUB_ERRORS, is_hub_id
 from .convert import convert, open_raw
-from .k_core import filtered_batches
+from .engine import BATCH_ROWS, Connection, Relation
+from .interactions import Interactions
+from .k_core import filtered
 from .known_datasets import KNOWN_DATASETS
-from .raw_dataset import CARD, RawDataset, catalogue_of_tables, read_source, record_batches
-from .readers import BATCH_ROWS
-from .schema import DatasetBundle, Interactions
+from .raw_dataset import CARD, RawDataset, catalogue_of_tables, read_source
+from .schema import DatasetBundle
 
 
 logger = logging.getLogger(__name__)
@@ -80,24 +80,24 @@ def stream_interactions(
     ```
 
     Args:
-        name_or_path: as `load_dataset_bundle` takes it; a Hub data set is read over the network as it is needed.
+        name_or_path: as `load_dataset_bundle` takes it; of a Hub data set the interactions alone are read.
         format: a name of `data.convert.FORMATS`; by default the file names tell.
         revision, token: as `load_dataset_bundle`.
         min_user_interactions, min_item_interactions: leave out users and items with fewer, repeatedly, as
-            `PreprocessingSettings` does; the source is then read twice, and sixteen bytes an interaction are held.
+            `PreprocessingSettings` does; some thirty bytes an interaction are then held.
 
     Yields:
-        Batches of up to `readers.BATCH_ROWS` rows in file order: `user_id` and `item_id` (string), `rating`
+        Batches of up to `engine.BATCH_ROWS` rows in file order: `user_id` and `item_id` (string), `rating`
         (float32), `timestamp` (int64).
     """
     name = str(name_or_path)
     if format is None and not Path(name).exists() and name not in KNOWN_DATASETS and is_hub_id(name):
-        batches = partial(_hub_batches, name, revision, token)
+        raw = RawDataset(name, partial(_hub_interactions, name, revision, token), lambda wanted: (None, None))
     else:
-        batches = open_source(name_or_path, format=format).batches
+        raw = open_source(name_or_path, format=format)
     if max(min_user_interactions, min_item_interactions) > 1:
-        batches = filtered_batches(batches, min_user_interactions, min_item_interactions)
-    return record_batches(batches())
+        raw = filtered(raw, min_user_interactions, min_item_interactions)
+    return raw.batches()
 
 
 def _load_hub(repo_id: str, revision: str | None, token: str | bool | None) -> DatasetBundle:
@@ -118,16 +118,18 @@ def _load_hub(repo_id: str, revision: str | None, token: str | bool | None) -> D
     return DatasetBundle(repo_id, interactions, *catalogue_of_tables(**frames), **_fetch_card(repo_id, **place))
 
 
-def _hub_batches(repo_id: str, revision: str | None, token: str | bool | None) -> Iterator[pd.DataFrame]:
+def _hub_interactions(repo_id: str, revision: str | None, token: str | bool | None, connection: Connection) -> Relation:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
         rows = load_dataset(repo_id, "interactions", split="train", revision=revision, token=token, streaming=True)
-        for table in rows.with_format("arrow").iter(BATCH_ROWS):
-            yield table.to_pandas()
+        for place, table in enumerate(rows.with_format("arrow").iter(BATCH_ROWS)):
+            part = connection.from_arrow(table)
+            part.insert_into("streamed") if place else part.create("streamed")
     except (OSError, ValueError, HTTPError, DatasetsError) as error:
         raise _unreadable(repo_id, error) from error
+    return connection.table("streamed")
 
 
 def _unreadable(repo_id: str, error: Exception) -> LKGError:

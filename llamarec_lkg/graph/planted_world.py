@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.schema import DatasetBundle, Interactions, ItemTable, RankingExample, Triples
+from ..data.interactions import Interactions
+from ..data.schema import DatasetBundle, ItemTable, RankingExample, Triples
 from ..utils.errors import LKGError
 from .knowledge_graph import KnowledgeGraph
 

@@ -15,7 +15,8 @@ from llamarec_lkg import (
     stream_interactions,
     write_dataset,
 )
-from llamarec_lkg.data.schema import DatasetBundle, Interactions, ItemTable, Triples
+from llamarec_lkg.data.interactions import Interactions
+from llamarec_lkg.data.schema import DatasetBundle, ItemTable, Triples
 from llamarec_lkg.hub.model_card import ModelCard
 from llamarec_lkg.utils.errors import LKGError
 from llamarec_lkg.utils.files import cache_dir

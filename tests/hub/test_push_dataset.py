@@ -16,7 +16,8 @@ from llamarec_lkg import SequenceDataset, anonymize_users, load_dataset_bundle, 
 from llamarec_lkg.cli import main
 from llamarec_lkg.data.convert import open_raw
 from llamarec_lkg.data.raw_dataset import RawDataset
-from llamarec_lkg.data.schema import DatasetBundle, Interactions, ItemTable, Triples
+from llamarec_lkg.data.interactions import Interactions
+from llamarec_lkg.data.schema import DatasetBundle, ItemTable, Triples
 from llamarec_lkg.data.sequences import PreprocessingSettings
 from llamarec_lkg.data.sources import stream_interactions
 from llamarec_lkg.hub.dataset_card import size_category

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from pathlib import Path
 from sys import intern
 from typing import Any
@@ -12,9 +12,11 @@ from typing import Any
 import pandas as pd
 
 from ...utils.errors import LKGError
-from ..raw_dataset import ID_TYPES, INTERACTION_COLUMNS, Catalogue, Format, RawDataset, folder_of
-from ..readers import csv_batches, field_batches, records
-from ..schema import HEAD, ITEM_ID, RELATION, TAIL, TIMESTAMP, TITLE, ItemTable, Triples
+from ..engine import Connection, Relation, csv_relation
+from ..interactions import COLUMNS
+from ..raw_dataset import Catalogue, Format, RawDataset, folder_of
+from ..readers import record_relation, records
+from ..schema import HEAD, ITEM_ID, RELATION, TAIL, TITLE, ItemTable, Triples, record_of, text_of, texts_of
 
 
 AMAZON_2014_CITATION = (
@@ -40,51 +42,48 @@ def amazon_2014(path: Path) -> RawDataset:
     """
     reviews, category, meta = _files(path, r"(?:ratings_(.+)\.csv|reviews_(.+?)(?:_\d+)?\.json)(?:\.gz)?", "json")
 
-    def batches() -> Iterator[pd.DataFrame]:
+    def interactions(connection: Connection) -> Relation:
         if ".csv" in reviews.suffixes:
-            return csv_batches(reviews, header=None, names=INTERACTION_COLUMNS, dtype=ID_TYPES)
+            return csv_relation(connection, reviews, names=COLUMNS, separator=",")
         fields = ("reviewerID", "asin", "overall", "unixReviewTime")
-        return field_batches(reviews, dict(zip(INTERACTION_COLUMNS, fields, strict=True)))
+        return record_relation(connection, reviews, dict(zip(COLUMNS, fields, strict=True)))
 
     def describe(record: dict[str, Any]) -> dict[str, Any]:
-        related = record.get("related") or {}
+        related = record_of(record.get("related"))
         return {
             TITLE: record.get("title"),
-            BRAND: [record.get("brand")],
-            CATEGORY: [name for names in record.get("categories") or () for name in names],
+            BRAND: record.get("brand"),
+            CATEGORY: record.get("categories"),
             **{relation: related.get(field) for field, relation in RELATED.items()},
         }
 
     return RawDataset(
-        f"amazon-2014-{category}", batches, lambda wanted: _catalogue(meta, "asin", describe, wanted),
+        f"amazon-2014-{category}", interactions, lambda wanted: _catalogue(meta, "asin", describe, wanted),
         AMAZON_2014_CITATION,
     )  # fmt: skip
 
 
 def amazon_2023(path: Path) -> RawDataset:
     """`X.jsonl.gz` and `meta_X.jsonl.gz`. An item is a `parent_asin`: its colours and sizes are one item. Times are
-    milliseconds there and seconds here. The release has bought_together alone of the three relations."""
+    milliseconds. The release has bought_together alone of the three relations."""
     reviews, category, meta = _files(path, r"(?!meta_)(.+)\.jsonl(?:\.gz)?", "jsonl")
 
-    def batches() -> Iterator[pd.DataFrame]:
+    def interactions(connection: Connection) -> Relation:
         fields = ("user_id", "parent_asin", "rating", "timestamp")
-        for frame in field_batches(reviews, dict(zip(INTERACTION_COLUMNS, fields, strict=True))):
-            milliseconds = pd.to_numeric(frame[TIMESTAMP], errors="coerce")
-            # what is no number stays, for the check of the interactions to name it
-            yield frame.assign(**{TIMESTAMP: (milliseconds // 1000).where(milliseconds.notna(), frame[TIMESTAMP])})
+        return record_relation(connection, reviews, dict(zip(COLUMNS, fields, strict=True)))
 
     def describe(record: dict[str, Any]) -> dict[str, Any]:
-        details = record.get("details") or {}
+        details = record_of(record.get("details"))
         brand = details.get("Brand") or details.get("Brand Name") or record.get("store")
         return {
             TITLE: record.get("title"),
-            BRAND: [brand],
-            CATEGORY: record.get("categories") or [record.get("main_category")],
+            BRAND: brand,
+            CATEGORY: texts_of(record.get("categories"), None) or record.get("main_category"),
             **{relation: record.get(field) for field, relation in RELATED.items()},
         }
 
     return RawDataset(
-        f"amazon-2023-{category}", batches, lambda wanted: _catalogue(meta, "parent_asin", describe, wanted),
+        f"amazon-2023-{category}", interactions, lambda wanted: _catalogue(meta, "parent_asin", describe, wanted),
         AMAZON_2023_CITATION,
     )  # fmt: skip
 
@@ -120,9 +119,9 @@ def _catalogue(
         if not raw or raw in rows or (wanted is not None and raw not in wanted):
             continue
         found = describe(record)
-        rows[raw] = (_text(found[TITLE]), _texts(found[BRAND]), _texts(found[CATEGORY]))
+        rows[raw] = (html.unescape(text_of(found[TITLE])), _texts(found[BRAND]), _texts(found[CATEGORY]))
         for relation in RELATED.values():
-            facts += [(raw, relation, intern(str(other))) for other in found[relation] or ()]
+            facts += [(raw, relation, intern(other)) for other in texts_of(found[relation], None)]
     if not rows:
         raise LKGError(
             f"{meta} has no record with {id_field!r}{' of an item with interactions' if wanted is not None else ''}. "
@@ -136,12 +135,8 @@ def _catalogue(
     return table, Triples.from_frame(frame, {raw: raw for raw in table.ids})
 
 
-def _text(value: Any) -> str:
-    return html.unescape(str(value)) if value else ""
-
-
-def _texts(values: list[Any]) -> list[str]:
-    return [intern(_text(value)) for value in values if value]
+def _texts(value: Any) -> list[str]:
+    return [intern(html.unescape(text)) for text in texts_of(value, None)]
 
 
 _SIGNS_2014 = (r"(ratings_.+\.csv|reviews_.+\.json)(\.gz)?", r"meta_.+\.json(\.gz)?")

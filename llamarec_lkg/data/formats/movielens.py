@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import pandas as pd
 
 from ...utils.errors import LKGError
-from ..raw_dataset import ID_TYPES, Catalogue, Format, RawDataset, folder_of, only
-from ..readers import csv_batches, read_lines, read_table
+from ..engine import Connection, Relation, csv_relation
+from ..raw_dataset import Catalogue, Format, RawDataset, folder_of, only
+from ..readers import read_lines, read_table
 from ..schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, ItemTable, require_columns
 
 
@@ -32,24 +33,24 @@ def movielens_latest(path: Path) -> RawDataset:
     """GroupLens' `ml-latest*`, `ml-25m` and `ml-32m`: `ratings.csv` and `movies.csv`, with actors and directors where
     a `movies_metadata.csv` (`movieId`, `directors`, `actors`) lies beside them."""
     folder = folder_of(path)
-    columns = {"userId": USER_ID, "movieId": ITEM_ID}
 
-    def batches() -> Iterator[pd.DataFrame]:
-        for frame in csv_batches(folder / "ratings.csv", dtype=dict.fromkeys(columns, str)):
-            yield frame.rename(columns=columns)
+    def interactions(connection: Connection) -> Relation:
+        ratings = csv_relation(connection, folder / "ratings.csv")
+        require_columns(ratings, ["userId", "movieId", RATING, TIMESTAMP], "ratings.csv")
+        return ratings.project(f"userId AS {USER_ID}, movieId AS {ITEM_ID}, {RATING}, {TIMESTAMP}")
 
     def films() -> pd.DataFrame:
-        movies = read_table(folder / "movies.csv", dtype={"movieId": str})
+        movies = read_table(folder / "movies.csv")
         require_columns(movies, _FILM, "movies.csv")
         table = _films(movies)
         if not (folder / "movies_metadata.csv").exists():
             return table
-        metadata = read_table(folder / "movies_metadata.csv", dtype={"movieId": str})
+        metadata = read_table(folder / "movies_metadata.csv")
         require_columns(metadata, ["movieId", "directors", "actors"], "movies_metadata.csv")
         people = metadata.rename(columns={"movieId": ITEM_ID, "directors": DIRECTOR, "actors": ACTOR})
         return table.merge(people[[ITEM_ID, DIRECTOR, ACTOR]], on=ITEM_ID, how="left")
 
-    return _release(folder, batches, films)
+    return _release(folder, interactions, films)
 
 
 def movielens_1m(path: Path) -> RawDataset:
@@ -57,12 +58,8 @@ def movielens_1m(path: Path) -> RawDataset:
     library models users by what they did."""
     folder = folder_of(path)
 
-    def batches() -> Iterator[pd.DataFrame]:
-        # four numbers, so that splitting at each ":" is right and three times as fast as at "::"
-        yield from csv_batches(
-            folder / "ratings.dat", sep=":", header=None, usecols=[0, 2, 4, 6],
-            names=[USER_ID, "_1", ITEM_ID, "_2", RATING, "_3", TIMESTAMP], dtype=ID_TYPES,
-        )  # fmt: skip
+    def interactions(connection: Connection) -> Relation:
+        return csv_relation(connection, folder / "ratings.dat", names=_RATING, separator="::", quotes=False)
 
     def films() -> pd.DataFrame:
         rows = []
@@ -77,16 +74,15 @@ def movielens_1m(path: Path) -> RawDataset:
             rows.append((raw, title, genres))
         return _films(pd.DataFrame(rows, columns=_FILM, dtype=str))
 
-    return _release(folder, batches, films)
+    return _release(folder, interactions, films)
 
 
 def movielens_100k(path: Path) -> RawDataset:
     """GroupLens' `ml-100k`: `u.data` and `u.item`, with the genres of `u.genre` where it is present."""
     folder = folder_of(path)
 
-    def batches() -> Iterator[pd.DataFrame]:
-        columns = [USER_ID, ITEM_ID, RATING, TIMESTAMP]
-        return csv_batches(folder / "u.data", sep="\t", header=None, names=columns, dtype=ID_TYPES)
+    def interactions(connection: Connection) -> Relation:
+        return csv_relation(connection, folder / "u.data", names=_RATING, separator="\t", quotes=False)
 
     def films() -> pd.DataFrame:
         genres = ML_100K_GENRES
@@ -104,18 +100,18 @@ def movielens_100k(path: Path) -> RawDataset:
             rows.append((fields[0], fields[1], "|".join(g for g, on in zip(genres, flags, strict=True) if on == "1")))
         return _films(pd.DataFrame(rows, columns=_FILM, dtype=str))
 
-    return _release(folder, batches, films)
+    return _release(folder, interactions, films)
 
 
 def _release(
-    folder: Path, batches: Callable[[], Iterator[pd.DataFrame]], films: Callable[[], pd.DataFrame]
+    folder: Path, interactions: Callable[[Connection], Relation], films: Callable[[], pd.DataFrame]
 ) -> RawDataset:
     """A release from what reads its ratings and what reads its films."""
 
     def catalogue(wanted: Container[str] | None) -> Catalogue:
         return only(ItemTable.from_frame(films()), wanted), None
 
-    return RawDataset(folder.resolve().name, batches, catalogue, MOVIELENS_CITATION, MOVIELENS_LICENSE)
+    return RawDataset(folder.resolve().name, interactions, catalogue, MOVIELENS_CITATION, MOVIELENS_LICENSE)
 
 
 def _films(movies: pd.DataFrame) -> pd.DataFrame:
@@ -126,6 +122,7 @@ def _films(movies: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({ITEM_ID: ids, TITLE: titles, GENRE: genres.mask(genres.isin(NO_GENRE)), YEAR: years})
 
 
+_RATING = (USER_ID, ITEM_ID, RATING, TIMESTAMP)
 _FILM = ["movieId", "title", "genres"]
 _LATEST = "ml-latest, ml-latest-small, ml-20m, ml-25m, ml-32m"
 _CSV = (r"ratings\.csv", r"movies\.csv")

@@ -2,65 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+import re
+from collections.abc import Container
 from pathlib import Path
 
-import pandas as pd
-
 from ...utils.errors import LKGError
-from ..raw_dataset import (
-    CARD,
-    ID_TYPES,
-    INTERACTION_COLUMNS,
-    Catalogue,
-    Format,
-    RawDataset,
-    catalogue_of_tables,
-    folder_of,
-    only,
-    read_source,
-)
-from ..readers import csv_batches, parquet_batches, read_table
+from ..engine import Connection, Relation
+from ..raw_dataset import CARD, Catalogue, Format, RawDataset, catalogue_of_tables, folder_of, only, read_source
+from ..readers import TABLES, read_table, table_relation
 
 
 def tables(path: Path) -> RawDataset:
-    """`interactions`, `items` and, if any, `triples` and `links` tables, as parquet or csv. Citation and licence are
-    those of the card beside them."""
+    """`interactions`, `items` and, if any, `triples` and `links` tables, as parquet, csv or tsv, plain or packed.
+    Citation and licence are those of the card beside them."""
     folder = folder_of(path)
-    interactions = _table(folder, "interactions", needed=True)
+    files = {name: _table(folder, name) for name in ("interactions", "items", "triples", "links")}
+    if files["interactions"] is None:
+        raise LKGError(f"{folder} holds no interactions.parquet or interactions.csv. Put the table there.")
 
-    def batches() -> Iterator[pd.DataFrame]:
-        if interactions.suffix == ".parquet":
-            yield from parquet_batches(interactions, INTERACTION_COLUMNS)
-        else:
-            yield from map(_plain_ids, csv_batches(interactions, dtype=ID_TYPES))
+    def interactions(connection: Connection) -> Relation:
+        return table_relation(connection, files["interactions"])
 
     def catalogue(wanted: Container[str] | None) -> Catalogue:
-        found = {name: _table(folder, name, needed=name == "items") for name in ("items", "triples", "links")}
-        frames = {name: _plain_ids(read_table(file, dtype=ID_TYPES)) for name, file in found.items() if file}
+        if files["items"] is None:
+            raise LKGError(f"{folder} holds no items.parquet or items.csv. Put the table there.")
+        frames = {name: read_table(file) for name, file in files.items() if file and name != "interactions"}
         items, triples = catalogue_of_tables(**frames)
         return only(items, wanted), triples
 
-    return RawDataset(folder.resolve().name, batches, catalogue, **read_source(folder / CARD))
+    return RawDataset(folder.resolve().name, interactions, catalogue, **read_source(folder / CARD))
 
 
-def _table(folder: Path, name: str, needed: bool = False) -> Path | None:
-    found = next((path for suffix in ("parquet", "csv") if (path := folder / f"{name}.{suffix}").exists()), None)
-    if needed and found is None:
-        raise LKGError(f"{folder} holds no {name}.parquet or {name}.csv. Put the table there.")
-    return found
+def _table(folder: Path, name: str) -> Path | None:
+    """The file of a table; of several the first of parquet, csv and tsv."""
+    found = [entry for entry in sorted(folder.iterdir()) if re.fullmatch(name + TABLES, entry.name)]
+    return min(found, key=lambda entry: ("parquet", "csv", "tsv").index(entry.name.split(".")[1]), default=None)
 
 
-def _plain_ids(frame: pd.DataFrame) -> pd.DataFrame:
-    """Ids that a table writer turned into floats ("7.0") as they were ("7")."""
-    for column in ID_TYPES.keys() & set(frame.columns):
-        values = frame[column]
-        if pd.api.types.is_string_dtype(values) and values.str.fullmatch(r"-?\d+\.0", na=False).all():
-            frame[column] = values.str.removesuffix(".0")
-    return frame
-
-
-_SIGNS = (r"interactions\.(parquet|csv)", r"items\.(parquet|csv)")
+_SIGNS = (rf"interactions{TABLES}", rf"items{TABLES}")
 FORMATS = (
-    Format("tables", tables, _SIGNS, "interactions and items, optionally triples and links, as parquet or csv"),
+    Format("tables", tables, _SIGNS, "interactions and items, optionally triples and links, as parquet, csv or tsv"),
 )

@@ -1,0 +1,214 @@
+"""The engine that reads and counts tables: DuckDB, which takes files in any dialect and of any size, and spills to disk
+what does not fit into memory."""
+
+from __future__ import annotations
+
+import atexit
+import codecs
+import contextlib
+import csv
+import gzip
+import logging
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+from tqdm.auto import tqdm
+
+from ..utils.errors import LKGError
+from ..utils.files import cache_dir
+
+
+logger = logging.getLogger(__name__)
+
+Connection = duckdb.DuckDBPyConnection
+Relation = duckdb.DuckDBPyRelation  # rows that have not been read yet
+BATCH_ROWS = 1 << 17
+_SEPARATORS = (",", "\t", ";")
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def connect() -> Connection:
+    """An empty database in memory. What `LLAMAREC_LKG_MEMORY` (such as "4GB"; by default four fifths of the machine)
+    does not hold is spilled into the cache's folder."""
+    spill = cache_dir() / "spill"
+    spill.mkdir(parents=True, exist_ok=True)
+    connection = duckdb.connect(config={"temp_directory": str(spill)})
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET enable_progress_bar = false")
+    if limit := os.environ.get("LLAMAREC_LKG_MEMORY"):
+        connection.execute(f"SET memory_limit = {literal(limit)}")
+    return connection
+
+
+def literal(text: str) -> str:
+    """A text as SQL writes it."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def name(column: str) -> str:
+    """A column's name as SQL writes it."""
+    return '"' + column.replace('"', '""') + '"'
+
+
+@contextlib.contextmanager
+def reading(place: str | Path) -> Iterator[None]:
+    """Inside, an error of the engine becomes an `LKGError` that gives its cause: file, line and what was found there."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise LKGError(f"{place} cannot be read: {_cause(str(error))}") from error
+
+
+def _cause(text: str) -> str:
+    if "gzip" in text.lower() or "zstd" in text.lower():
+        return f"it is damaged or cut off ({text.splitlines()[0]}). Make or copy it again."
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("Possible", "file =", "*")) and " = " not in line]
+    return " ".join(told)[:600]
+
+
+def batches(relation: Relation, place: str | Path) -> Iterator[pa.RecordBatch]:
+    """The rows in their order, `BATCH_ROWS` at a time. A bar appears where it takes a while."""
+    with reading(place), tqdm(desc=f"read {place}", unit="row", unit_scale=True, delay=2.0, leave=False) as bar:
+        for batch in relation.to_arrow_reader(BATCH_ROWS):
+            yield batch
+            bar.update(batch.num_rows)
+
+
+def frame(relation: Relation, place: str | Path) -> pd.DataFrame:
+    """All rows."""
+    with reading(place):
+        return relation.to_arrow_table().to_pandas()
+
+
+def parquet_relation(connection: Connection, path: Path) -> Relation:
+    """The rows of a parquet file."""
+    require_file(path)
+    with reading(path):
+        return connection.read_parquet(str(path))
+
+
+def json_relation(connection: Connection, path: Path, fields: Sequence[str]) -> Relation:
+    """Some fields, as text, of a file with one record of json a line; NULL where one is absent."""
+    require_file(path)
+    with reading(path):
+        columns = dict.fromkeys(fields, "VARCHAR")
+        return connection.read_json(str(path), columns=columns, format="newline_delimited")
+
+
+def csv_relation(
+    connection: Connection,
+    path: Path,
+    *,
+    names: Sequence[str] | None = None,
+    separator: str | None = None,
+    quotes: bool = True,
+) -> Relation:
+    """The rows of a csv file, every cell as the text it is, NULL where it is empty.
+
+    Commas, semicolons and tabs are told apart by the header. A file that is not in UTF-8 is read as UTF-16 where its
+    first bytes say so, else as Latin-1, and a warning says that it was. A column without a name, as a table that was
+    saved with its index has it, is left out with a word.
+
+    Args:
+        names: of the columns, where the file has no header.
+        separator: where it is known.
+        quotes: whether a quotation mark holds a cell together; else it is a letter like any other.
+
+    Raises:
+        LKGError: two columns have one name, or header and rows have different numbers of fields.
+    """
+    path = in_utf_8(path)
+    options = {} if quotes else {"quotechar": "", "escapechar": ""}
+    kept = list(names or ())
+    if names is None:
+        header, row, separator = _beginning(path, separator, quotes)
+        kept = [column.strip() for column in header]
+        if row is not None and len(row) != len(header):
+            raise LKGError(
+                f"The header of {path} has {len(header)} names, its rows {len(row)} fields: {header} above {row}. "
+                "Give each column one name."
+            )
+        lower = [column.lower() for column in kept]
+        twice = sorted({column for column in kept if column and lower.count(column.lower()) > 1})
+        if twice:
+            raise LKGError(f"{path} has columns {twice}, which are one name here. Rename or drop all but one.")
+        if "" in kept:
+            logger.warning("%s has a column without a name, such as a table's index; it is left out.", path)
+    numbered = [f"c{place}" for place in range(len(kept))]
+    with reading(path):
+        relation = connection.read_csv(
+            str(path), names=numbered, header=False, skiprows=0 if names else 1, delimiter=separator,
+            all_varchar=True, null_padding=False, sample_size=20_480, **options,
+        )  # fmt: skip
+        wanted = [f"{old} AS {name(new)}" for old, new in zip(numbered, kept, strict=True) if new]
+        return relation.project(", ".join(wanted))
+
+
+def require_file(path: Path) -> None:
+    if not path.exists():
+        raise LKGError(f"{path} does not exist. Put it there, or pass the folder that holds it.")
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """A file's bytes, unpacked where its name ends in `.gz`."""
+    require_file(path)
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def in_utf_8(path: Path) -> Path:
+    """The file, or a copy in UTF-8 of one that is not."""
+    with open_bytes(path) as stream, damaged(path):
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        first = stream.peek(2)[:2] if hasattr(stream, "peek") else b""
+        encoding = "utf-16" if first in _UTF_16 else "utf-8"
+        try:
+            while encoding == "utf-8" and (block := stream.read(1 << 22)):
+                decoder.decode(block)
+        except UnicodeDecodeError:
+            encoding = "latin-1"
+    if encoding == "utf-8":
+        return path
+    logger.warning("%s is not in UTF-8; it was read as %s.", path, {"utf-16": "UTF-16", "latin-1": "Latin-1"}[encoding])
+    folder = Path(tempfile.mkdtemp(dir=cache_dir(), prefix="utf-8-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    copy = folder / path.name.removesuffix(".gz")
+    with open_bytes(path) as stream, copy.open("w", encoding="utf-8", newline="") as out:
+        for block in codecs.iterdecode(iter(lambda: stream.read(1 << 22), b""), encoding):
+            out.write(block)
+    return copy
+
+
+@contextlib.contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """Inside, an archive that cannot be unpacked becomes an `LKGError`."""
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise LKGError(f"{path} cannot be read: it is damaged or cut off ({error}). Make or copy it again.") from error
+
+
+def _beginning(path: Path, separator: str | None, quotes: bool) -> tuple[list[str], list[str] | None, str]:
+    """The fields of the header and of the first row below it, and what separates them."""
+    with open_bytes(path) as stream:
+        text = stream.read(1 << 16).decode("utf-8-sig", errors="ignore")
+    if not text.strip():
+        raise LKGError(f"{path} is empty. Make or copy it again.")
+    header = text.splitlines()[0]
+    if separator is None:
+        separator = max(_SEPARATORS, key=lambda one: header.count(one))
+    how = {"delimiter": separator, "quoting": csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE}
+    if re.search(r'\\"', text):
+        how |= {"escapechar": "\\"}
+    rows = csv.reader(text.splitlines(keepends=True), skipinitialspace=True, **how)
+    found = [row for _, row in zip(range(2), rows, strict=False)]
+    return found[0], (found[1] if len(found) > 1 and found[1] else None), separator
