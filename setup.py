@@ -26,6 +26,7 @@ setup(
     install_requires=[
         "accelerate>=1.10",
         "datasets>=4.0",
+        "duckdb>=2.0",
         "evaluate>=0.4.6",
         "gguf>=0.17",
         "huggingface_hub>=1.26",

@@ -69,11 +69,12 @@ def reading(place: str | Path) -> Iterator[None]:
 
 
 def _cause(text: str) -> str:
-    if "gzip" in text.lower() or "zstd" in text.lower():
-        return f"it is damaged or cut off ({text.splitlines()[0]}). Make or copy it again."
+    """What the engine says is wrong, without its advice on settings of its own."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("Possible", "file =", "*")) and " = " not in line]
-    return " ".join(told)[:600]
+    told = [line for line in lines if not line.startswith(("Possible", "file =", "*", "LINE", "^")) and " = " not in line]
+    damaged = any(sign in told[0] for sign in ("gzip stream", "GZIP stream", "zstd", "ZSTD", "Parquet", "parquet"))
+    remedy = " Is the file whole? Make or copy it again." if damaged else " Mend that place of the file."
+    return " ".join(told)[:600].rstrip(".") + "." + remedy
 
 
 def batches(relation: Relation, place: str | Path) -> Iterator[pa.RecordBatch]:
@@ -127,12 +128,11 @@ def csv_relation(
     Raises:
         LKGError: two columns have one name, or header and rows have different numbers of fields.
     """
-    path = in_utf_8(path)
-    options = {} if quotes else {"quotechar": "", "escapechar": ""}
-    kept = list(names or ())
+    path, escaped = in_utf_8(path)
+    kept, start = list(names or ()), 0
     if names is None:
         header, row, separator = _beginning(path, separator, quotes)
-        kept = [column.strip() for column in header]
+        kept, start = [column.strip() for column in header], 1
         if row is not None and len(row) != len(header):
             raise LKGError(
                 f"The header of {path} has {len(header)} names, its rows {len(row)} fields: {header} above {row}. "
@@ -144,14 +144,15 @@ def csv_relation(
             raise LKGError(f"{path} has columns {twice}, which are one name here. Rename or drop all but one.")
         if "" in kept:
             logger.warning("%s has a column without a name, such as a table's index; it is left out.", path)
-    numbered = [f"c{place}" for place in range(len(kept))]
+    marks = ('"', "\\" if escaped else '"') if quotes else ("", "")
+    columns = ", ".join(f"'c{place}': 'VARCHAR'" for place in range(len(kept)))
+    wanted = ", ".join(f"c{place} AS {name(column)}" for place, column in enumerate(kept) if column)
     with reading(path):
-        relation = connection.read_csv(
-            str(path), names=numbered, header=False, skiprows=0 if names else 1, delimiter=separator,
-            all_varchar=True, null_padding=False, sample_size=20_480, **options,
-        )  # fmt: skip
-        wanted = [f"{old} AS {name(new)}" for old, new in zip(numbered, kept, strict=True) if new]
-        return relation.project(", ".join(wanted))
+        return connection.sql(
+            f"SELECT {wanted} FROM read_csv({literal(str(path))}, auto_detect = false, header = false, skip = {start}, "
+            f"delim = {literal(separator)}, quote = {literal(marks[0])}, escape = {literal(marks[1])}, "
+            f"columns = {{{columns}}})"
+        )
 
 
 def require_file(path: Path) -> None:
@@ -165,27 +166,32 @@ def open_bytes(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
-def in_utf_8(path: Path) -> Path:
-    """The file, or a copy in UTF-8 of one that is not."""
-    with open_bytes(path) as stream, damaged(path):
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        first = stream.peek(2)[:2] if hasattr(stream, "peek") else b""
-        encoding = "utf-16" if first in _UTF_16 else "utf-8"
-        try:
-            while encoding == "utf-8" and (block := stream.read(1 << 22)):
-                decoder.decode(block)
-        except UnicodeDecodeError:
-            encoding = "latin-1"
+def in_utf_8(path: Path) -> tuple[Path, bool]:
+    """The file, or a copy in UTF-8 of one that is not; and whether quotation marks in it are escaped by a backslash."""
+    escaped, encoding, before = False, "utf-8", b""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with damaged(path), open_bytes(path) as stream:
+        while block := stream.read(1 << 22):
+            if not before and block[:2] in _UTF_16:
+                encoding = "utf-16"
+                break
+            escaped = escaped or b'\\"' in before[-1:] + block
+            before = block
+            if encoding == "utf-8":
+                try:
+                    decoder.decode(block)
+                except UnicodeDecodeError:
+                    encoding = "latin-1"
     if encoding == "utf-8":
-        return path
-    logger.warning("%s is not in UTF-8; it was read as %s.", path, {"utf-16": "UTF-16", "latin-1": "Latin-1"}[encoding])
+        return path, escaped
+    logger.warning("%s is not in UTF-8; it is read as %s.", path, {"utf-16": "UTF-16", "latin-1": "Latin-1"}[encoding])
     folder = Path(tempfile.mkdtemp(dir=cache_dir(), prefix="utf-8-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     copy = folder / path.name.removesuffix(".gz")
     with open_bytes(path) as stream, copy.open("w", encoding="utf-8", newline="") as out:
         for block in codecs.iterdecode(iter(lambda: stream.read(1 << 22), b""), encoding):
             out.write(block)
-    return copy
+    return in_utf_8(copy)
 
 
 @contextlib.contextmanager

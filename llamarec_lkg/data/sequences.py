@@ -107,7 +107,7 @@ class SequenceDataset:
         )
         if not len(found.users):
             raise LKGError(
-                f"No interaction is left. {ledger.describe(raw.name)} Lower those bounds, or complete the item table."
+                f"{ledger.describe(raw.name)} Nothing is left. Lower those bounds, or complete the item table."
             )
         users, user_ids = _dense(found.users, found.user_ids)
         dense_items, item_ids = _dense(found.items, found.item_ids)

@@ -57,6 +57,7 @@ def test_the_k_core_filter_repeats_until_nothing_changes():
     # c has one item fewer once z is gone, and then x one user fewer
     pairs = [("a", "x"), ("a", "y"), ("b", "x"), ("b", "y"), ("c", "w"), ("c", "z"), ("d", "w"), ("d", "x")]
     users, items = np.array(pairs).T
+    users, items = np.unique(users, return_inverse=True)[1], np.unique(items, return_inverse=True)[1]
     left = core_rows(users, items, 2, 2)
     assert np.array(pairs)[left].tolist() == [["a", "x"], ["a", "y"], ["b", "x"], ["b", "y"]]
     assert core_rows(users, items, 1, 1).all()
@@ -76,7 +77,7 @@ def test_items_without_a_row_in_the_item_table_are_dropped_with_a_warning(make_d
     items = pd.DataFrame({ITEM_ID: [1, 2, 3], TITLE: ["A", "B", "C"]})
     data = make_dataset([(1, 1, 1), (1, 9, 2), (1, 2, 3), (1, 3, 4)], items)
     assert raw_sequence(data, 1) == ["1", "2", "3"]
-    assert "Dropped 1 interactions" in caplog.text
+    assert "of 4 interactions 3 are kept. Left out: 1 of items that have no row in the item table" in caplog.text
 
 
 def test_low_ratings_can_be_dropped(make_dataset):
@@ -115,7 +116,7 @@ def test_titles_and_attributes_follow_the_dense_order(film_dataset, make_dataset
 
 def test_data_that_the_filter_empties_is_refused_with_the_bounds(make_bundle):
     bundle = make_bundle([(1, 1, 1), (1, 2, 2), (2, 1, 1)])
-    with pytest.raises(LKGError, match="No interaction of 3 is left .*fewer than 5 .*Lower those bounds"):
+    with pytest.raises(LKGError, match="of 3 interactions 0 are kept. Left out: 3 .*fewer than 5.*Lower those bounds"):
         SequenceDataset.from_bundle(bundle)
 
 
@@ -315,5 +316,5 @@ def test_data_saved_by_an_older_version_are_prepared_again(film_dataset, tmp_pat
     film_dataset.save(tmp_path)
     description = json.loads((tmp_path / "dataset.json").read_text())
     (tmp_path / "dataset.json").write_text(json.dumps({**description, "format_version": 1}))
-    with pytest.raises(LKGError, match="in format 1; this version reads 4. Prepare the data again"):
+    with pytest.raises(LKGError, match="in format 1; this version reads 5. Prepare the data again"):
         SequenceDataset.load(tmp_path)

@@ -100,7 +100,7 @@ def test_exact_duplicates_are_dropped_counted_and_told(make_dataset, tmp_path, c
     data = make_dataset(rows, ties="file")
     assert sequences(data) == {"1": ["1", "2", "3"], "2": ["2"]} and data.duplicates == 2
     assert data.ratings.tolist() == [3.0, 5.0, 3.0, 3.0], "the first row of each stays"
-    assert "Dropped 2 interactions that repeat user, item and time" in caplog.text
+    assert "Left out: 2 that repeat user, item and time of another" in caplog.text
     data.save(tmp_path)
     assert SequenceDataset.load(tmp_path).duplicates == 2
 

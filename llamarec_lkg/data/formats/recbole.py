@@ -56,7 +56,7 @@ def recbole_atomic(path: Path) -> RawDataset:
                 f"{', '.join(_TITLES)}."
             )
         table = _atomic(read_table(folder / f"{title}.item", **_ATOMIC))
-        titled = [column for column in table.columns if column in _TITLES or column.endswith("title")]
+        titled = [column for column in table.columns if _is_title(column)]
         item = next((column for column in _OF_INTERACTIONS[ITEM_ID] if column in table.columns), None)
         if not titled or item is None:
             raise LKGError(
@@ -99,10 +99,14 @@ _ATOMIC = {"separator": "\t", "quotes": False}
 
 def _atomic(frame: pd.DataFrame) -> pd.DataFrame:
     for column in frame.columns:
-        if column.endswith(":token_seq") and not column.startswith(("title", "movie_title")):
+        if column.endswith(":token_seq") and not _is_title(column.split(":")[0]):
             frame[column] = [_sequence(cell) for cell in frame[column]]
     frame.columns = [column.split(":")[0] for column in frame.columns]
     return frame
+
+
+def _is_title(column: str) -> bool:
+    return column in _TITLES or column.endswith("title")
 
 
 def _sequence(cell: str | None) -> list[str]:
