@@ -1,5 +1,5 @@
-"""The engine that reads and counts tables: DuckDB, which takes files in any dialect and of any size, and spills to disk
-what does not fit into memory."""
+"""The engine that reads and counts tables: DuckDB, which takes files of any size and spills to disk what does not fit
+into memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import codecs
 import contextlib
 import csv
 import gzip
+import json
 import logging
 import os
 import re
@@ -61,7 +62,7 @@ def name(column: str) -> str:
 
 @contextlib.contextmanager
 def reading(place: str | Path) -> Iterator[None]:
-    """Inside, an error of the engine becomes an `LKGError` that gives its cause: file, line and what was found there."""
+    """Inside, an error of the engine becomes an `LKGError` that gives its cause: file, line and what was found."""
     try:
         yield
     except duckdb.Error as error:
@@ -70,11 +71,23 @@ def reading(place: str | Path) -> Iterator[None]:
 
 def _cause(text: str) -> str:
     """What the engine says is wrong, without its advice on settings of its own."""
+    if found := re.search(r'Malformed JSON in file "(.+?)"', text):
+        return _bad_json(Path(found[1]))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("Possible", "file =", "*", "LINE", "^")) and " = " not in line]
+    told = [one for one in lines if not one.startswith(("Possible", "file =", "*", "LINE", "^")) and " = " not in one]
     damaged = any(sign in told[0] for sign in ("gzip stream", "GZIP stream", "zstd", "ZSTD", "Parquet", "parquet"))
     remedy = " Is the file whole? Make or copy it again." if damaged else " Mend that place of the file."
     return " ".join(told)[:600].rstrip(".") + "." + remedy
+
+
+def _bad_json(path: Path) -> str:
+    with open_bytes(path) as stream:  # the engine counts lines otherwise
+        for number, line in enumerate(stream, 1):
+            try:
+                json.loads(line) if line.strip() else None
+            except ValueError as error:
+                return f"line {number} of {path} is no json ({error}): {line[:80]!r}. Mend or leave out that line."
+    return f"{path} is no json. Make or copy it again."
 
 
 def batches(relation: Relation, place: str | Path) -> Iterator[pa.RecordBatch]:
@@ -149,8 +162,8 @@ def csv_relation(
     wanted = ", ".join(f"c{place} AS {name(column)}" for place, column in enumerate(kept) if column)
     with reading(path):
         return connection.sql(
-            f"SELECT {wanted} FROM read_csv({literal(str(path))}, auto_detect = false, header = false, skip = {start}, "
-            f"delim = {literal(separator)}, quote = {literal(marks[0])}, escape = {literal(marks[1])}, "
+            f"SELECT {wanted} FROM read_csv({literal(str(path))}, auto_detect = false, header = false, "
+            f"skip = {start}, delim = {literal(separator)}, quote = {literal(marks[0])}, escape = {literal(marks[1])}, "
             f"columns = {{{columns}}})"
         )
 
@@ -167,7 +180,7 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def in_utf_8(path: Path) -> tuple[Path, bool]:
-    """The file, or a copy in UTF-8 of one that is not; and whether quotation marks in it are escaped by a backslash."""
+    """The file, or a copy in UTF-8 of one that is not; and whether a backslash escapes quotation marks in it."""
     escaped, encoding, before = False, "utf-8", b""
     decoder = codecs.getincrementaldecoder("utf-8")()
     with damaged(path), open_bytes(path) as stream:
@@ -184,7 +197,7 @@ def in_utf_8(path: Path) -> tuple[Path, bool]:
                     encoding = "latin-1"
     if encoding == "utf-8":
         return path, escaped
-    logger.warning("%s is not in UTF-8; it is read as %s.", path, {"utf-16": "UTF-16", "latin-1": "Latin-1"}[encoding])
+    logger.warning("%s is not in UTF-8; it is read as %s.", path, "UTF-16" if encoding == "utf-16" else "Latin-1")
     folder = Path(tempfile.mkdtemp(dir=cache_dir(), prefix="utf-8-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     copy = folder / path.name.removesuffix(".gz")

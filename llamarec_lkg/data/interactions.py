@@ -91,16 +91,15 @@ def typed_interactions(relation: Relation, place: str) -> Relation:
         f"TRY_CAST({rating} AS DOUBLE) AS {RATING}, {time.given} AS given_time, row_number() OVER () - 1 AS {ROW}"
     )
     facts = ["count(*) AS rows"]
-    facts += [f"{_count(f'{column} IS NULL', column)}" for column in (USER_ID, ITEM_ID)]
-    no_rating, no_time = "given_rating IS NULL", "given_time IS NULL"
-    facts += [_count(no_rating, "no_rating"), _count(no_time, "no_time")]
-    facts += [_count(f"NOT ({no_rating}) AND ({RATING} IS NULL OR NOT isfinite({RATING}))", "odd_rating", "given_rating")]
-    facts += time.facts()
+    facts += [_count(f"{column} IS NULL", column) for column in (USER_ID, ITEM_ID, "given_rating", "given_time")]
+    odd = f"given_rating IS NOT NULL AND ({RATING} IS NULL OR NOT isfinite({RATING}))"
+    facts += [_count(odd, "odd_rating", "given_rating"), *time.facts()]
     with reading(place):
         found = given.aggregate(", ".join(facts)).to_arrow_table().to_pylist()[0]
     if not found["rows"]:
         raise LKGError("The interactions table has no rows. At least one user with three interactions is needed.")
-    for column, key in ((USER_ID, USER_ID), (ITEM_ID, ITEM_ID), (RATING, "no_rating"), (TIMESTAMP, "no_time")):
+    keys = {USER_ID: USER_ID, ITEM_ID: ITEM_ID, RATING: "given_rating", TIMESTAMP: "given_time"}
+    for column, key in keys.items():
         if count := found[f"{key}_count"]:
             raise LKGError(
                 f"Column '{column}' of the interactions table has {count} missing value(s), the first in row "
@@ -109,7 +108,7 @@ def typed_interactions(relation: Relation, place: str) -> Relation:
     if count := found["odd_rating_count"]:
         raise LKGError(
             f"Column '{RATING}' of the interactions table holds {count} value(s) that are not numbers, the first is "
-            f"{found['odd_rating_value']!r} in row {found['odd_rating_first']}. Leave the column out, or make them numbers."
+            f"{found['odd_rating_value']!r} in row {found['odd_rating_first']}. Leave the column out, or mend them."
         )
     return given.project(
         f"{USER_ID}, {ITEM_ID}, CAST({RATING} AS FLOAT) AS {RATING}, {time.expression(found)} AS {TIMESTAMP}, {ROW}"
@@ -164,13 +163,14 @@ class _Times:
         """SQL for what has to be known of the whole column."""
         if self.kind in _INTEGERS:
             return []
-        facts = [f"bool_and({self.date} % 1000000 = 0) AS seconds", f"bool_and({self.date} % 1000 = 0) AS milliseconds"]
+        units = {"seconds": 1_000_000, "milliseconds": 1_000}
+        facts = [f"bool_and({self.date} % {unit} = 0) AS {key}" for key, unit in units.items()]
         if self.is_date:
             return facts
         digits = "length(rtrim(split_part(CAST({} AS VARCHAR), '.', 2), '0'))"
         slashed = f"regexp_matches(given_time, '{_DAY_OR_MONTH}')"
         parts = [f"TRY_CAST(regexp_extract(given_time, '{_DAY_OR_MONTH}', {group}) AS INTEGER)" for group in (1, 2)]
-        too_large = f"{self.number} IS NOT NULL AND TRY_CAST({self.number} AS BIGINT) IS NULL OR isfinite(TRY_CAST(given_time AS DOUBLE)) AND {self.number} IS NULL"
+        large = f"TRY_CAST(given_time AS DOUBLE) IS NOT NULL AND TRY_CAST({self.number} AS BIGINT) IS NULL"
         return [
             *facts,
             f"count({self.number}) AS numbers",
@@ -179,14 +179,14 @@ class _Times:
             f"count(*) FILTER ({slashed}) AS slashed, max({parts[0]}) AS first_part, max({parts[1]}) AS second_part",
             f"arg_min(given_time, {ROW}) FILTER ({slashed}) AS slashed_value",
             _count(f"{self.number} IS NULL AND {self.date} IS NULL", "odd_time", "given_time"),
-            _count(too_large, "large_time", "given_time"),
+            _count(large, "large_time", "given_time"),
             _count(f"{self.number} IS NULL", "no_number", "given_time"),
         ]
 
     def expression(self, found: dict[str, Any]) -> str:
         """SQL for the times as int64, after what was found of the column."""
         if self.kind in _INTEGERS:
-            return f"CAST(given_time AS BIGINT) "
+            return "CAST(given_time AS BIGINT)"
         if self.is_date:
             return self._dates(found)
         rows = found["rows"]
@@ -195,9 +195,8 @@ class _Times:
         if found["large_time_count"]:
             raise _odd(found, "large_time", "too large for a time", "They lie between -9.2e18 and 9.2e18.")
         if found["odd_time_count"]:
-            raise _odd(
-                found, "odd_time", "neither numbers nor dates that can be read", "Write dates as 2024-01-31 10:00:00, or give seconds since 1970."
-            )
+            remedy = "Write dates as 2024-01-31 10:00:00, or give seconds since 1970."
+            raise _odd(found, "odd_time", "neither numbers nor dates that can be read", remedy)
         if found["numbers"] == rows:
             digits = found["digits"] or 0
             return f"CAST({self.number} * {10**digits} AS BIGINT)"
@@ -213,8 +212,8 @@ class _Times:
         day_first, month_first = found["first_part"] > 12, found["second_part"] > 12
         if found["slashed"] != found["rows"] or day_first == month_first:
             raise LKGError(
-                f"Column '{TIMESTAMP}' of the interactions table has dates such as {found['slashed_value']!r}, of which "
-                "day and month cannot be told apart. Write them as 2024-01-31."
+                f"Column '{TIMESTAMP}' of the interactions table has dates such as {found['slashed_value']!r}, of "
+                "which day and month cannot be told apart. Write them as 2024-01-31."
             )
         order = "%d/%m/%Y" if day_first else "%m/%d/%Y"
         formats = ", ".join(f"'{order}{time}'" for time in ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f"))
@@ -224,6 +223,6 @@ class _Times:
 
 def _odd(found: dict[str, Any], key: str, what: str, remedy: str) -> LKGError:
     return LKGError(
-        f"Column '{TIMESTAMP}' of the interactions table holds {found[f'{key}_count']} value(s) that are {what}, the first "
-        f"is {found[f'{key}_value']!r} in row {found[f'{key}_first']}. {remedy}"
+        f"Column '{TIMESTAMP}' of the interactions table holds {found[f'{key}_count']} value(s) that are {what}, the "
+        f"first is {found[f'{key}_value']!r} in row {found[f'{key}_first']}. {remedy}"
     )

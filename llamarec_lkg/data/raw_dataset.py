@@ -103,7 +103,7 @@ class CodedInteractions:
 
 
 def coded_interactions(connection: Connection, typed: Relation, place: str, *, order: str) -> CodedInteractions:
-    """Typed interactions in memory, ids as codes, in an order given as SQL of `user`, `item`, `timestamp` and `row`."""
+    """Typed interactions in memory, ids as codes, in an order: SQL of `user`, `item`, `timestamp` and `row`."""
     with reading(place):
         connection.execute("DROP TABLE IF EXISTS typed")
         typed.create("typed")

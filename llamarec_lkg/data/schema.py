@@ -85,7 +85,7 @@ def text_of(value: Any) -> str:
         return bytes(value).decode("utf-8", errors="replace")
     if isinstance(value, list | tuple | set | dict | np.ndarray):
         raise LKGError(f"{repr(value)[:80]} stands where one text is needed. Give one, or leave the cell empty.")
-    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float | np.floating) and value != value):
+    if pd.isna(value):  # None, NaN, NA, NaT
         return ""
     if isinstance(value, float | np.floating) and float(value).is_integer() and abs(value) < 2**53:
         return str(int(value))
@@ -198,11 +198,10 @@ class ItemTable:
         require_columns(frame, list(attribute_columns), "items")
         _refuse_reserved(attribute_columns.values(), "Rename the column of the items table.")
         attributes = {
-            relation: tuple(texts_of(cell) for cell in frame[column])
-            for column, relation in attribute_columns.items()
+            relation: tuple(texts_of(cell) for cell in frame[column]) for column, relation in attribute_columns.items()
         }
-        titles = tuple(clean_text(text_of(title)) or f"item {raw}" for title, raw in zip(frame[TITLE], ids, strict=True))
-        return cls(tuple(ids), titles, attributes)
+        titles = [clean_text(text_of(title)) or f"item {raw}" for title, raw in zip(frame[TITLE], ids, strict=True)]
+        return cls(tuple(ids), tuple(titles), attributes)
 
     def to_frame(self) -> pd.DataFrame:
         """The table back, attribute cells as lists (what parquet stores)."""

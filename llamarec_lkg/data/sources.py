@@ -118,7 +118,9 @@ def _load_hub(repo_id: str, revision: str | None, token: str | bool | None) -> D
     return DatasetBundle(repo_id, interactions, *catalogue_of_tables(**frames), **_fetch_card(repo_id, **place))
 
 
-def _hub_interactions(repo_id: str, revision: str | None, token: str | bool | None, connection: Connection) -> Relation:
+def _hub_interactions(
+    repo_id: str, revision: str | None, token: str | bool | None, connection: Connection
+) -> Relation:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 

@@ -196,7 +196,7 @@ def _write_interactions(raw: RawDataset, path: Path) -> tuple[int, set[str]]:
         for batch in raw.batches():
             writer.write_batch(batch)
             ids = batch.column(USER_ID).unique().to_numpy(zero_copy_only=False)
-            users.append(pd.util.hash_array(ids))  # of ten million two are the same with a chance of three in a million
+            users.append(pd.util.hash_array(ids))  # two of ten million are the same once in 300,000 times
             items.update(batch.column(ITEM_ID).unique().to_pylist())
     return len(np.unique(np.concatenate(users))), items
 

@@ -16,8 +16,8 @@ from llamarec_lkg.data import engine
 from llamarec_lkg.data.convert import FORMATS, convert, open_raw
 from llamarec_lkg.data.facts import as_triples, with_triples
 from llamarec_lkg.data.formats.movielens import ACTOR, DIRECTOR, GENRE, ML_100K_GENRES, YEAR
-from llamarec_lkg.data.k_core import core_rows
 from llamarec_lkg.data.interactions import SCHEMA
+from llamarec_lkg.data.k_core import core_rows
 from llamarec_lkg.data.raw_dataset import RawDataset
 from llamarec_lkg.data.sources import load_dataset_bundle, stream_interactions
 from llamarec_lkg.utils.errors import LKGError
@@ -134,7 +134,7 @@ def test_a_damaged_list_of_movies_is_named_with_its_line(ml_1m_files):
 def test_a_damaged_file_of_ratings_is_refused(ml_1m_files, name, line):
     with open(ml_1m_files / name, "a") as stream:
         stream.write(line + "\n")
-    with pytest.raises(LKGError, match="Expected Number of Columns: 4 Found: 1|neither numbers nor dates.*'now' in row 3"):
+    with pytest.raises(LKGError, match="Columns: 4 Found: 1|neither numbers nor dates.*'now' in row 3"):
         convert(ml_1m_files)
 
 
@@ -239,7 +239,7 @@ def test_a_line_that_is_no_record_is_named_and_never_run(amazon_2014_files, line
 def test_a_cut_off_download_is_named(amazon_2014_files):
     path = amazon_2014_files / "meta_Beauty.json.gz"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(LKGError, match=r"meta_Beauty.json.gz cannot be read: it is damaged or cut off .*copy it again"):
+    with pytest.raises(LKGError, match=r"meta_Beauty.json.gz cannot be read: it is damaged.*copy it again"):
         convert(amazon_2014_files)
     path.write_bytes(b"<html>not found</html>")
     with pytest.raises(LKGError, match="meta_Beauty.json.gz cannot be read: it is damaged"):
@@ -494,7 +494,7 @@ def test_a_damaged_line_of_reviews_is_named(tmp_path):
     reviews = [review("u", f"i{number}", 1.0, number) for number in range(4)]
     write_lines(tmp_path / "reviews_X.json", [*map(json.dumps, reviews), "damaged"])
     write_lines(tmp_path / "meta_X.json", ["damaged as well"])
-    with pytest.raises(LKGError, match="reviews_X.json.*(line|record/value|value) 5"):
+    with pytest.raises(LKGError, match="line 5 of .*reviews_X.json is no json.*damaged"):
         next(stream_interactions(tmp_path))
 
 
@@ -507,7 +507,8 @@ def test_a_known_name_is_streamed(monkeypatch, bundle):
 @pytest.mark.parametrize("min_user, min_item", [(5, 5), (1, 20), (12, 1), (9, 11)])
 def test_the_streamed_filter_is_the_k_core_in_memory(many, monkeypatch, min_user, min_item):
     frame = convert(many).interactions.to_frame()
-    expected = frame[core_rows(pd.factorize(frame["user_id"])[0], pd.factorize(frame["item_id"])[0], min_user, min_item)]
+    users, items = (pd.factorize(frame[column])[0] for column in ("user_id", "item_id"))
+    expected = frame[core_rows(users, items, min_user, min_item)]
     assert 0 < len(expected) < 1000
     monkeypatch.setattr(engine, "BATCH_ROWS", 300)
     batches = stream_interactions(many, min_user_interactions=min_user, min_item_interactions=min_item)

@@ -15,8 +15,8 @@ from huggingface_hub import DatasetCard, HfApi
 from llamarec_lkg import SequenceDataset, anonymize_users, load_dataset_bundle, push_dataset, write_dataset
 from llamarec_lkg.cli import main
 from llamarec_lkg.data.convert import open_raw
-from llamarec_lkg.data.raw_dataset import RawDataset
 from llamarec_lkg.data.interactions import Interactions
+from llamarec_lkg.data.raw_dataset import RawDataset
 from llamarec_lkg.data.schema import DatasetBundle, ItemTable, Triples
 from llamarec_lkg.data.sequences import PreprocessingSettings
 from llamarec_lkg.data.sources import stream_interactions

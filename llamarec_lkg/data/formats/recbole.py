@@ -50,18 +50,13 @@ def recbole_atomic(path: Path) -> RawDataset:
         )
 
     def catalogue(wanted: Container[str] | None) -> Catalogue:
-        if not (folder / f"{title}.item").exists():
-            raise LKGError(
-                f"{folder} holds no {title}.item, which has the titles. It needs columns item_id:token and one of "
-                f"{', '.join(_TITLES)}."
-            )
-        table = _atomic(read_table(folder / f"{title}.item", **_ATOMIC))
+        table = _atomic(_items(folder, title))
         titled = [column for column in table.columns if _is_title(column)]
         item = next((column for column in _OF_INTERACTIONS[ITEM_ID] if column in table.columns), None)
         if not titled or item is None:
             raise LKGError(
-                f"{title}.item has columns {list(table.columns)}; needed are an id ({', '.join(_OF_INTERACTIONS[ITEM_ID])}) "
-                f"and a title ({', '.join(_TITLES)}, or a name that ends with 'title'). Rename the columns."
+                f"{title}.item has columns {list(table.columns)}; needed are an id ({_OF_INTERACTIONS[ITEM_ID]}) and a "
+                f"title ({_TITLES}, or a name that ends with 'title'). Rename the columns."
             )
         best = min(titled, key=lambda column: (column in ("item_name", "name"), list(table.columns).index(column)))
         renames = {"class": GENRE, "release_year": YEAR}
@@ -93,6 +88,18 @@ def _files(path: Path) -> tuple[str, list[Path]]:
     return title, whole or sorted(files, key=lambda file: PARTS.index(file.stem.rpartition(".")[2]))
 
 
+def _items(folder: Path, title: str) -> pd.DataFrame:
+    """The items: one file, or those beside the parts of data that are split, each row once."""
+    found = [folder / f"{name}.item" for name in (title, *(f"{title}.{part}" for part in PARTS))]
+    files = [file for file in found if file.exists()]
+    if not files:
+        raise LKGError(
+            f"{folder} holds no {title}.item, which has the titles. It needs item_id:token and one of {_TITLES}."
+        )
+    files = files[:1] if files[0] == found[0] else files
+    return pd.concat([read_table(file, **_ATOMIC) for file in files], ignore_index=True).drop_duplicates()
+
+
 # tab separated, whose header reads `column:type`; a quotation mark is a letter like any other
 _ATOMIC = {"separator": "\t", "quotes": False}
 
@@ -113,8 +120,11 @@ def _sequence(cell: str | None) -> list[str]:
     """The values of a cell: between blanks or, where they stand in quotation marks, between these."""
     if not isinstance(cell, str):
         return []
-    quoted = re.findall(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"", cell) if cell.strip()[:1] in ("'", '"') else []
+    quoted = _QUOTED.findall(cell) if cell.strip()[:1] in ("'", '"') else []
     return [one or other for one, other in quoted] or cell.split(" ")
+
+
+_QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
 
 
 FORMATS = (Format("recbole", recbole_atomic, (r".+\.inter",), "X.inter and X.item, optionally X.kg with X.link"),)
