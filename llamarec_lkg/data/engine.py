@@ -163,8 +163,8 @@ def csv_relation(
     with reading(path):
         return connection.sql(
             f"SELECT {wanted} FROM read_csv({literal(str(path))}, auto_detect = false, header = false, "
-            f"skip = {start}, delim = {literal(separator)}, quote = {literal(marks[0])}, escape = {literal(marks[1])}, "
-            f"columns = {{{columns}}})"
+            f"skip = {start}, delim = {literal(separator)}, quote = {literal(marks[0])}, "
+            f"escape = {literal(marks[1])}, columns = {{{columns}}})"
         )
 
 

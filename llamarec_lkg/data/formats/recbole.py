@@ -55,8 +55,8 @@ def recbole_atomic(path: Path) -> RawDataset:
         item = next((column for column in _OF_INTERACTIONS[ITEM_ID] if column in table.columns), None)
         if not titled or item is None:
             raise LKGError(
-                f"{title}.item has columns {list(table.columns)}; needed are an id ({_OF_INTERACTIONS[ITEM_ID]}) and a "
-                f"title ({_TITLES}, or a name that ends with 'title'). Rename the columns."
+                f"{title}.item has columns {list(table.columns)}; needed are an id ({_OF_INTERACTIONS[ITEM_ID]}) and "
+                f"a title ({_TITLES}, or a name that ends with 'title'). Rename the columns."
             )
         best = min(titled, key=lambda column: (column in ("item_name", "name"), list(table.columns).index(column)))
         renames = {"class": GENRE, "release_year": YEAR}

@@ -1,0 +1,254 @@
+"""Forms in which people's data come: each is read as its owner means it, or the refusal names the very cause, and its
+remedy helps."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llamarec_lkg.data.interactions import Interactions
+from llamarec_lkg.data.schema import ItemTable, record_of, spell_id, text_of, texts_of
+from llamarec_lkg.data.sequences import PreprocessingSettings, SequenceDataset
+from llamarec_lkg.data.sources import load_dataset_bundle
+from llamarec_lkg.utils.errors import LKGError
+
+
+ALL = PreprocessingSettings(min_user_interactions=1, min_item_interactions=1)
+CLICKS = "user_id,item_id,timestamp\nu,1,1\nu,2,2\nu,3,3\n"
+FILMS = "item_id,title,genre\n1,Up,Family\n2,Heat,Crime|Drama\n3,Antz,\n"
+
+
+def folder_of(tmp_path, **files):
+    for name, content in files.items():
+        stem, _, suffix = name.rpartition("__")
+        path = tmp_path / f"{stem}.{suffix}"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return tmp_path
+
+
+def read(tmp_path, items=FILMS, interactions=CLICKS):
+    return load_dataset_bundle(folder_of(tmp_path, interactions__csv=interactions, items__csv=items))
+
+
+def times(*values):
+    frame = pd.DataFrame({"user_id": "u", "item_id": range(len(values)), "timestamp": list(values)})
+    return Interactions.from_frame(frame).timestamps.tolist()
+
+
+# -- times ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given, kept",
+    [
+        ([3, 1, 2], [3, 1, 2]),
+        ([1588687728923, 1588687728001], [1588687728923, 1588687728001]),
+        (["0.11", "0.25", "0.5", "0.99"], [11, 25, 50, 99]),
+        ([1396867869.75, 1396867869.5], [139686786975, 139686786950]),
+        (["9007199254740993", "9007199254740992"], [9007199254740993, 9007199254740992]),
+        (["2024-01-03 10:00:00.250000", "2024-01-03 10:00:01"], [1704276000250, 1704276001000]),
+        (["2024-01-03T10:00:01Z", "2024-01-03T12:00:01+02:00"], [1704276001, 1704276001]),
+        (["2024-01-03", "2024-01-03 00:00:00.000001"], [1704240000000000, 1704240000000001]),
+        (["Jan 3, 2024", "February 5, 2024"], [1704240000, 1707091200]),
+        (["02/01/2024", "13/02/2024"], [1704153600, 1707782400]),
+        (["02/01/2024 10:00", "02/28/2024 10:00"], [1706781600, 1709114400]),
+        (pd.to_datetime(["2024-01-03", "2024-01-04"]), [1704240000, 1704326400]),
+    ],
+)
+def test_times_keep_the_precision_and_the_order_they_came_with(given, kept):
+    assert times(*given) == kept
+
+
+@pytest.mark.parametrize(
+    "given, said, mended",
+    [
+        ([1e20, 2e20], r"2 value\(s\) that are too large for a time, the first is '1e\+20' in row 0", [1e10, 2e10]),
+        (["02/01/2024", "01/02/2024"], "'02/01/2024', of which day and month cannot be told", ["2024-01-02"] * 2),
+        (["13/01/2024", "01/13/2024"], "cannot be told apart", ["2024-01-13"] * 2),
+        (["2024-01-02", "5"], "dates among numbers, the first is '2024-01-02' in row 0", ["2024-01-02"] * 2),
+        (["1", "soon"], "neither numbers nor dates that can be read, the first is 'soon' in row 1", ["1", "2"]),
+    ],
+)
+def test_a_time_that_cannot_be_told_is_refused_by_its_row(given, said, mended):
+    with pytest.raises(LKGError, match=said):
+        times(*given)
+    assert len(times(*mended)) == 2
+
+
+# -- ids and texts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [862, 862.0, "862", " 862 ", "862.0", b"862", np.int64(862), np.float32(862)])
+def test_an_id_has_one_spelling(given):
+    assert spell_id(given) == "862"
+    frame = pd.DataFrame({"user_id": [given], "item_id": [given], "timestamp": [1]})
+    assert Interactions.from_frame(frame).items.tolist() == ["862"]
+
+
+@pytest.mark.parametrize("given", [None, np.nan, "", "  ", pd.NA, b""])
+def test_a_blank_is_no_id(given):
+    assert spell_id(given) is None
+
+
+@pytest.mark.parametrize(
+    "given, texts",
+    [
+        ("Crime|Drama", ("Crime", "Drama")),
+        (["Crime", "Drama"], ("Crime", "Drama")),
+        (np.array(["Crime"]), ("Crime",)),
+        ('["Crime", "Drama"]', ("Crime", "Drama")),
+        ("['Crime', 'Drama']", ("Crime", "Drama")),
+        ([["Books", "Crime"], ["Books"]], ("Books", "Crime")),
+        (b"Am\xc3\xa9lie", ("Amélie",)),
+        (1995.0, ("1995",)),
+        ("All Beauty", ("All Beauty",)),
+        *((nothing, ()) for nothing in (None, np.nan, "", "None", "[]", [], "nan")),
+    ],
+)
+def test_a_cell_of_several_texts_is_read_by_its_meaning(given, texts):
+    assert texts_of(given) == texts
+
+
+def test_one_text_is_never_a_list_and_a_record_never_a_text():
+    assert text_of(b"Am\xc3\xa9lie") == "Amélie" and text_of(np.nan) == ""
+    with pytest.raises(LKGError, match=r"\['a', 'b'\] stands where one text is needed"):
+        text_of(["a", "b"])
+    assert record_of('{"Brand": "ACME"}') == record_of("{'Brand': 'ACME'}") == {"Brand": "ACME"}
+    assert record_of("{}") == record_of(None) == record_of("None") == {}
+    with pytest.raises(LKGError, match="'ACME' stands where a record"):
+        record_of("ACME")
+
+
+def test_bytes_of_parquet_are_text(tmp_path):
+    pd.DataFrame({"item_id": [b"1"], "title": [b"Am\xc3\xa9lie"], "genre": [b"Crime"]}).to_parquet(
+        tmp_path / "i.parquet"
+    )
+    items = ItemTable.from_frame(pd.read_parquet(tmp_path / "i.parquet"))
+    assert (items.ids, items.titles, items.attributes) == (("1",), ("Amélie",), {"GENRE": (("Crime",),)})
+
+
+def test_nested_fields_that_another_tool_saved_as_text(tmp_path):
+    reviews = [{"user_id": "u", "parent_asin": "B0", "rating": 5.0, "timestamp": second} for second in (1, 2)]
+    product = {"parent_asin": "B0", "title": "Soap", "details": '{"Brand": "ACME"}', "categories": "All Beauty"}
+    (tmp_path / "X.jsonl").write_text("\n".join(map(json.dumps, reviews)))
+    (tmp_path / "meta_X.jsonl").write_text(json.dumps({**product, "bought_together": "None"}))
+    bundle = load_dataset_bundle(tmp_path)
+    assert bundle.items.attributes == {"BRAND": (("ACME",),), "CATEGORY": (("All Beauty",),)}
+    assert bundle.triples is None
+
+
+# -- dialects ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        FILMS.replace(",", ";"),
+        FILMS.replace(",", "\t"),
+        FILMS.replace(",", ", "),
+        FILMS.replace("\n", "\r\n"),
+        "\ufeff" + FILMS,
+        FILMS.encode("utf-16"),
+        FILMS.replace("Up,", '"Up",'),
+    ],
+    ids=["semicolons", "tabs", "blanks", "windows", "mark", "utf-16", "quotes"],
+)
+def test_a_table_in_another_dialect_is_the_same(tmp_path, table):
+    items = read(tmp_path, table).items
+    assert (items.ids, items.titles) == (("1", "2", "3"), ("Up", "Heat", "Antz"))
+    assert items.attributes == {"GENRE": (("Family",), ("Crime", "Drama"), ())}
+
+
+def test_latin_1_and_escaped_quotes_are_read_and_told(tmp_path, caplog):
+    table = 'item_id,title\n1,Amélie\n2,"The \\"Heat\\", again"\n3,x\n'
+    assert read(tmp_path, table.encode("latin-1")).items.titles == ("Amélie", 'The "Heat", again', "x")
+    assert "items.csv is not in UTF-8; it is read as Latin-1" in caplog.text
+
+
+def test_a_short_header_is_refused_and_a_whole_one_helps(tmp_path):
+    with pytest.raises(LKGError, match=r"has 3 names, its rows 4 fields: \['user_id', .*Give each column one name"):
+        read(tmp_path, interactions="user_id,item_id,timestamp\nu0,001,5,1\n")
+    whole = "user_id,item_id,rating,timestamp\nu0,001,5,1\n"
+    assert read(tmp_path, interactions=whole).interactions.ratings.tolist() == [5.0]
+
+
+def test_a_column_without_a_name_is_left_out_and_two_of_one_name_are_refused(tmp_path, caplog):
+    assert read(tmp_path, ",item_id,title\n0,1,Up\n1,2,Heat\n2,3,x\n").items.attributes == {}
+    assert "has a column without a name" in caplog.text
+    with pytest.raises(LKGError, match=r"columns \['Title', 'title'\], which are one name here"):
+        read(tmp_path, "item_id,Title,title\n1,a,b\n")
+
+
+# -- RecBole's files --------------------------------------------------------------------------------------------------
+
+INTER = "user_id:token\titem_id:token\ttimestamp:float\n"
+
+
+def test_parts_are_joined_in_their_order(tmp_path):
+    parts = {part: f"{INTER}u\t{row}\t{row}\n" for row, part in enumerate(("train", "valid", "test"))}
+    folder_of(tmp_path, **{f"x.{part}__inter": text for part, text in parts.items()})
+    (tmp_path / "x.item").write_text("item_id:token\ttitle:token_seq\n0\tA b\n1\tB\n2\tC\n")
+    bundle = load_dataset_bundle(tmp_path)
+    assert bundle.name == "x" and bundle.interactions.items.tolist() == ["0", "1", "2"]
+    assert bundle.items.titles == ("A b", "B", "C")
+
+
+def test_several_data_sets_in_one_folder_are_listed_and_one_can_be_named(tmp_path):
+    for name in ("books", "films"):
+        (tmp_path / f"{name}.inter").write_text(f"{INTER}u\t1\t1\n")
+        (tmp_path / f"{name}.item").write_text(f"item_id:token\titem_name:token_seq\n1\t{name}\n")
+    with pytest.raises(LKGError, match=r"several data sets: \['books', 'films'\]. Pass the path"):
+        load_dataset_bundle(tmp_path)
+    assert load_dataset_bundle(tmp_path / "films.inter").items.titles == ("films",)
+
+
+def test_what_atomic_files_lack_is_named_and_names_are_titles(tmp_path):
+    (tmp_path / "x.inter").write_text("user_id:token\tartist_id:token\tweight:float\n1\t2\t3\n")
+    with pytest.raises(LKGError, match=r"none is timestamp. .*without times, number the rows"):
+        load_dataset_bundle(tmp_path)
+    (tmp_path / "x.inter").write_text("user_id:token\tartist_id:token\tweight:float\ttimestamp:float\n1\t2\t3\t1\n")
+    with pytest.raises(LKGError, match="holds no x.item, which has the titles"):
+        load_dataset_bundle(tmp_path)
+    (tmp_path / "x.item").write_text("artist_id:token\tname:token\tpicture_url:token\n2\tMuse\tu\n")
+    bundle = load_dataset_bundle(tmp_path)
+    assert bundle.items.titles == ("Muse",) and bundle.interactions.items.tolist() == ["2"]
+
+
+def test_values_in_quotation_marks_hold_together(tmp_path):
+    (tmp_path / "x.inter").write_text(f"{INTER}u\t1\t1\n")
+    row = "1\tUp\t'Movies & TV', 'Science Fiction'\tDrama Crime\n"
+    (tmp_path / "x.item").write_text(f"item_id:token\ttitle:token_seq\tcategories:token_seq\tclass:token_seq\n{row}")
+    attributes = load_dataset_bundle(tmp_path).items.attributes
+    assert attributes == {"CATEGORIES": (("Movies & TV", "Science Fiction"),), "GENRE_IS": (("Drama", "Crime"),)}
+
+
+# -- the ledger -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_was_written_is_what_is_read_or_the_ledger_says_the_difference(tmp_path, seed):
+    generator = np.random.default_rng(seed)
+    count = int(generator.integers(40, 200))
+    frame = pd.DataFrame(
+        {
+            "user_id": generator.integers(0, 12, count),
+            "item_id": generator.integers(0, 9, count),
+            "timestamp": generator.integers(0, 60, count) / generator.choice([1, 4]),
+        }
+    )
+    frame.to_csv(tmp_path / "interactions.csv", index=False)
+    pd.DataFrame({"item_id": range(7), "title": "t"}).to_csv(tmp_path / "items.csv", index=False)
+    bundle = load_dataset_bundle(tmp_path)
+    assert bundle.interactions.users.tolist() == frame["user_id"].astype(str).tolist()
+    assert bundle.interactions.items.tolist() == frame["item_id"].astype(str).tolist()
+    ranks = pd.Series(bundle.interactions.timestamps).rank()
+    assert ranks.tolist() == frame["timestamp"].rank().tolist()
+    data = SequenceDataset.from_bundle(bundle, ALL)
+    assert len(data.item_sequence) + sum(data.ledger.values()) == count
+    assert data.ledger.get("of items that have no row in the item table", 0) == int(
+        (frame.drop_duplicates()["item_id"] >= 7).sum()
+    )
+    assert data.duplicates == int(frame.duplicated().sum())
+    data.save(tmp_path / "saved")
+    assert SequenceDataset.load(tmp_path / "saved").ledger == data.ledger
