@@ -124,7 +124,8 @@ def record_of(value: Any) -> dict[str, Any]:
     """
     if isinstance(value, str | bytes):
         text = text_of(value).strip()
-        value = {} if text in _NOTHING else _literal(text) or text
+        found = {} if text in _NOTHING else _literal(text)
+        value = text if found is None else found
     if value is None or value == {}:
         return {}
     if not isinstance(value, dict):
