@@ -6,6 +6,9 @@ import numpy as np
 import pandas as pd
 
 
+_BLOCK = 1 << 22  # rows whose temporary numbers are held at once
+
+
 def shuffling_keys(
     users: np.ndarray, items: np.ndarray, timestamps: np.ndarray, item_ids: np.ndarray, seed: int
 ) -> np.ndarray:
@@ -24,10 +27,16 @@ def shuffling_keys(
         `np.ndarray` of `uint64`, shape (N,).
     """
     names = pd.util.hash_array(np.asarray(item_ids, dtype=object), hash_key=f"{seed % 2**64:016x}")
-    rows = _mixed(names[items] ^ _mixed(timestamps.view(np.uint64)))
     deeds = np.zeros(int(users.max(initial=-1)) + 1, dtype=np.uint64)
-    np.add.at(deeds, users, rows)  # a sum modulo 2**64 is the same in any order
-    return _mixed(rows ^ _mixed(deeds)[users])
+    keys = np.empty(len(users), dtype=np.uint64)
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(users), _BLOCK)]
+    for block in blocks:
+        keys[block] = _mixed(names[items[block]] ^ _mixed(timestamps[block].view(np.uint64)))
+        np.add.at(deeds, users[block], keys[block])  # a sum modulo 2**64 is the same in any order
+    deeds = _mixed(deeds)
+    for block in blocks:
+        keys[block] = _mixed(keys[block] ^ deeds[users[block]])
+    return keys
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

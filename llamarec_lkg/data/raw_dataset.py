@@ -84,7 +84,7 @@ class CodedInteractions:
     """Interactions with users and items as codes from 0 on; arrays are aligned.
 
     Args:
-        users, items (`np.ndarray` of `int32`, shape (N,)).
+        users, items (`np.ndarray` of `int32`, shape (N,)): numeric ids in their order, then others in that of text.
         ratings (`np.ndarray` of `float32`, shape (N,)), timestamps, rows (`np.ndarray` of `int64`, shape (N,)).
         user_ids, item_ids (`np.ndarray` of `str`): the raw id of each code.
     """
@@ -110,8 +110,9 @@ def coded_interactions(connection: Connection, typed: Relation, place: str, *, o
         ids = {}
         for kind in ("user", "item"):
             connection.execute(
-                f"CREATE OR REPLACE TABLE {kind}s AS SELECT {kind}_id, CAST(row_number() OVER () - 1 AS INTEGER) AS "
-                f"{kind} FROM (SELECT DISTINCT {kind}_id FROM typed)"
+                f"CREATE OR REPLACE TABLE {kind}s AS SELECT {kind}_id, CAST(row_number() OVER "
+                f"(ORDER BY TRY_CAST({kind}_id AS BIGINT), {kind}_id) - 1 AS INTEGER) AS {kind} "
+                f"FROM (SELECT DISTINCT {kind}_id FROM typed)"
             )
             listed = connection.sql(f"SELECT CAST({kind}_id AS VARCHAR) AS id FROM {kind}s ORDER BY {kind}")
             ids[kind] = frame(listed, place)["id"].to_numpy(dtype=object)

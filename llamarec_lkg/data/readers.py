@@ -23,6 +23,7 @@ from .engine import (
     json_relation,
     open_bytes,
     parquet_relation,
+    require_file,
 )
 
 
@@ -33,14 +34,23 @@ def table_relation(connection: Connection, path: Path) -> Relation:
     """The rows of a parquet, csv or tsv file."""
     if path.suffix == ".parquet":
         return parquet_relation(connection, path)
-    return csv_relation(connection, path, separator="\t" if re.search(r"\.tsv\b", path.name) else None)
+    return csv_relation(connection, path, **_dialect(path))
+
+
+def _dialect(path: Path) -> dict[str, str]:
+    return {"separator": "\t"} if re.search(r"\.tsv\b", path.name) else {}
 
 
 def read_table(path: Path, **options: Any) -> pd.DataFrame:
     """A parquet, csv or tsv file as a frame, cells of text files as the text they are; `options` are those of
     `engine.csv_relation`."""
-    connection = connect()
-    return frame(csv_relation(connection, path, **options) if options else table_relation(connection, path), path)
+    if path.suffix == ".parquet":
+        require_file(path)
+        try:
+            return pd.read_parquet(path)  # the engine has one name for columns that differ in case
+        except (OSError, ValueError) as error:
+            raise LKGError(f"{path} cannot be read: {error}. Is the file whole? Make or copy it again.") from error
+    return frame(csv_relation(connect(), path, **(options or _dialect(path))), path)
 
 
 def read_lines(path: Path) -> list[str]:

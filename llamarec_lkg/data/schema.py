@@ -145,11 +145,15 @@ def natural_order(ids: Sequence[str]) -> np.ndarray:
     """The order of distinct ids, as the places they are taken from, shape (N,): numeric when all are whole numbers,
     else that of the text. Dense ids follow it."""
     texts = np.asarray(ids, dtype=object)
-    order = np.argsort(texts, kind="stable")
     try:
-        return order[np.argsort(texts[order].astype(np.int64), kind="stable")]
+        numbers = texts.astype(np.int64)
     except (ValueError, OverflowError):
-        return order
+        return np.argsort(texts, kind="stable")
+    order = np.argsort(numbers, kind="stable")
+    if (np.diff(numbers[order]) == 0).any():  # 1 and 01
+        order = np.argsort(texts, kind="stable")
+        order = order[np.argsort(numbers[order], kind="stable")]
+    return order
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff]+")

@@ -113,11 +113,11 @@ class SequenceDataset:
         dense_items, item_ids = _dense(found.items, found.item_ids)
         if settings.ties == "item_id":
             keys = dense_items
-        # in the order of users; what is tied in the order of the keys
-        order = np.argsort(users, kind="stable")
-        tied = np.diff(users[order]) == 0
-        tied &= np.diff(found.timestamps[order]) == 0
-        order = order[order_ties(np.append(False, tied), keys[order])]
+        if (np.diff(users) < 0).any():  # ids of which some are numbers
+            order = np.argsort(users, kind="stable")
+            found, users, dense_items, keys = found[order], users[order], dense_items[order], keys[order]
+        tied = (np.diff(users) == 0) & (np.diff(found.timestamps) == 0)
+        order = order_ties(np.append(False, tied), keys)
         offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids) + 1)[1:])])
         timestamps = found.timestamps[order]
         by_time = settings.split == "time"
@@ -149,11 +149,6 @@ class SequenceDataset:
                 "so that these count as misses.", repeated, len(targets), 100 * repeated / len(targets),
             )  # fmt: skip
         return dataset
-
-    @property
-    def duplicates(self) -> int:
-        """Interactions that repeated user, item and time of another, and were dropped."""
-        return self.ledger.get(EXACT_DUPLICATES, 0)
 
     @property
     def num_users(self) -> int:

@@ -20,13 +20,13 @@ TIES = {"shuffled": "shuffled, seed {}", "file": "in file order", "item_id": "by
 
 def describe_targets(dataset: SequenceDataset, split: str = "test") -> dict[str, Any]:
     """For a report's protocol: how ties were ordered and how many targets are tied, how many targets were in their
-    own history (which is not ranked, so that they are misses), and how many exact duplicates were dropped."""
+    own history (which is not ranked, so that they are misses), and which interactions of the source are not here."""
     positions = dataset.positions(split)
     return {
         "ties": TIES[dataset.settings.ties].format(dataset.settings.seed),
         "tied_targets": int(dataset.tied(positions).sum()),
         "repeated_targets": int(dataset.repeated(positions).sum()),
-        "dropped_duplicates": dataset.duplicates,
+        "left_out": "; ".join(f"{count:,} {reason}" for reason, count in dataset.ledger.items()) or "none",
     }
 
 

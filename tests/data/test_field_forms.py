@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from llamarec_lkg.data.interactions import Interactions
+from llamarec_lkg.data.ledger import EXACT_DUPLICATES
 from llamarec_lkg.data.schema import ItemTable, record_of, spell_id, text_of, texts_of
 from llamarec_lkg.data.sequences import PreprocessingSettings, SequenceDataset
 from llamarec_lkg.data.sources import load_dataset_bundle
@@ -249,6 +250,6 @@ def test_what_was_written_is_what_is_read_or_the_ledger_says_the_difference(tmp_
     assert data.ledger.get("of items that have no row in the item table", 0) == int(
         (frame.drop_duplicates()["item_id"] >= 7).sum()
     )
-    assert data.duplicates == int(frame.duplicated().sum())
+    assert data.ledger.get(EXACT_DUPLICATES, 0) == int(frame.duplicated().sum())
     data.save(tmp_path / "saved")
     assert SequenceDataset.load(tmp_path / "saved").ledger == data.ledger

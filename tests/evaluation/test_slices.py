@@ -23,8 +23,11 @@ def test_the_protocol_says_how_ties_went_and_what_cannot_be_ranked(make_dataset)
     ]
     facts = describe_targets(make_dataset(rows))
     assert facts == {
-        "ties": "shuffled, seed 42", "tied_targets": 1, "repeated_targets": 1, "dropped_duplicates": 1
-    }  # fmt: skip
+        "ties": "shuffled, seed 42",
+        "tied_targets": 1,
+        "repeated_targets": 1,
+        "left_out": "1 that repeat user, item and time of another",
+    }
     json.dumps(facts)
     words = {ties: describe_targets(make_dataset(rows, ties=ties))["ties"] for ties in ("file", "item_id")}
     assert words == {"file": "in file order", "item_id": "by item id, as published"}

@@ -388,7 +388,7 @@ def raw_folder(bundle, tmp_path):
 def test_a_data_set_not_yet_read_is_pushed_as_one_in_memory(hub, raw_folder, options, monkeypatch):
     push_dataset(load_dataset_bundle(raw_folder), "tester/memory", **options)
     monkeypatch.setattr(RawDataset, "to_bundle", lambda self: pytest.fail("the interactions were read whole"))
-    monkeypatch.setattr("llamarec_lkg.data.readers.BATCH_ROWS", 2)
+    monkeypatch.setattr("llamarec_lkg.data.engine.BATCH_ROWS", 2)
     push_dataset(open_raw(raw_folder), "tester/raw", **options)
     push_dataset(raw_folder, "tester/path", **options)
     assert published(hub, "tester/raw") == published(hub, "tester/path") == published(hub, "tester/memory")
