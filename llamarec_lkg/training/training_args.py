@@ -16,6 +16,7 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
     Defaults that differ from upstream: `learning_rate` 1e-4, `warmup_steps` 0.1 (a share of the steps), `label_names`
     ["labels"], `remove_unused_columns` False (the collator needs every column), `metric_for_best_model` "eval_loss":
     with a few hundred lists to validate on, the likelihood tells models apart that NDCG cannot.
+    `label_smoothing_factor` smooths over the real candidates of a list, not in the heads' warm-up.
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Of the backbone's adapter, or of the backbone."})
@@ -50,6 +51,13 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.remove_unused_columns:
             raise LKGError("remove_unused_columns=True would drop the columns the collator needs; leave it False.")
+        if self.label_names not in (None, ["labels"]):
+            raise LKGError(f"label_names={self.label_names!r}: a batch has its targets under 'labels'; leave it out.")
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise LKGError(
+                f"train_sampling_strategy={str(self.train_sampling_strategy)!r} needs lengths, and a list has none "
+                "before its prompt is written. Use 'random' or 'sequential'."
+            )
         if self.activation_checkpointing and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise LKGError(
                 "activation_checkpointing_kwargs has use_reentrant=True; use False, the default: the preferences gate "
