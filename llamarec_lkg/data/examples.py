@@ -45,8 +45,9 @@ def _as_example(row: Any, place: str) -> RankingExample:
     if isinstance(row, RankingExample):
         return row
     if not isinstance(row, Mapping):
+        shown = " ".join(repr(row).split())[:60]
         raise LKGError(
-            f"{place} is {repr(row)[:60]}, a {type(row).__name__}; a row is a RankingExample, or a mapping with "
+            f"{place} is {shown}, a {type(row).__name__}; a row is a RankingExample, or a mapping with "
             "'history' and 'candidates' in dense ids. Of a table, give `datasets.Dataset.from_pandas(table)`; of a "
             "`datasets.Dataset` with a format of its own, `dataset.with_format(None)`."
         )

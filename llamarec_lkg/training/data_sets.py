@@ -7,8 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from copy import copy
 from typing import Any
 
+import numpy as np
+
 from ..data.examples import as_examples
 from ..data.schema import RankingExample
+from ..evaluation.metrics import mean_metrics
 from ..utils.errors import LKGError
 from .training_args import LlamaRecLKGTrainingArguments
 
@@ -38,13 +41,32 @@ def validation_examples(dataset: Any) -> list[RankingExample] | dict[str, list[R
     return {str(name): as_examples(one, f"eval_dataset[{name!r}]") for name, one in dataset.items()}
 
 
-def choosing(args: LlamaRecLKGTrainingArguments, names: Sequence[str]) -> LlamaRecLKGTrainingArguments:
-    """Arguments whose `metric_for_best_model` is of one of several validation sets; the first set's where none is
-    named."""
-    metric = args.metric_for_best_model
-    if metric is None or any(metric.removeprefix("eval_").startswith(f"{name}_") for name in names):
+def choosing(
+    args: LlamaRecLKGTrainingArguments, names: Sequence[str], own_metrics: bool
+) -> LlamaRecLKGTrainingArguments:
+    """The arguments with a `metric_for_best_model` that evaluation gives.
+
+    Args:
+        names: of several validation sets; where the metric names none of them, it is the first one's.
+        own_metrics: whether the caller adds metrics, of whatever names.
+
+    Raises:
+        LKGError: there is no such metric.
+    """
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    if not metric or args.eval_strategy == "no":
         return args
-    args = copy(args)
-    args.metric_for_best_model = f"eval_{names[0]}_{metric.removeprefix('eval_')}"
-    logger.info("The first of %d validation sets chooses: %r.", len(names), args.metric_for_best_model)
+    named = next((name for name in names if metric.startswith(f"{name}_")), None)
+    bare = metric.removeprefix(f"{named}_") if named else metric
+    ranking = list(mean_metrics(np.ones(1)))
+    known = ["loss", *ranking, *(f"retriever_{name}" for name in ranking)]
+    if bare not in known and not own_metrics:
+        raise LKGError(
+            f"metric_for_best_model={args.metric_for_best_model!r} is none that evaluation gives. Give one of "
+            f"{known}" + (f", after one of {[f'{name}_' for name in names]}." if names else ".")
+        )
+    if names and not named:
+        args = copy(args)  # the caller's own stay as they are, for other data
+        args.metric_for_best_model = f"eval_{names[0]}_{bare}"
+        logger.info("The first of %d validation sets chooses: %r.", len(names), args.metric_for_best_model)
     return args

@@ -31,7 +31,7 @@ from ..utils.files import atomic_file
 from .callbacks import BestSoFarCallback, FiniteStepsCallback, ShortProgressCallback
 from .data_sets import choosing, training_examples, validation_examples
 from .hub_trainer import PushingTrainer, check_push
-from .training_args import LlamaRecLKGTrainingArguments
+from .training_args import LlamaRecLKGTrainingArguments, check_without_language_model
 from .warm_up import fit_heads, heads_batch, weigh_parts
 
 
@@ -93,8 +93,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
         train_dataset = training_examples(train_dataset, args)
         if eval_dataset is not None:
             eval_dataset = validation_examples(eval_dataset)
-        if isinstance(eval_dataset, dict):
-            args = choosing(args, list(eval_dataset))
+        names = list(eval_dataset) if isinstance(eval_dataset, dict) else []
+        args = choosing(args, names, own_metrics=compute_metrics is not None)
         missed = [row for row, example in enumerate(train_dataset or ()) if example.label < 0]
         if missed:
             raise LKGError(
@@ -118,6 +118,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
                 "with `peft_config` or `model.add_adapter(config)`."
             )
         processing_class.check_model(model.config)
+        if not model.config.use_language_model:
+            check_without_language_model(args)
         if model.config.use_popularity:
             _check_popularity(train_dataset or (), processing_class)
         self.retriever = retriever.model if isinstance(retriever, NeuralRetriever) else retriever

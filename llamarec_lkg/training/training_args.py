@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
 from ..utils.errors import LKGError
+
+
+_HALF = "preferences and fusion stay in float32; bf16=True or fp16=True has the rest computed in half precision"
+USABLE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "remove_unused_columns": ((False,), "the collator needs every column"),
+    "label_names": ((["labels"], None), "a batch has its targets under 'labels'"),
+    "train_sampling_strategy": (("random", "sequential"), "lists have no length before their prompts are written"),
+    "bf16_full_eval": ((False,), _HALF),
+    "fp16_full_eval": ((False,), _HALF),
+    "debug": (([],), "it watches numbers alone, and a batch has masks; steps that overflow are told of in any case"),
+}
+"""Arguments of which only some values can be used, and why."""
 
 
 @dataclass
@@ -49,17 +62,20 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.remove_unused_columns:
-            raise LKGError("remove_unused_columns=True would drop the columns the collator needs; leave it False.")
-        if self.label_names not in (None, ["labels"]):
-            raise LKGError(f"label_names={self.label_names!r}: a batch has its targets under 'labels'; leave it out.")
-        if self.train_sampling_strategy not in ("random", "sequential"):
-            raise LKGError(
-                f"train_sampling_strategy={str(self.train_sampling_strategy)!r} needs lengths, and a list has none "
-                "before its prompt is written. Use 'random' or 'sequential'."
-            )
+        for name, (usable, reason) in USABLE.items():
+            if getattr(self, name) not in usable:
+                shown = " or ".join(map(repr, usable))
+                raise LKGError(f"{name}={getattr(self, name)!r} cannot be used: {reason}. Give {shown}.")
         if self.activation_checkpointing and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise LKGError(
                 "activation_checkpointing_kwargs has use_reentrant=True; use False, the default: the preferences gate "
                 "every layer of the backbone, whose gradients the reentrant kind would lose or repeat."
             )
+
+
+def check_without_language_model(args: LlamaRecLKGTrainingArguments) -> None:
+    """Raise `LKGError` where arguments are about what this ranker does not have."""
+    asked = {name: getattr(args, name) for name in ("neftune_noise_alpha", "activation_checkpointing")}
+    asked["include_for_metrics"] = "inputs" in args.include_for_metrics  # the prompt's tokens
+    if names := [name for name, value in asked.items() if value]:
+        raise LKGError(f"{names} are about the language model, which this ranker does not use. Leave them out.")
