@@ -329,6 +329,14 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
                 f"The example has label {example.label} and user {example.user}; a label is the index of one of its "
                 f"{len(candidates)} candidates or -1, a user is 0 or a dense id."
             )
+        of_candidates = (len(candidates), len(self.relations))
+        for name in ("evidence", "recent_evidence", "popularity"):
+            carried = getattr(example, name)
+            if carried is not None and carried.shape != of_candidates[: carried.ndim]:
+                raise LKGError(
+                    f"The example carries {name} of shape {carried.shape}, for {of_candidates[0]} candidates and "
+                    f"{of_candidates[1]} relations. Make it with `candidates.with_features`, or leave it out."
+                )
         if len(example.ratings) != len(example.history):
             raise LKGError(f"{len(example.ratings)} ratings were given for a history of {len(example.history)} items.")
 

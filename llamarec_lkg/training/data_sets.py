@@ -56,7 +56,7 @@ def choosing(
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     if not metric or args.eval_strategy == "no":
         return args
-    named = next((name for name in names if metric.startswith(f"{name}_")), None)
+    named = max((name for name in names if metric.startswith(f"{name}_")), key=len, default=None)
     bare = metric.removeprefix(f"{named}_") if named else metric
     ranking = list(mean_metrics(np.ones(1)))
     known = ["loss", *ranking, *(f"retriever_{name}" for name in ranking)]

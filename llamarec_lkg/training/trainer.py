@@ -83,6 +83,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
         **kwargs: Any,
     ):
         args = args or LlamaRecLKGTrainingArguments(output_dir="trainer_output")
+        if not isinstance(args, LlamaRecLKGTrainingArguments):
+            raise LKGError(f"args is {type(args).__name__}; the trainer needs LlamaRecLKGTrainingArguments(...).")
         if not isinstance(processing_class, LlamaRecLKGProcessor):
             raise LKGError(
                 f"processing_class is {type(processing_class).__name__}; the trainer needs a LlamaRecLKGProcessor."

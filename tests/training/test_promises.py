@@ -13,12 +13,13 @@ import torch
 from peft import LoraConfig
 from tiny import LORA, examples, model, processor
 from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
+from transformers import TrainingArguments
 
 from llamarec_lkg import LKGError, LlamaRecLKGForRanking, LlamaRecLKGTrainer, LlamaRecLKGTrainingArguments
 from llamarec_lkg.data.examples import as_examples
 from llamarec_lkg.evaluation.metrics import mean_metrics, target_ranks
 from llamarec_lkg.hub.model_card import ModelCard
-from llamarec_lkg.retrieval.candidates import to_dataset
+from llamarec_lkg.retrieval.candidates import to_dataset, with_features
 from llamarec_lkg.training.warm_up import heads_batch
 
 
@@ -241,6 +242,17 @@ def test_text_is_never_a_dense_id_and_the_processor_makes_examples_of_raw_ids(pr
     assert trainer.evaluate(rows)["eval_loss"] > 0
 
 
+@pytest.mark.parametrize("name", ["evidence", "recent_evidence", "popularity"])
+def test_features_of_other_candidates_than_the_rows_are_refused(proc, lists, name):
+    index = proc.fit(lists).evidence_index
+    rows = rows_of(with_features(lists, index, log_counts=proc.log_counts, progress=False))
+    rows[1][name] = rows[0][name]
+    with pytest.raises(LKGError, match=rf"carries {name} of shape \(5,.*2 candidates.*or leave it out"):
+        proc(rows)
+    rows[1][name] = None
+    assert proc(rows)[name].isfinite().all()
+
+
 # -- several validation sets ----------------------------------------------------------------------------------------
 
 
@@ -292,11 +304,11 @@ def test_several_validation_sets_give_the_metrics_of_each_by_name_and_the_first_
 @pytest.mark.parametrize(
     "given, chosen",
     [("eval_loss", "eval_warm_loss"), ("ndcg@10", "eval_warm_ndcg@10"), ("eval_cold_loss", "eval_cold_loss"),
-     ("cold_ndcg@10", "cold_ndcg@10")],
+     ("cold_ndcg@10", "cold_ndcg@10"), ("warm_2_loss", "warm_2_loss")],
 )  # fmt: skip
 def test_the_best_checkpoint_is_chosen_by_a_metric_that_there_is(proc, lists, tmp_path, given, chosen):
     args = arguments(tmp_path, metric_for_best_model=given, load_best_model_at_end=True, save_strategy="best")
-    parts = {"warm": lists[:4], "cold": lists[4:]}
+    parts = {"warm": lists[:4], "cold": lists[4:6], "warm_2": lists[6:]}
     trainer = LlamaRecLKGTrainer(model(proc), args, lists, parts, proc)
     trainer.train()
     assert trainer.args.metric_for_best_model == chosen and trainer.state.best_metric is not None
@@ -433,6 +445,11 @@ def test_a_metric_that_evaluation_does_not_give_is_refused_before_training(proc,
     assert trainer.state.best_metric == 0.5
     args = arguments(tmp_path, metric_for_best_model="ndcg@10")
     LlamaRecLKGTrainer(ranker, args, lists, lists, proc).train()
+
+
+def test_arguments_of_transformers_itself_are_refused(proc, lists, tmp_path):
+    with pytest.raises(LKGError, match="args is TrainingArguments; the trainer needs LlamaRecLKGTrainingArguments"):
+        LlamaRecLKGTrainer(model(proc), TrainingArguments(str(tmp_path), use_cpu=True), lists, lists, proc)
 
 
 @pytest.mark.parametrize("name", ["model_init", "preprocess_logits_for_metrics"])
