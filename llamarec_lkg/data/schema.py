@@ -282,16 +282,52 @@ def raw_id_list(name: str, value: Any) -> list[Any]:
     )
 
 
+# the fields of an example: type and number of dimensions
+_FIELDS = {"user": (np.int64, 0), "history": (np.int64, 1), "ratings": (np.float32, 1), "candidates": (np.int64, 1),
+           "retrieval_scores": (np.float32, 1), "label": (np.int64, 0), "evidence": (np.float32, 2),
+           "history_relations": (np.float32, 2), "recent_evidence": (np.float32, 2),
+           "popularity": (np.float32, 1)}  # fmt: skip
+
+
+def _numbers(name: str, values: Any, dtype: type, ndim: int) -> np.ndarray:
+    """What a field of an example holds, as an array; an `LKGError` says what of it is no number of that kind."""
+    if isinstance(values, np.ndarray) and values.dtype == dtype and values.ndim == ndim:
+        return values
+    whole = dtype is np.int64
+    try:
+        found = np.asarray(values)
+        kinds = {type(value) for value in found.flat} if found.dtype.kind == "O" else {found.dtype.type}
+        if whole and any(issubclass(kind, str | bytes) for kind in kinds):
+            raise LKGError(
+                f"{name!r} is {repr(values)[:60]}: text, which is a raw id and never a dense one. Examples hold dense "
+                "numbers: items 1, 2, ... of the catalogue, users 1, 2, ..., and as label the index of a candidate, "
+                "from 0. Let `processor.example(history, candidates, user=..., label=...)` make them of raw ids."
+            )
+        with np.errstate(invalid="ignore"):
+            numbers = found.astype(dtype)
+        fits = found.dtype.kind not in "mM" and type(None) not in kinds
+        fits &= not whole or (found.dtype.kind != "b" and bool((numbers == found).all()))
+        fits &= numbers.ndim == ndim or (ndim == 2 and not numbers.size)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        if isinstance(error, LKGError):
+            raise
+        fits = False
+    if not fits:
+        form = ("a single {}number", "a flat list of {}numbers", "a table of {}numbers")[ndim]
+        raise LKGError(f"{name!r} is {repr(values)[:60]}; it is {form.format('whole ' if whole else '')}, no gaps.")
+    return numbers
+
+
 @dataclass(frozen=True)
 class RankingExample:
-    """One list to rank, in dense ids.
+    """One list to rank, in dense ids. None is "not given", in every field but `history` and `candidates`.
 
     Args:
         user (`int`): dense user, 0 unknown.
         history (`np.ndarray`, shape (H,)): dense items, oldest first.
-        ratings (`np.ndarray`, shape (H,)): of the history; shown in the published prompt style.
+        ratings (`np.ndarray`, shape (H,)): of the history; shown in the published prompt style. 1 where not given.
         candidates (`np.ndarray`, shape (C,)): dense items; the first is letter A.
-        retrieval_scores (`np.ndarray`, shape (C,)).
+        retrieval_scores (`np.ndarray`, shape (C,)): 0 where not given.
         label (`int`): index of the target among the candidates, -1 where it is not one or is not known.
         evidence, history_relations (`np.ndarray` of `float32`, shapes (C, R) and (R, S), optional): what the graph
             says of the candidates and of the history (`retrieval.candidates.with_features`).
@@ -299,6 +335,9 @@ class RankingExample:
             of the history alone.
         popularity (`np.ndarray` of `float32`, shape (C,), optional): log(1 + training interactions) of the candidates.
             Of these four the processor reads those that are absent.
+
+    Raises:
+        LKGError: a field is no number, or no list of numbers, of its kind; text is never a dense id.
     """
 
     user: int
@@ -312,20 +351,23 @@ class RankingExample:
     recent_evidence: np.ndarray | None = None
     popularity: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in _FIELDS}
+        needed = ("history", "candidates")
+        read = {n: _numbers(n, v, *_FIELDS[n]) for n, v in given.items() if v is not None or n in needed}
+        read.setdefault("ratings", np.ones(len(read["history"]), dtype=np.float32))
+        read.setdefault("retrieval_scores", np.zeros(len(read["candidates"]), dtype=np.float32))
+        read |= {"user": int(read.get("user", UNKNOWN_USER)), "label": int(read.get("label", -1))}
+        for name, value in read.items():
+            object.__setattr__(self, name, value)
+
     @classmethod
     def from_mapping(cls, row: Mapping[str, Any]) -> RankingExample:
-        """A row of a `datasets.Dataset`, whose columns are the arguments; `history` and `candidates` are needed."""
-        missing = [name for name in ("history", "candidates") if name not in row]
+        """A row of a `datasets.Dataset`, whose columns are the arguments; `history` and `candidates` are needed. None,
+        and the NaN that pandas has for it, are as if the column was absent."""
+        given = {name: row[name] for name in _FIELDS if name in row}
+        given = {name: v for name, v in given.items() if not (pd.api.types.is_scalar(v) and pd.isna(v))}
+        missing = [name for name in ("history", "candidates") if name not in given]
         if missing:
             raise LKGError(f"A ranking example has {sorted(row)} but lacks {missing}, columns of dense item ids.")
-        history, candidates = (np.asarray(row[name], dtype=np.int64) for name in ("history", "candidates"))
-        floats = {"ratings": np.ones(len(history)), "retrieval_scores": np.zeros(len(candidates))}
-        carried = ("evidence", "history_relations", "recent_evidence", "popularity")
-        floats |= {name: row[name] for name in (*floats, *carried) if row.get(name) is not None}
-        return cls(
-            user=int(row.get("user", UNKNOWN_USER)),
-            history=history,
-            candidates=candidates,
-            label=int(row.get("label", -1)),
-            **{name: np.asarray(values, dtype=np.float32) for name, values in floats.items()},
-        )
+        return cls(**{**dict.fromkeys(("user", "ratings", "retrieval_scores")), **given})

@@ -255,18 +255,17 @@ def read_emissions(folder: str | Path) -> dict[str, Any] | None:
 
 
 def _trainer_metrics(trainer: Trainer) -> dict[str, float]:
-    """What the trainer's last evaluation found, if it was of the weights as they are now."""
+    """What the trainer's last evaluation found, of each validation set, if it was of the weights as they are now."""
     logs = trainer.state.log_history
     if trainer.args.load_best_model_at_end:  # at the end of training older weights came back
         ends = [place for place, entry in enumerate(logs) if "train_runtime" in entry]
         logs = logs[ends[-1] :] if ends else []
-    found = [e for e in logs if "eval_loss" in e and e.get("step") == trainer.state.global_step]
-    if not found:
-        return {}
     speed = ("_runtime", "_per_second", "_time")
     return {
         name.removeprefix("eval_"): round(float(value), 5)
-        for name, value in found[-1].items()
+        for entry in logs
+        if entry.get("step") == trainer.state.global_step
+        for name, value in entry.items()
         if name.startswith("eval_") and not name.endswith(speed)
     }
 

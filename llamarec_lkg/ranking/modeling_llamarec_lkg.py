@@ -227,6 +227,7 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
         recent_evidence: torch.Tensor | None = None,
         popularity: torch.Tensor | None = None,
         lm_scores: torch.Tensor | None = None,
+        smoothing: float = 0.0,
     ) -> RankingOutput:
         """Rank the candidates of each row.
 
@@ -249,6 +250,7 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
             labels (`long`, (B,)): index of the target; negative is left out of the loss.
             recent_evidence (B, C, R), popularity (B, C): as the examples carry them; None counts as nothing.
             lm_scores (B, C): what the language model says, where that is known; it is not run then.
+            smoothing: the share of the target's probability that the loss spreads over the row's real candidates.
         """
         if evidence.shape[-1] != self.config.num_relations:
             raise LKGError(
@@ -289,19 +291,26 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
             )
         loss = None
         if labels is not None:
-            loss = _listwise(logits, labels)
+            loss = _listwise(logits, labels, candidate_mask, smoothing)
             if self.training and lm_scores is not None and self.config.lm_loss_weight:
                 alone = lm_scores.masked_fill(~candidate_mask, torch.finfo(lm_scores.dtype).min)
-                loss = loss + self.config.lm_loss_weight * _listwise(alone, labels)
+                loss = loss + self.config.lm_loss_weight * _listwise(alone, labels, candidate_mask, smoothing)
             if self.preference.training and self.config.user_shrinkage:  # in the heads' warm-up, too
                 loss = loss + self.config.user_shrinkage * self.preference.personal(user_ids).square().sum(1).mean()
         return RankingOutput(loss, logits, preferences, path_scores, selected, lm_logits, lm_scores)
 
 
-def _listwise(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of (B, C) scores, over the rows with a target."""
+def _listwise(scores: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Cross-entropy of (B, C) scores, over the rows with a target; smoothed over the candidates of the mask alone,
+    where the others' would be infinite."""
     known = labels >= 0
-    return F.cross_entropy(scores[known], labels[known]) if known.any() else scores.sum() * 0.0
+    if not known.any():
+        return scores.sum() * 0.0
+    loss = F.cross_entropy(scores[known], labels[known])
+    if smoothing:
+        surprise = -scores[known].log_softmax(-1).masked_fill(~mask[known], 0.0)
+        loss = (1 - smoothing) * loss + smoothing * (surprise.sum(-1) / mask[known].sum(-1)).mean()
+    return loss
 
 
 AutoModel.register(LlamaRecLKGConfig, LlamaRecLKGForRanking, exist_ok=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..data.examples import as_examples
 from ..data.schema import CO_RATED, UNKNOWN_USER, ItemTable, RankingExample, raw_id_list
 from ..graph import paths
 from ..graph.evidence import EvidenceIndex
@@ -238,7 +239,7 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
 
     def fit(self, examples: Sequence[RankingExample | Mapping[str, Any]]) -> LlamaRecLKGProcessor:
         """Set the scale of each relation's evidence to its standard deviation over the candidates of examples."""
-        self.set_evidence_scale(evidence_scale([_as_example(example) for example in examples], self.evidence_index))
+        self.set_evidence_scale(evidence_scale(as_examples(examples), self.evidence_index))
         return self
 
     def set_evidence_scale(self, scale: Sequence[float]) -> None:
@@ -328,6 +329,14 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
                 f"The example has label {example.label} and user {example.user}; a label is the index of one of its "
                 f"{len(candidates)} candidates or -1, a user is 0 or a dense id."
             )
+        of_candidates = (len(candidates), len(self.relations))
+        for name in ("evidence", "recent_evidence", "popularity"):
+            carried = getattr(example, name)
+            if carried is not None and carried.shape != of_candidates[: carried.ndim]:
+                raise LKGError(
+                    f"The example carries {name} of shape {carried.shape}, for {of_candidates[0]} candidates and "
+                    f"{of_candidates[1]} relations. Make it with `candidates.with_features`, or leave it out."
+                )
         if len(example.ratings) != len(example.history):
             raise LKGError(f"{len(example.ratings)} ratings were given for a history of {len(example.history)} items.")
 
@@ -346,7 +355,9 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
             pad_to_candidates: width C of the batch, by default (and at least) that of the longest list.
             with_prompt: False leaves the text parts out, for models with `use_language_model=False`.
         """
-        examples = [_as_example(example) for example in examples]
+        examples = as_examples(examples)
+        if not examples:
+            raise LKGError("There is no list to make a batch of; it needs one at least.")
         for example in examples:
             self.check_example(example)
         count = max(pad_to_candidates or 0, *(len(example.candidates) for example in examples))
@@ -445,10 +456,6 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
                 pieces += [piece for row in own if row >= 0 for piece in self.path_pieces(example, found, row)]
         texts = [piece if isinstance(piece, str) else self.tokenizer.decode(self._ids(piece)) for piece in pieces]
         return [self.tokenizer.bos_token, *texts] if self._bos() else texts
-
-
-def _as_example(example: RankingExample | Mapping[str, Any]) -> RankingExample:
-    return example if isinstance(example, RankingExample) else RankingExample.from_mapping(example)
 
 
 def _pad(rows: Sequence[Sequence[int]], *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

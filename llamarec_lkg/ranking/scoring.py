@@ -12,6 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from ..data.examples import as_examples
 from ..data.schema import RankingExample
 from ..evaluation.metrics import require_finite, target_ranks
 from .modeling_llamarec_lkg import LlamaRecLKGForRanking
@@ -42,6 +43,7 @@ def ranker_scores(
     """
     processor.check_model(model.config)  # another adapter may have come into use since the two were paired
     with_prompt = model.config.use_language_model and lm_scores is None
+    examples = as_examples(examples)
     rows = [row for row, example in enumerate(examples) if example.label >= 0]
     rows.sort(key=lambda row: len(examples[row].history))  # short with short: less padding
     scores = np.full((len(examples), longest(examples)), np.nan, dtype=np.float32)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import ProgressCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
 
 from ..utils.errors import LKGError
 
@@ -15,7 +16,7 @@ from ..utils.errors import LKGError
 logger = logging.getLogger(__name__)
 
 
-SHOWN_METRICS = ("eval_loss", "eval_ndcg@10", "eval_retriever_ndcg@10", "epoch")
+SHOWN_METRICS = re.compile(r"eval_(.*_)?(loss|ndcg@10)|epoch")  # with the name of a set, where there are several
 LEFT_OUT_IN_A_ROW = 10  # steps without a usable gradient that end a training
 
 
@@ -23,9 +24,17 @@ class ShortProgressCallback(ProgressCallback):
     """Shows the few metrics of an evaluation that say how it goes; `state.log_history` has them all."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if "eval_loss" in logs:
-            logs = {name: logs[name] for name in SHOWN_METRICS if name in logs}
+        if any(name.startswith("eval_") for name in logs):
+            logs = {name: value for name, value in logs.items() if SHOWN_METRICS.fullmatch(name)}
         super().on_log(args, state, control, logs=logs, **kwargs)
+
+
+class BestSoFarCallback(EarlyStoppingCallback):
+    """Stops early by the evaluations that have the metric; those of other validation sets say nothing of it."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        if f"eval_{args.metric_for_best_model.removeprefix('eval_')}" in metrics:
+            super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
 class FiniteStepsCallback(TrainerCallback):

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, EarlyStoppingCallback, EvalPrediction, ProgressCallback
+from transformers import AutoConfig, EvalPrediction, ProgressCallback
 
+from ..data.examples import as_examples
 from ..data.schema import RankingExample
 from ..evaluation.metrics import mean_metrics, require_finite, target_ranks
 from ..hub.layout import RETRIEVER_FOLDER
@@ -26,9 +28,10 @@ from ..retrieval.base import check_retriever
 from ..retrieval.sequential import NeuralRetriever, SequentialRetrieverModel
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file
-from .callbacks import FiniteStepsCallback, ShortProgressCallback
+from .callbacks import BestSoFarCallback, FiniteStepsCallback, ShortProgressCallback
+from .data_sets import choosing, training_examples, validation_examples
 from .hub_trainer import PushingTrainer, check_push
-from .training_args import LlamaRecLKGTrainingArguments
+from .training_args import LlamaRecLKGTrainingArguments, check_without_language_model
 from .warm_up import fit_heads, heads_batch, weigh_parts
 
 
@@ -42,9 +45,13 @@ class LlamaRecLKGTrainer(PushingTrainer):
         model: a [`LlamaRecLKGForRanking`], the place of a saved one, or the name of a causal language model to build
             one on.
         args: [`LlamaRecLKGTrainingArguments`].
-        train_dataset, eval_dataset: [`RankingExample`]s, or a `datasets.Dataset` with their columns. Features that
-            they carry are used as they are (see `retrieval.candidates.with_features`). Rows of `eval_dataset` with
-            label -1 (target not retrieved) count as misses and are not run through the model.
+        train_dataset, eval_dataset: [`RankingExample`]s, or a `datasets.Dataset` with their columns, or any other data
+            set of such rows (`data.examples.as_examples`); it is read at once. Of a stream so many rows are taken as
+            `args.max_steps` need. Features that rows carry are used as they are (see
+            `retrieval.candidates.with_features`). Rows of `eval_dataset` with label -1 (target not retrieved) count as
+            misses and are not run through the model. A dictionary of several gives `eval_{name}_ndcg@10`; the first
+            of them chooses the best epoch of the warm-up and, unless `args.metric_for_best_model` names another, the
+            best checkpoint.
         processing_class: the [`LlamaRecLKGProcessor`]. If it has no evidence scale yet, it is fitted on
             `train_dataset`.
         peft_config: for the backbone; preferences and fusion are always trained.
@@ -52,11 +59,12 @@ class LlamaRecLKGTrainer(PushingTrainer):
         retriever: a [`SequentialRetrieverModel`] to save and push beside the ranker, so that a `Recommender` can
             load both.
         config: for a backbone given by name; by default the processor's `model_config()`.
+        compute_metrics: adds metrics of your own, from the `EvalPrediction` of the lists that are re-ranked.
         kwargs: for `transformers.Trainer`.
 
     Raises:
-        LKGError: the parts were not made for each other, `train_dataset` has rows without a target, or popularity is
-            known of its lists or of the processor's items alone.
+        LKGError: the parts were not made for each other, a row is no list to rank, `train_dataset` has rows without a
+            target, or popularity is known of its lists or of the processor's items alone.
     """
 
     def __init__(
@@ -71,19 +79,30 @@ class LlamaRecLKGTrainer(PushingTrainer):
         config: LlamaRecLKGConfig | None = None,
         retriever: SequentialRetrieverModel | NeuralRetriever | None = None,
         data_collator: Any = None,
+        compute_metrics: Callable[..., dict[str, float]] | None = None,
         **kwargs: Any,
     ):
         args = args or LlamaRecLKGTrainingArguments(output_dir="trainer_output")
+        if not isinstance(args, LlamaRecLKGTrainingArguments):
+            raise LKGError(f"args is {type(args).__name__}; the trainer needs LlamaRecLKGTrainingArguments(...).")
         if not isinstance(processing_class, LlamaRecLKGProcessor):
             raise LKGError(
                 f"processing_class is {type(processing_class).__name__}; the trainer needs a LlamaRecLKGProcessor."
             )
-        train_dataset, eval_dataset = _as_examples(train_dataset), _as_examples(eval_dataset)
-        missed = sum(example.label < 0 for example in train_dataset or ())
+        for name in ("model_init", "preprocess_logits_for_metrics"):
+            if kwargs.get(name) is not None:
+                raise LKGError(f"{name} has no use here: a model is given, and ranked by its logits. Leave it out.")
+        train_dataset = training_examples(train_dataset, args)
+        if eval_dataset is not None:
+            eval_dataset = validation_examples(eval_dataset)
+        names = list(eval_dataset) if isinstance(eval_dataset, dict) else []
+        args = choosing(args, names, own_metrics=compute_metrics is not None)
+        missed = [row for row, example in enumerate(train_dataset or ()) if example.label < 0]
         if missed:
             raise LKGError(
-                f"{missed} of {len(train_dataset)} training rows have no target among their candidates (label -1). "
-                "Make them with `candidates.training_examples`, or filter them out."
+                f"{len(missed)} of {len(train_dataset)} training rows have no target among their candidates (no "
+                f"label, or -1), the first is row {missed[0]}. Make them with `candidates.training_examples`, or "
+                "filter them out."
             )
         if train_dataset and processing_class.evidence_scale is None:
             if any(example.evidence is not None for example in train_dataset):
@@ -101,6 +120,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
                 "with `peft_config` or `model.add_adapter(config)`."
             )
         processing_class.check_model(model.config)
+        if not model.config.use_language_model:
+            check_without_language_model(args)
         if model.config.use_popularity:
             _check_popularity(train_dataset or (), processing_class)
         self.retriever = retriever.model if isinstance(retriever, NeuralRetriever) else retriever
@@ -116,8 +137,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
         if args.push_to_hub:
             check_push(args, model)
         self._heads_are_warm = False
-        self._missed = 0
-        self._retriever_ranks = np.zeros(0, dtype=np.int64)
+        self._own_metrics = compute_metrics
+        self._expect([])
         # lists are padded to one width, so that batches of several processes can be gathered
         shape = {"with_prompt": model.config.use_language_model, "pad_to_candidates": processing_class.num_candidates}
         super().__init__(
@@ -130,8 +151,9 @@ class LlamaRecLKGTrainer(PushingTrainer):
             compute_metrics=self._ranking_metrics,
             **kwargs,
         )
+        self.label_smoother = None  # upstream's would smooth over the padding of short lists, too: see `compute_loss`
         if args.load_best_model_at_end and args.early_stopping_patience and eval_dataset is not None:
-            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+            self.add_callback(BestSoFarCallback(args.early_stopping_patience))
         self.add_callback(FiniteStepsCallback)
         if self.pop_callback(ProgressCallback):
             self.add_callback(ShortProgressCallback)
@@ -140,6 +162,8 @@ class LlamaRecLKGTrainer(PushingTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As upstream, with the warm-up before and the model card after it."""
+        if not self.train_dataset:
+            raise LKGError("There are no lists to train on. Give the trainer a train_dataset that has some.")
         self.model.require_trainable_adapter()
         trained = trained_outside_adapters(self.model.language_model)
         if trained and self.model.has_adapter:
@@ -167,7 +191,10 @@ class LlamaRecLKGTrainer(PushingTrainer):
         self._heads_are_warm = True
         args, progress = self.args, self.is_world_process_zero() and not self.args.disable_tqdm
         self.model.to(args.device)
-        retrieved = [example for example in self.eval_dataset or () if example.label >= 0]
+        validation = [] if self.eval_dataset is None else validation_examples(self.eval_dataset)
+        if isinstance(validation, dict):
+            validation = next(iter(validation.values()))
+        retrieved = [example for example in validation if example.label >= 0]
         rate = args.heads_warm_up_learning_rate
         log = fit_heads(
             self.model,
@@ -195,6 +222,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
                 "The model is in shards, of which no part can be read by itself. Save it, and fit the parts of what "
                 "`LlamaRecLKGForRanking.from_pretrained` gives (`training.warm_up.weigh_parts`)."
             )
+        unseen = as_examples(unseen, "unseen")
         if self.model.config.use_popularity:
             _check_popularity(unseen, self.processing_class)
         self.model.to(self.args.device)
@@ -220,35 +248,88 @@ class LlamaRecLKGTrainer(PushingTrainer):
                     optimizer.add_param_group({**settings, "params": own, "lr": rate, "name": part})
         return optimizer
 
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As upstream; `args.label_smoothing_factor` smooths over the real candidates of each list."""
+        return super().compute_loss(model, {**inputs, "smoothing": self.args.label_smoothing_factor}, *args, **kwargs)
+
     # -- evaluation -------------------------------------------------------------------------------------------------
 
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Loss over the re-ranked lists, and metrics over all lists: `eval_ndcg@10`, beside
-        `eval_retriever_ndcg@10`."""
-        examples = _as_examples(self.eval_dataset if eval_dataset is None else eval_dataset)
-        retrieved = [example for example in examples or () if example.label >= 0]
+        `eval_retriever_ndcg@10`; of several data sets `eval_{name}_ndcg@10`, as upstream. A name is that of one of
+        the trainer's own."""
+        given = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(given, str) and isinstance(self.eval_dataset, Mapping):
+            if given not in self.eval_dataset:
+                raise LKGError(f"eval_dataset has no {given!r}; it has {list(self.eval_dataset)}.")
+            given = self.eval_dataset[given]
+        examples = validation_examples(given)
+        if isinstance(examples, dict):
+            metrics = {}
+            for name, one in examples.items():
+                metrics |= self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        retrieved = [example for example in examples if example.label >= 0]
         if not retrieved:
-            raise LKGError(f"No target is retrieved in {len(examples or ())} lists: there is nothing to re-rank.")
-        self._missed = len(examples) - len(retrieved)
-        self._retriever_ranks = np.concatenate(
-            [target_ranks(example.retrieval_scores[None], np.array([example.label])) for example in retrieved]
-        )
-        return super().evaluate(retrieved, *args, **kwargs)
+            raise LKGError(
+                f"No target is retrieved in {len(examples)} lists ({metric_key_prefix}): there is nothing to re-rank. "
+                "Give more lists, or longer ones (num_candidates)."
+            )
+        self._expect(retrieved, missed=len(examples) - len(retrieved))
+        with self._reading_all():
+            return super().evaluate(retrieved, ignore_keys, metric_key_prefix)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Logits of every row, also of those whose target was not retrieved."""
-        self._missed, self._retriever_ranks = 0, np.zeros(0, dtype=np.int64)
-        return super().predict(_as_examples(test_dataset), *args, **kwargs)
+        examples = as_examples(test_dataset, "test_dataset")
+        if not examples:
+            raise LKGError("test_dataset has no rows: there is nothing to predict.")
+        self._expect([])
+        with self._reading_all():
+            return super().predict(examples, *args, **kwargs)
 
-    def _ranking_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        require_finite(prediction.predictions)
-        ranks = target_ranks(prediction.predictions, prediction.label_ids)
+    @contextmanager
+    def _reading_all(self) -> Iterator[None]:
+        """Without what only training wants: dropping the last batch, and workers that go on to serve the data set
+        they were started for, whatever is evaluated next."""
+        names = ("dataloader_drop_last", "dataloader_persistent_workers")
+        before = {name: getattr(self.args, name) for name in names}
+        vars(self.args).update(dict.fromkeys(names, False))
+        try:
+            yield
+        finally:
+            vars(self.args).update(before)
+
+    def _expect(self, retrieved: Sequence[RankingExample], missed: int = 0) -> None:
+        """What the next metrics are about: lists in the retriever's order, and how many more it found no target
+        for."""
+        self._missed, self._ranks = missed, []
+        ranks = [target_ranks(one.retrieval_scores[None], np.array([one.label])) for one in retrieved]
+        self._retriever_ranks = np.concatenate([np.zeros(0, dtype=np.int64), *ranks])
+
+    def _ranking_metrics(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        """The metrics of all lists (`eval_do_concat_batches`), of a list of batches, or of the batches so far when
+        the last has come (`batch_eval_metrics`)."""
+        scores, labels = prediction.predictions, prediction.label_ids
+        for batch, targets in zip(scores, labels, strict=True) if isinstance(scores, list) else [(scores, labels)]:
+            batch = batch[0] if isinstance(batch, tuple) else batch  # the logits come first
+            batch, targets = (torch.as_tensor(values).cpu() for values in (batch, targets))
+            batch = batch.double().numpy()
+            require_finite(batch)
+            self._ranks.append(target_ranks(batch, targets.numpy()))
+        how = {"compute_result": compute_result} if self.args.batch_eval_metrics else {}
+        own = self._own_metrics(prediction, **how) if self._own_metrics is not None else {}
+        if not compute_result:
+            return {}
+        ranks, self._ranks = np.concatenate(self._ranks), []
         share = len(ranks) / (len(ranks) + self._missed)
         metrics = {name: value * share for name, value in mean_metrics(ranks).items()}
         if len(self._retriever_ranks) == len(ranks):
             first_stage = mean_metrics(self._retriever_ranks)
             metrics |= {f"retriever_{name}": value * share for name, value in first_stage.items()}
-        return metrics
+        return metrics | own
 
     # -- saving -----------------------------------------------------------------------------------------------------
 
@@ -276,12 +357,6 @@ class LlamaRecLKGTrainer(PushingTrainer):
             super()._load_best_model()
         else:
             self.accelerator.unwrap_model(self.model).load_trained_weights(self.state.best_model_checkpoint)
-
-
-def _as_examples(dataset: Any) -> list[RankingExample] | None:
-    if dataset is None:
-        return None
-    return [row if isinstance(row, RankingExample) else RankingExample.from_mapping(row) for row in dataset]
 
 
 def _check_popularity(examples: Sequence[RankingExample], processor: LlamaRecLKGProcessor) -> None:

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
 from ..utils.errors import LKGError
+
+
+_HALF = "preferences and fusion stay in float32; bf16=True or fp16=True has the rest computed in half precision"
+USABLE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "remove_unused_columns": ((False,), "the collator needs every column"),
+    "label_names": ((["labels"], None), "a batch has its targets under 'labels'"),
+    "train_sampling_strategy": (("random", "sequential"), "lists have no length before their prompts are written"),
+    "bf16_full_eval": ((False,), _HALF),
+    "fp16_full_eval": ((False,), _HALF),
+    "debug": (([],), "it watches numbers alone, and a batch has masks; steps that overflow are told of in any case"),
+}
+"""Arguments of which only some values can be used, and why."""
 
 
 @dataclass
@@ -16,6 +29,7 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
     Defaults that differ from upstream: `learning_rate` 1e-4, `warmup_steps` 0.1 (a share of the steps), `label_names`
     ["labels"], `remove_unused_columns` False (the collator needs every column), `metric_for_best_model` "eval_loss":
     with a few hundred lists to validate on, the likelihood tells models apart that NDCG cannot.
+    `label_smoothing_factor` smooths over the real candidates of a list, not in the heads' warm-up.
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Of the backbone's adapter, or of the backbone."})
@@ -48,10 +62,20 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.remove_unused_columns:
-            raise LKGError("remove_unused_columns=True would drop the columns the collator needs; leave it False.")
+        for name, (usable, reason) in USABLE.items():
+            if getattr(self, name) not in usable:
+                shown = " or ".join(map(repr, usable))
+                raise LKGError(f"{name}={getattr(self, name)!r} cannot be used: {reason}. Give {shown}.")
         if self.activation_checkpointing and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise LKGError(
                 "activation_checkpointing_kwargs has use_reentrant=True; use False, the default: the preferences gate "
                 "every layer of the backbone, whose gradients the reentrant kind would lose or repeat."
             )
+
+
+def check_without_language_model(args: LlamaRecLKGTrainingArguments) -> None:
+    """Raise `LKGError` where arguments are about what this ranker does not have."""
+    asked = {name: getattr(args, name) for name in ("neftune_noise_alpha", "activation_checkpointing")}
+    asked["include_for_metrics"] = "inputs" in args.include_for_metrics  # the prompt's tokens
+    if names := [name for name, value in asked.items() if value]:
+        raise LKGError(f"{names} are about the language model, which this ranker does not use. Leave them out.")

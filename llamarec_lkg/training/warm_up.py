@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import trange
 
+from ..data.examples import as_examples
 from ..data.schema import RankingExample
 from ..ranking.heads import ScoreFusion, evaluating, less_mean
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
@@ -35,7 +36,7 @@ def heads_batch(
 ) -> dict[str, torch.Tensor]:
     """The batch of all `examples` without its text: what `forward` needs when the backbone is off. It is as wide as
     the longest list, like `ranker_scores` of these examples."""
-    lists = [one if isinstance(one, RankingExample) else RankingExample.from_mapping(one) for one in examples]
+    lists = as_examples(examples)
     width, pieces = longest(lists), []
     for start in trange(0, len(lists), 256, desc="read evidence", disable=not progress):
         pieces.append(processor(lists[start : start + 256], with_prompt=False, pad_to_candidates=width))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -198,3 +200,69 @@ def test_an_example_keeps_what_the_graph_says_where_the_list_brings_it():
     assert RankingExample.from_mapping({**row, "evidence": None}).evidence is None
     with pytest.raises(LKGError, match=r"lacks \['candidates'\]"):
         RankingExample.from_mapping({"history": [1]})
+
+
+@pytest.mark.parametrize("absent", [None, np.nan, np.float64("nan"), float("nan"), pd.NA])
+def test_what_is_none_or_nan_is_not_given(absent):
+    row = {"history": [3, 1], "candidates": [2, 4, 5]}
+    optional = [name for name in RankingExample.__dataclass_fields__ if name not in row]
+    plain, filled = (
+        RankingExample.from_mapping(row),
+        RankingExample.from_mapping(row | dict.fromkeys(optional, absent)),
+    )
+    for name in RankingExample.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(filled, name), getattr(plain, name))
+    assert filled.user == 0 and filled.label == -1 and filled.popularity is None
+    with pytest.raises(LKGError, match=r"lacks \['history'\]"):
+        RankingExample.from_mapping(row | {"history": absent})
+    direct = RankingExample(None, [3, 1], None, [2, 4, 5], None, None)
+    assert direct.ratings.tolist() == [1, 1] and direct.candidates.dtype == np.int64 and direct.label == -1
+
+
+@pytest.mark.parametrize("name", ["history", "candidates", "user", "label"])
+@pytest.mark.parametrize("text", [str, lambda one: str(one).encode(), np.str_, lambda one: f"B00{one}"])
+def test_text_is_never_a_dense_id(name, text):
+    row = {"history": [3, 1], "candidates": [2, 4, 5], "user": 1, "label": 2}
+    wrong = [text(1)]
+    if isinstance(row[name], list):
+        wrong += [[text(one) for one in row[name]], [*row[name], text(1)]]
+    for value in wrong:
+        with pytest.raises(LKGError, match=f"'{name}' is .*text, .*raw id and never a dense one.*processor.example"):
+            RankingExample.from_mapping(row | {name: value})
+        with pytest.raises(LKGError, match=f"'{name}' is .*text"):
+            replace(RankingExample.from_mapping(row), **{name: value})
+
+
+@pytest.mark.parametrize(
+    "change, needed",
+    [
+        ({"history": [1, None]}, "a flat list of whole numbers, no gaps"),
+        ({"history": [1.5]}, "a flat list of whole numbers"),
+        ({"history": [1.0, float("nan")]}, "a flat list of whole numbers"),
+        ({"history": [[1, 2]]}, "a flat list of whole numbers"),
+        ({"history": [[1], [2, 3]]}, "a flat list of whole numbers"),
+        ({"history": 3}, "a flat list of whole numbers"),
+        ({"candidates": [True, False]}, "a flat list of whole numbers"),
+        ({"candidates": np.array(["2024-01-01"], dtype="datetime64[D]")}, "a flat list of whole numbers"),
+        ({"candidates": {"id": 3}}, "a flat list of whole numbers"),
+        ({"label": [2]}, "a single whole number"),
+        ({"label": 0.5}, "a single whole number"),
+        ({"user": 2**70}, "a single whole number"),
+        ({"ratings": [5.0, None]}, "a flat list of numbers"),
+        ({"ratings": ["good", "bad"]}, "a flat list of numbers"),
+        ({"retrieval_scores": 0.5}, "a flat list of numbers"),
+        ({"evidence": [1.0, 2.0, 3.0]}, "a table of numbers"),
+    ],
+)
+def test_other_values_are_refused_with_what_is_needed(change, needed):
+    row = {"history": [3, 1], "candidates": [2, 4, 5]}
+    with pytest.raises(LKGError, match=f"'{next(iter(change))}' is .*it is {needed}"):
+        RankingExample.from_mapping(row | change)
+
+
+def test_whole_numbers_of_any_kind_are_dense_ids():
+    row = {"history": [3.0, 1.0], "candidates": np.array([2, 4, 5], dtype=np.uint8), "user": np.int32(4), "label": 2.0}
+    example = RankingExample.from_mapping(row)
+    assert example.history.tolist() == [3, 1] and example.history.dtype == example.candidates.dtype == np.int64
+    assert (example.user, example.label) == (4, 2) and type(example.label) is int
+    assert RankingExample.from_mapping(row | {"history": []}).history.shape == (0,)
