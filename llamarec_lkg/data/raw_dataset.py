@@ -16,6 +16,7 @@ from huggingface_hub.repocard import RepoCard
 from yaml import YAMLError
 
 from ..utils.errors import LKGError
+from .links import checked_links
 from .readers import BATCH_ROWS
 from .schema import (
     HEAD,
@@ -108,8 +109,11 @@ def catalogue_of_tables(
     table = ItemTable.from_frame(items)
     if triples is None:
         return table, None
-    item_of_entity = {raw: raw for raw in table.ids} if links is None else links_of(links, "links")
-    return table, Triples.from_frame(triples, item_of_entity)
+    if links is None:
+        facts = Triples.by_item_ids(triples, table.ids)
+    else:
+        facts = Triples.from_frame(triples, links_of(links, "links"))
+    return table, checked_links(facts, table.ids)
 
 
 def only(items: ItemTable, wanted: Container[str] | None) -> ItemTable:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,14 @@ TITLE = "title"
 HEAD = "head"
 RELATION = "relation"
 TAIL = "tail"
+TYPES = {HEAD: "head_type", TAIL: "tail_type"}  # optional columns of triples: what heads and tails are
+USER, ITEM, ENTITY = "user", "item", "entity"  # types of nodes; attributes have one of their own, named as they are
 RATED = "RATED"  # user -> item, dated: only in graphs built with users, as the published one
 CO_RATED = "CO_RATED"  # item - item: how strongly people tie two items, summed over people
 PADDING_ITEM = 0  # dense item ids start at 1
 UNKNOWN_USER = 0  # dense user ids start at 1; 0 is the average user
+
+logger = logging.getLogger(__name__)
 
 
 def require_columns(frame: pd.DataFrame, columns: Sequence[str], table: str) -> None:
@@ -37,11 +42,11 @@ def require_columns(frame: pd.DataFrame, columns: Sequence[str], table: str) -> 
         )
 
 
-def _refuse_reserved(relations: Iterable[str], remedy: str) -> None:
-    """Raise `LKGError` where data bring a relation under a name that the library gives to interactions."""
-    taken = sorted({RATED, CO_RATED} & set(relations))
-    if taken:
-        raise LKGError(f"A relation is called {taken[0]!r}, the name for what interactions say. {remedy}")
+def _refuse_reserved(names: Iterable[str], reserved: Set[str], remedy: str) -> None:
+    """Raise `LKGError` where data bring a relation under a name that the library gives to something else."""
+    if taken := sorted(reserved.intersection(names)):
+        what = "what interactions say" if taken[0] in (RATED, CO_RATED) else "something else"
+        raise LKGError(f"A relation is called {taken[0]!r}, the library's name for {what}. {remedy}")
 
 
 def _require_present(frame: pd.DataFrame, columns: Sequence[str], table: str) -> None:
@@ -153,6 +158,11 @@ class ItemTable:
     titles: tuple[str, ...]
     attributes: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        reserved = {RATED, CO_RATED, USER, ITEM, ENTITY, ITEM_ID, TITLE}
+        remedy = "Rename the column of the items table, or name its relation otherwise with `attribute_columns`."
+        _refuse_reserved(self.attributes, reserved, remedy)
+
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, attribute_columns: Mapping[str, str] | None = None) -> ItemTable:
         """Take a table with `item_id` and `title`; other columns become attributes. An `LKGError` names what is
@@ -175,7 +185,7 @@ class ItemTable:
         if attribute_columns is None:
             attribute_columns = {c: str(c).upper() for c in frame.columns if c not in (ITEM_ID, TITLE)}
         require_columns(frame, list(attribute_columns), "items")
-        _refuse_reserved(attribute_columns.values(), "Rename the column of the items table.")
+        _refuse_shared_names(attribute_columns)
         attributes = {
             relation: tuple(_split_values(cell) for cell in frame[column])
             for column, relation in attribute_columns.items()
@@ -203,6 +213,17 @@ class ItemTable:
         return len(self.ids)
 
 
+def _refuse_shared_names(relation_of: Mapping[str, str]) -> None:
+    """Raise `LKGError` where two columns would become one relation, which would keep the values of one."""
+    for relation in dict.fromkeys(relation_of.values()):
+        columns = [column for column, name in relation_of.items() if name == relation]
+        if len(columns) > 1:
+            raise LKGError(
+                f"The columns {columns} of the items table both become the relation {relation!r}. Rename one of them, "
+                "or join their values in one column."
+            )
+
+
 def _split_values(cell: object) -> tuple[str, ...]:
     if not isinstance(cell, list | tuple | np.ndarray):
         if isinstance(cell, float) and cell.is_integer():
@@ -219,27 +240,77 @@ class Triples:
     Args:
         heads, relations, tails (`np.ndarray` of `str`, shape (T,)).
         item_of_entity (`dict[str, str]`): entity id -> raw item id. Entities not named here are attributes.
+        assumed (`frozenset[str]`): entities that are taken for items as they are called like them; nobody said so.
     """
 
     heads: np.ndarray
     relations: np.ndarray
     tails: np.ndarray
     item_of_entity: Mapping[str, str]
+    assumed: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def __post_init__(self) -> None:
+        remedy = "Rename the relation in the triples; if they say who rated what, leave them out."
+        _refuse_reserved(self.relations, {RATED, CO_RATED}, remedy)
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, item_of_entity: Mapping[str, str]) -> Triples:
-        """Take a table with `head`, `relation` and `tail`; an `LKGError` names what is missing."""
-        require_columns(frame, [HEAD, RELATION, TAIL], "triples")
-        _require_present(frame, [HEAD, RELATION, TAIL], "triples")
-        heads, relations, tails = (as_id_strings(frame[name]) for name in (HEAD, RELATION, TAIL))
-        _refuse_reserved(relations, "Rename the relation in the triples; if they say who rated what, leave them out.")
-        return cls(heads, relations, tails, item_of_entity=dict(item_of_entity))
+        """Take a table with `head`, `relation` and `tail`; an `LKGError` names what is missing.
+
+        Args:
+            frame: may say in `head_type` and `tail_type` what its ends are: "item" (by `item_of_entity`), "user" (the
+                fact is left out with a word, for nobody is in the graph), or any other type, such as "person". What
+                has a type is taken neither for an item nor for a thing of another type that is called alike.
+        """
+        return _facts(frame, item_of_entity)[0]
+
+    @classmethod
+    def by_item_ids(cls, frame: pd.DataFrame, item_ids: Iterable[str]) -> Triples:
+        """The same where nobody says which entity is which item: what is called like an item is that item, unless its
+        type says otherwise."""
+        triples, untyped = _facts(frame, {raw: raw for raw in item_ids})
+        ends = {*triples.heads[untyped[HEAD]], *triples.tails[untyped[TAIL]]}
+        return replace(triples, assumed=frozenset(ends.intersection(triples.item_of_entity)))
 
     def to_frame(self) -> pd.DataFrame:
         return pd.DataFrame({HEAD: self.heads, RELATION: self.relations, TAIL: self.tails})
 
     def __len__(self) -> int:
         return len(self.heads)
+
+
+def _facts(frame: pd.DataFrame, item_of_entity: Mapping[str, str]) -> tuple[Triples, pd.DataFrame]:
+    """The facts of a table that are not about users, and whether it leaves open what their ends are: `bool`, with
+    columns `head` and `tail`."""
+    require_columns(frame, [HEAD, RELATION, TAIL], "triples")
+    _require_present(frame, [HEAD, RELATION, TAIL], "triples")
+    ids = pd.DataFrame({name: as_id_strings(frame[name]) for name in (HEAD, RELATION, TAIL)}, dtype=object)
+    untyped = pd.DataFrame(True, index=ids.index, columns=list(TYPES))
+    if not frame.columns.intersection(list(TYPES.values())).empty:
+        types = frame.reindex(columns=list(TYPES.values())).astype(object).set_axis(list(TYPES), axis=1)
+        types = types.where(types.notna(), "").set_axis(ids.index).map(lambda kind: str(kind).strip().lower())
+        people = (types == USER).any(axis=1)
+        if people.any():
+            first = " ".join(map(repr, ids[people].iloc[0]))
+            logger.warning(
+                f"{int(people.sum())} of {len(ids)} facts are about users, {first} is the first. The graph is of "
+                "items and what they share, and nobody is in it: these facts are left out."
+            )
+        types = types[~people]
+        ids, untyped = _told_apart(ids[~people], types, item_of_entity), types == ""
+    return Triples(*(ids[name].to_numpy(dtype=object) for name in ids), item_of_entity=dict(item_of_entity)), untyped
+
+
+def _told_apart(ids: pd.DataFrame, types: pd.DataFrame, items: Iterable[str]) -> pd.DataFrame:
+    """Ids with their type in front, "genre:7", where things of another type, or `items`, are called alike."""
+    said = pd.concat([pd.DataFrame({"id": ids[end], "type": types[end]}) for end in TYPES])
+    said = said[said["type"] != ""].drop_duplicates()
+    alike = set(said["id"][said["id"].duplicated()]) | set(items)
+    changed = {}
+    for end in TYPES:
+        other = ~types[end].isin(["", ITEM]) & ids[end].isin(alike)
+        changed[end] = ids[end].where(~other, types[end] + ":" + ids[end])
+    return ids.assign(**changed)
 
 
 @dataclass(frozen=True)

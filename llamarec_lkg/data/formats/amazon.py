@@ -133,7 +133,7 @@ def _catalogue(
     if not facts:
         return table, None
     frame = pd.DataFrame(facts, columns=[HEAD, RELATION, TAIL])
-    return table, Triples.from_frame(frame, {raw: raw for raw in table.ids})
+    return table, Triples.by_item_ids(frame, table.ids)
 
 
 def _text(value: Any) -> str:

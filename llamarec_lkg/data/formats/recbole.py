@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from ...utils.errors import LKGError
+from ..links import checked_links
 from ..raw_dataset import Catalogue, Format, RawDataset, folder_of, links_of, only
 from ..readers import csv_batches, read_table
 from ..schema import HEAD, ITEM_ID, RELATION, TAIL, TITLE, ItemTable, Triples
@@ -37,7 +38,7 @@ def recbole_atomic(path: Path) -> RawDataset:
             links = links_of(_atomic(read_table(folder / f"{name}.link", **_ATOMIC)), f"{name}.link")
             facts = _atomic(read_table(folder / f"{name}.kg", **_ATOMIC))
             names = {"head_id": HEAD, "relation_id": RELATION, "tail_id": TAIL}
-            triples = Triples.from_frame(facts.rename(columns=names), links)
+            triples = checked_links(Triples.from_frame(facts.rename(columns=names), links), table.ids)
         return only(table, wanted), triples
 
     return RawDataset(name, lambda: map(_atomic, csv_batches(folder / f"{name}.inter", **_ATOMIC)), catalogue)
