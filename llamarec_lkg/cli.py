@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from .utils.errors import LKGError
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Expected failures print one clear line instead of a traceback."""
     argv = sys.argv[1:] if argv is None else argv
-    args = _parser(*argv[:1]).parse_args(argv)
+    args, unknown = _parser(*argv[:1]).parse_known_args(_with_ids_after_dashes(argv))
+    if unknown:
+        args.refuse(f"unrecognized arguments: {' '.join(unknown)}")
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     try:
         args.run(args)
@@ -204,15 +206,42 @@ def _export_metrics(args: argparse.Namespace) -> None:
 # -- arguments --------------------------------------------------------------------------------------------------------
 
 
+DASHED_IDS = (
+    "Ids that begin with a dash are given as --history=ID --history=ID (likewise --candidates=ID, --user=ID), or all "
+    "at the end as --history -- ID ID."
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors of usage end in a remedy, where there is one."""
+
+    remedy = ""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(f"{message}. {self.remedy}" if self.remedy else message)
+
+
+def _with_ids_after_dashes(argv: Sequence[str]) -> list[str]:
+    """The arguments after "--" as values of the last list of ids before it, whatever they look like."""
+    end = argv.index("--") if "--" in argv else 0
+    lists = [place for place in range(end) if argv[place].split("=")[0] in ("--history", "--candidates")]
+    if not lists:
+        return list(argv)
+    at, ids = lists[-1], argv[end + 1 :]
+    option = argv[at].split("=")[0]
+    alone = bool(ids) and argv[at] == option and argv[at + 1].startswith("--")  # it may not be left without an id
+    return [*argv[:at], *argv[at + alone : end], *(f"{option}={raw}" for raw in ids)]
+
+
 def _parser(chosen: str = "") -> argparse.ArgumentParser:
     description = "Recommendation ranking with a language model and a graph."
-    parser = argparse.ArgumentParser(prog="llamarec-lkg", description=description)
+    parser = _Parser(prog="llamarec-lkg", description=description)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def add(name: str, run: Callable[..., None], help: str, more: str = "") -> argparse.ArgumentParser:
+    def add(name: str, run: Callable[..., None], help: str, more: str = "") -> _Parser:
         command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.{more}")
         command.add_argument("--verbose", action="store_true", help="say what is being done")
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, refuse=command.error)
         if name == chosen and run in (_convert, _push_dataset):
             from .data.convert import describe_formats  # whose module the command imports in any case
 
@@ -233,7 +262,8 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
 
     command = add("recommend", _recommend, "rank items for one history")
     _add_request(command, "*")
-    command.add_argument("--candidates", nargs="*", metavar="ITEM", help="rank these, not what the retriever finds")
+    text = "rank these, not what the retriever finds"
+    command.add_argument("--candidates", nargs="*", action="extend", metavar="ITEM", help=text)
     command.add_argument("-k", type=int, default=10, help="how many items to show")
     command.add_argument("--json", action="store_true", help="print records for machines")
     command.add_argument("--sentences", action="store_true", help="say in a sentence why each item is there")
@@ -286,10 +316,12 @@ def _add_stage(command: argparse.ArgumentParser) -> None:
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example training.seed=1")
 
 
-def _add_request(command: argparse.ArgumentParser, count: str) -> None:
+def _add_request(command: _Parser, count: str) -> None:
     command.add_argument("--model", required=True, help="folder or Hub id of a trained model")
-    command.add_argument("--history", nargs=count, required=True, metavar="ITEM", help="raw item ids, oldest first")
+    text = "raw item ids, oldest first"
+    command.add_argument("--history", nargs=count, action="extend", required=True, metavar="ITEM", help=text)
     command.add_argument("--user", help="raw user id, for a model that has weights of single users")
+    command.epilog = command.remedy = DASHED_IDS
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ and what a push uploads with the Hub (tests/hub).
 import json
 import types
 
+import pandas as pd
 import pytest
 from test_entry import HEAVY, run_python
 from tiny import processor
@@ -107,6 +108,71 @@ def test_a_history_is_needed(command, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([command, "--model", "anywhere", "--user", "3"])
     assert "the following arguments are required: --history" in capsys.readouterr().err
+
+
+DASHED = ["-SxV944iB48", "--WwShcgXz0", "-h", "--json", "--history", "-k5", "-5", "a=b", "a b", "é"]
+
+
+@pytest.fixture(scope="module")
+def dashed_folder(make_dataset, tmp_path_factory):
+    """A ranker of items, and of users, whose ids are any text."""
+    items = pd.DataFrame({"item_id": DASHED, "title": [f"Title {raw}" for raw in DASHED], "kind": "x"})
+    rows = [(raw, DASHED[(user + step) % 10], step) for user, raw in enumerate(DASHED) for step in range(5)]
+    return save(tmp_path_factory.mktemp("dashed"), make_dataset(rows, items), use_user_embedding=True)
+
+
+FORMS = {
+    "repeated": [f"--history={raw}" for raw in DASHED],
+    "after dashes": ["--history", "--", *DASHED],
+    "some after dashes": ["--history=-SxV944iB48", "--history", "--", *DASHED[1:]],
+    "options between": [*(f"--history={raw}" for raw in DASHED[:3]), "--verbose", "--", *DASHED[3:]],
+}
+
+
+@pytest.mark.parametrize("given", FORMS.values(), ids=FORMS.keys())
+def test_ids_are_any_text_in_their_order(dashed_folder, given, capsys):
+    user = ["--user=-SxV944iB48", "--json"]
+    assert main(["preferences", "--model", str(dashed_folder), *user, *given]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["history"] == DASHED and record["user"] == "-SxV944iB48" and record["known"]
+    candidates = ["--candidates=-h", "--candidates", "a=b", "é", "--candidates=--json"]
+    assert main(["recommend", "--model", str(dashed_folder), *user, *candidates, *given]) == 0
+    assert {record["item_id"] for record in json.loads(capsys.readouterr().out)} == {"-h", "a=b", "é", "--json"}
+
+
+def test_an_empty_history_stays_one_and_what_is_after_dashes_belongs_to_the_last_list(dashed_folder, capsys):
+    command = ["recommend", "--model", str(dashed_folder), "--json", "--history"]
+    for given in (["--candidates", "--", "-h", "--json"], ["--candidates=-h", "--candidates=--json", "--"]):
+        assert main([*command, *given]) == 0
+        assert {record["item_id"] for record in json.loads(capsys.readouterr().out)} == {"-h", "--json"}
+
+
+@pytest.mark.parametrize("command", ["recommend", "preferences"])
+@pytest.mark.parametrize(
+    "wrong, right",
+    [
+        (["--history", "-SxV944iB48"], ["--history=-SxV944iB48"]),
+        (["--history", "a=b", "--WwShcgXz0"], ["--history", "a=b", "--", "--WwShcgXz0"]),
+        (["--history=-SxV944iB48", "--WwShcgXz0"], ["--history=-SxV944iB48", "--history=--WwShcgXz0"]),
+        (["--history", "é", "--user", "-SxV944iB48"], ["--history", "é", "--user=-SxV944iB48"]),
+    ],
+)
+def test_an_id_that_looks_like_an_option_is_refused_with_both_ways_on(dashed_folder, command, wrong, right, capsys):
+    start = [command, "--model", str(dashed_folder), "--json"] + ["--candidates=-h"] * (command == "recommend")
+    with pytest.raises(SystemExit, match="2"):
+        main([*start, *wrong])
+    said = capsys.readouterr().err
+    assert f"llamarec-lkg {command}: error: " in said and "--history=ID --history=ID" in said and "-- ID ID" in said
+    assert main([*start, *right]) == 0
+
+
+def test_dashes_elsewhere_are_as_everywhere(tmp_path, capsys):
+    assert main(["prepare", "--", "data.dataset=no-such-data"]) == 1
+    assert "No data set 'no-such-data'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["export-metrics", str(tmp_path), "--histery"])
+    said = capsys.readouterr().err
+    assert "unrecognized arguments: --histery" in said and "dash" not in said
 
 
 def test_expected_failures_are_one_clear_line(folder, tmp_path, capsys):

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from ..utils.errors import LKGError
+from .links import checked_links, entities_of, unmet_links
 from .raw_dataset import Catalogue, RawDataset, join_sources
 from .readers import read_table
-from .schema import CO_RATED, HEAD, RATED, RELATION, TAIL, DatasetBundle, ItemTable, Triples
+from .schema import CO_RATED, ENTITY, HEAD, ITEM, RELATION, TAIL, TYPES, DatasetBundle, ItemTable, Triples
 
 
 Data = TypeVar("Data", DatasetBundle, RawDataset)
@@ -32,21 +33,44 @@ def with_triples(
     """
     said = {"citation": join_sources(data.citation, citation), "license": join_sources(data.license, license)}
     if isinstance(data, DatasetBundle):
-        return replace(data, triples=_joined(data.triples, as_triples(source, data.items)), **said)
+        return replace(data, triples=_joined(data.triples, as_triples(source, data.items), data.items), **said)
 
     def catalogue(wanted: Container[str] | None) -> Catalogue:
         items, triples = data.catalogue(wanted)
-        return items, _joined(triples, as_triples(source, items))
+        return items, _joined(triples, as_triples(source, items), items)
 
     return replace(data, catalogue=catalogue, **said)
 
 
-def _joined(known: Triples | None, added: Triples) -> Triples:
+def _joined(known: Triples | None, added: Triples, items: ItemTable) -> Triples:
     if known is None:
-        return added
+        return checked_links(added, items.ids)
+    if entities_of(added).keys().isdisjoint([*entities_of(known), *known.item_of_entity]):
+        unmet_links(added, items.ids)  # neither with what is known nor with the items: refused
+    added = _beside(known, added)
     columns = ("heads", "relations", "tails")
     arrays = (np.concatenate([getattr(known, name), getattr(added, name)]) for name in columns)
-    return Triples(*arrays, item_of_entity={**added.item_of_entity, **known.item_of_entity})
+    links = {**added.item_of_entity, **known.item_of_entity}
+    return Triples(*arrays, item_of_entity=links, assumed=known.assumed | added.assumed)
+
+
+def _beside(known: Triples, added: Triples) -> Triples:
+    """Added facts whose items have a name of their own where the known facts call something else so."""
+    links, taken = known.item_of_entity, {*entities_of(known), *known.item_of_entity}
+    clashes = {own for own, raw in added.item_of_entity.items() if own in taken and links.get(own) != raw}
+    if not clashes:
+        return added
+
+    def name(own: str) -> str:
+        return f"{ITEM}:{own}" if own in clashes else own
+
+    return Triples(
+        heads=np.array([*map(name, added.heads)], dtype=object),
+        relations=added.relations,
+        tails=np.array([*map(name, added.tails)], dtype=object),
+        item_of_entity={name(own): raw for own, raw in added.item_of_entity.items()},
+        assumed=frozenset(map(name, added.assumed)),
+    )
 
 
 def as_triples(source: nx.Graph | pd.DataFrame | str | Path, items: ItemTable) -> Triples:
@@ -55,8 +79,8 @@ def as_triples(source: nx.Graph | pd.DataFrame | str | Path, items: ItemTable) -
     Args:
         source: a graph as `KnowledgeGraph.from_networkx` takes it: its edges have `relation`, and its items are the
             nodes of type "item" or, where no node has a type, those named as an item. Or a table with `head`,
-            `relation` and `tail`, where what equals an item id is that item. Or the path of one or the other
-            (`.graphml`, `.csv`, `.tsv`, `.parquet`).
+            `relation` and `tail`, where what equals an item id is that item, unless `head_type` or `tail_type` says
+            otherwise (`Triples.from_frame`). Or the path of one or the other (`.graphml`, `.csv`, `.tsv`, `.parquet`).
         items: of the data set.
     """
     if isinstance(source, str | Path):
@@ -71,7 +95,7 @@ def as_triples(source: nx.Graph | pd.DataFrame | str | Path, items: ItemTable) -
         else:
             raise LKGError(f"{path} is no .csv, .tsv or .parquet (head, relation, tail) nor .graphml by its name.")
     if isinstance(source, pd.DataFrame):
-        return Triples.from_frame(source, {raw: raw for raw in items.ids})
+        return Triples.by_item_ids(source, items.ids)
     return _triples_of_graph(source, items)
 
 
@@ -79,12 +103,10 @@ def _triples_of_graph(graph: nx.Graph, items: ItemTable) -> Triples:
     """Edges as facts. What interactions say is left out: the data set has the interactions themselves."""
     typed = any("type" in data for _, data in graph.nodes(data=True))
     known = set(items.ids)
-    entity, is_item = {}, {}
+    kinds, keys = {}, {}
     for node, data in graph.nodes(data=True):
-        key, kind = str(data.get("key", node)), data.get("type", "entity" if typed else "item")
-        is_item[node] = key in known and kind == "item"
-        # an entity with the key of an item is another thing than that item
-        entity[node] = key if is_item[node] or key not in known else f"{kind}:{key}"
+        keys[node] = str(data.get("key", node))
+        kinds[node] = str(data.get("type", ENTITY)) if typed else ITEM if keys[node] in known else ENTITY
     facts = []
     for head, tail, data in graph.edges(data=True):
         if "relation" not in data:
@@ -92,10 +114,11 @@ def _triples_of_graph(graph: nx.Graph, items: ItemTable) -> Triples:
                 f"Edge {head!r} -> {tail!r} has attributes {sorted(data)} but no 'relation'. Every edge needs one: "
                 "`graph.add_edge(a, b, relation='DIRECTED_BY')`."
             )
-        if data["relation"] in (RATED, CO_RATED):
+        if data["relation"] == CO_RATED and kinds[head] == kinds[tail] == ITEM:
             continue
-        if not graph.is_directed() and is_item[tail] and not is_item[head]:
+        if not graph.is_directed() and kinds[tail] == ITEM != kinds[head]:
             head, tail = tail, head  # an edge without direction is read from the item
-        facts.append((entity[head], str(data["relation"]), entity[tail]))
-    frame = pd.DataFrame(facts, columns=[HEAD, RELATION, TAIL], dtype=str)
-    return Triples.from_frame(frame, {entity[node]: entity[node] for node, found in is_item.items() if found})
+        facts.append((keys[head], str(data["relation"]), keys[tail], kinds[head], kinds[tail]))
+    frame = pd.DataFrame(facts, columns=[HEAD, RELATION, TAIL, *TYPES.values()], dtype=str)
+    linked = {key: key for node, key in keys.items() if kinds[node] == ITEM and key in known}
+    return replace(Triples.from_frame(frame, {raw: raw for raw in items.ids}), item_of_entity=linked)

@@ -3,6 +3,7 @@ about them."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,19 +19,12 @@ from yaml import YAMLError
 from ..utils.errors import LKGError
 from .engine import Connection, Relation, batches, connect, frame, reading
 from .interactions import AS_TEXT, ROW, SCHEMA, Interactions, typed_interactions
-from .schema import (
-    ITEM_ID,
-    RATING,
-    TIMESTAMP,
-    USER_ID,
-    DatasetBundle,
-    ItemTable,
-    Triples,
-    as_id_strings,
-    require_columns,
-)
+from .links import checked_links
+from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DatasetBundle, ItemTable, Triples, require_columns
+from .values import as_id_strings
 
 
+logger = logging.getLogger(__name__)
 ENTITY_ID = "entity_id"
 CARD = "README.md"  # says what tables are, beside them
 Catalogue = tuple[ItemTable, Triples | None]
@@ -158,8 +152,11 @@ def catalogue_of_tables(
     table = ItemTable.from_frame(items)
     if triples is None:
         return table, None
-    item_of_entity = {raw: raw for raw in table.ids} if links is None else links_of(links, "links")
-    return table, Triples.from_frame(triples, item_of_entity)
+    if links is None:
+        facts = Triples.by_item_ids(triples, table.ids)
+    else:
+        facts = Triples.from_frame(triples, links_of(links, "links"))
+    return table, checked_links(facts, table.ids)
 
 
 def only(items: ItemTable, wanted: Container[str] | None) -> ItemTable:
@@ -208,6 +205,10 @@ def join_sources(*texts: str) -> str:
 
 
 def links_of(frame: pd.DataFrame, table: str) -> dict[str, str]:
-    """Entity id -> raw item id, from a table with `item_id` and `entity_id`."""
+    """Entity id -> raw item id, from a table with `item_id` and `entity_id`; blank links are left out with a word."""
     require_columns(frame, [ITEM_ID, ENTITY_ID], table)
-    return dict(zip(as_id_strings(frame[ENTITY_ID]), as_id_strings(frame[ITEM_ID]), strict=True))
+    pairs = list(zip(as_id_strings(frame[ENTITY_ID]), as_id_strings(frame[ITEM_ID]), strict=True))
+    links = {entity: item for entity, item in pairs if entity is not None and item is not None}
+    if blank := sum(entity is None or item is None for entity, item in pairs):
+        logger.warning("%d of %d rows of %s have a blank and link nothing.", blank, len(pairs), table)
+    return links

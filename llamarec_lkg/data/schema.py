@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import json
-import re
+import logging
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from ..utils.errors import LKGError
+from .values import as_id_strings, clean_text, text_of, texts_of
 
 
 if TYPE_CHECKING:
@@ -28,10 +26,14 @@ TITLE = "title"
 HEAD = "head"
 RELATION = "relation"
 TAIL = "tail"
+TYPES = {HEAD: "head_type", TAIL: "tail_type"}  # optional columns of triples: what heads and tails are
+USER, ITEM, ENTITY = "user", "item", "entity"  # types of nodes; attributes have one of their own, named as they are
 RATED = "RATED"  # user -> item, dated: only in graphs built with users, as the published one
 CO_RATED = "CO_RATED"  # item - item: how strongly people tie two items, summed over people
 PADDING_ITEM = 0  # dense item ids start at 1
 UNKNOWN_USER = 0  # dense user ids start at 1; 0 is the average user
+
+logger = logging.getLogger(__name__)
 
 
 def require_columns(frame: Any, columns: Sequence[str], table: str) -> None:
@@ -44,11 +46,11 @@ def require_columns(frame: Any, columns: Sequence[str], table: str) -> None:
         )
 
 
-def _refuse_reserved(relations: Iterable[str], remedy: str) -> None:
-    """Raise `LKGError` where data bring a relation under a name that the library gives to interactions."""
-    taken = sorted({RATED, CO_RATED} & set(relations))
-    if taken:
-        raise LKGError(f"A relation is called {taken[0]!r}, the name for what interactions say. {remedy}")
+def _refuse_reserved(names: Iterable[str], reserved: Set[str], remedy: str) -> None:
+    """Raise `LKGError` where data bring a relation under a name that the library gives to something else."""
+    if taken := sorted(reserved.intersection(names)):
+        what = "what interactions say" if taken[0] in (RATED, CO_RATED) else "something else"
+        raise LKGError(f"A relation is called {taken[0]!r}, the library's name for {what}. {remedy}")
 
 
 def _require_present(frame: pd.DataFrame, columns: Sequence[str], table: str) -> None:
@@ -59,109 +61,6 @@ def _require_present(frame: pd.DataFrame, columns: Sequence[str], table: str) ->
                 f"Column '{column}' of the {table} table has {int(absent.sum())} missing value(s), the first in row "
                 f"{int(absent.argmax())}. Every row needs one: drop those rows or fill them in."
             )
-
-
-def spell_id(value: Any) -> str | None:
-    """A raw id in its one spelling: 862, 862.0 and "862" are one; None where there is none (a blank, None, NaN)."""
-    text = text_of(value).strip()
-    return _WHOLE.sub(r"\1", text) or None
-
-
-_WHOLE = re.compile(r"^(-?\d+)\.0+$")
-
-
-def as_id_strings(values: pd.Series) -> np.ndarray:
-    """A column of ids that are all there, each in its one spelling (`spell_id`)."""
-    return np.array([spell_id(value) for value in values], dtype=object)
-
-
-def text_of(value: Any) -> str:
-    """A cell as the text it means: bytes are UTF-8, 1995.0 is "1995", what is missing is empty.
-
-    Raises:
-        LKGError: it is a list or a record; which of its texts is meant cannot be told.
-    """
-    if isinstance(value, bytes | bytearray | np.bytes_):
-        return bytes(value).decode("utf-8", errors="replace")
-    if isinstance(value, list | tuple | set | dict | np.ndarray):
-        raise LKGError(f"{repr(value)[:80]} stands where one text is needed. Give one, or leave the cell empty.")
-    if pd.isna(value):  # None, NaN, NA, NaT
-        return ""
-    if isinstance(value, float | np.floating) and float(value).is_integer() and abs(value) < 2**53:
-        return str(int(value))
-    return str(value)
-
-
-def texts_of(value: Any, separator: str | None = "|") -> tuple[str, ...]:
-    """A cell as the several texts it means, each once: a list, a text that holds one (as a table saved by another tool
-    has it), or texts between separators. What says that there is nothing ("None", "[]") gives none."""
-    if isinstance(value, str | bytes | bytearray):
-        text = text_of(value).strip()
-        if text in _NOTHING:
-            return ()
-        written = _literal(text) if text[:1] in "[({" else None
-        value = written if isinstance(written, list | tuple | set) else text.split(separator) if separator else [text]
-    elif isinstance(value, list | tuple | set | np.ndarray):
-        value = [part for one in value for part in (texts_of(one, None) if _holds_several(one) else [one])]
-    else:
-        value = [value]
-    texts = (clean_text(text_of(part)) for part in value)
-    return tuple(dict.fromkeys(text for text in texts if text))
-
-
-_NOTHING = ("", "None", "nan", "NaN", "null")
-
-
-def _holds_several(value: Any) -> bool:
-    return isinstance(value, list | tuple | set | np.ndarray)
-
-
-def record_of(value: Any) -> dict[str, Any]:
-    """A cell as the record it means: a dictionary, or a text that holds one; empty where there is none.
-
-    Raises:
-        LKGError: it is something else.
-    """
-    if isinstance(value, str | bytes):
-        text = text_of(value).strip()
-        found = {} if text in _NOTHING else _literal(text)
-        value = text if found is None else found
-    if value is None or value == {}:
-        return {}
-    if not isinstance(value, dict):
-        raise LKGError(f"{repr(value)[:80]} stands where a record with named fields is needed. Mend or leave it out.")
-    return value
-
-
-def _literal(text: str) -> Any:
-    """What a text written as json or as a Python literal holds, None where it is neither. Nothing is run."""
-    for read in (json.loads, ast.literal_eval):
-        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            return read(text)
-    return None
-
-
-def natural_order(ids: Sequence[str]) -> np.ndarray:
-    """The order of distinct ids, as the places they are taken from, shape (N,): numeric when all are whole numbers,
-    else that of the text. Dense ids follow it."""
-    texts = np.asarray(ids, dtype=object)
-    try:
-        numbers = texts.astype(np.int64)
-    except (ValueError, OverflowError):
-        return np.argsort(texts, kind="stable")
-    order = np.argsort(numbers, kind="stable")
-    if (np.diff(numbers[order]) == 0).any():  # 1 and 01
-        order = np.argsort(texts, kind="stable")
-        order = order[np.argsort(numbers[order], kind="stable")]
-    return order
-
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff]+")
-
-
-def clean_text(text: object) -> str:
-    """One line of printable text: control and invisible characters become spaces, runs of spaces one."""
-    return " ".join(_CONTROL.sub(" ", str(text)).split())
 
 
 @dataclass(frozen=True)
@@ -178,6 +77,11 @@ class ItemTable:
     ids: tuple[str, ...]
     titles: tuple[str, ...]
     attributes: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        reserved = {RATED, CO_RATED, USER, ITEM, ENTITY, ITEM_ID, TITLE}
+        remedy = "Rename the column of the items table, or name its relation otherwise with `attribute_columns`."
+        _refuse_reserved(self.attributes, reserved, remedy)
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, attribute_columns: Mapping[str, str] | None = None) -> ItemTable:
@@ -201,7 +105,7 @@ class ItemTable:
         if attribute_columns is None:
             attribute_columns = {c: str(c).upper() for c in frame.columns if c not in (ITEM_ID, TITLE)}
         require_columns(frame, list(attribute_columns), "items")
-        _refuse_reserved(attribute_columns.values(), "Rename the column of the items table.")
+        _refuse_shared_names(attribute_columns)
         attributes = {
             relation: tuple(texts_of(cell) for cell in frame[column]) for column, relation in attribute_columns.items()
         }
@@ -228,6 +132,17 @@ class ItemTable:
         return len(self.ids)
 
 
+def _refuse_shared_names(relation_of: Mapping[str, str]) -> None:
+    """Raise `LKGError` where two columns would become one relation, which would keep the values of one."""
+    for relation in dict.fromkeys(relation_of.values()):
+        columns = [column for column, name in relation_of.items() if name == relation]
+        if len(columns) > 1:
+            raise LKGError(
+                f"The columns {columns} of the items table both become the relation {relation!r}. Rename one of them, "
+                "or join their values in one column."
+            )
+
+
 @dataclass(frozen=True)
 class Triples:
     """Facts (head, relation, tail) about entities, with the link that says which entity is which item.
@@ -235,27 +150,77 @@ class Triples:
     Args:
         heads, relations, tails (`np.ndarray` of `str`, shape (T,)).
         item_of_entity (`dict[str, str]`): entity id -> raw item id. Entities not named here are attributes.
+        assumed (`frozenset[str]`): entities that are taken for items as they are called like them; nobody said so.
     """
 
     heads: np.ndarray
     relations: np.ndarray
     tails: np.ndarray
     item_of_entity: Mapping[str, str]
+    assumed: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def __post_init__(self) -> None:
+        remedy = "Rename the relation in the triples; if they say who rated what, leave them out."
+        _refuse_reserved(self.relations, {RATED, CO_RATED}, remedy)
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, item_of_entity: Mapping[str, str]) -> Triples:
-        """Take a table with `head`, `relation` and `tail`; an `LKGError` names what is missing."""
-        require_columns(frame, [HEAD, RELATION, TAIL], "triples")
-        _require_present(frame, [HEAD, RELATION, TAIL], "triples")
-        heads, relations, tails = (as_id_strings(frame[name]) for name in (HEAD, RELATION, TAIL))
-        _refuse_reserved(relations, "Rename the relation in the triples; if they say who rated what, leave them out.")
-        return cls(heads, relations, tails, item_of_entity=dict(item_of_entity))
+        """Take a table with `head`, `relation` and `tail`; an `LKGError` names what is missing.
+
+        Args:
+            frame: may say in `head_type` and `tail_type` what its ends are: "item" (by `item_of_entity`), "user" (the
+                fact is left out with a word, for nobody is in the graph), or any other type, such as "person". What
+                has a type is taken neither for an item nor for a thing of another type that is called alike.
+        """
+        return _facts(frame, item_of_entity)[0]
+
+    @classmethod
+    def by_item_ids(cls, frame: pd.DataFrame, item_ids: Iterable[str]) -> Triples:
+        """The same where nobody says which entity is which item: what is called like an item is that item, unless its
+        type says otherwise."""
+        triples, untyped = _facts(frame, {raw: raw for raw in item_ids})
+        ends = {*triples.heads[untyped[HEAD]], *triples.tails[untyped[TAIL]]}
+        return replace(triples, assumed=frozenset(ends.intersection(triples.item_of_entity)))
 
     def to_frame(self) -> pd.DataFrame:
         return pd.DataFrame({HEAD: self.heads, RELATION: self.relations, TAIL: self.tails})
 
     def __len__(self) -> int:
         return len(self.heads)
+
+
+def _facts(frame: pd.DataFrame, item_of_entity: Mapping[str, str]) -> tuple[Triples, pd.DataFrame]:
+    """The facts of a table that are not about users, and whether it leaves open what their ends are: `bool`, with
+    columns `head` and `tail`."""
+    require_columns(frame, [HEAD, RELATION, TAIL], "triples")
+    _require_present(frame, [HEAD, RELATION, TAIL], "triples")
+    ids = pd.DataFrame({name: as_id_strings(frame[name]) for name in (HEAD, RELATION, TAIL)}, dtype=object)
+    untyped = pd.DataFrame(True, index=ids.index, columns=list(TYPES))
+    if not frame.columns.intersection(list(TYPES.values())).empty:
+        types = frame.reindex(columns=list(TYPES.values())).astype(object).set_axis(list(TYPES), axis=1)
+        types = types.where(types.notna(), "").set_axis(ids.index).map(lambda kind: str(kind).strip().lower())
+        people = (types == USER).any(axis=1)
+        if people.any():
+            first = " ".join(map(repr, ids[people].iloc[0]))
+            logger.warning(
+                f"{int(people.sum())} of {len(ids)} facts are about users, {first} is the first. The graph is of "
+                "items and what they share, and nobody is in it: these facts are left out."
+            )
+        types = types[~people]
+        ids, untyped = _told_apart(ids[~people], types, item_of_entity), types == ""
+    return Triples(*(ids[name].to_numpy(dtype=object) for name in ids), item_of_entity=dict(item_of_entity)), untyped
+
+
+def _told_apart(ids: pd.DataFrame, types: pd.DataFrame, items: Iterable[str]) -> pd.DataFrame:
+    """Ids with their type in front, "genre:7", where things of another type, or `items`, are called alike."""
+    said = pd.concat([pd.DataFrame({"id": ids[end], "type": types[end]}) for end in TYPES])
+    said = said[said["type"] != ""].drop_duplicates()
+    alike = set(said["id"][said["id"].duplicated()]) | set(items)
+    changed = {}
+    for end in TYPES:
+        other = ~types[end].isin(["", ITEM]) & ids[end].isin(alike)
+        changed[end] = ids[end].where(~other, types[end] + ":" + ids[end])
+    return ids.assign(**changed)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from .k_core import core_rows
 from .ledger import EXACT_DUPLICATES, Ledger
 from .ordering import order_ties, shuffling_keys
 from .raw_dataset import RawDataset, coded_interactions
-from .schema import TIMESTAMP, USER_ID, DatasetBundle, ItemTable, natural_order
+from .schema import TIMESTAMP, USER_ID, DatasetBundle, ItemTable
 from .splits import SPLITS, TEST, TRAIN, UNUSED, VALIDATION, PreprocessingSettings, leave_one_out, time_split
+from .values import natural_order
 
 
 logger = logging.getLogger(__name__)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..data.schema import Triples
+from ..data.links import unmet_links
+from ..data.schema import CO_RATED, ENTITY, ITEM, RATED, USER, Triples
+from ..utils.errors import LKGError
 
 
-USER, ITEM, ENTITY = "user", "item", "entity"
 UNDATED = np.iinfo(np.int64).min
 OVERLAP = 0.9
 
@@ -55,8 +56,10 @@ class GraphBuilder:
         if both_ways:
             self.parts.append((targets, np.full(len(sources), code + 1), sources, stamps, weights))
 
-    def add_triples(self, triples: Triples, item_node: Mapping[str, int]) -> None:
-        """Add facts. An entity that is linked to one of the items is that item."""
+    def add_triples(self, triples: Triples, item_node: Mapping[str, int], dropped: Iterable[str] = ()) -> None:
+        """Add facts. An entity that is linked to one of the items is that item; an `LKGError` where none is, nor one
+        of the `dropped` ones, which have no node."""
+        unmet_links(triples, [*item_node, *dropped])
 
         def node_of(entity: str) -> int:
             item = item_node.get(triples.item_of_entity.get(entity, ""))
@@ -95,6 +98,17 @@ class GraphBuilder:
             "item_nodes": np.asarray(item_nodes, dtype=np.int32),
             "weights": None if np.isnan(weights).all() else weights,
         }
+
+
+def refuse_taken_name(relation: str, source: str, target: str) -> None:
+    """Raise `LKGError` where an edge between these types of nodes has the name of one that interactions make."""
+    if (relation == RATED and source == ITEM and target != USER) or (
+        relation == CO_RATED and not source == target == ITEM
+    ):
+        raise LKGError(
+            f"An edge from a node of type {source!r} to one of type {target!r} is called {relation!r}, the library's "
+            "name for what interactions say. Rename the relation, or give people's nodes the type 'user'."
+        )
 
 
 def joined_value(values: Sequence[str]) -> str:

@@ -16,11 +16,13 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from ..data.schema import CO_RATED, RATED, ItemTable, Triples, clean_text
+from ..data.links import tell_of_people
+from ..data.schema import CO_RATED, ENTITY, ITEM, RATED, USER, ItemTable, Triples
 from ..data.sequences import TRAIN, SequenceDataset
+from ..data.values import clean_text
 from ..utils.errors import LKGError
 from ..utils.files import atomic_files, read_json, write_json
-from .builder import ENTITY, ITEM, UNDATED, USER, GraphBuilder, joined_value, row_offsets
+from .builder import UNDATED, GraphBuilder, joined_value, refuse_taken_name, row_offsets
 from .co_ratings import CoRatings
 from .new_items import grown
 
@@ -92,6 +94,9 @@ class KnowledgeGraph:
             include_heldout: with `users`, add validation and test interactions, as published.
             whole_values: attribute relations whose values of an item are joined into one entity ("Action|Crime"), as
                 published for genres. For these the dropped items' values become nodes, too.
+
+        Raises:
+            LKGError: there are triples, and none is about an item of the data set's catalogue.
         """
         builder = GraphBuilder([RATED if users else CO_RATED])
         people = [builder.node(USER, raw, "") for raw in dataset.user_ids] if users else []
@@ -120,7 +125,9 @@ class KnowledgeGraph:
                     builder.node(relation, joined_value(values), joined_value(values))
             builder.edges(relation, [a for a, _ in pairs], [b for _, b in pairs])
         if triples is not None:
-            builder.add_triples(triples, dict(zip(dataset.items.ids, items, strict=True)))
+            tell_of_people(triples, dataset.user_ids)
+            known = dict(zip(dataset.items.ids, items, strict=True))
+            builder.add_triples(triples, known, dataset.dropped_items.ids)
         return cls(**builder.build(item_nodes=[-1, *items]))
 
     @classmethod
@@ -149,10 +156,11 @@ class KnowledgeGraph:
         builder = GraphBuilder(graph.graph.get("relations", ()))  # the order of a vocabulary that `to_networkx` wrote
         typed = any("type" in data for _, data in graph.nodes(data=True))
         wanted = set(item_ids)
-        nodes = {}
+        nodes, kinds = {}, {}
         for key, data in graph.nodes(data=True):
             raw = str(data.get("key", key))
             kind = data.get("type", ENTITY) if typed else (ITEM if raw in wanted else ENTITY)
+            kinds[key] = kind
             nodes[key] = builder.node(kind, raw, clean_text(data.get("name", "" if kind == USER else raw)))
         grouped: dict[tuple[str, bool], list[tuple[int, int, int, float]]] = {}
         for source, target, data in graph.edges(data=True):
@@ -161,6 +169,7 @@ class KnowledgeGraph:
                     f"Edge {source!r} -> {target!r} has attributes {sorted(data)} but no 'relation'. Every edge needs "
                     "one: `graph.add_edge(a, b, relation='DIRECTED_BY')`."
                 )
+            refuse_taken_name(data["relation"], kinds[source], kinds[target])
             both_ways = bool(data.get("both_ways", not graph.is_directed()))
             stamp = int(data.get("timestamp", UNDATED))
             edge = nodes[source], nodes[target], stamp, _weight(data, source, target)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.schema import ItemTable
+from ..data.schema import ENTITY, ITEM, USER, ItemTable
 from ..utils.errors import LKGError
-from .builder import ENTITY, ITEM, USER, joined_value
+from .builder import joined_value
 
 
 if TYPE_CHECKING:

@@ -34,7 +34,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.schema import RankingExample, clean_text
+from ..data.schema import RankingExample
+from ..data.values import clean_text
 from ..graph.paths import Paths
 from ..utils.errors import LKGError
 from .configuration_llamarec_lkg import LETTERS

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..data.schema import CO_RATED, RankingExample, clean_text
+from ..data.schema import CO_RATED, RankingExample
+from ..data.values import clean_text
 from ..ranking.heads import PartWeights
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 
@@ -20,6 +21,7 @@ SHOWN_REASONS = 4  # in print
 FAINT = 0.05  # of the strongest path's share
 LANGUAGE_MODEL, RETRIEVER, POPULARITY = "language model", "retriever", "popularity"
 PATH, OTHER_PATHS = "path", "other paths"
+WINDOW = "window"
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Reason:
     """One part of an item's score.
 
     Args:
-        kind (`str`): "path", "other paths" (all that are not named, of one relation), "retriever", "popularity" or
-            "language model".
+        kind (`str`): "path", "other paths" (all that are not named, of one relation), "retriever", "popularity",
+            "language model" or, in a list longer than one pass, "window" (what its window was lowered by, so that
+            scores fall along the ranks).
         share (`float`): what it adds to the score.
         relation (`str`, optional): of a path.
         preference (`float`, optional): the user's weight of that relation, of 1 over all relations.
@@ -53,6 +56,8 @@ class Reason:
             return "people who rated the same items" if by_people else f"other paths along {self.relation}"
         if self.kind == POPULARITY:
             return "how many people chose it"
+        if self.kind == WINDOW:
+            return "coming after others of a long list"
         return "the order of the history (retriever)" if self.kind == RETRIEVER else "what the language model reads"
 
     def __str__(self) -> str:
@@ -66,7 +71,8 @@ class Recommendation:
 
     Args:
         rank (`int`): 1 is best.
-        score (`float`): the ranker's logit; comparable within one pass, so not across windows of a long list.
+        score (`float`): the ranker's logit; comparable within one list. It falls along the ranks: of a list that is
+            longer than one pass, windows that would stand above those before them are lowered.
         retrieval_score (`float`): the first stage's.
         relations (`dict[str, float]`): part of the score that came through each relation of the graph, largest first.
         paths (`list[str]`): the named paths from the history, in the order of `reasons`.
@@ -115,6 +121,7 @@ def reasons_for(
     example: RankingExample,
     row: int,
     parts: Mapping[str, float],
+    relations: Mapping[str, float],
     preferences: Mapping[str, float],
     weights: PartWeights,
     count: int,
@@ -122,7 +129,8 @@ def reasons_for(
     """Take the score of candidate `row` apart, largest share first.
 
     Args:
-        parts: its score by part: "retriever", "popularity", "language model" and the names of relations.
+        parts: its score by part: "retriever", "popularity", "language model" and "window".
+        relations: the same by relation.
         preferences: of the user, by relation.
         weights: those of the fusion that scored it.
         count: how many paths to name, the strongest through each entity first; the rest is summed up by relation.
@@ -132,17 +140,15 @@ def reasons_for(
     paths = []
     for relation, nodes, weight, recent in evidence_paths(processor, example, row) if count else ():
         share = evidence_weight * preferences[relation] * weight + recent_weights[relation] * recent
-        if share and parts[relation]:
+        if share and relations[relation]:
             paths.append(Reason(PATH, share, relation, preferences[relation], nodes))
     paths = _varied(sorted(paths, key=lambda reason: -abs(reason.share)))[:count]
-    rest = dict(parts)
+    rest = dict(relations)
     for reason in paths:
         rest[reason.relation] -= reason.share
-    others = [
-        Reason(OTHER_PATHS, share, name, preferences[name]) if name in preferences else Reason(name, share)
-        for name, share in rest.items()
-        if abs(share) > 1e-6
-    ]
+    others = [Reason(OTHER_PATHS, share, name, preferences[name]) for name, share in rest.items()]
+    others += [Reason(name, share) for name, share in parts.items()]
+    others = [reason for reason in others if abs(reason.share) > 1e-6]
     return sorted([*paths, *others], key=lambda reason: -reason.share)
 
 

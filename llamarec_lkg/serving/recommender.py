@@ -28,7 +28,7 @@ from ..retrieval.sequential import NeuralRetriever
 from ..utils.errors import LKGError
 from ..utils.hub import hub_options, pinned
 from ..utils.upstream import quiet_upstream
-from .reasons import LANGUAGE_MODEL, PATH, POPULARITY, RETRIEVER, Recommendation, reasons_for
+from .reasons import LANGUAGE_MODEL, PATH, POPULARITY, RETRIEVER, WINDOW, Recommendation, reasons_for
 from .sliding_windows import rank_windows
 
 
@@ -48,12 +48,14 @@ class Ranking:
     Args:
         order (shape (C,)): indices into the candidates, best first.
         parts (shape (C, 3 + R)): what scores are the sum of: language model, retriever, popularity, and each relation.
+        scores (shape (C,)): the sums of the parts, lowered in a long list so that they fall along the order.
         preferences (shape (R,), optional): the user's; None for a list of one, which is not scored.
     """
 
     example: RankingExample
     order: np.ndarray
     parts: np.ndarray
+    scores: np.ndarray
     preferences: np.ndarray | None
 
 
@@ -335,7 +337,7 @@ class Recommender:
             else:
                 parts = np.zeros((len(example.candidates), 3 + len(self.processor.relations)), dtype=np.float32)
                 parts[:, 1] = example.retrieval_scores
-                rankings.append(Ranking(example, np.arange(len(parts)), parts, None))
+                rankings.append(Ranking(example, np.arange(len(parts)), parts, parts.sum(1), None))
         return rankings
 
     def describe(self, ranking: Ranking, *, k: int = 10, num_reasons: int = 3) -> list[Recommendation]:
@@ -359,17 +361,19 @@ class Recommender:
     def _describe(self, rank: int, ranking: Ranking, row: int, num_reasons: int) -> Recommendation:
         example, parts, names = ranking.example, ranking.parts[row].astype(float), self.processor.relations
         item, reasons = int(example.candidates[row]), []
-        named = dict(zip((LANGUAGE_MODEL, RETRIEVER, POPULARITY, *names), parts.tolist(), strict=True))
-        relations = {name: named[name] for name in sorted(names, key=lambda name: -named[name]) if named[name]}
+        own = dict(zip((LANGUAGE_MODEL, RETRIEVER, POPULARITY), parts[:3].tolist(), strict=True))
+        own[WINDOW] = float(ranking.scores[row] - parts.sum())
+        along = dict(zip(names, parts[3:].tolist(), strict=True))  # apart: a relation may be called as one of those
+        relations = {name: along[name] for name in sorted(names, key=lambda name: -along[name]) if along[name]}
         if ranking.preferences is not None:
             preferences = dict(zip(names, ranking.preferences.tolist(), strict=True))
             weights = self.model.fusion.weights(self.model.config.use_language_model)
-            reasons = reasons_for(self.processor, example, row, named, preferences, weights, num_reasons)
+            reasons = reasons_for(self.processor, example, row, own, along, preferences, weights, num_reasons)
         return Recommendation(
             rank=rank,
             item_id=self.item_ids[item - 1],
             title=self.processor.titles[item - 1],
-            score=float(parts.sum()),
+            score=float(ranking.scores[row]),
             retrieval_score=float(example.retrieval_scores[row]),
             relations=relations,
             paths=[reason.text for reason in reasons if reason.kind == PATH],

@@ -26,7 +26,8 @@ def catalogue_fingerprint(item_ids: Sequence[str]) -> str:
 
 def _feed(digest: Any, part: Any) -> None:
     if is_dataclass(part) and not isinstance(part, type):
-        part = {"__type__": type(part).__name__, **{field.name: getattr(part, field.name) for field in fields(part)}}
+        named = {field.name: getattr(part, field.name) for field in fields(part) if field.compare}
+        part = {"__type__": type(part).__name__, **named}
     if isinstance(part, np.ndarray) and part.dtype != object:
         digest.update(f"{part.dtype}{part.shape}".encode())
         digest.update(np.ascontiguousarray(part).data)

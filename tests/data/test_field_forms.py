@@ -9,9 +9,10 @@ import pytest
 
 from llamarec_lkg.data.interactions import Interactions
 from llamarec_lkg.data.ledger import EXACT_DUPLICATES
-from llamarec_lkg.data.schema import ItemTable, record_of, spell_id, text_of, texts_of
+from llamarec_lkg.data.schema import ItemTable
 from llamarec_lkg.data.sequences import PreprocessingSettings, SequenceDataset
 from llamarec_lkg.data.sources import load_dataset_bundle
+from llamarec_lkg.data.values import record_of, spell_id, text_of, texts_of
 from llamarec_lkg.utils.errors import LKGError
 
 

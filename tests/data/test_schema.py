@@ -17,11 +17,9 @@ from llamarec_lkg.data.schema import (
     ItemTable,
     RankingExample,
     Triples,
-    as_id_strings,
-    clean_text,
-    natural_order,
     require_columns,
 )
+from llamarec_lkg.data.values import as_id_strings, clean_text, natural_order
 from llamarec_lkg.utils.errors import LKGError
 
 
@@ -180,13 +178,36 @@ def test_triples_need_every_column_and_value():
 
 @pytest.mark.parametrize("name", ["RATED", "CO_RATED"])
 def test_the_names_of_what_interactions_say_are_kept_for_them(name):
-    items = pd.DataFrame({ITEM_ID: [1], TITLE: ["A"], name.lower(): ["x"]})
-    with pytest.raises(LKGError, match=f"relation is called '{name}'.* Rename the column"):
+    items = pd.DataFrame({ITEM_ID: [1], TITLE: ["A"], name.capitalize(): ["PG-13"]})
+    with pytest.raises(LKGError, match=f"relation is called '{name}'.* Rename the column .*`attribute_columns`"):
         ItemTable.from_frame(items)
-    assert ItemTable.from_frame(items, {name.lower(): "RATING_IS"}).attributes == {"RATING_IS": (("x",),)}
+    wanted = {"CERTIFICATE": (("PG-13",),)}
+    assert ItemTable.from_frame(items, {name.capitalize(): "CERTIFICATE"}).attributes == wanted
+    assert ItemTable.from_frame(items.rename(columns={name.capitalize(): "certificate"})).attributes == wanted
     triples = pd.DataFrame({HEAD: ["a", "a"], RELATION: ["R", name], TAIL: ["b", "b"]})
     with pytest.raises(LKGError, match=f"relation is called '{name}'.* Rename the relation .*leave them out"):
         Triples.from_frame(triples, {})
+    assert len(Triples.from_frame(triples[:1], {})) == 1
+
+
+@pytest.mark.parametrize("name", ["RATED", "user", "item", "entity", "title", "item_id"])
+def test_no_attribute_has_a_name_of_the_library_however_the_table_is_made(name):
+    items = pd.DataFrame({ITEM_ID: [1], TITLE: ["A"], "x": ["1"]})
+    with pytest.raises(LKGError, match=f"relation is called '{name}', the library's name for"):
+        ItemTable.from_frame(items, {"x": name})
+    with pytest.raises(LKGError, match=f"relation is called '{name}', the library's name for"):
+        ItemTable(("1",), ("A",), {name: (("1",),)})
+    assert ItemTable.from_frame(items, {"x": name.upper() + "_IS"}).attributes
+
+
+def test_two_columns_never_become_one_relation():
+    items = pd.DataFrame({ITEM_ID: [1], TITLE: ["A"], "Genre": ["Crime"], "genre": ["Drama"]})
+    with pytest.raises(
+        LKGError, match=r"columns \['Genre', 'genre'\] .* both become the relation 'GENRE'. Rename one"
+    ):
+        ItemTable.from_frame(items)
+    renamed = ItemTable.from_frame(items.rename(columns={"genre": "mood"}))
+    assert renamed.attributes == {"GENRE": (("Crime",),), "MOOD": (("Drama",),)}
 
 
 def test_an_example_keeps_what_the_graph_says_where_the_list_brings_it():

@@ -11,7 +11,7 @@ from llamarec_lkg.data.schema import CO_RATED, Triples
 from llamarec_lkg.graph.co_ratings import co_ratings
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.serving.drawings import draw_preferences, draw_reasons
-from llamarec_lkg.serving.reasons import OTHER_PATHS, PATH, Reason, Recommendation, evidence_paths
+from llamarec_lkg.serving.reasons import OTHER_PATHS, PATH, WINDOW, Reason, Recommendation, evidence_paths
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -77,11 +77,45 @@ def test_preferences_are_computed_once_a_request(recommender, monkeypatch):
     assert named.preference == pytest.approx(recommender.preferences(["4", "1"], user="2")[named.relation])
 
 
-def test_long_lists_have_the_parts_of_the_window_that_scored_them(recommender):
-    everything = recommender.recommend(["1"], candidates=["1", "2", "3", "4", "5", "6"], k=6)
-    assert len(everything) == 6, "six candidates, five at a time"
-    for item in everything:
+@pytest.mark.parametrize("longest", [5, 2])
+def test_long_lists_have_the_parts_of_the_window_that_scored_them(recommender, monkeypatch, longest):
+    """Scores fall along the ranks; what a window was lowered by for that is a reason of its own."""
+    monkeypatch.setattr(recommender.processor, "longest_list", longest)
+    lowered = 0
+    for candidates in ("123456", "654321", "361425"):
+        everything = recommender.recommend(["1"], candidates=list(candidates), k=6)
+        assert len(everything) == 6, "six candidates, some at a time"
+        scores = [item.score for item in everything]
+        assert scores == sorted(scores, reverse=True)
+        for item in everything:
+            assert sum(reason.share for reason in item.reasons) == pytest.approx(item.score, abs=1e-5)
+            for reason in item.reasons:
+                if reason.kind == WINDOW:
+                    lowered += 1
+                    assert reason.share < 0 and item.rank > longest
+                    assert "for coming after others of a long list" in item.sentence(9)
+    assert lowered
+
+
+def test_a_relation_may_be_called_like_another_part_of_the_score(make_dataset):
+    """Its paths and shares are its own."""
+    dataset = make_dataset([(user, item, item) for user in range(1, 5) for item in range(1, 5)])
+    names = ["popularity", "retriever", "language model", "path", "window"]
+    facts = pd.DataFrame([(str(item), name, "x") for item in range(1, 5) for name in names],
+                         columns=["head", "relation", "tail"])  # fmt: skip
+    graph = KnowledgeGraph.from_dataset(dataset, Triples.by_item_ids(facts, dataset.items.ids))
+    counts = np.array([1, 10, 100, 1000])
+    proc = LlamaRecLKGProcessor(tokenizer(), graph, dataset.items.ids, dataset.items.titles, item_counts=counts)
+    ranker = LlamaRecLKGForRanking(proc.model_config(use_language_model=False, evidence_weight=2.0))
+    with torch.no_grad():
+        ranker.fusion.popularity_weight.fill_(0.4)
+    items = Recommender(ranker, proc).recommend(["1"], candidates=["2", "3", "4"], num_reasons=9)
+    for item in items:
+        assert set(names) == set(item.relations)
         assert sum(reason.share for reason in item.reasons) == pytest.approx(item.score, abs=1e-5)
+        own = [reason.share for reason in item.reasons if reason.kind == "popularity" and reason.relation is None]
+        along = [reason.share for reason in item.reasons if reason.relation == "popularity"]
+        assert sum(along) == pytest.approx(item.relations["popularity"]) and len(own) <= 1
 
 
 def test_with_all_paths_named_nothing_is_left_of_any_relation(recommender):

@@ -264,7 +264,31 @@ def test_windows_bring_the_best_item_to_the_top_from_anywhere(count):
         ]
 
     ranked = rank_windows(score, [long_list(count)] * count, window=8)
-    for best, (order, parts) in enumerate(ranked):
+    for best, (order, parts, scores) in enumerate(ranked):
         assert sorted(order.tolist()) == list(range(count))
+        assert scores[best] == pytest.approx(parts[best].sum()) and (np.diff(scores[order]) < 0).all()
         assert order[0] == best and parts[best].tolist() == pytest.approx([10.0, -(best + 1) / 100])
     assert max(sizes) <= 8 and all(rows == list(range(count)) for rows in passes)
+
+
+@pytest.mark.parametrize("count, window", [(40, 20), (41, 20), (9, 8), (57, 8), (7, 2), (5, 1)])
+def test_scores_fall_along_the_order_whatever_company_changes(count, window):
+    """A model that likes each candidate better or worse in each window. Whoever sorts by score, from whatever order,
+    finds the ranking; inside a window the differences stay."""
+    for seed in range(20):
+        generator, last = np.random.default_rng(seed), {}
+
+        def score(rows, windows, generator=generator, last=last):
+            found = [generator.normal(generator.normal(0, 3), 1, (len(one.candidates), 4)) for one in windows]
+            last.update({int(item): found[0] for item in windows[0].candidates})
+            return [parts.astype(np.float32) for parts in found]
+
+        ((order, parts, scores),) = rank_windows(score, [long_list(count)], window=window)
+        shuffled = generator.permutation(count)
+        assert shuffled[np.argsort(-scores[shuffled])].tolist() == order.tolist()
+        lowered = parts.sum(1) - scores
+        assert (lowered > -1e-9).all() and lowered[order[:window]].max() == 0, "the best window says what it said"
+        company = [id(last[item + 1]) for item in range(count)]
+        for one in set(company):
+            same = lowered[[item for item in range(count) if company[item] == one]]
+            assert np.ptp(same) < 1e-9

@@ -16,7 +16,8 @@ from ..engine import Connection, Relation, csv_relation
 from ..interactions import COLUMNS
 from ..raw_dataset import Catalogue, Format, RawDataset, folder_of
 from ..readers import record_relation, records
-from ..schema import HEAD, ITEM_ID, RELATION, TAIL, TITLE, ItemTable, Triples, record_of, text_of, texts_of
+from ..schema import HEAD, ITEM_ID, RELATION, TAIL, TITLE, ItemTable, Triples
+from ..values import record_of, text_of, texts_of
 
 
 AMAZON_2014_CITATION = (
@@ -132,7 +133,7 @@ def _catalogue(
     if not facts:
         return table, None
     frame = pd.DataFrame(facts, columns=[HEAD, RELATION, TAIL])
-    return table, Triples.from_frame(frame, {raw: raw for raw in table.ids})
+    return table, Triples.by_item_ids(frame, table.ids)
 
 
 def _texts(value: Any) -> list[str]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ...utils.errors import LKGError
 from ..engine import Connection, Relation, csv_relation, name
+from ..links import checked_links
 from ..raw_dataset import Catalogue, Format, RawDataset, folder_of, links_of, only
 from ..readers import read_table
 from ..schema import HEAD, ITEM_ID, RATING, RELATION, TAIL, TIMESTAMP, TITLE, USER_ID, ItemTable, Triples
@@ -67,7 +68,7 @@ def recbole_atomic(path: Path) -> RawDataset:
             links = links_of(_atomic(read_table(folder / f"{title}.link", **_ATOMIC)), f"{title}.link")
             facts = _atomic(read_table(folder / f"{title}.kg", **_ATOMIC))
             names = {"head_id": HEAD, "relation_id": RELATION, "tail_id": TAIL}
-            triples = Triples.from_frame(facts.rename(columns=names), links)
+            triples = checked_links(Triples.from_frame(facts.rename(columns=names), links), items.ids)
         return only(items, wanted), triples
 
     return RawDataset(title, interactions, catalogue)
