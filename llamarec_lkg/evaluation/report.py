@@ -23,7 +23,7 @@ from .metrics import MISS, mean_metrics
 from .report_text import comparison_table, recommended_table, seed_table, slice_tables, table, verdict
 
 
-RANKER, CEILING = "ranker", "ceiling"
+RANKER, CEILING, POPULARITY = "ranker", "ceiling", "popularity"
 JUDGED = ("candidates", RANKER, "ranker-no-lm", "stacker")  # rows of which a sentence says whether they are better
 
 
@@ -159,8 +159,8 @@ def draw(report: Report, path: str | Path, metric: str = "ndcg@10") -> None:
     The bounds, popularity and ceiling, are left to the tables: what decides would be narrow between them."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in report.rows if row["name"] not in ("popularity", CEILING)]
-    rows.sort(key=lambda row: row["metrics"][metric])
+    rows = [row for row in report.rows if row["name"] not in (POPULARITY, CEILING)]
+    rows.sort(key=lambda row: (row["metrics"][metric], row["name"] == RANKER))
     colors = {REFERENCE: "#888888", RANKER: "#d4380d"}
     figure = Figure(figsize=(10, 1.4 + 0.34 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)

@@ -1,7 +1,5 @@
-"""The heterogeneous knowledge graph: items and the entities they share, typed edges, in plain arrays.
-
-No database: a graph of a few million edges is a few flat arrays, and every query is an array slice.
-"""
+"""The heterogeneous knowledge graph: items and the entities they share, typed edges, in plain arrays. A graph of a few
+million edges is a few flat arrays, and every query is an array slice."""
 
 from __future__ import annotations
 

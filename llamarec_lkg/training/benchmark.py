@@ -69,7 +69,7 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
         np.stack(hits),
         {"training_seed": list(section.seeds), "seeds_of_variants": section.variant_seeds, "weights": "of every seed"},
         recommended=shown,
-        comparisons=[*COMPARISONS, *NO_LM_PAIRS, *(_pair(name) for name in (*others, *section.variants))],
+        comparisons=[*COMPARISONS, *PAIRS, *(_pair(name) for name in (*others, *section.variants))],
     )
     if workflow.state.is_main_process:
         report.save(config.output_dir)
@@ -82,8 +82,12 @@ def run_benchmark(config: RunConfig, *, progress: bool = True) -> Report:
 
 
 BOTH = "retrievers-together"  # both encoders on ids
-# what the graph adds, without a language model
-NO_LM_PAIRS = [(NO_LM, REFERENCE), *((NO_LM, f"{NO_LM}-{name}") for name in ("no-kg", "shuffled-kg"))]
+# what the graph and the preferences add to the order of the candidates, with and without a language model
+PAIRS = [
+    (NO_LM, REFERENCE),
+    *((NO_LM, f"{NO_LM}-{name}") for name in ("no-kg", "shuffled-kg", "uniform-preferences")),
+    *((RANKER, f"{RANKER}-{name}") for name in ("no-kg", "uniform-preferences", "permuted-titles")),
+]
 
 
 def _pair(name: str) -> tuple[str, str]:

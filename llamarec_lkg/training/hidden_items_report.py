@@ -9,13 +9,12 @@ import numpy as np
 
 from ..data.hidden_items import hide_items
 from ..data.schema import PADDING_ITEM
-from ..evaluation.report import REFERENCE, Report
+from ..evaluation.report import POPULARITY, REFERENCE, Report
 from ..graph.evidence import EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
 from ..retrieval.base import PopularityRetriever, Retriever, retriever_ranks
 from ..retrieval.training import RetrieverTrainingArguments
 from ..utils.errors import LKGError
-from .report_rows import POPULARITY
 from .workflow import Workflow
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..data.schema import RankingExample
-from ..evaluation.report import RANKER, REFERENCE
+from ..evaluation.report import POPULARITY, RANKER, REFERENCE
 from ..evaluation.slices import describe_targets
 from ..ranking.ablations import CONTROLS, control_scores
 from ..ranking.configuration_llamarec_lkg import LlamaRecLKGConfig
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from .workflow import Workflow
 
 
-POPULARITY = "popularity"
 CANDIDATES, STACKER, NO_LM, SECOND_SEED = "candidates", "stacker", f"{RANKER}-no-lm", "second-seed"
 COMPARISONS = [(RANKER, other) for other in (REFERENCE, CANDIDATES, NO_LM, STACKER, SECOND_SEED)]
 OF_TITLES = ("permuted-titles",)  # controls that only a language model can notice

@@ -50,7 +50,7 @@ BACKBONES = {
     "ml-latest-small": ("llama", {"tie_word_embeddings": True}),
     "amazon-games": ("llama", {"tie_word_embeddings": True}),
 }
-OVERLAYS = {"gpu"}  # which are laid over another configuration
+OVERLAYS = {"gpu", "gpu-all-layers"}  # which are laid over another configuration
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +94,24 @@ def test_every_configuration_is_tested_here():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(BACKBONES) | OVERLAYS
 
 
-@pytest.mark.parametrize("base", ["amazon-games", "ml-latest-small", "ml-100k"])
-def test_a_size_for_a_gpu_lies_over_every_benchmark_and_takes_nothing_from_it(base):
-    alone, over = (RunConfig.from_yaml([CONFIGS / f"{n}.yaml" for n in names]) for names in ((base,), (base, "gpu")))
-    assert over.examples.max_train is None and alone.examples.max_train
-    assert set(alone.benchmark.variants) < set(over.benchmark.variants)
+def laid_over(base, overlay):
+    alone, over = (RunConfig.from_yaml([CONFIGS / f"{n}.yaml" for n in names]) for names in ((base,), (base, overlay)))
+    assert set(alone.benchmark.variants) <= set(over.benchmark.variants), "an overlay takes nothing away"
     for changes in over.benchmark.variants.values():
         over.changed(changes)
+    return alone, over
+
+
+def test_a_size_for_one_gpu_reads_all_lists_and_has_rows_with_all_layers():
+    alone, over = laid_over("amazon-games", "gpu")
+    assert over.examples.max_train is None and alone.examples.max_train
+    assert over.changed(over.benchmark.variants["ranker-all-layers-4bit"]).backbone.load_in_4bit
+
+
+def test_a_size_for_one_gpu_has_all_layers_throughout():
+    alone, over = laid_over("ml-latest-small", "gpu-all-layers")
+    assert over.model["num_hidden_layers"] is None and alone.model["num_hidden_layers"] == 6
+    assert over.examples.max_train == 12_000
 
 
 @pytest.mark.parametrize("name", BACKBONES)
