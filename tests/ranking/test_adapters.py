@@ -690,11 +690,12 @@ def test_kinds_that_cannot_work_are_refused(proc, base, tenants, tmp_path):
 
 
 def test_a_start_that_would_be_taken_out_of_tied_embeddings_is_refused_and_each_remedy_works(letters, film_dataset):
+    def built():
+        config = letters.model_config(lm_scale=1.0)
+        return LlamaRecLKGForRanking.from_backbone(backbone(tie_word_embeddings=True), config)
+
     config = {**LORA, "target_modules": ["q_proj", "lm_head"]}
-    ranker = LlamaRecLKGForRanking.from_backbone(
-        backbone(tie_word_embeddings=True), letters.model_config(lm_scale=1.0)
-    )
-    batch = dict(letters(examples(film_dataset)))
+    ranker, batch = built(), dict(letters(examples(film_dataset)))
     before = logits(ranker, batch)
     with pytest.raises(LKGError, match="'pissa' changes the weights of 'lm_head', which are tied.*Leave it out of"):
         ranker.add_adapter(LoraConfig(**config, init_lora_weights="pissa"))
