@@ -208,7 +208,8 @@ class AdapterMixin:
             )
         if self.has_adapter:
             untie_adapted(self.language_model)
-            self.language_model = self.language_model.merge_and_unload()
+            with self.warned_of_change(f"Merging {self.active_adapter!r}"):
+                self.language_model = self.language_model.merge_and_unload()
             self._say_whether_tied()
             self.config.has_adapter = False
             self.mark_backbone_changed()

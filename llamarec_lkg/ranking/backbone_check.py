@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.utils import logging
@@ -17,6 +17,10 @@ from .candidate_blocks import assemble_blocks
 from .configuration_llamarec_lkg import CHOICES, LlamaRecLKGConfig
 from .heads import evaluating
 from .prompt_assembly import AssembledPrompt
+
+
+if TYPE_CHECKING:
+    from .processing_llamarec_lkg import LlamaRecLKGProcessor
 
 
 logger = logging.get_logger(__name__)
@@ -40,7 +44,7 @@ class BackboneCheckMixin:
         in_use, self.config = self.config, config or self.config
         try:
             self._check_positions()
-            self._check_tokens()
+            self._check_tokens(max([*self.config.prior_input_ids, *self.config.letter_token_ids], default=0))
             if any(weight.is_meta for weight in self.language_model.parameters()):
                 return
             if self._is_quantized and self.get_input_embeddings().weight.device.type == "cpu":
@@ -50,6 +54,12 @@ class BackboneCheckMixin:
             self._check_gate()
         finally:
             self.config = in_use
+
+    def check_processor(self, processor: LlamaRecLKGProcessor) -> None:
+        """Raise `LKGError` where what a processor writes is not what this ranker, with the adapter in use, reads."""
+        processor.check_model(self.config)
+        if self.language_model is not None:
+            self._check_tokens(processor.highest_token)
 
     def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
         """As upstream; raises `LKGError`, and keeps the kernel, where the backbone cannot be read with the new one."""
@@ -80,13 +90,12 @@ class BackboneCheckMixin:
             raise LKGError(f"{found}. Set max_length to {known} or less.")
         logger.warning(f"{found}: it may read the end of longer prompts badly. Set max_length to {known} or less.")
 
-    def _check_tokens(self) -> None:
-        """A prompt, here the empty one, in tokens that the backbone does not know."""
+    def _check_tokens(self, highest: int) -> None:
+        """Tokens that the backbone does not know."""
         rows = len(self.get_input_embeddings().weight)
-        highest = max([*self.config.prior_input_ids, *self.config.letter_token_ids], default=0)
         if highest >= rows:
             raise LKGError(
-                f"The processor writes token {highest}, and the backbone has embeddings for tokens 0 to {rows - 1}: "
+                f"The processor can write token {highest}, and the backbone has embeddings of tokens 0 to {rows - 1}: "
                 "the tokenizer is another model's, or has grown. Give the processor the backbone's own tokenizer; or "
                 "`backbone.resize_token_embeddings(len(tokenizer))`, save both to a folder and build on that."
             )
@@ -185,6 +194,20 @@ class BackboneCheckMixin:
         isolated = self.config.candidate_attention == "isolated"
         prompt = assemble_blocks(*prefix, *title, *paths, selected.to(tokens.device), isolated=isolated)
         return self._states(prompt, gate, isolated)[:, -1].float()
+
+    @contextmanager
+    def warned_of_change(self, cause: str) -> Iterator[None]:
+        """After the block, warn where the backbone says other things than before it, by more than rounding."""
+        if self._is_quantized or any(weight.is_meta for weight in self.language_model.parameters()):
+            yield
+            return
+        with torch.no_grad(), self._trying_out():
+            before = self._read_a_little(None)
+        yield
+        with torch.no_grad(), self._trying_out():
+            moved = _distance(self._read_a_little(None), before)
+        if not moved <= self._tolerance:
+            logger.warning(f"{cause} has moved what the backbone says by {moved:.1%}: do not save it. Load it again.")
 
     def _check_windows(self) -> None:
         """Layers that see only the last tokens: kernels leave that to whoever makes the mask."""

@@ -100,7 +100,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
                 f"The model is a {type(model).__name__}; the trainer needs a LlamaRecLKGForRanking. Add an adapter "
                 "with `peft_config` or `model.add_adapter(config)`."
             )
-        processing_class.check_model(model.config)
+        model.check_processor(processing_class)
         if model.config.use_popularity:
             _check_popularity(train_dataset or (), processing_class)
         self.retriever = retriever.model if isinstance(retriever, NeuralRetriever) else retriever

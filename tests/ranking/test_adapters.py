@@ -255,6 +255,17 @@ def test_tied_embeddings_say_after_the_merge_what_they_said_before(either, film_
     assert plain["tie_word_embeddings"] == (kind == "neither")
 
 
+@pytest.mark.parametrize("untied", [True, False])
+def test_a_merge_that_changes_what_is_said_is_told(either, caplog, monkeypatch, untied):
+    """Whatever the reason: here the one that `untie_adapted` mends."""
+    if not untied:
+        monkeypatch.setattr("llamarec_lkg.ranking.adapters.untie_adapted", lambda language_model: None)
+    ranker = LlamaRecLKGForRanking.from_backbone(backbone(tie_word_embeddings=True), either.model_config())
+    ranker.add_adapter(LoraConfig(**{**LORA, **TIED["head"]}))
+    perturbed(ranker, 1).merge_adapter()
+    assert ("Merging 'default' has moved what the backbone says by" in caplog.text) != untied
+
+
 def resized(base, proc):
     """The backbone of a folder and the processor's tokenizer with 63 tokens more, in memory."""
     proc.tokenizer.add_tokens([f"<word {number}>" for number in range(63)])

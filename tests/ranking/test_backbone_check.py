@@ -1,5 +1,6 @@
 """Every family of backbones can be read at each candidate, or is refused when the ranker is built, with the reason."""
 
+import numpy as np
 import pytest
 import torch
 from tiny import SIZES, backbone, examples, processor
@@ -7,6 +8,8 @@ from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelFor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from llamarec_lkg.ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
+from llamarec_lkg.ranking.scoring import ranker_scores
+from llamarec_lkg.serving.recommender import Recommender
 from llamarec_lkg.utils.errors import LKGError
 
 
@@ -105,15 +108,28 @@ def test_beyond_the_positions_that_rotary_ones_were_trained_on_there_is_a_warnin
         assert ("may read the end of longer prompts badly. Set max_length to 1023" in caplog.text) == told
 
 
+@pytest.mark.parametrize("grown", [False, True])
 @pytest.mark.parametrize("readout", ["candidates", "letters"])
-def test_tokens_that_the_backbone_does_not_know_are_refused_and_resized_it_knows_them(film_dataset, readout, tmp_path):
-    proc, small = processor(film_dataset, readout=readout), backbone(vocab_size=100)
-    with pytest.raises(LKGError, match="writes token [0-9]+, and the backbone has embeddings for tokens 0 to 99"):
-        LlamaRecLKGForRanking.from_backbone(small, proc.model_config())
-    small.resize_token_embeddings(len(proc.tokenizer))
-    small.save_pretrained(tmp_path)
+def test_tokens_that_the_backbone_does_not_know_are_refused_and_resized_it_knows_them(
+    film_dataset, readout, grown, tmp_path
+):
+    """Those of every prompt when the ranker is built, those that a title may bring when it meets the processor."""
+    proc, plain = processor(film_dataset, readout=readout), backbone(vocab_size=257 if grown else 100)
+    if grown:
+        proc.tokenizer.add_tokens(["Heat"])
+    with pytest.raises(LKGError, match=r"can write token \d+, .* tokens 0 to (99|256): .*resize_token_embeddings"):
+        Recommender(LlamaRecLKGForRanking.from_backbone(plain, proc.model_config()), proc)
+    plain.resize_token_embeddings(len(proc.tokenizer))
+    plain.save_pretrained(tmp_path)
     ranker = LlamaRecLKGForRanking.from_backbone(tmp_path, proc.model_config())
-    assert ranker.score(proc(examples(film_dataset))).isfinite().all()
+    assert np.isfinite(ranker_scores(ranker, proc, examples(film_dataset))).all()
+
+
+def test_special_tokens_that_no_prompt_holds_need_no_embeddings(film_dataset):
+    proc = processor(film_dataset)
+    proc.tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    ranker = LlamaRecLKGForRanking.from_backbone(backbone(vocab_size=257), proc.model_config())
+    assert len(proc.tokenizer) == 258 and np.isfinite(ranker_scores(ranker, proc, examples(film_dataset))).all()
 
 
 # -- the path gate
