@@ -73,7 +73,8 @@ class BackboneCheckMixin:
 
     @property
     def _is_quantized(self) -> bool:
-        return getattr(self.language_model, "is_quantized", False)
+        # by itself, or with the whole ranker
+        return any(getattr(model, "is_quantized", False) for model in (self.language_model, self))
 
     @property
     def _tolerance(self) -> float:
