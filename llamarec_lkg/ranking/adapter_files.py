@@ -7,6 +7,7 @@ untouched backbone has to put that part back: their adapters are converted when 
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,26 @@ def load_adapter_weights(
 def changes_base(adapter_config: Any) -> bool:
     """Whether adding this adapter takes its start out of the backbone's weights."""
     return str(getattr(adapter_config, "init_lora_weights", True)).lower().startswith(BASE_CHANGING)
+
+
+def shared_weights(language_model: nn.Module) -> dict[int, int]:
+    """In how many places a weight is, by its `id`, for those that are in several: tied embeddings, say."""
+    places = Counter(id(weight) for _, weight in language_model.named_parameters(remove_duplicate=False))
+    return {key: count for key, count in places.items() if count > 1}
+
+
+def untie_adapted(language_model: nn.Module) -> None:
+    """Give each layer that carries an adapter weights of its own where it shares them with others, which a merge would
+    change, too."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    shared = shared_weights(language_model)
+    for layer in language_model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            base = layer.get_base_layer()
+            for name, weight in list(base.named_parameters(recurse=False)):
+                if id(weight) in shared:
+                    setattr(base, name, nn.Parameter(weight.detach().clone(), weight.requires_grad))
 
 
 def trained_outside_adapters(language_model: nn.Module | None) -> list[str]:
@@ -153,8 +174,30 @@ def check_adapter(adapter_config: Any, adapter_name: str, language_model: nn.Mod
             f"init_lora_weights={start!r} leaves a backbone that an adapter repository cannot describe. Use true, "
             "'gaussian' or 'orthogonal'; 'pissa' and 'olora' only without DoRA, and without rsLoRA with patterns."
         )
+    if changes:
+        _refuse_shared(adapter_config, language_model)
+    if getattr(adapter_config, "layer_replication", None):
+        raise LKGError(
+            "layer_replication makes a deeper backbone than the one that the adapter's repository would name. Leave "
+            "it out of the adapter's configuration."
+        )
     if loaded and (changes or any(map(changes_base, loaded.values()))):
         raise LKGError(
             f"An adapter that is trained from init_lora_weights={sorted(BASE_CHANGING)} changes the backbone, "
             "so no other can share it meanwhile. Train it alone; once saved and loaded it is plain LoRA."
         )
+
+
+def _refuse_shared(adapter_config: Any, language_model: nn.Module) -> None:
+    """Raise `LKGError` where an adapter that takes its start out of a layer's weights would take it out of another's,
+    too."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    shared = shared_weights(language_model)
+    for name, layer in language_model.named_modules():
+        tied = any(id(weight) in shared for weight in layer.parameters(recurse=False))
+        if tied and check_target_module_exists(adapter_config, name):
+            raise LKGError(
+                f"init_lora_weights={adapter_config.init_lora_weights!r} changes the weights of {name!r}, which are "
+                "tied to those of another layer. Leave it out of target_modules, or use init_lora_weights=True."
+            )

@@ -26,7 +26,9 @@ from .adapter_files import (
     check_adapter,
     check_adapter_weights,
     save_adapter_weights,
+    untie_adapted,
 )
+from .backbones import check_size
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .heads import evaluating
 from .weight_files import is_own, load_heads, load_users, read_weights
@@ -87,6 +89,7 @@ class AdapterMixin:
         from peft import get_peft_model, prepare_model_for_kbit_training
 
         self._require_base()
+        check_size(self.language_model, self.config)
         check_adapter(adapter_config, adapter_name, self.language_model)
         if self.has_adapter:
             config = self._tenant_config(config or deepcopy(self.config))
@@ -185,26 +188,44 @@ class AdapterMixin:
         self._adapter_starts.pop(adapter_name, None)
 
     def require_trainable_adapter(self) -> None:
-        """Raise `LKGError` where there is an adapter and nothing of it would be trained."""
-        if self.has_adapter and not self._is_trainable():
+        """Raise `LKGError` where there is an adapter and nothing of it would be trained, or could be loaded again."""
+        if not self.has_adapter:
+            return
+        check_size(self.language_model, self.config)
+        if not self._is_trainable():
             raise LKGError(
                 f"The adapter {self.active_adapter!r} is frozen: training would move only preferences and fusion "
                 "weights beside it. Load it with `is_trainable=True`, or call `trainer.warm_up_heads()`."
             )
 
     def merge_adapter(self) -> Any:
-        """Add the adapter's weights to the backbone's, so that the whole can be saved as one."""
+        """Add the adapter's weights to the backbone's, so that the whole can be saved as one. Input and output
+        embeddings that were tied are two of their own from then on, where the adapter changes one of them."""
         if self._tenants:
             raise LKGError(
                 f"Merging {self.active_adapter!r} changes the backbone that {sorted(self._tenants)} were trained on. "
                 "Delete those with `delete_adapter` first."
             )
         if self.has_adapter:
-            self.language_model = self.language_model.merge_and_unload()
+            untie_adapted(self.language_model)
+            with self.warned_of_change(f"Merging {self.active_adapter!r}"):
+                self.language_model = self.language_model.merge_and_unload()
+            self._say_whether_tied()
             self.config.has_adapter = False
             self.mark_backbone_changed()
             self._adapter_starts.clear()
         return self
+
+    def _say_whether_tied(self) -> None:
+        """Let the configurations say of the embeddings, input and output, what they are."""
+        words, output = self.get_input_embeddings(), self.get_output_embeddings()
+        if output is None or output.weight is words.weight:
+            return
+        backbone = self.language_model.config
+        for config in (self.config, backbone, backbone.get_text_config()):
+            config.tie_word_embeddings = False
+        for model in (self.language_model, self):
+            model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
     def mark_backbone_changed(self) -> None:
         """Say that the backbone is no longer the base it names: the model is then saved whole, without adapters."""

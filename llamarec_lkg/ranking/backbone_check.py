@@ -1,18 +1,26 @@
-"""Whether a backbone can read candidates as blocks: tried out on a few tokens when a ranker is built, because which
-kernels and architectures can is not written down anywhere."""
+"""Whether a backbone can be read as a configuration wants it, candidates as blocks and paths through their gate: tried
+out on a few tokens when a ranker is built, because which kernels and architectures can is written down nowhere."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from transformers.utils import logging
 
+from ..data.schema import CO_RATED
 from ..utils.errors import LKGError
 from .candidate_blocks import assemble_blocks
-from .configuration_llamarec_lkg import LlamaRecLKGConfig
+from .configuration_llamarec_lkg import CHOICES, LlamaRecLKGConfig
 from .heads import evaluating
+from .prompt_assembly import AssembledPrompt
+
+
+if TYPE_CHECKING:
+    from .processing_llamarec_lkg import LlamaRecLKGProcessor
 
 
 logger = logging.get_logger(__name__)
@@ -21,11 +29,8 @@ logger = logging.get_logger(__name__)
 EXACT = (torch.float32, torch.float64)
 TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2
 
-KERNELS = "attn_implementation='sdpa' or 'eager'"
-REMEDY = (
-    "Else use candidate_attention='causal' (candidates then see each other), readout='letters' (as published, for "
-    "large backbones), or another backbone"
-)
+REMEDY = "readout='letters' (as published, for large backbones), or another backbone"
+ISOLATED_REMEDY = f"candidate_attention='causal' (candidates then see each other), {REMEDY}"
 
 
 class BackboneCheckMixin:
@@ -33,73 +38,199 @@ class BackboneCheckMixin:
 
     def check_reading(self, config: LlamaRecLKGConfig | None = None) -> None:
         """Raise `LKGError` where the backbone would read a prompt otherwise than a configuration (by default that in
-        use) needs it."""
-        config = config or self.config
+        use) needs it; warn where it would read the end of a long one badly."""
         if self.language_model is None:
             return
-        self._check_positions(config.max_length)
-        isolated = config.candidate_attention == "isolated"
-        if config.readout == "letters" or any(weight.is_meta for weight in self.language_model.parameters()):
+        in_use, self.config = self.config, config or self.config
+        try:
+            self._check_positions()
+            self._check_tokens(max([*self.config.prior_input_ids, *self.config.letter_token_ids], default=0))
+            if any(weight.is_meta for weight in self.language_model.parameters()):
+                return
+            if self._is_quantized and self.get_input_embeddings().weight.device.type == "cpu":
+                return  # bitsandbytes would pack the weights for inference, and no gradient passes those
+            if self.config.readout == "candidates":
+                self._check_blocks(self.config.candidate_attention == "isolated")
+            self._check_gate()
+        finally:
+            self.config = in_use
+
+    def check_processor(self, processor: LlamaRecLKGProcessor) -> None:
+        """Raise `LKGError` where what a processor writes is not what this ranker, with the adapter in use, reads."""
+        processor.check_model(self.config)
+        if self.language_model is not None:
+            self._check_tokens(processor.highest_token)
+
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """As upstream; raises `LKGError`, and keeps the kernel, where the backbone cannot be read with the new one."""
+        before = None if self.language_model is None else self.language_model.config._attn_implementation
+        super().set_attn_implementation(*args, **kwargs)
+        try:
+            self.check_reading()
+        except LKGError:
+            super().set_attn_implementation(before)
+            raise
+
+    @property
+    def _is_quantized(self) -> bool:
+        # by itself, or with the whole ranker
+        return any(getattr(model, "is_quantized", False) for model in (self.language_model, self))
+
+    @property
+    def _tolerance(self) -> float:
+        return TOLERANCE if self.language_model.dtype in EXACT else HALF_TOLERANCE
+
+    def _check_positions(self) -> None:
+        """Positions that are fewer than `max_length`. Rotary ones go on, but nobody has trained what lies beyond."""
+        backbone, length = self.language_model.config.get_text_config(), self.config.max_length
+        known = getattr(backbone, "max_position_embeddings", None) or getattr(backbone, "max_seq_len", None) or 0
+        if not 0 < known < length:
             return
-        name, kernel = type(self.language_model).__name__, self.language_model.config._attn_implementation
-        quantized = getattr(self.language_model, "is_quantized", False)
-        if isolated:
-            self._check_windows(config.max_length)
-        if isolated and kernel == "flex_attention":
+        found = f"The backbone has positions for {known} tokens, and max_length is {length}"
+        if not getattr(backbone, "rope_parameters", None):
+            raise LKGError(f"{found}. Set max_length to {known} or less.")
+        logger.warning(f"{found}: it may read the end of longer prompts badly. Set max_length to {known} or less.")
+
+    def _check_tokens(self, highest: int) -> None:
+        """Tokens that the backbone does not know."""
+        rows = len(self.get_input_embeddings().weight)
+        if highest >= rows:
             raise LKGError(
-                f"The kernel {kernel!r} takes no mask made by others. Load {name} with {KERNELS}. {REMEDY}."
+                f"The processor can write token {highest}, and the backbone has embeddings of tokens 0 to {rows - 1}: "
+                "the tokenizer is another model's, or has grown. Give the processor the backbone's own tokenizer; or "
+                "`backbone.resize_token_embeddings(len(tokenizer))`, save both to a folder and build on that."
             )
-        if quantized and self.get_input_embeddings().weight.device.type == "cpu":
-            return  # bitsandbytes would pack the weights for inference, and no gradient passes those
+
+    def _check_blocks(self, isolated: bool) -> None:
+        """What a candidate's state needs: it can be read at all and, of an isolated one, does not depend on others."""
+        name, kernel = type(self.language_model).__name__, self.language_model.config._attn_implementation
+        # what takes no mask of ours can be loaded with one of those that do
+        remedy = "Use " if kernel in ("sdpa", "eager") else "Load it with attn_implementation='sdpa', or use "
+        remedy += ISOLATED_REMEDY if isolated else REMEDY
+        if isolated:
+            self._check_windows()
+        if isolated and kernel == "flex_attention":
+            raise LKGError(f"The kernel {kernel!r} of {name} takes no mask made by others. {remedy}.")
         try:
             moved = self._moved_by_company(isolated)
         except Exception as error:  # whatever an architecture does with a mask that it did not expect
-            if quantized:  # its kernels may not run where it lies now
+            if self._is_quantized:  # its kernels may not run where it lies now
                 logger.warning(f"The quantized {name} could not be tried out where it lies ({error!r}).")
                 return
             raise LKGError(
                 f"The backbone {name} cannot be read at each candidate: with a mask and position ids given for each "
-                f"token it does not run ({error!r}). Load it with {KERNELS}. {REMEDY}."
+                f"token it does not run ({error!r}). {remedy}."
             ) from error
-        if isolated and moved > (TOLERANCE if self.language_model.dtype in EXACT else HALF_TOLERANCE):
+        if isolated and moved > self._tolerance:
             raise LKGError(
                 f"The backbone {name} does not keep candidates apart: a candidate's state moves by {moved:.1%} when "
                 f"it changes places with another. Its attention kernel ({kernel!r}) does not take the mask, or its "
                 "positions do not come from the position ids, or some of its layers read tokens one after the other. "
-                f"Load it with {KERNELS}. {REMEDY}."
+                f"{remedy}."
             )
 
-    def _check_positions(self, length: int) -> None:
-        """Learned positions that are fewer than `max_length`."""
-        inputs = self.get_input_embeddings()
-        for name, part in self.language_model.named_modules():
-            learned = isinstance(part, nn.Embedding) and part is not inputs and re.search(r"pos|wpe", name)
-            if learned and part.num_embeddings < length:
-                raise LKGError(
-                    f"The backbone has learned positions for {part.num_embeddings} tokens ({name}), and max_length is "
-                    f"{length}. Lower max_length."
-                )
+    def _check_gate(self) -> None:
+        """What the path gate needs: at its start it changes nothing, and a gradient reaches it, so that it moves."""
+        config, name = self.config, type(self.language_model).__name__
+        writes_paths = config.num_paths and not {CO_RATED}.issuperset(config.relations)
+        if not (config.use_path_gate and writes_paths) or torch.is_inference_mode_enabled():
+            return
+        if (fault := self._gate_fault()) is None:
+            return
+        kernel = self.language_model.config._attn_implementation
+        found = f"path_gate={config.path_gate!r} does not work on {name} with the attention kernel {kernel!r}: {fault}"
+        if self._is_quantized:
+            logger.warning(f"{found}. It is quantized: perhaps it can be read so on another device.")
+            return
+        remedies = []
+        if config.path_gate == "attention_bias" and kernel != "sdpa" and self._gate_works("sdpa"):
+            remedies.append("load it with attn_implementation='sdpa'")
+        for other in CHOICES["path_gate"]:
+            if other != config.path_gate and self._gate_works(kernel, other):
+                remedies.append(f"set path_gate={other!r}")
+        raise LKGError(f"{found}. To mend it, {', or '.join([*remedies, 'set use_path_gate=False'])}.")
 
-    def _check_windows(self, length: int) -> None:
+    def _gate_works(self, kernel: str, path_gate: str | None = None) -> bool:
+        """Whether the gate would work with another kernel, or another kind of gate."""
+        in_use, before = self.config, self.language_model.config._attn_implementation
+        self.config = copy(in_use)
+        self.config.path_gate = path_gate or in_use.path_gate
+        try:
+            self.language_model.set_attn_implementation(kernel)
+            return self._gate_fault() is None
+        except (ValueError, ImportError):  # the architecture has no such kernel
+            return False
+        finally:
+            self.config = in_use
+            self.language_model.set_attn_implementation(before)
+
+    def _gate_fault(self) -> str | None:
+        """What is wrong with the gate; None if nothing is."""
+        gate = torch.zeros(1, 2, device=self.get_input_embeddings().weight.device, requires_grad=True)
+        try:
+            with torch.enable_grad(), self._trying_out():
+                plain, gated = self._read_a_little(None), self._read_a_little(gate)
+                # by chance: a sum, or one of squares, is the same after any normalisation
+                weights = torch.randn(gated.shape, generator=torch.Generator().manual_seed(0)).to(gated.device)
+                value = (gated * weights).sum() + 0 * gate.sum()
+                (gradient,) = torch.autograd.grad(value, gate)
+        except Exception as error:  # whatever an architecture does with inputs that it did not expect
+            return f"it does not run ({error!r})"
+        if not gradient.any():
+            return "the gate changes nothing, and no gradient reaches it"
+        moved = _distance(gated.detach(), plain.detach())
+        return f"what is read moves by {moved:.1%} while all gates are 1" if moved > self._tolerance else None
+
+    def _read_a_little(self, gate: torch.Tensor | None) -> torch.Tensor:
+        """What is read of a few tokens, two paths among them, (1, N) in float32. `gate` (1, 2): what opens each path,
+        its score with letters, else the logarithm of its gate; None is no gate."""
+        tokens = self._few_tokens(9)[None]
+        ones = torch.ones_like(tokens)
+        if self.config.readout == "letters":
+            ranks = torch.tensor([[-1, -1, -1, 0, 0, 1, 1, -1, -1]], device=tokens.device)
+            scores = torch.zeros(1, 0, device=tokens.device) if gate is None else gate
+            return self._letter_logits(AssembledPrompt(tokens, ones, ranks), scores, self.config.num_candidates)
+        prefix, title = (tokens[:, :3], ones[:, :3]), (tokens[:, None, 3:5], ones[:, None, 3:5])
+        paths, selected = (tokens[:, 5:].view(1, 2, 2), ones[:, 5:].view(1, 2, 2)), torch.arange(2).view(1, 1, 2)
+        isolated = self.config.candidate_attention == "isolated"
+        prompt = assemble_blocks(*prefix, *title, *paths, selected.to(tokens.device), isolated=isolated)
+        return self._states(prompt, gate, isolated)[:, -1].float()
+
+    @contextmanager
+    def warned_of_change(self, cause: str) -> Iterator[None]:
+        """After the block, warn where the backbone says other things than before it, by more than rounding."""
+        if self._is_quantized or any(weight.is_meta for weight in self.language_model.parameters()):
+            yield
+            return
+        with torch.no_grad(), self._trying_out():
+            before = self._read_a_little(None)
+        yield
+        with torch.no_grad(), self._trying_out():
+            moved = _distance(self._read_a_little(None), before)
+        if not moved <= self._tolerance:
+            logger.warning(f"{cause} has moved what the backbone says by {moved:.1%}: do not save it. Load it again.")
+
+    def _check_windows(self) -> None:
         """Layers that see only the last tokens: kernels leave that to whoever makes the mask."""
-        config = self.language_model.config.get_text_config()
+        config, length = self.language_model.config.get_text_config(), self.config.max_length
         if "local" in getattr(config, "attention_layers", ()):
-            raise LKGError(f"The backbone has local layers, which count tokens and not positions. {REMEDY}.")
+            raise LKGError(
+                f"The backbone has local layers, which count tokens and not positions. Use {ISOLATED_REMEDY}."
+            )
         kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
         slides = getattr(config, "use_sliding_window", True) and (kinds is None or "sliding_attention" in kinds)
         if window and slides and window < length:
             raise LKGError(
                 f"The backbone's sliding window is {window} tokens wide, and max_length is {length}: blocks would be "
-                f"read through another window than it was trained with. Set max_length to {window} or less. {REMEDY}."
+                f"read through another window than it was trained with. Set max_length to {window} or less, or use "
+                f"{ISOLATED_REMEDY}."
             )
 
     @torch.no_grad()
     def _moved_by_company(self, isolated: bool) -> float:
         """How far the states of two candidates, by their own length, are apart between the two orders of a list."""
-        device, dtype = self.get_input_embeddings().weight.device, self.language_model.dtype
-        generator = torch.Generator().manual_seed(0)
-        words = min(1000, self.get_input_embeddings().num_embeddings)
-        tokens = torch.randint(0, words, (8,), generator=generator).to(device)
+        tokens = self._few_tokens(8)
+        device = tokens.device
         first, second = tokens[3:5], tokens[5:]
         candidates = torch.zeros(2, 2, 3, dtype=torch.long, device=device)
         mask = torch.zeros_like(candidates)
@@ -110,12 +241,29 @@ class BackboneCheckMixin:
         none = torch.full((2, 2, 0), -1, device=device)
         parts = (prefix, torch.ones_like(prefix), candidates, mask, path, path, none)
         prompt = assemble_blocks(*parts, isolated=isolated)
-        autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype not in EXACT)
-        with evaluating(self.language_model), autocast:
+        with self._trying_out():
             states = self._states(prompt, None, isolated).float()
         rows = torch.arange(2, device=states.device)[:, None]
         ends = states[rows, prompt.ends[:, 1:].to(states.device)]
         if not ends.isfinite().all():
             raise ValueError("its states are not finite")
-        moved = ends[0] - ends[1].flip(0)
-        return float((moved.norm(dim=-1) / ends[0].norm(dim=-1).clamp(min=1e-12)).max())
+        return _distance(ends[0], ends[1].flip(0))
+
+    def _few_tokens(self, count: int) -> torch.Tensor:
+        """Tokens by chance, the same each time, (count,)."""
+        words = self.get_input_embeddings().weight
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(0, min(1000, len(words)), (count,), generator=generator).to(words.device)
+
+    @contextmanager
+    def _trying_out(self) -> Iterator[None]:
+        """Inside, the backbone computes as in evaluation."""
+        device, dtype = self.get_input_embeddings().weight.device, self.language_model.dtype
+        autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype not in EXACT)
+        with evaluating(self.language_model), autocast:
+            yield
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """How far vectors are apart, as a share of their length; the most of all."""
+    return float(((one - other).norm(dim=-1) / one.norm(dim=-1).clamp(min=1e-12)).max())

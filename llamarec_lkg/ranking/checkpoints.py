@@ -31,7 +31,7 @@ from ..utils.files import atomic_files, read_json
 from ..utils.hub import HUB_ERRORS, HUB_IDS, RULES_FILE, hub_options, lasting_name, pinned
 from .adapter_files import load_adapter_weights
 from .adapters import DEFAULT_ADAPTER
-from .backbones import choose_dtype
+from .backbones import check_size, choose_dtype
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .weight_files import is_own, load_heads, load_users, weight_files
 
@@ -253,6 +253,8 @@ class CheckpointMixin:
                 f"would name {self.config.backbone_name_or_path!r} in their place. {remedy} with "
                 "`include_backbone=True`."
             )
+        if external and self.language_model is not None:
+            check_size(self.language_model, self.config)
         return external
 
     def _save_small(self, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import torch
 
-from ..utils.errors import LKGError
 from .heads import straight_through
 
 
@@ -38,12 +37,6 @@ class PathGateMixin:
             return {"input_ids": input_ids}
         if self.config.path_gate == "straight_through":
             return self._gated_embeddings(input_ids, log_gate)
-        kernel = self.language_model.config._attn_implementation
-        if kernel != "sdpa":
-            raise LKGError(
-                f"path_gate='attention_bias' needs the 'sdpa' attention kernel; the backbone uses {kernel!r}. "
-                "Load it with attn_implementation='sdpa', or set path_gate='straight_through'."
-            )
         return {"input_ids": input_ids, "position_bias": log_gate[:, None, None, :].to(self._bias_dtype)}
 
     def _gated_embeddings(self, input_ids: torch.Tensor, log_gate: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -171,19 +172,25 @@ class PromptMixin:
         return [bos] if bos is not None and self.tokenizer("x")["input_ids"][:1] == [bos] else []
 
     def _find_letters(self) -> list[int]:
-        cue = self._ids(RESPONSE_CUE)
-        letters = []
+        cue, found = self._ids(RESPONSE_CUE), []
         for letter in LETTERS[: self.num_candidates]:
             ids = self._ids(RESPONSE_CUE + letter)
-            if ids[: len(cue)] != cue or len(ids) != len(cue) + 1:
+            if ids[:-1] != cue or ids[-1] in (*found, self.tokenizer.unk_token_id):
+                fewer = f"num_candidates={len(found)}, " if len(found) > 1 else ""
                 raise LKGError(
-                    f"This tokenizer writes the response cue followed by {letter!r} as {list(ids)}, not as the cue's "
-                    f"tokens {list(cue)} and one token a letter. Use another backbone, or fewer candidates."
+                    "Behind letters each candidate needs one token of its own. This tokenizer writes the response cue "
+                    f"as {list(cue)}, {letter!r} behind it as {list(ids)}, and the letters before this one as "
+                    f"{found}. Use {fewer}readout='candidates', which needs no letters, or another backbone."
                 )
-            letters.append(ids[-1])
-        if len(set(letters)) < len(letters):
-            raise LKGError("This tokenizer writes two letters as the same token. Use another backbone.")
-        return letters
+            found.append(ids[-1])
+        return found
+
+    @cached_property
+    def highest_token(self) -> int:
+        """The highest token that a prompt can hold; of special ones, which text is never split into, it has two."""
+        special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+        own = {self.tokenizer.unk_token_id, *self._bos()} - {None}
+        return max(own | set(self.tokenizer.get_vocab().values()) - special)
 
     def _shown(self, example: RankingExample) -> np.ndarray:
         return example.history[-self.history_length :] if self.history_length else example.history[:0]

@@ -41,7 +41,7 @@ def ranker_scores(
         lm_scores: what the language model says, where that is known: this function's result for another `part`.
         part: "language model" gives what the language model says, before the fusion weighs it.
     """
-    processor.check_model(model.config)  # another adapter may have come into use since the two were paired
+    model.check_processor(processor)  # another adapter may have come into use since the two were paired
     with_prompt = model.config.use_language_model and lm_scores is None
     examples = as_examples(examples)
     rows = [row for row, example in enumerate(examples) if example.label >= 0]

@@ -105,7 +105,7 @@ class Recommender:
     def __init__(
         self, model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, retriever: Retriever | None = None
     ):
-        processor.check_model(model.config)
+        model.check_processor(processor)
         if retriever is not None:
             check_retriever(retriever, processor.item_ids)
         if isinstance(retriever, NeuralRetriever):

@@ -119,7 +119,7 @@ class LlamaRecLKGTrainer(PushingTrainer):
                 f"The model is a {type(model).__name__}; the trainer needs a LlamaRecLKGForRanking. Add an adapter "
                 "with `peft_config` or `model.add_adapter(config)`."
             )
-        processing_class.check_model(model.config)
+        model.check_processor(processing_class)
         if not model.config.use_language_model:
             check_without_language_model(args)
         if model.config.use_popularity:

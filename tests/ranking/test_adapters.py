@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from peft import IA3Config, LoraConfig, PromptTuningConfig, VeraConfig
 from safetensors.torch import load_file, save_file
 from tiny import LORA, backbone, examples, processor
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 from llamarec_lkg import (
     LKGError,
@@ -220,6 +220,87 @@ def test_merging_is_for_the_only_adapter_and_the_result_is_no_base(tenants, proc
                 use(merged)
 
 
+TIED = {
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+    "words": {"target_modules": ["q_proj", "embed_tokens"]},
+    "both": {"target_modules": ["lm_head", "embed_tokens"]},
+    "neither": {"target_modules": ["q_proj"]},
+    "head, saved whole": {"modules_to_save": ["lm_head"]},
+    "both, tied in PEFT": {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True},
+    "some words": {"trainable_token_indices": [5, 6]},
+}
+
+
+@pytest.mark.parametrize("kind", TIED)
+def test_tied_embeddings_say_after_the_merge_what_they_said_before(either, film_dataset, tmp_path, kind):
+    proc, batch = either, dict(either(examples(film_dataset)))
+    backbone(tie_word_embeddings=True).save_pretrained(tmp_path / "base")
+    ranker = LlamaRecLKGForRanking.from_backbone(tmp_path / "base", proc.model_config(lm_scale=1.0))
+    torch.manual_seed(0)
+    ranker.add_adapter(LoraConfig(**{**LORA, **TIED[kind]}))
+    expected = logits(perturbed(ranker, 1), batch)
+    ranker.save_pretrained(tmp_path / "small")
+    ranker.merge_adapter().save_pretrained(tmp_path / "whole")
+    fresh = LlamaRecLKGForRanking.from_backbone(tmp_path / "base", proc.model_config(lm_scale=1.0))
+    fresh.add_adapter(LoraConfig(**{**LORA, **TIED[kind]}))
+    fresh.merge_adapter().load_trained_weights(tmp_path / "whole")
+    for merged in (
+        AutoModel.from_pretrained(tmp_path / "small"),
+        ranker,
+        AutoModel.from_pretrained(tmp_path / "whole"),
+    ):
+        torch.testing.assert_close(logits(merged.eval(), batch), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(fresh.eval(), batch), expected, rtol=1e-5, atol=1e-5)
+    plain = json.loads((tmp_path / "whole" / "config.json").read_text())["text_config"]
+    assert plain["tie_word_embeddings"] == (kind == "neither")
+
+
+@pytest.mark.parametrize("untied", [True, False])
+def test_a_merge_that_changes_what_is_said_is_told(either, caplog, monkeypatch, untied):
+    """Whatever the reason: here the one that `untie_adapted` mends."""
+    if not untied:
+        monkeypatch.setattr("llamarec_lkg.ranking.adapters.untie_adapted", lambda language_model: None)
+    ranker = LlamaRecLKGForRanking.from_backbone(backbone(tie_word_embeddings=True), either.model_config())
+    ranker.add_adapter(LoraConfig(**{**LORA, **TIED["head"]}))
+    perturbed(ranker, 1).merge_adapter()
+    assert ("Merging 'default' has moved what the backbone says by" in caplog.text) != untied
+
+
+def resized(base, proc):
+    """The backbone of a folder and the processor's tokenizer with 63 tokens more, in memory."""
+    proc.tokenizer.add_tokens([f"<word {number}>" for number in range(63)])
+    grown = AutoModelForCausalLM.from_pretrained(base)
+    grown.resize_token_embeddings(len(proc.tokenizer))
+    return grown
+
+
+@pytest.mark.parametrize("when", ["before the adapter", "in the trainer", "after the adapter", "no adapter"])
+def test_a_backbone_that_was_resized_in_memory_is_refused_and_from_a_folder_it_comes_back(
+    either, film_dataset, base, tmp_path, when
+):
+    proc, message = either, "has 320 token embeddings, and .* has 300: it was resized in memory.*save_pretrained"
+    grown = resized(base, proc)
+    ranker = LlamaRecLKGForRanking.from_backbone(
+        base if when == "after the adapter" else grown, proc.model_config(lm_scale=1.0)
+    )
+    if when == "after the adapter":
+        ranker.add_adapter(LoraConfig(**LORA))
+        ranker.language_model.resize_token_embeddings(320)
+    with pytest.raises(LKGError, match=message):
+        if when == "before the adapter":
+            ranker.add_adapter(LoraConfig(**LORA))
+        elif when == "no adapter":
+            ranker.save_pretrained(tmp_path / "run", include_backbone=False)
+        else:
+            trained(ranker, proc, film_dataset, tmp_path, None if ranker.has_adapter else LoraConfig(**LORA))
+    grown.save_pretrained(tmp_path / "grown")
+    ranker = LlamaRecLKGForRanking.from_backbone(tmp_path / "grown", ranker.config)
+    trained(ranker, proc, film_dataset, tmp_path, LoraConfig(**LORA))
+    ranker.save_pretrained(tmp_path / "run")
+    batch = dict(proc(examples(film_dataset)))
+    assert torch.equal(logits(AutoModel.from_pretrained(tmp_path / "run"), batch), logits(ranker.eval(), batch))
+
+
 @pytest.mark.parametrize("how", ["merged", "fine-tuned", "checkpoint", "whole"])
 def test_a_changed_backbone_is_never_left_out_of_what_is_saved(proc, film_dataset, base, tmp_path, how):
     ranker = LlamaRecLKGForRanking.from_backbone(base, proc.model_config())
@@ -274,7 +355,7 @@ def test_a_backbone_that_was_not_trained_is_still_left_out(proc, film_dataset, b
     assert ranker.config.external_backbone and (tmp_path / "small" / "model.safetensors").stat().st_size < 30_000
 
 
-def trained(ranker, proc, dataset, tmp_path):
+def trained(ranker, proc, dataset, tmp_path, adapter=None):
     args = LlamaRecLKGTrainingArguments(
         str(tmp_path / "out"),
         max_steps=2,
@@ -285,7 +366,7 @@ def trained(ranker, proc, dataset, tmp_path):
         save_strategy="no",
         heads_warm_up_epochs=0,
     )
-    LlamaRecLKGTrainer(ranker, args, examples(dataset), None, proc).train()
+    LlamaRecLKGTrainer(ranker, args, examples(dataset), None, proc, adapter).train()
 
 
 def test_an_adapter_that_was_loaded_frozen_is_not_trained_without_a_word(tenants, proc, film_dataset, tmp_path):
@@ -610,11 +691,29 @@ def test_kinds_that_cannot_work_are_refused(proc, base, tenants, tmp_path):
         config = LoraConfig(**LORA)
         config.init_lora_weights = "loftq"
         ranker.add_adapter(config)
+    with pytest.raises(LKGError, match="layer_replication makes a deeper backbone"):
+        ranker.add_adapter(LoraConfig(**LORA, layer_replication=[[0, 2], [0, 2]]))
     assert not ranker.has_adapter
     ranker.load_adapter(tmp_path / "films", adapter_name="films")
     with pytest.raises(ValueError, match="Cannot combine adapters with different peft types"):
         ranker.add_adapter(IA3Config(target_modules=["v_proj"], feedforward_modules=[]), "ia3")
     unchanged(ranker, tenants)
+
+
+def test_a_start_that_would_be_taken_out_of_tied_embeddings_is_refused_and_each_remedy_works(letters, film_dataset):
+    def built():
+        config = letters.model_config(lm_scale=1.0)
+        return LlamaRecLKGForRanking.from_backbone(backbone(tie_word_embeddings=True), config)
+
+    config = {**LORA, "target_modules": ["q_proj", "lm_head"]}
+    ranker, batch = built(), dict(letters(examples(film_dataset)))
+    before = logits(ranker, batch)
+    with pytest.raises(LKGError, match="'pissa' changes the weights of 'lm_head', which are tied.*Leave it out of"):
+        ranker.add_adapter(LoraConfig(**config, init_lora_weights="pissa"))
+    for remedy in ({**LORA, "init_lora_weights": "pissa"}, config):
+        ranker = built()
+        ranker.add_adapter(LoraConfig(**remedy))
+        torch.testing.assert_close(logits(ranker.eval(), batch), before, rtol=1e-3, atol=1e-3)
 
 
 # -- training

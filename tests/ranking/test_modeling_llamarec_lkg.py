@@ -263,16 +263,6 @@ def test_the_gate_makes_the_backbone_read_preferred_paths_more_strongly(either, 
     assert (keen - none).abs().max() > 1e-4
 
 
-def test_a_kernel_that_would_ignore_the_bias_is_refused(letters, film_dataset):
-    proc, batch = letters, dict(letters(examples(film_dataset)))
-    plain = backbone()
-    plain.set_attn_implementation("eager")
-    ranker = LlamaRecLKGForRanking.from_backbone(plain, proc.model_config())
-    with pytest.raises(LKGError, match="needs the 'sdpa' attention kernel; the backbone uses 'eager'"):
-        ranker(**batch)
-    LlamaRecLKGForRanking.from_backbone(plain, proc.model_config(path_gate="straight_through"))(**batch)
-
-
 def test_user_dropout_hides_ids_in_training_only(proc, batch):
     ranker = varied(model(proc, user_dropout=1.0, preference_dropout=0.0, use_user_embedding=True))
     hidden = {**batch, "user_ids": torch.zeros_like(batch["user_ids"])}

@@ -7,13 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import SETTINGS, examples, processor, tokenizer
-from transformers import AutoProcessor
+from tiny import SETTINGS, backbone, examples, processor, tokenizer
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from llamarec_lkg.data.schema import ItemTable
 from llamarec_lkg.graph.evidence import STATISTICS
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.ranking.configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
+from llamarec_lkg.ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from llamarec_lkg.ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from llamarec_lkg.ranking.prompt_assembly import assemble_prompt, select_paths
 from llamarec_lkg.ranking.prompts import INSTRUCTIONS, RESPONSE_CUE, sanitize
@@ -117,14 +119,50 @@ def test_letters_are_distinct_single_tokens_after_the_cue(letters):
         assert ids[-1] == token
 
 
-def test_a_tokenizer_that_merges_a_letter_with_the_cue_is_refused(film_dataset):
+def merging():
     tok = tokenizer()
     tok.add_tokens(["\nA"])
-    items = film_dataset.items
-    with pytest.raises(LKGError, match="one token a letter"):
-        LlamaRecLKGProcessor(
-            tok, KnowledgeGraph.from_dataset(film_dataset), items.ids, items.titles, **SETTINGS, readout="letters"
-        )
+    return tok
+
+
+def lower_casing():
+    tok = tokenizer()
+    tok.backend_tokenizer.normalizer = normalizers.Lowercase()
+    return tok
+
+
+def without_line_ends():
+    """A Unigram tokenizer that turns them into blanks, which belong to the word behind them."""
+    pieces = [chr(code) for code in range(33, 127)] + ["\u2581"] + [f"\u2581{letter}" for letter in LETTERS]
+    raw = Tokenizer(models.Unigram([("<unk>", 0.0), *((piece, -1.0) for piece in pieces)], unk_id=0))
+    raw.normalizer = normalizers.Replace("\n", " ")
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
+
+
+def with_ten_letters():
+    words = ["<unk>", "###", "Response", ":", *LETTERS[:10]]
+    raw = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"###|\w+|:|\n"), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
+
+
+@pytest.mark.parametrize(
+    ("make", "most"), [(merging, None), (without_line_ends, None), (lower_casing, 26), (with_ten_letters, 10)]
+)
+def test_a_tokenizer_without_a_token_for_every_letter_is_refused_and_each_remedy_works(film_dataset, make, most):
+    items, graph, lists = film_dataset.items, KnowledgeGraph.from_dataset(film_dataset), examples(film_dataset)
+
+    def built(**settings):
+        return LlamaRecLKGProcessor(make(), graph, items.ids, items.titles, **{**SETTINGS, **settings}).fit(lists)
+
+    fewer = "" if most is None else f"num_candidates={most}, "
+    with pytest.raises(LKGError, match=f"one token of its own.* Use {fewer}readout='candidates', which needs no"):
+        built(readout="letters", num_candidates=30)
+    if most is not None:
+        assert len(set(built(readout="letters", num_candidates=most).letter_token_ids)) == most
+    proc = built(readout="candidates", num_candidates=30)
+    assert LlamaRecLKGForRanking.from_backbone(backbone(), proc.model_config()).score(proc(lists)).isfinite().all()
 
 
 @pytest.mark.parametrize(
