@@ -111,12 +111,13 @@ def parquet_relation(connection: Connection, path: Path) -> Relation:
         return connection.read_parquet(str(path))
 
 
-def json_relation(connection: Connection, path: Path, fields: Sequence[str]) -> Relation:
-    """Some fields, as text, of a file with one record of json a line; NULL where one is absent."""
+def json_relation(connection: Connection, path: Path, fields: Sequence[str] = ()) -> Relation:
+    """The fields of a file with one record of json a line; some of them, as text, where they are named; NULL where one
+    is absent."""
     require_file(path)
+    kinds = {"columns": dict.fromkeys(fields, "VARCHAR")} if fields else {"sample_size": -1}
     with reading(path):
-        columns = dict.fromkeys(fields, "VARCHAR")
-        return connection.read_json(str(path), columns=columns, format="newline_delimited")
+        return connection.read_json(str(path), format="newline_delimited", **kinds)
 
 
 def csv_relation(

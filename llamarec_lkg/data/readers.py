@@ -27,13 +27,15 @@ from .engine import (
 )
 
 
-TABLES = r"\.(parquet|(csv|tsv)(\.gz|\.zst)?)"  # endings of the names of tables
+TABLES = r"\.(parquet|(csv|tsv|jsonl)(\.gz)?)"  # endings of the names of tables
 
 
 def table_relation(connection: Connection, path: Path) -> Relation:
-    """The rows of a parquet, csv or tsv file."""
+    """The rows of a parquet, csv, tsv or jsonl file."""
     if path.suffix == ".parquet":
         return parquet_relation(connection, path)
+    if ".jsonl" in path.suffixes:
+        return json_relation(connection, path)
     return csv_relation(connection, path, **_dialect(path))
 
 
@@ -42,7 +44,7 @@ def _dialect(path: Path) -> dict[str, str]:
 
 
 def read_table(path: Path, **options: Any) -> pd.DataFrame:
-    """A parquet, csv or tsv file as a frame, cells of text files as the text they are; `options` are those of
+    """A parquet, csv, tsv or jsonl file as a frame, cells of text files as the text they are; `options` are those of
     `engine.csv_relation`."""
     if path.suffix == ".parquet":
         require_file(path)
@@ -50,7 +52,8 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
             return pd.read_parquet(path)  # the engine has one name for columns that differ in case
         except (OSError, ValueError) as error:
             raise LKGError(f"{path} cannot be read: {error}. Is the file whole? Make or copy it again.") from error
-    return frame(csv_relation(connect(), path, **(options or _dialect(path))), path)
+    connection = connect()
+    return frame(csv_relation(connection, path, **options) if options else table_relation(connection, path), path)
 
 
 def read_lines(path: Path) -> list[str]:

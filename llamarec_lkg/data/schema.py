@@ -42,7 +42,7 @@ def require_columns(frame: Any, columns: Sequence[str], table: str) -> None:
     if missing:
         raise LKGError(
             f"The {table} table has columns {list(map(str, frame.columns))} but lacks {missing}. It needs "
-            f"{list(columns)}: rename the matching column."
+            f"{list(columns)}: rename the matching columns, or name them in `data.columns` (of a folder of tables)."
         )
 
 

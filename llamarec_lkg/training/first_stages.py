@@ -71,7 +71,8 @@ class FirstStages:
             return self._data
         with self._stage("1/6 data and graph"):
             with self.state.main_process_first():
-                bundle = load_dataset_bundle(self.config.data.dataset, revision=self.config.data.revision)
+                data = self.config.data
+                bundle = load_dataset_bundle(data.dataset, revision=data.revision, columns=data.columns)
                 dataset = prepare_dataset(bundle, self.config.preprocessing)
             section = self.config.graph
             triples = bundle.triples if section.use_triples else None

@@ -27,10 +27,11 @@ from .training_args import LlamaRecLKGTrainingArguments
 
 @dataclass
 class DataSection:
-    """A name, folder or Hub id, and the revision of one on the Hub."""
+    """A name, folder or Hub id, the revision of one on the Hub, and how a folder of tables calls its columns."""
 
     dataset: str = "ml-100k"
     revision: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)  # such as {item_id: asin, timestamp: unixReviewTime}
 
 
 @dataclass

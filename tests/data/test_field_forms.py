@@ -182,6 +182,28 @@ def test_a_column_without_a_name_is_left_out_and_two_of_one_name_are_refused(tmp
         read(tmp_path, "item_id,Title,title\n1,a,b\n")
 
 
+def test_tables_of_json_lines_and_packed_ones_are_the_same(tmp_path):
+    rows = [{"item_id": "007", "title": "Up", "genre": ["Family", "Drama"]}, {"item_id": "2", "title": "Heat"}]
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pd.DataFrame({"user_id": ["u"], "item_id": ["007"], "timestamp": [3]}).to_csv(tmp_path / "interactions.csv.gz")
+    bundle = load_dataset_bundle(tmp_path)
+    assert bundle.items.ids == ("007", "2") and bundle.items.attributes == {"GENRE": (("Family", "Drama"), ())}
+    assert bundle.interactions.items.tolist() == ["007"]
+
+
+def test_columns_are_mapped_by_name(tmp_path):
+    folder_of(tmp_path, interactions__csv="reviewerID,asin,unixReviewTime,item_id\nu,B0,5,x\n")
+    folder_of(tmp_path, items__csv="asin,name,brand\nB0,Soap,ACME\n")
+    with pytest.raises(LKGError, match=r"lacks \['user_id', 'timestamp'\].*rename.*data.columns"):
+        load_dataset_bundle(tmp_path)
+    columns = {"user_id": "reviewerID", "item_id": "asin", "timestamp": "unixReviewTime", "title": "name"}
+    bundle = load_dataset_bundle(tmp_path, columns=columns)
+    assert bundle.interactions.items.tolist() == ["B0"] and bundle.items.titles == ("Soap",)
+    assert bundle.items.attributes == {"BRAND": (("ACME",),)}
+    with pytest.raises(LKGError, match=r"no column \['stars'\]; they have \['asin', 'brand', "):
+        load_dataset_bundle(tmp_path, columns={**columns, "rating": "stars"})
+
+
 # -- RecBole's files --------------------------------------------------------------------------------------------------
 
 INTER = "user_id:token\titem_id:token\ttimestamp:float\n"

@@ -3,43 +3,70 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from ...utils.errors import LKGError
-from ..engine import Connection, Relation
+from ..engine import Connection, Relation, connect, name
 from ..raw_dataset import CARD, Catalogue, Format, RawDataset, catalogue_of_tables, folder_of, only, read_source
 from ..readers import TABLES, read_table, table_relation
 
 
-def tables(path: Path) -> RawDataset:
-    """`interactions`, `items` and, if any, `triples` and `links` tables, as parquet, csv or tsv, plain or packed.
-    Citation and licence are those of the card beside them."""
+KINDS = ("parquet", "csv", "tsv", "jsonl")  # of files; of two for one table the first is read
+
+
+def tables(path: Path, columns: Mapping[str, str] | None = None) -> RawDataset:
+    """`interactions`, `items` and, if any, `triples` and `links` tables, as parquet, csv, tsv or jsonl, the last three
+    plain or packed. Citation and licence are those of the card beside them.
+
+    Args:
+        columns: the library's name of a column -> the one it has in these tables, where that is another.
+
+    Raises:
+        LKGError: a table is not there, or none has a column that `columns` names.
+    """
     folder = folder_of(path)
-    files = {name: _table(folder, name) for name in ("interactions", "items", "triples", "links")}
-    if files["interactions"] is None:
-        raise LKGError(f"{folder} holds no interactions.parquet or interactions.csv. Put the table there.")
+    files = {table: _file(folder, table) for table in ("interactions", "items", "triples", "links")}
+    for table in ("interactions", "items"):
+        if files[table] is None:
+            raise LKGError(f"{folder} holds no {table} table ({', '.join(f'{table}.{kind}' for kind in KINDS)}).")
+
+    if columns:
+        connection = connect()
+        found = {column for file in files.values() if file for column in table_relation(connection, file).columns}
+        if strange := sorted(set(columns.values()) - found):
+            raise LKGError(f"The tables in {folder} have no column {strange}; they have {sorted(found)}.")
 
     def interactions(connection: Connection) -> Relation:
-        return table_relation(connection, files["interactions"])
+        relation = table_relation(connection, files["interactions"])
+        new = _renamed(relation.columns, columns)
+        return relation.project(", ".join(f"{name(old)} AS {name(own)}" for own, old in new.items()))
 
     def catalogue(wanted: Container[str] | None) -> Catalogue:
-        if files["items"] is None:
-            raise LKGError(f"{folder} holds no items.parquet or items.csv. Put the table there.")
-        frames = {name: read_table(file) for name, file in files.items() if file and name != "interactions"}
+        frames = {table: read_table(file) for table, file in files.items() if file and table != "interactions"}
+        for table, found in frames.items():
+            new = _renamed(list(found.columns), columns)
+            frames[table] = found[list(new.values())].set_axis(list(new), axis=1)
         items, triples = catalogue_of_tables(**frames)
         return only(items, wanted), triples
 
     return RawDataset(folder.resolve().name, interactions, catalogue, **read_source(folder / CARD))
 
 
-def _table(folder: Path, name: str) -> Path | None:
-    """The file of a table; of several the first of parquet, csv and tsv."""
-    found = [entry for entry in sorted(folder.iterdir()) if re.fullmatch(name + TABLES, entry.name)]
-    return min(found, key=lambda entry: ("parquet", "csv", "tsv").index(entry.name.split(".")[1]), default=None)
+def _renamed(found: Sequence[str], columns: Mapping[str, str] | None) -> dict[str, str]:
+    """New name -> column of a table: what `columns` renames, and the others that are not called so already."""
+    known = {new: old for new, old in (columns or {}).items() if old in found}
+    return known | {old: old for old in found if old not in known.values() and old not in known}
+
+
+def _file(folder: Path, table: str) -> Path | None:
+    found = [entry for entry in sorted(folder.iterdir()) if re.fullmatch(table + TABLES, entry.name)]
+    return min(found, key=lambda entry: KINDS.index(entry.name.split(".")[1]), default=None)
 
 
 _SIGNS = (rf"interactions{TABLES}", rf"items{TABLES}")
 FORMATS = (
-    Format("tables", tables, _SIGNS, "interactions and items, optionally triples and links, as parquet, csv or tsv"),
+    Format(
+        "tables", tables, _SIGNS, "interactions and items, optionally triples and links, as parquet, csv, tsv or jsonl"
+    ),
 )
