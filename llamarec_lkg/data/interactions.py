@@ -76,7 +76,7 @@ def typed_interactions(relation: Relation, place: str) -> Relation:
     has none), `timestamp` (int64) and `row`, in the order of the source.
 
     Times stay as exact as they came: numbers with a fraction are counted in the unit of the finest one, dates in
-    seconds or, where one has a fraction, in milliseconds or microseconds.
+    seconds or, where one has a fraction, in the unit of the finest, down to what the source holds.
 
     Raises:
         LKGError: a column or a value is missing, a rating is no number, a time is no number and no date, does not fit
@@ -84,7 +84,10 @@ def typed_interactions(relation: Relation, place: str) -> Relation:
     """
     require_columns(relation, [USER_ID, ITEM_ID, TIMESTAMP], "interactions")
     kinds = {column: str(kind) for column, kind in zip(relation.columns, relation.types, strict=True)}
-    rating = f"nullif(nullif(trim(CAST({RATING} AS VARCHAR)), 'nan'), '')" if RATING in kinds else "'1'"
+    rating = "'1'"
+    if RATING in kinds:
+        number = f"CAST({RATING} AS TINYINT)" if kinds[RATING] == "BOOLEAN" else RATING
+        rating = f"nullif(nullif(trim(CAST({number} AS VARCHAR)), 'nan'), '')"
     time = _Times(kinds[TIMESTAMP])
     given = relation.project(
         f"{_id(USER_ID, kinds)} AS {USER_ID}, {_id(ITEM_ID, kinds)} AS {ITEM_ID}, {rating} AS given_rating, "
@@ -145,12 +148,19 @@ class _Times:
         return f"CASE WHEN trim({text}) IN ('', 'nan', 'NaN') THEN NULL ELSE trim({text}) END"
 
     @property
+    def units(self) -> tuple[int, ...]:
+        """How many of `date` are a second, a millisecond, and so on."""
+        return (10**9, 10**6, 10**3) if self.kind == "TIMESTAMP_NS" else (10**6, 10**3)
+
+    @property
     def number(self) -> str:
         return f"TRY_CAST(given_time AS DECIMAL(38,{_MOST_DIGITS}))"
 
     @property
     def date(self) -> str:
-        """SQL for microseconds since 1970."""
+        """SQL for microseconds since 1970, of nanoseconds for these."""
+        if self.kind == "TIMESTAMP_NS":
+            return "epoch_ns(given_time)"
         if self.is_date:
             return "epoch_us(CAST(given_time AS TIMESTAMPTZ))"
         formats = ", ".join(f"'{one}'" for one in _FORMATS)
@@ -163,8 +173,7 @@ class _Times:
         """SQL for what has to be known of the whole column."""
         if self.kind in _INTEGERS:
             return []
-        units = {"seconds": 1_000_000, "milliseconds": 1_000}
-        facts = [f"bool_and({self.date} % {unit} = 0) AS {key}" for key, unit in units.items()]
+        facts = [f"bool_and({self.date} % {unit} = 0) AS whole_{unit}" for unit in self.units]
         if self.is_date:
             return facts
         digits = "length(rtrim(split_part(CAST({} AS VARCHAR), '.', 2), '0'))"
@@ -205,7 +214,7 @@ class _Times:
         raise _odd(found, "no_number", "dates among numbers", "Write all times one way.")
 
     def _dates(self, found: dict[str, Any]) -> str:
-        unit = 1_000_000 if found["seconds"] else 1_000 if found["milliseconds"] else 1
+        unit = next((unit for unit in self.units if found[f"whole_{unit}"]), 1)
         return f"CAST({self.date} // {unit} AS BIGINT)"
 
     def _day_or_month(self, found: dict[str, Any]) -> str:
