@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..utils.errors import LKGError
-from .formats import amazon, movielens, recbole, tables
+from .formats import amazon, community, movielens, recbole, tables
 from .raw_dataset import Format, RawDataset, folder_of
 from .schema import DatasetBundle
 
 
 # the first whose files are all there is taken
 FORMATS: dict[str, Format] = {
-    format.name: format for file in (movielens, recbole, tables, amazon) for format in file.FORMATS
+    format.name: format for file in (movielens, recbole, tables, amazon, community) for format in file.FORMATS
 }
 
 
-def describe_formats() -> str:
-    """The formats and their files, one a line."""
-    return "\n".join(f"  {name} ({format.reads})" for name, format in FORMATS.items())
+def describe_formats(formats: Iterable[Format] | None = None) -> str:
+    """Some formats, or all, and their files, one a line."""
+    return "\n".join(f"  {format.name} ({format.reads})" for format in formats or FORMATS.values())
 
 
 def convert(path: str | Path, format: str | None = None) -> DatasetBundle:
@@ -42,8 +43,10 @@ def open_raw(path: str | Path, format: str | None = None) -> RawDataset:
     format = format or _recognise(path)
     if format is None:
         names = sorted(entry.name for entry in folder_of(path).iterdir())
+        halves = [one for one in FORMATS.values() if path.is_dir() and _files_of(one, names)]
         raise LKGError(
-            f"{path} is in no known format; its folder holds {names[:12]}. Needed is one of:\n{describe_formats()}"
+            f"{path} is in no known format; its folder holds {names[:12]}. Needed is"
+            f"{' what is missing of' if halves else ' one of'}:\n{describe_formats(halves)}"
         )
     return FORMATS[format].opens(path)
 
@@ -55,3 +58,7 @@ def _recognise(path: Path) -> str | None:
         if all(any(re.fullmatch(sign, file) for file in files) for sign in signs):
             return name
     return None
+
+
+def _files_of(format: Format, names: Iterable[str]) -> list[str]:
+    return [name for name in names if any(re.fullmatch(sign, name) for sign in format.signs)]

@@ -127,6 +127,7 @@ def csv_relation(
     names: Sequence[str] | None = None,
     separator: str | None = None,
     quotes: bool = True,
+    short_rows: bool = False,
 ) -> Relation:
     """The rows of a csv file, every cell as the text it is, NULL where it is empty.
 
@@ -138,6 +139,7 @@ def csv_relation(
         names: of the columns, where the file has no header.
         separator: where it is known.
         quotes: whether a quotation mark holds a cell together; else it is a letter like any other.
+        short_rows: whether a row may lack its last fields, which are NULL then.
 
     Raises:
         LKGError: two columns have one name, or header and rows have different numbers of fields.
@@ -147,7 +149,7 @@ def csv_relation(
     if names is None:
         header, row, separator = _beginning(path, separator, quotes)
         kept, start = [column.strip() for column in header], 1
-        if row is not None and len(row) != len(header):
+        if row is not None and len(row) != len(header) and not (short_rows and len(row) < len(header)):
             raise LKGError(
                 f"The header of {path} has {len(header)} names, its rows {len(row)} fields: {header} above {row}. "
                 "Give each column one name."
@@ -160,12 +162,13 @@ def csv_relation(
             logger.warning("%s has a column without a name, such as a table's index; it is left out.", path)
     marks = ('"', "\\" if escaped else '"') if quotes else ("", "")
     columns = ", ".join(f"'c{place}': 'VARCHAR'" for place in range(len(kept)))
+    padding = ", null_padding = true, parallel = false" if short_rows else ""
     wanted = ", ".join(f"c{place} AS {name(column)}" for place, column in enumerate(kept) if column)
     with reading(path):
         return connection.sql(
             f"SELECT {wanted} FROM read_csv({literal(str(path))}, auto_detect = false, header = false, "
             f"skip = {start}, delim = {literal(separator)}, quote = {literal(marks[0])}, "
-            f"escape = {literal(marks[1])}, columns = {{{columns}}})"
+            f"escape = {literal(marks[1])}, columns = {{{columns}}}{padding})"
         )
 
 

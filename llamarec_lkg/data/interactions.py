@@ -60,7 +60,9 @@ SCHEMA = pa.schema([(USER_ID, pa.string()), (ITEM_ID, pa.string()), (RATING, pa.
 AS_TEXT = f"CAST({USER_ID} AS VARCHAR) AS {USER_ID}, CAST({ITEM_ID} AS VARCHAR) AS {ITEM_ID}, {RATING}, {TIMESTAMP}"
 ROW = "row"  # the place of an interaction in its source, from 0 on
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
-_FORMATS = ("%b %d, %Y", "%B %d, %Y", "%m %d, %Y", "%d %b %Y", "%d %B %Y", "%a %b %d %H:%M:%S %z %Y")
+_CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p")
+_DATES = ("%Y-%m-%d", "%b %d, %Y", "%B %d, %Y", "%m %d, %Y", "%d %b %Y", "%d %B %Y")
+_FORMATS = ("%a %b %d %H:%M:%S %z %Y", *(date + clock for date in _DATES for clock in _CLOCKS))
 _DAY_OR_MONTH = r"^\s*(\d{1,2})[/.-](\d{1,2})[/.-](\d{4})"
 _MOST_DIGITS = 9  # of a fraction of a time
 
@@ -225,7 +227,7 @@ class _Times:
                 "which day and month cannot be told apart. Write them as 2024-01-31."
             )
         order = "%d/%m/%Y" if day_first else "%m/%d/%Y"
-        formats = ", ".join(f"'{order}{time}'" for time in ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f"))
+        formats = ", ".join(f"'{order}{clock}'" for clock in _CLOCKS)
         plain = "regexp_replace(given_time, '^(\\d{1,2})[/.-](\\d{1,2})[/.-]', '\\1/\\2/')"
         return f"CAST(epoch(strptime({plain}, [{formats}])) AS BIGINT)"
 

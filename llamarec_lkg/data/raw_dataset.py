@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,36 @@ def only(items: ItemTable, wanted: Container[str] | None) -> ItemTable:
 
 def folder_of(path: Path) -> Path:
     return path if path.is_dir() else path.parent
+
+
+def paired_files(path: Path, pattern: str, partners: Sequence[str]) -> tuple[Path, str, Path]:
+    """The file of interactions in a folder, or the one given; the part of its name that tells it from others (the
+    group of the pattern that matched, else ""); and the file of items beside it.
+
+    Args:
+        pattern: of the name of the file of interactions.
+        partners: names that the file of items may have, the best first, with {} in the place of that part.
+
+    Raises:
+        LKGError: there is no file of interactions or several, or no file of items.
+    """
+    folder = folder_of(path)
+    names = [path.name] if path.is_file() else sorted(entry.name for entry in folder.iterdir())
+    matches = [match for name in names if (match := re.fullmatch(pattern, name))]
+    if len(matches) != 1:
+        raise LKGError(
+            f"{path} holds {[match.string for match in matches] or names[:12]}; needed is one file of interactions. "
+            "Pass its path."
+        )
+    part = next((group for group in matches[0].groups() if group), "")
+    found = [partner.format(part) for partner in partners]
+    for partner in found:
+        if (folder / partner).exists():
+            return folder / matches[0].string, part, folder / partner
+    raise LKGError(
+        f"{folder} holds {matches[0].string} but no {found[0]}, which has the titles. Download it from the same "
+        "release and put it there."
+    )
 
 
 def read_source(card: Path) -> dict[str, str]:

@@ -66,6 +66,10 @@ def texts_of(value: Any, separator: str | None = "|") -> tuple[str, ...]:
 _NOTHING = ("", "None", "nan", "NaN", "null")
 
 
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
 def _holds_several(value: Any) -> bool:
     return isinstance(value, list | tuple | set | np.ndarray)
 
@@ -80,11 +84,26 @@ def record_of(value: Any) -> dict[str, Any]:
         text = text_of(value).strip()
         found = {} if text in _NOTHING else _literal(text)
         value = text if found is None else found
-    if value is None or value == {}:
+    if _is_missing(value) or value == {}:
         return {}
     if not isinstance(value, dict):
         raise LKGError(f"{repr(value)[:80]} stands where a record with named fields is needed. Mend or leave it out.")
     return value
+
+
+def records_of(value: Any) -> list[dict[str, Any]]:
+    """A cell as the several records it means: a list of dictionaries, or a text that holds one; none where
+    it is blank.
+
+    Raises:
+        LKGError: it is something else.
+    """
+    if isinstance(value, str | bytes):
+        text = text_of(value).strip()
+        found = [] if text in _NOTHING else _literal(text)
+        value = [text] if found is None else found
+    several = [] if _is_missing(value) else value if _holds_several(value) else [value]
+    return [record_of(one) for one in several]
 
 
 def _literal(text: str) -> Any:

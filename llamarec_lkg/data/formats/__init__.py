@@ -1,1 +1,1 @@
-"""One file a format."""
+"""One file a format, or a family of them."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Callable, Container
 from pathlib import Path
 from sys import intern
@@ -14,7 +13,7 @@ import pandas as pd
 from ...utils.errors import LKGError
 from ..engine import Connection, Relation, csv_relation
 from ..interactions import COLUMNS
-from ..raw_dataset import Catalogue, Format, RawDataset, folder_of
+from ..raw_dataset import Catalogue, Format, RawDataset, paired_files
 from ..readers import record_relation, records
 from ..schema import HEAD, ITEM_ID, RELATION, TAIL, TITLE, ItemTable, Triples
 from ..values import record_of, text_of, texts_of
@@ -41,7 +40,7 @@ def amazon_2014(path: Path) -> RawDataset:
     Brands and all levels of all category paths are attributes of the items; also_bought, also_viewed and
     bought_together become triples, whose tails may be products of other departments.
     """
-    reviews, category, meta = _files(path, r"(?:ratings_(.+)\.csv|reviews_(.+?)(?:_\d+)?\.json)(?:\.gz)?", "json")
+    reviews, category, meta = paired_files(path, _REVIEWS_2014, ("meta_{}.json.gz", "meta_{}.json"))
 
     def interactions(connection: Connection) -> Relation:
         if ".csv" in reviews.suffixes:
@@ -67,7 +66,7 @@ def amazon_2014(path: Path) -> RawDataset:
 def amazon_2023(path: Path) -> RawDataset:
     """`X.jsonl.gz` and `meta_X.jsonl.gz`. An item is a `parent_asin`: its colours and sizes are one item. Times are
     milliseconds. The release has bought_together alone of the three relations."""
-    reviews, category, meta = _files(path, r"(?!meta_)(.+)\.jsonl(?:\.gz)?", "jsonl")
+    reviews, category, meta = paired_files(path, _REVIEWS_2023, ("meta_{}.jsonl.gz", "meta_{}.jsonl"))
 
     def interactions(connection: Connection) -> Relation:
         fields = ("user_id", "parent_asin", "rating", "timestamp")
@@ -87,26 +86,6 @@ def amazon_2023(path: Path) -> RawDataset:
         f"amazon-2023-{category}", interactions, lambda wanted: _catalogue(meta, "parent_asin", describe, wanted),
         AMAZON_2023_CITATION,
     )  # fmt: skip
-
-
-def _files(path: Path, pattern: str, suffix: str) -> tuple[Path, str, Path]:
-    """The file of reviews, the name of its category, and the file of products beside it."""
-    folder = folder_of(path)
-    names = [path.name] if path.is_file() else sorted(entry.name for entry in folder.iterdir())
-    matches = [match for name in names if (match := re.fullmatch(pattern, name))]
-    if len(matches) != 1:
-        raise LKGError(
-            f"{path} holds {[match.string for match in matches] or names[:12]}; needed is one file of reviews. Pass "
-            "its path."
-        )
-    category = next(group for group in matches[0].groups() if group)
-    for meta in (folder / f"meta_{category}.{suffix}.gz", folder / f"meta_{category}.{suffix}"):
-        if meta.exists():
-            return folder / matches[0].string, category, meta
-    raise LKGError(
-        f"{folder} holds {matches[0].string} but no meta_{category}.{suffix}.gz, which has the titles. Download it "
-        "from the same release and put it there."
-    )
 
 
 def _catalogue(
@@ -140,8 +119,10 @@ def _texts(value: Any) -> list[str]:
     return [intern(html.unescape(text)) for text in texts_of(value, None)]
 
 
-_SIGNS_2014 = (r"(ratings_.+\.csv|reviews_.+\.json)(\.gz)?", r"meta_.+\.json(\.gz)?")
-_SIGNS_2023 = (r"(?!meta_).+\.jsonl(\.gz)?", r"meta_.+\.jsonl(\.gz)?")
+_REVIEWS_2014 = r"(?:ratings_(.+)\.csv|reviews_(.+?)(?:_\d+)?\.json)(?:\.gz)?"
+_REVIEWS_2023 = r"(?!meta_)(.+)\.jsonl(?:\.gz)?"
+_SIGNS_2014 = (_REVIEWS_2014, r"meta_.+\.json(\.gz)?")
+_SIGNS_2023 = (_REVIEWS_2023, r"meta_.+\.jsonl(\.gz)?")
 
 FORMATS = (
     Format("amazon-2014", amazon_2014, _SIGNS_2014, "ratings_X.csv or reviews_X_5.json.gz, with meta_X.json.gz"),
