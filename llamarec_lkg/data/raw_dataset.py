@@ -73,7 +73,7 @@ class RawDataset:
         return DatasetBundle(self.name, interactions, *self.catalogue(None), self.citation, self.license)
 
 
-@dataclass(frozen=True)
+@dataclass
 class CodedInteractions:
     """Interactions with users and items as codes from 0 on; arrays are aligned.
 
@@ -91,9 +91,10 @@ class CodedInteractions:
     user_ids: np.ndarray
     item_ids: np.ndarray
 
-    def __getitem__(self, rows: np.ndarray) -> CodedInteractions:
-        aligned = (self.users, self.items, self.ratings, self.timestamps, self.rows)
-        return CodedInteractions(*(array[rows] for array in aligned), self.user_ids, self.item_ids)
+    def take(self, rows: np.ndarray) -> None:
+        """Keep these rows, in this order. One array at a time: there may be no room for two of all."""
+        for name in ("users", "items", "ratings", "timestamps", "rows"):
+            setattr(self, name, getattr(self, name)[rows])
 
 
 def coded_interactions(connection: Connection, typed: Relation, place: str, *, order: str) -> CodedInteractions:

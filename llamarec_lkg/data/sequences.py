@@ -29,6 +29,7 @@ from .values import natural_order
 logger = logging.getLogger(__name__)
 FORMAT_VERSION = 5
 ARRAYS_FILE = "sequences.safetensors"
+USERS = 1 << 18  # whose interactions are looked at together
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,15 @@ class SequenceDataset:
         ledger = Ledger(len(found.users))
 
         def keep(which: np.ndarray, reason: str) -> None:
-            nonlocal found, keys
             ledger.lose(reason, int((~which).sum()))
             if not which.all():
-                found, keys = found[which], keys[which]
+                found.take(which)
 
-        keys = found.rows
         same = (np.diff(found.users) == 0) & (np.diff(found.timestamps) == 0) & (np.diff(found.items) == 0)
         keep(~np.append(False, same), EXACT_DUPLICATES)
         if settings.ties == "shuffled":
-            keys = shuffling_keys(found.users, found.items, found.timestamps, found.item_ids, settings.seed)
+            parts = (found.users, found.items, found.timestamps, found.item_ids)
+            found.rows = shuffling_keys(*parts, settings.seed)
         rows_of = {raw_id: row for row, raw_id in enumerate(items.ids)}
         known = np.array([raw_id in rows_of for raw_id in found.item_ids], dtype=bool)
         keep(known[found.items], "of items that have no row in the item table")
@@ -110,17 +110,15 @@ class SequenceDataset:
             raise LKGError(
                 f"{ledger.describe(raw.name)} Nothing is left. Lower those bounds, or complete the item table."
             )
-        users, user_ids = _dense(found.users, found.user_ids)
-        dense_items, item_ids = _dense(found.items, found.item_ids)
-        if settings.ties == "item_id":
-            keys = dense_items
-        if (np.diff(users) < 0).any():  # ids of which some are numbers
-            order = np.argsort(users, kind="stable")
-            found, users, dense_items, keys = found[order], users[order], dense_items[order], keys[order]
-        tied = (np.diff(users) == 0) & (np.diff(found.timestamps) == 0)
-        order = order_ties(np.append(False, tied), keys)
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=len(user_ids) + 1)[1:])])
-        timestamps = found.timestamps[order]
+        found.users, user_ids = _dense(found.users, found.user_ids)
+        found.items, item_ids = _dense(found.items, found.item_ids)
+        if (np.diff(found.users) < 0).any():  # ids of which some are numbers
+            found.take(np.argsort(found.users, kind="stable"))
+        tied = (np.diff(found.users) == 0) & (np.diff(found.timestamps) == 0)
+        if tied.any():
+            found.take(order_ties(np.append(False, tied), found.items if settings.ties == "item_id" else found.rows))
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(found.users, minlength=len(user_ids) + 1)[1:])])
+        timestamps = found.timestamps
         by_time = settings.split == "time"
         kept = set(item_ids)
         dataset = cls(
@@ -128,8 +126,8 @@ class SequenceDataset:
             user_ids=tuple(user_ids),
             items=items.select(item_ids),
             offsets=offsets,
-            item_sequence=dense_items[order],
-            ratings=found.ratings[order],
+            item_sequence=found.items,
+            ratings=found.ratings,
             timestamps=timestamps,
             labels=time_split(offsets, timestamps, settings) if by_time else leave_one_out(offsets, settings.last),
             dropped_items=items.select([raw_id for raw_id in items.ids if raw_id not in kept]),
@@ -181,10 +179,13 @@ class SequenceDataset:
     def repeated(self, positions: np.ndarray) -> np.ndarray:
         """Whether the user had the item before, so that it is in the history of the position: `bool`, shape of
         `positions`."""
-        users = self.user_of(np.arange(len(self.item_sequence)))
-        _, first = np.unique(users * (self.num_items + 1) + self.item_sequence, return_index=True)
-        again = np.ones(len(users), dtype=bool)
-        again[first] = False
+        again = np.ones(len(self.item_sequence), dtype=bool)
+        for start in range(0, self.num_users, USERS):  # some users at a time: sorting takes room
+            offsets = self.offsets[start : start + USERS + 1]
+            users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+            items = self.item_sequence[offsets[0] : offsets[-1]]
+            _, first = np.unique(users * (self.num_items + 1) + items, return_index=True)
+            again[offsets[0] + first] = False
         return again[positions]
 
     def training_sequences(self) -> list[np.ndarray]:
@@ -245,7 +246,7 @@ class SequenceDataset:
 
 def _dense(codes: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Dense ids from 1 on in place of codes, in the natural order of the raw ids that are left, and these."""
-    left = np.unique(codes)
+    left = np.flatnonzero(np.bincount(codes, minlength=len(ids)))
     rank = natural_order(ids[left])
     dense = np.zeros(len(ids), dtype=np.int32)
     dense[left[rank]] = np.arange(1, len(left) + 1)

@@ -74,10 +74,13 @@ def leave_one_out(offsets: np.ndarray, last: int = 1) -> np.ndarray:
     """A label for each position, shape (N,): of users with three interactions or more, the `last` ones (`(n - 2) // 2`
     at most, one at least) are TEST, the one before them VALIDATION."""
     lengths = np.diff(offsets)
-    tests = np.repeat(np.where(lengths >= 3, np.clip((lengths - 2) // 2, 1, last), 0), lengths)
-    to_end = np.repeat(offsets[1:], lengths) - np.arange(offsets[-1])  # 1 for a user's last one
-    parts = [tests == 0, to_end <= tests, to_end == tests + 1]
-    return np.select(parts, [TRAIN, TEST, VALIDATION], TRAIN).astype(np.int8)
+    tests = np.where(lengths >= 3, np.clip((lengths - 2) // 2, 1, last), 0)
+    labels = np.full(offsets[-1], TRAIN, dtype=np.int8)
+    for back in range(1, int(tests.max(initial=0)) + 1):
+        labels[offsets[1:][tests >= back] - back] = TEST
+    some = tests > 0
+    labels[offsets[1:][some] - tests[some] - 1] = VALIDATION
+    return labels
 
 
 def time_split(offsets: np.ndarray, timestamps: np.ndarray, settings: PreprocessingSettings) -> np.ndarray:

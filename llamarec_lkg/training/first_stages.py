@@ -93,6 +93,7 @@ class FirstStages:
         if CO_RATED in section.exclude_relations:
             return graph
         bounds = {"min_people": section.co_rating_min_people, "per_item": section.co_ratings_per_item}
+        bounds["window"] = section.co_rating_window
         return graph.with_co_ratings(co_ratings(dataset, **bounds))
 
     def graph_of(self, dataset: SequenceDataset) -> KnowledgeGraph:

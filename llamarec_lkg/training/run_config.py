@@ -41,6 +41,7 @@ class GraphSection:
     whole_values: list[str] = field(default_factory=list)  # relations whose values are joined, as published for genres
     co_rating_min_people: int = 5  # a pair of items that fewer people interacted with is not tied
     co_ratings_per_item: int = 50  # how many other items each is tied to
+    co_rating_window: int | None = None  # tie only what is so near in a history: for data too large for all pairs
 
     def __post_init__(self) -> None:
         if self.co_rating_min_people < 2:

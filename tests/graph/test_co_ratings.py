@@ -118,7 +118,7 @@ def test_a_pair_of_fewer_than_five_people_is_nowhere(make_dataset, seed):
 
 @pytest.mark.parametrize("wrong", [{"min_people": 0}, {"per_item": 0}])
 def test_at_least_one_person_and_one_item(film_dataset, wrong):
-    with pytest.raises(LKGError, match="both are whole numbers from 1 up"):
+    with pytest.raises(LKGError, match="they are whole numbers from 1 up"):
         co_ratings(film_dataset, **wrong)
 
 
@@ -130,3 +130,22 @@ def test_the_graph_gives_their_weights_as_evidence_both_ways(film_dataset):
     wanted = np.zeros((6, 6))
     wanted[table.items - 1, table.others - 1] = wanted[table.others - 1, table.items - 1] = table.weights
     assert evidence == pytest.approx(wanted) and wanted.any()
+
+
+@pytest.mark.parametrize("min_people, per_item, pairs", [(1, 50, 7), (3, 4, 1000), (5, 2, 1000)])
+def test_a_window_over_whole_histories_gives_all_pairs(random_data, monkeypatch, min_people, per_item, pairs):
+    monkeypatch.setattr(module, "PAIRS", pairs)
+    whole = pairs_of(co_ratings(random_data, min_people=min_people, per_item=per_item))
+    near = pairs_of(co_ratings(random_data, min_people=min_people, per_item=per_item, window=random_data.num_items))
+    assert near.keys() == whole.keys() and len(near) > 5
+    assert near == pytest.approx(whole, abs=1.01e-3)
+
+
+def test_a_window_ties_what_is_near_and_refuses_nothing_to_look_at(make_dataset):
+    rows = [(user, item, item) for user in range(1, 7) for item in range(1, 7)]
+    data = make_dataset(rows)  # everybody takes 1 to 6 in turn; 1 to 4 are trained on
+    assert set(pairs_of(co_ratings(data, window=1))) == {(1, 2), (2, 3), (3, 4)}
+    assert set(pairs_of(co_ratings(data, window=2))) == {(1, 2), (2, 3), (3, 4), (1, 3), (2, 4)}
+    assert len(co_ratings(data, min_people=7, window=1)) == 0
+    with pytest.raises(LKGError, match="window is 0; they are whole numbers from 1 up"):
+        co_ratings(data, window=0)
