@@ -47,18 +47,14 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def order_ties(same: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Where each row goes when the rows of a tie are put in the order of their keys.
+def order_ties(same: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that are tied with others, and which of them comes in the place of each when the rows of a tie are put
+    in the order of their keys.
 
     Args:
         same (`bool`, shape (N,)): whether a row is tied with the one before it.
         keys (shape (N,)).
-
-    Returns:
-        `np.ndarray` of `int64`, shape (N,): the rows in their new order.
     """
-    order = np.arange(len(same))
     tied = np.flatnonzero(same | np.append(same[1:], False))
-    ties = np.cumsum(~same)[tied]  # the number of each tie
-    order[tied] = tied[np.lexsort((keys[tied], ties))]
-    return order
+    ties = np.cumsum(~same[tied])  # the number of each tie
+    return tied, tied[np.lexsort((keys[tied], ties))]

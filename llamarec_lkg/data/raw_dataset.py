@@ -73,6 +73,10 @@ class RawDataset:
         return DatasetBundle(self.name, interactions, *self.catalogue(None), self.citation, self.license)
 
 
+_BLOCK = 1 << 22
+_ALIGNED = ("users", "items", "ratings", "timestamps", "rows")
+
+
 @dataclass
 class CodedInteractions:
     """Interactions with users and items as codes from 0 on; arrays are aligned.
@@ -91,10 +95,22 @@ class CodedInteractions:
     user_ids: np.ndarray
     item_ids: np.ndarray
 
-    def take(self, rows: np.ndarray) -> None:
-        """Keep these rows, in this order. One array at a time: there may be no room for two of all."""
-        for name in ("users", "items", "ratings", "timestamps", "rows"):
-            setattr(self, name, getattr(self, name)[rows])
+    def keep(self, which: np.ndarray) -> None:
+        """Keep some rows (`bool`, shape (N,)), in the room that there is."""
+        for name in _ALIGNED:
+            array, end = getattr(self, name), 0
+            for start in range(0, len(array), _BLOCK):
+                block = slice(start, start + _BLOCK)
+                part = array[block][which[block]]
+                array[end : end + len(part)] = part
+                end += len(part)
+            setattr(self, name, array[:end])
+
+    def move(self, places: np.ndarray, rows: np.ndarray) -> None:
+        """Put some rows into some places."""
+        for name in _ALIGNED:
+            array = getattr(self, name)
+            array[places] = array[rows]
 
 
 def coded_interactions(connection: Connection, typed: Relation, place: str, *, order: str) -> CodedInteractions:

@@ -17,7 +17,7 @@ from ..utils.files import atomic_files, cache_dir, file_name, read_json, write_j
 from ..utils.fingerprints import as_plain, fingerprint
 from .engine import connect
 from .interactions import ROW
-from .k_core import core_rows
+from .k_core import core_rows, counted, mapped
 from .ledger import EXACT_DUPLICATES, Ledger
 from .ordering import order_ties, shuffling_keys
 from .raw_dataset import RawDataset, coded_interactions
@@ -89,7 +89,7 @@ class SequenceDataset:
         def keep(which: np.ndarray, reason: str) -> None:
             ledger.lose(reason, int((~which).sum()))
             if not which.all():
-                found.take(which)
+                found.keep(which)
 
         same = (np.diff(found.users) == 0) & (np.diff(found.timestamps) == 0) & (np.diff(found.items) == 0)
         keep(~np.append(False, same), EXACT_DUPLICATES)
@@ -98,7 +98,7 @@ class SequenceDataset:
             found.rows = shuffling_keys(*parts, settings.seed)
         rows_of = {raw_id: row for row, raw_id in enumerate(items.ids)}
         known = np.array([raw_id in rows_of for raw_id in found.item_ids], dtype=bool)
-        keep(known[found.items], "of items that have no row in the item table")
+        keep(mapped(known, found.items), "of items that have no row in the item table")
         if settings.min_rating is not None:
             keep(found.ratings >= settings.min_rating, f"rated below {settings.min_rating}")
         bounds = (settings.min_user_interactions, settings.min_item_interactions)
@@ -113,11 +113,11 @@ class SequenceDataset:
         found.users, user_ids = _dense(found.users, found.user_ids)
         found.items, item_ids = _dense(found.items, found.item_ids)
         if (np.diff(found.users) < 0).any():  # ids of which some are numbers
-            found.take(np.argsort(found.users, kind="stable"))
+            found.move(np.arange(len(found.users)), np.argsort(found.users, kind="stable"))
         tied = (np.diff(found.users) == 0) & (np.diff(found.timestamps) == 0)
-        if tied.any():
-            found.take(order_ties(np.append(False, tied), found.items if settings.ties == "item_id" else found.rows))
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(found.users, minlength=len(user_ids) + 1)[1:])])
+        keys = found.items if settings.ties == "item_id" else found.rows
+        found.move(*order_ties(np.append(False, tied), keys))
+        offsets = np.concatenate([[0], np.cumsum(counted(found.users)[1:])])
         timestamps = found.timestamps
         by_time = settings.split == "time"
         kept = set(item_ids)
@@ -246,11 +246,11 @@ class SequenceDataset:
 
 def _dense(codes: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Dense ids from 1 on in place of codes, in the natural order of the raw ids that are left, and these."""
-    left = np.flatnonzero(np.bincount(codes, minlength=len(ids)))
+    left = np.flatnonzero(counted(codes))
     rank = natural_order(ids[left])
     dense = np.zeros(len(ids), dtype=np.int32)
     dense[left[rank]] = np.arange(1, len(left) + 1)
-    return dense[codes], ids[left[rank]].tolist()
+    return mapped(dense, codes), ids[left[rank]].tolist()
 
 
 _ARRAYS = ("offsets", "item_sequence", "ratings", "timestamps", "labels")
