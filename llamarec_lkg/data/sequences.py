@@ -29,7 +29,7 @@ from .values import natural_order
 logger = logging.getLogger(__name__)
 FORMAT_VERSION = 5
 ARRAYS_FILE = "sequences.safetensors"
-USERS = 1 << 18  # whose interactions are looked at together
+USERS = 1 << 14  # whose interactions are looked at together
 
 
 @dataclass(frozen=True)

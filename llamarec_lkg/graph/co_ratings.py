@@ -96,12 +96,18 @@ def co_ratings(
 
 def _near(dataset: SequenceDataset, positions: np.ndarray, window: int, min_people: int, per_item: int) -> CoRatings:
     """`co_ratings` of items that are near each other in somebody's history."""
-    users, items = dataset.user_of(positions), dataset.item_sequence[positions]
-    firsts = np.sort(np.unique(users * (dataset.num_items + 1) + items, return_index=True)[1])
-    users, items = users[firsts], items[firsts]
+    positions = positions[~dataset.repeated(positions)]
+    numbers = np.arange(1, dataset.num_users + 1, dtype=np.int32)
+    users = np.repeat(numbers, np.diff(dataset.offsets))[positions]
+    items = dataset.item_sequence[positions]
+    del positions
     of_people = np.bincount(users, minlength=dataset.num_users + 1)
     squares = np.log1p(dataset.num_items / np.maximum(of_people, 1)) ** 2  # of a person's ties
-    lengths = np.sqrt(np.bincount(items, weights=squares[users], minlength=dataset.num_items + 1))
+    lengths = np.zeros(dataset.num_items + 1)
+    for start in range(0, len(users), PAIRS):
+        block = slice(start, start + PAIRS)
+        lengths += np.bincount(items[block], weights=squares[users[block]], minlength=len(lengths))
+    lengths = np.sqrt(lengths)
     connection = connect()
     connection.execute("CREATE TABLE parts (item INTEGER, other INTEGER, weight DOUBLE, people BIGINT)")
     for apart in range(1, window + 1):
