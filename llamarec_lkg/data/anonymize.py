@@ -48,7 +48,7 @@ def anonymize_users(data: Data) -> Data:
             columns = f"CAST(number AS VARCHAR) AS {USER_ID}, {ITEM_ID}, {RATING}, {TIMESTAMP}, {ROW}"
             return joined.order(f"number, {ROW}").project(columns)
 
-    return replace(data, interactions=interactions)
+    return replace(data, interactions=interactions, checked=True)
 
 
 def _numbers(codes: np.ndarray, raw_ids: Sequence[str], timestamps: np.ndarray, ratings: np.ndarray) -> np.ndarray:

@@ -7,7 +7,9 @@ import atexit
 import codecs
 import contextlib
 import csv
+import glob
 import gzip
+import io
 import json
 import logging
 import os
@@ -16,12 +18,14 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 import duckdb
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from ..utils.errors import LKGError
@@ -34,20 +38,38 @@ Connection = duckdb.DuckDBPyConnection
 Relation = duckdb.DuckDBPyRelation  # rows that have not been read yet
 BATCH_ROWS = 1 << 17
 _SEPARATORS = (",", "\t", ";")
+_ESCAPED = re.compile(rb'\\"[^,;\t\r\n]')  # a backslash before a quotation mark that does not end its cell
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def connect() -> Connection:
     """An empty database in memory. What `LLAMAREC_LKG_MEMORY` (such as "4GB"; by default four fifths of the machine)
-    does not hold is spilled into the cache's folder."""
-    spill = cache_dir() / "spill"
-    spill.mkdir(parents=True, exist_ok=True)
-    connection = duckdb.connect(config={"temp_directory": str(spill)})
+    does not hold is spilled into a folder in the cache that nobody else may read, until the process ends."""
+    connection = duckdb.connect(config={"temp_directory": str(_room())})
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET enable_progress_bar = false")
+    connection.execute("SET pandas_analyze_sample = 0")  # look at every cell of a frame's columns of objects
     if limit := os.environ.get("LLAMAREC_LKG_MEMORY"):
-        connection.execute(f"SET memory_limit = {literal(limit)}")
+        with reading(f"LLAMAREC_LKG_MEMORY={limit!r}"):
+            connection.execute(f"SET memory_limit = {literal(limit)}")
     return connection
+
+
+@cache
+def _room() -> Path:
+    """A folder of this process for what is not kept."""
+    try:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        room = Path(tempfile.mkdtemp(dir=cache_dir(), prefix="spill-"))
+    except OSError:  # a cache that cannot be written
+        room = Path(tempfile.mkdtemp(prefix="spill-"))
+    atexit.register(shutil.rmtree, room, ignore_errors=True)
+    return room
+
+
+def pattern(path: Path) -> str:
+    """A path as the engine takes it, for which brackets and stars stand for many files."""
+    return glob.escape(str(path))
 
 
 def literal(text: str) -> str:
@@ -108,16 +130,22 @@ def parquet_relation(connection: Connection, path: Path) -> Relation:
     """The rows of a parquet file."""
     require_file(path)
     with reading(path):
-        return connection.read_parquet(str(path))
+        require_distinct(pq.read_schema(path).names, path)
+        return connection.read_parquet(pattern(path), hive_partitioning=False)
 
 
 def json_relation(connection: Connection, path: Path, fields: Sequence[str] = ()) -> Relation:
     """The fields of a file with one record of json a line; some of them, as text, where they are named; NULL where one
     is absent."""
     require_file(path)
-    kinds = {"columns": dict.fromkeys(fields, "VARCHAR")} if fields else {"sample_size": -1}
+    how = {"format": "newline_delimited", "hive_partitioning": False}
     with reading(path):
-        return connection.read_json(str(path), format="newline_delimited", **kinds)
+        if fields:
+            return connection.read_json(pattern(path), columns=dict.fromkeys(fields, "VARCHAR"), **how)
+        # values as they are written: to guess their types would change some
+        relation = connection.read_json(pattern(path), sample_size=-1, maximum_depth=1, **how)
+        require_distinct(relation.columns, path)
+        return relation.project(", ".join(f"{name(column)} ->> '$' AS {name(column)}" for column in relation.columns))
 
 
 def csv_relation(
@@ -147,17 +175,15 @@ def csv_relation(
     path, escaped = in_utf_8(path)
     kept, start = list(names or ()), 0
     if names is None:
-        header, row, separator = _beginning(path, separator, quotes)
-        kept, start = [column.strip() for column in header], 1
+        blank, header, row, separator = _beginning(path, separator, quotes)
+        kept, start = [column.strip() for column in header], blank + 1
         if row is not None and len(row) != len(header) and not (short_rows and len(row) < len(header)):
+            shown = [cell[:40] for cell in row[:20]]
             raise LKGError(
-                f"The header of {path} has {len(header)} names, its rows {len(row)} fields: {header} above {row}. "
+                f"The header of {path} has {len(header)} names, its rows {len(row)} fields: {header} above {shown}. "
                 "Give each column one name."
             )
-        lower = [column.lower() for column in kept]
-        twice = sorted({column for column in kept if column and lower.count(column.lower()) > 1})
-        if twice:
-            raise LKGError(f"{path} has columns {twice}, which are one name here. Rename or drop all but one.")
+        require_distinct(kept, path)
         if "" in kept:
             logger.warning("%s has a column without a name, such as a table's index; it is left out.", path)
     marks = ('"', "\\" if escaped else '"') if quotes else ("", "")
@@ -166,10 +192,17 @@ def csv_relation(
     wanted = ", ".join(f"c{place} AS {name(column)}" for place, column in enumerate(kept) if column)
     with reading(path):
         return connection.sql(
-            f"SELECT {wanted} FROM read_csv({literal(str(path))}, auto_detect = false, header = false, "
+            f"SELECT {wanted} FROM read_csv({literal(pattern(path))}, auto_detect = false, header = false, "
             f"skip = {start}, delim = {literal(separator)}, quote = {literal(marks[0])}, "
             f"escape = {literal(marks[1])}, columns = {{{columns}}}{padding})"
         )
+
+
+def require_distinct(columns: Sequence[str], path: Path) -> None:
+    """Raise `LKGError` where names of columns differ in case alone: they are one name to the engine."""
+    lower = [column.lower() for column in columns]
+    if twice := sorted({column for column in columns if column and lower.count(column.lower()) > 1}):
+        raise LKGError(f"{path} has columns {twice}, which are one name here. Rename or drop all but one.")
 
 
 def require_file(path: Path) -> None:
@@ -192,7 +225,7 @@ def in_utf_8(path: Path) -> tuple[Path, bool]:
             if not before and block[:2] in _UTF_16:
                 encoding = "utf-16"
                 break
-            escaped = escaped or b'\\"' in before[-1:] + block
+            escaped = escaped or bool(_ESCAPED.search(before[-1:] + block))
             before = block
             if encoding == "utf-8":
                 try:
@@ -200,11 +233,13 @@ def in_utf_8(path: Path) -> tuple[Path, bool]:
                 except UnicodeDecodeError:
                     encoding = "latin-1"
     if encoding == "utf-8":
-        return path, escaped
+        try:
+            decoder.decode(b"", True)
+            return path, escaped
+        except UnicodeDecodeError:
+            encoding = "latin-1"
     logger.warning("%s is not in UTF-8; it is read as %s.", path, "UTF-16" if encoding == "utf-16" else "Latin-1")
-    folder = Path(tempfile.mkdtemp(dir=cache_dir(), prefix="utf-8-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    copy = folder / path.name.removesuffix(".gz")
+    copy = Path(tempfile.mkdtemp(dir=_room())) / path.name.removesuffix(".gz")
     with open_bytes(path) as stream, copy.open("w", encoding="utf-8", newline="") as out:
         for block in codecs.iterdecode(iter(lambda: stream.read(1 << 22), b""), encoding):
             out.write(block)
@@ -220,18 +255,20 @@ def damaged(path: Path) -> Iterator[None]:
         raise LKGError(f"{path} cannot be read: it is damaged or cut off ({error}). Make or copy it again.") from error
 
 
-def _beginning(path: Path, separator: str | None, quotes: bool) -> tuple[list[str], list[str] | None, str]:
-    """The fields of the header and of the first row below it, and what separates them."""
+def _beginning(path: Path, separator: str | None, quotes: bool) -> tuple[int, list[str], list[str] | None, str]:
+    """Blank lines at the start, the fields of the header and of the first row below it, and what separates them."""
     with open_bytes(path) as stream:
         text = stream.read(1 << 16).decode("utf-8-sig", errors="ignore")
     if not text.strip():
         raise LKGError(f"{path} is empty. Make or copy it again.")
-    header = text.splitlines()[0]
+    lines = text.replace("\r\n", "\n").split("\n")
+    blank = next(number for number, line in enumerate(lines) if line.strip())
     if separator is None:
-        separator = max(_SEPARATORS, key=lambda one: header.count(one))
+        separator = max(_SEPARATORS, key=lambda one: lines[blank].count(one))
     how = {"delimiter": separator, "quoting": csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE}
-    if re.search(r'\\"', text):
+    if _ESCAPED.search(text.encode()):
         how |= {"escapechar": "\\"}
-    rows = csv.reader(text.splitlines(keepends=True), skipinitialspace=True, **how)
-    found = [row for _, row in zip(range(2), rows, strict=False)]
-    return found[0], (found[1] if len(found) > 1 and found[1] else None), separator
+    rows = csv.reader(io.StringIO("\n".join(lines[blank:]), newline=""), skipinitialspace=True, **how)
+    found = [row for _, row in zip(range(3), rows, strict=False)]
+    whole = len(found) > 2 or len(text.encode()) < 1 << 16  # the last row may be cut
+    return blank, found[0], (found[1] if len(found) > 1 and found[1] and whole else None), separator

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pandas.api.types import is_object_dtype
 
 from ..utils.errors import LKGError
 from .engine import Relation, connect, frame, name, reading
 from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, require_columns
+from .values import text_of
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,10 @@ class Interactions:
     def from_frame(cls, table: pd.DataFrame) -> Interactions:
         """Take a table with `user_id`, `item_id`, `timestamp` and, optionally, `rating`; see `typed_interactions`."""
         require_columns(table, [USER_ID, ITEM_ID, TIMESTAMP], "interactions")
-        columns = [column for column in COLUMNS if column in table.columns]
-        return cls.from_relation(typed_interactions(connect().from_df(table[columns]), "the interactions table"))
+        table = table[[column for column in COLUMNS if column in table.columns]].reset_index(drop=True)
+        for column in filter(lambda column: is_object_dtype(table[column]), table.columns):  # which may hold bytes
+            table[column] = [text_of(value) if isinstance(value, bytes) else value for value in table[column]]
+        return cls.from_relation(typed_interactions(connect().from_df(table), "the interactions table"))
 
     @classmethod
     def from_relation(cls, typed: Relation) -> Interactions:
@@ -63,14 +67,19 @@ _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT"
 _CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p")
 _DATES = ("%Y-%m-%d", "%b %d, %Y", "%B %d, %Y", "%m %d, %Y", "%d %b %Y", "%d %B %Y")
 _FORMATS = ("%a %b %d %H:%M:%S %z %Y", *(date + clock for date in _DATES for clock in _CLOCKS))
-_DAY_OR_MONTH = r"^\s*(\d{1,2})[/.-](\d{1,2})[/.-](\d{4})"
+_DAY_OR_MONTH = r"^\s*(\d{1,2})[/.-](\d{1,2})[/.-](\d{4}|\d{2})\b"
 _MOST_DIGITS = 9  # of a fraction of a time
 
 
 def spelled_id(column: str, kind: str) -> str:
-    """SQL for an id in its one spelling: 862, 862.0 and "862" are one, a blank is none; see `schema.spell_id`."""
+    """SQL for an id in its one spelling: 862, 862.0 and "862" are one, a blank is none; see `values.spell_id`."""
     text = f"decode({name(column)})" if kind == "BLOB" else f"CAST({name(column)} AS VARCHAR)"
-    return text if kind in _INTEGERS else rf"nullif(regexp_replace(trim({text}), '^(-?\d+)\.0+$', '\1'), '')"
+    if kind in _INTEGERS:
+        return text
+    if kind in ("FLOAT", "DOUBLE"):
+        text = f"CASE WHEN isnan({name(column)}) THEN NULL ELSE {text} END"
+    text = rf"regexp_replace({text}, '^\s+|\s+$', '', 'g')"
+    return rf"nullif(regexp_replace({text}, '^(-?\d+)\.0+$', '\1'), '')"
 
 
 def typed_interactions(relation: Relation, place: str) -> Relation:
@@ -85,7 +94,13 @@ def typed_interactions(relation: Relation, place: str) -> Relation:
             into 64 bits, or could be day first or month first.
     """
     require_columns(relation, [USER_ID, ITEM_ID, TIMESTAMP], "interactions")
+    relation = relation.project(", ".join(column for column in COLUMNS if column in relation.columns))
     kinds = {column: str(kind) for column, kind in zip(relation.columns, relation.types, strict=True)}
+    for column in (USER_ID, ITEM_ID):
+        if kinds[column].endswith("]") or kinds[column].startswith(("STRUCT", "MAP", "BOOLEAN")):
+            raise LKGError(
+                f"Column '{column}' of the interactions table is {kinds[column]}; an id is a number or a text."
+            )
     rating = "'1'"
     if RATING in kinds:
         number = f"CAST({RATING} AS TINYINT)" if kinds[RATING] == "BOOLEAN" else RATING
@@ -189,6 +204,7 @@ class _Times:
             f"max({digits.format(self.number)}) AS digits",
             f"count(*) FILTER ({slashed}) AS slashed, max({parts[0]}) AS first_part, max({parts[1]}) AS second_part",
             f"arg_min(given_time, {ROW}) FILTER ({slashed}) AS slashed_value",
+            f"min(length(regexp_extract(given_time, '{_DAY_OR_MONTH}', 3))) FILTER ({slashed}) AS shortest_year",
             _count(f"{self.number} IS NULL AND {self.date} IS NULL", "odd_time", "given_time"),
             _count(large, "large_time", "given_time"),
             _count(f"{self.number} IS NULL", "no_number", "given_time"),
@@ -221,10 +237,11 @@ class _Times:
 
     def _day_or_month(self, found: dict[str, Any]) -> str:
         day_first, month_first = found["first_part"] > 12, found["second_part"] > 12
-        if found["slashed"] != found["rows"] or day_first == month_first:
+        short = found["shortest_year"] == 2
+        if found["slashed"] != found["rows"] or day_first == month_first or short:
             raise LKGError(
                 f"Column '{TIMESTAMP}' of the interactions table has dates such as {found['slashed_value']!r}, of "
-                "which day and month cannot be told apart. Write them as 2024-01-31."
+                "which day, month and year cannot be told apart. Write them as 2024-01-31."
             )
         order = "%d/%m/%Y" if day_first else "%m/%d/%Y"
         formats = ", ".join(f"'{order}{clock}'" for clock in _CLOCKS)

@@ -53,8 +53,8 @@ _BLOCK = 1 << 24  # places that are looked at together
 
 
 def filtered(raw: RawDataset, min_user: int, min_item: int) -> RawDataset:
-    """The data without users and items that have fewer interactions, dropped repeatedly. Twelve bytes an interaction
-    are held."""
+    """The data without users and items that have fewer interactions, dropped repeatedly. Some thirty bytes an
+    interaction are held."""
 
     def interactions(connection: Connection) -> Relation:
         typed = raw.typed(connection)
@@ -69,4 +69,4 @@ def filtered(raw: RawDataset, min_user: int, min_item: int) -> RawDataset:
         with reading(raw.name):
             return typed.join(rows, ROW).order(ROW)
 
-    return replace(raw, interactions=interactions)
+    return replace(raw, interactions=interactions, checked=True)

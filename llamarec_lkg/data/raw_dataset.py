@@ -41,6 +41,7 @@ class RawDataset:
         catalogue: reads the items and triples. Given a container of raw item ids, only of those; large catalogues
             hold no others in memory.
         citation, license (`str`): of the source; where there are several, with an empty line between them.
+        checked: the interactions are those that `typed_interactions` gives.
     """
 
     name: str
@@ -48,6 +49,7 @@ class RawDataset:
     catalogue: Callable[[Container[str] | None], Catalogue]
     citation: str = ""
     license: str = ""
+    checked: bool = False
 
     @classmethod
     def from_bundle(cls, bundle: DatasetBundle) -> RawDataset:
@@ -60,7 +62,7 @@ class RawDataset:
     def typed(self, connection: Connection) -> Relation:
         """The interactions, checked and typed: see `typed_interactions`."""
         relation = self.interactions(connection)
-        return relation if ROW in relation.columns else typed_interactions(relation, self.name)
+        return relation if self.checked else typed_interactions(relation, self.name)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The interactions batch by batch, checked: `interactions.SCHEMA`."""

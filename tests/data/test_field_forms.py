@@ -71,7 +71,12 @@ def test_times_keep_the_precision_and_the_order_they_came_with(given, kept):
     "given, said, mended",
     [
         ([1e20, 2e20], r"2 value\(s\) that are too large for a time, the first is '1e\+20' in row 0", [1e10, 2e10]),
-        (["02/01/2024", "01/02/2024"], "'02/01/2024', of which day and month cannot be told", ["2024-01-02"] * 2),
+        (
+            ["02/01/2024", "01/02/2024"],
+            "'02/01/2024', of which day, month and year cannot be told",
+            ["2024-01-02"] * 2,
+        ),
+        (["31-12-24", "01-01-25"], "'31-12-24', of which day, month and year cannot", ["2024-12-31", "2025-01-01"]),
         (["13/01/2024", "01/13/2024"], "cannot be told apart", ["2024-01-13"] * 2),
         (["2024-01-02", "5"], "dates among numbers, the first is '2024-01-02' in row 0", ["2024-01-02"] * 2),
         (["1", "soon"], "neither numbers nor dates that can be read, the first is 'soon' in row 1", ["1", "2"]),
@@ -196,6 +201,51 @@ def test_tables_of_json_lines_and_packed_ones_are_the_same(tmp_path):
     assert bundle.interactions.items.tolist() == ["007"]
 
 
+def test_ids_of_json_lines_stay_as_they_are_written(tmp_path):
+    ids = [862, "x", "10:00", "2024-01-03T10:00:00Z", "6F9619FF-8B86-D011-B42D-00CF4FC964FF", 18446744073709551617]
+    rows = [{"user_id": one, "item_id": one, "timestamp": 1} for one in ids]
+    (tmp_path / "interactions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "items.csv").write_text("item_id,title\n862,1984\n")
+    assert load_dataset_bundle(tmp_path).interactions.users.tolist() == list(map(str, ids))
+
+
+def test_a_folder_is_read_alone_whatever_it_is_called(tmp_path):
+    for name, user in (("a[12]", "here"), ("a1", "there"), ("user_id=7", "me")):
+        (tmp_path / name).mkdir()
+        pd.DataFrame({"user_id": [user], "item_id": ["1"], "timestamp": [1]}).to_parquet(
+            tmp_path / name / "interactions.parquet"
+        )
+        (tmp_path / name / "items.csv").write_text("item_id,title\n1,Up\n")
+    assert load_dataset_bundle(tmp_path / "a[12]").interactions.users.tolist() == ["here"]
+    assert load_dataset_bundle(tmp_path / "user_id=7").interactions.users.tolist() == ["me"]
+
+
+def test_columns_beside_those_that_are_read_change_nothing(tmp_path):
+    table = pd.DataFrame({"row": [1, 2], "user_id": [862.0, 7.0], "item_id": [" i", "j"], "timestamp": [1.5, 2.25]})
+    table.to_parquet(tmp_path / "interactions.parquet")
+    (tmp_path / "items.csv").write_text("item_id,title\ni,Up\nj,Heat\n")
+    found = load_dataset_bundle(tmp_path).interactions
+    assert (found.users.tolist(), found.items.tolist()) == (["862", "7"], ["i", "j"])
+    assert found.timestamps.tolist() == [150, 225]
+    table.assign(USER_ID="x").to_parquet(tmp_path / "interactions.parquet")
+    with pytest.raises(LKGError, match=r"columns \['USER_ID', 'user_id'\], which are one name here"):
+        load_dataset_bundle(tmp_path)
+
+
+def test_one_odd_cell_of_many_is_seen():
+    ids = pd.Series([1] * 30_000, dtype=object)
+    ids[12_345] = "x"
+    times = pd.Series([1] * 30_000, dtype=object)
+    times[12_345] = 1.5
+    found = Interactions.from_frame(pd.DataFrame({"user_id": ids, "item_id": ids, "timestamp": times}))
+    assert found.users[12_345] == "x" and found.timestamps[[0, 12_345]].tolist() == [10, 15]
+
+
+def test_blank_lines_before_a_header_and_backslashes_are_no_matter(tmp_path):
+    items = '\n\nitem_id,title\n1,"C:\\dir\\new"\n2,"5\\"\n3,"say ""hi"""\n'
+    assert read(tmp_path, items).items.titles == ("C:\\dir\\new", "5\\", 'say "hi"')
+
+
 def test_columns_are_mapped_by_name(tmp_path):
     folder_of(tmp_path, interactions__csv="reviewerID,asin,unixReviewTime,item_id\nu,B0,5,x\n")
     folder_of(tmp_path, items__csv="asin,name,brand\nB0,Soap,ACME\n")
@@ -221,6 +271,17 @@ def test_parts_are_joined_in_their_order(tmp_path):
     bundle = load_dataset_bundle(tmp_path)
     assert bundle.name == "x" and bundle.interactions.items.tolist() == ["0", "1", "2"]
     assert bundle.items.titles == ("A b", "B", "C")
+
+
+def test_parts_with_columns_in_another_order_are_the_same_and_with_others_refused(tmp_path):
+    (tmp_path / "x.train.inter").write_text(f"{INTER}u1\ti1\t1\n")
+    (tmp_path / "x.test.inter").write_text("item_id:token\tuser_id:token\ttimestamp:float\ni2\tu2\t2\n")
+    (tmp_path / "x.item").write_text("item_id:token\ttitle:token_seq\ni1\tA\n")
+    found = load_dataset_bundle(tmp_path).interactions
+    assert found.users.tolist() == ["u1", "u2"] and found.items.tolist() == ["i1", "i2"]
+    (tmp_path / "x.test.inter").write_text(f"rating:float\t{INTER}3\tu2\ti2\t2\n")
+    with pytest.raises(LKGError, match="have different columns. Give all of them the same"):
+        load_dataset_bundle(tmp_path)
 
 
 def test_several_data_sets_in_one_folder_are_listed_and_one_can_be_named(tmp_path):

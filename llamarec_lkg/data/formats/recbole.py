@@ -34,16 +34,21 @@ def recbole_atomic(path: Path) -> RawDataset:
     folder, (title, files) = folder_of(path), _files(path)
 
     def interactions(connection: Connection) -> Relation:
-        parts = [csv_relation(connection, file, **_ATOMIC) for file in files]
+        parts = [one_part(csv_relation(connection, file, **_ATOMIC), file) for file in files]
+        if len({tuple(part.columns) for part in parts}) > 1:
+            raise LKGError(f"{[file.name for file in files]} have different columns. Give all of them the same.")
         whole = parts[0]
         for part in parts[1:]:
             whole = whole.union(part)
+        return whole
+
+    def one_part(whole: Relation, file: Path) -> Relation:
         names = [column.split(":")[0] for column in whole.columns]
         found = {new: next((n for n in known if n in names), None) for new, known in _OF_INTERACTIONS.items()}
         missing = [new for new, old in found.items() if old is None and new != RATING]
         if missing:
             raise LKGError(
-                f"{files[0].name} has columns {names}, of which none is {' or '.join(missing)}. Add "
+                f"{file.name} has columns {names}, of which none is {' or '.join(missing)}. Add "
                 f"{[_OF_INTERACTIONS[new][0] for new in missing]}; without times, number the rows in their order."
             )
         return whole.project(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..raw_dataset import CARD, Catalogue, Format, RawDataset, catalogue_of_tabl
 from ..readers import TABLES, read_table, table_relation
 
 
+logger = logging.getLogger(__name__)
 KINDS = ("parquet", "csv", "tsv", "jsonl")  # of files; of two for one table the first is read
 
 
@@ -60,8 +62,11 @@ def _renamed(found: Sequence[str], columns: Mapping[str, str] | None) -> dict[st
 
 
 def _file(folder: Path, table: str) -> Path | None:
-    found = [entry for entry in sorted(folder.iterdir()) if re.fullmatch(table + TABLES, entry.name)]
-    return min(found, key=lambda entry: KINDS.index(entry.name.split(".")[1]), default=None)
+    found = [entry for entry in folder.iterdir() if re.fullmatch(table + TABLES, entry.name)]
+    found.sort(key=lambda entry: KINDS.index(entry.name.split(".")[1]))
+    if len(found) > 1:
+        logger.warning("%s holds %s; the first is read.", folder, [entry.name for entry in found])
+    return found[0] if found else None
 
 
 _SIGNS = (rf"interactions{TABLES}", rf"items{TABLES}")
