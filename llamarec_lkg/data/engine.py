@@ -10,6 +10,7 @@ import csv
 import glob
 import gzip
 import io
+import itertools
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -124,6 +125,18 @@ def frame(relation: Relation, place: str | Path) -> pd.DataFrame:
     """All rows."""
     with reading(place):
         return relation.to_arrow_table().to_pandas()
+
+
+def gathered(connection: Connection, parts: Iterable[pa.Table]) -> Relation:
+    """Tables of the same columns as one, which need not fit into memory."""
+    table = f"gathered_{next(_numbers)}"
+    for place, part in enumerate(parts):
+        relation = connection.from_arrow(part)
+        relation.insert_into(table) if place else relation.create(table)
+    return connection.table(table)
+
+
+_numbers = itertools.count()
 
 
 def parquet_relation(connection: Connection, path: Path) -> Relation:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,13 @@ import pyarrow as pa
 from pandas.api.types import is_object_dtype
 
 from ..utils.errors import LKGError
-from .engine import Relation, connect, frame, name, reading
+from .engine import Relation, connect, frame, literal, name, reading
+from .ledger import Ledger
 from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, require_columns
-from .values import text_of
+from .values import BLANKS, text_of
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,28 +30,35 @@ class Interactions:
         users, items (`np.ndarray` of `str`, shape (N,)): raw ids.
         ratings (`np.ndarray` of `float32`, shape (N,)): as given; 1.0 for implicit feedback.
         timestamps (`np.ndarray` of `int64`, shape (N,)): seconds, or any integer that orders the events.
+        changed (`dict[str, int]`): how many are not as they came, and what about them ([`Ledger`]).
     """
 
     users: np.ndarray
     items: np.ndarray
     ratings: np.ndarray
     timestamps: np.ndarray
+    changed: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @classmethod
     def from_frame(cls, table: pd.DataFrame) -> Interactions:
         """Take a table with `user_id`, `item_id`, `timestamp` and, optionally, `rating`; see `typed_interactions`."""
         require_columns(table, [USER_ID, ITEM_ID, TIMESTAMP], "interactions")
         table = table[[column for column in COLUMNS if column in table.columns]].reset_index(drop=True)
-        for column in filter(lambda column: is_object_dtype(table[column]), table.columns):  # which may hold bytes
-            table[column] = [text_of(value) if isinstance(value, bytes) else value for value in table[column]]
-        return cls.from_relation(typed_interactions(connect().from_df(table), "the interactions table"))
+        for column in table.columns:
+            if is_object_dtype(table[column]):  # which may hold bytes
+                table[column] = [text_of(value) if isinstance(value, bytes) else value for value in table[column]]
+            if isinstance(table[column].dtype, pd.DatetimeTZDtype):  # of which the engine takes no nanoseconds
+                table[column] = table[column].dt.tz_convert(None)
+        ledger = Ledger()
+        typed = typed_interactions(connect().from_df(table), "the interactions table", ledger)
+        return cls.from_relation(typed, ledger.changed)
 
     @classmethod
-    def from_relation(cls, typed: Relation) -> Interactions:
+    def from_relation(cls, typed: Relation, changed: Mapping[str, int]) -> Interactions:
         """Read what `typed_interactions` gives."""
         found = frame(typed.project(AS_TEXT), "the interactions table")
         users, items = (found[column].to_numpy(dtype=object) for column in (USER_ID, ITEM_ID))
-        return cls(users, items, found[RATING].to_numpy(np.float32), found[TIMESTAMP].to_numpy(np.int64))
+        return cls(users, items, found[RATING].to_numpy(np.float32), found[TIMESTAMP].to_numpy(np.int64), changed)
 
     def to_arrow(self) -> pa.Table:
         return pa.table([self.users, self.items, self.ratings, self.timestamps], schema=SCHEMA)
@@ -63,12 +76,15 @@ COLUMNS = (USER_ID, ITEM_ID, RATING, TIMESTAMP)
 SCHEMA = pa.schema([(USER_ID, pa.string()), (ITEM_ID, pa.string()), (RATING, pa.float32()), (TIMESTAMP, pa.int64())])
 AS_TEXT = f"CAST({USER_ID} AS VARCHAR) AS {USER_ID}, CAST({ITEM_ID} AS VARCHAR) AS {ITEM_ID}, {RATING}, {TIMESTAMP}"
 ROW = "row"  # the place of an interaction in its source, from 0 on
+CUT = "with times that have more digits than 64 bits hold, which are cut"
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
-_CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p")
+_CLOCKS = ("", *(f"{mark}{clock}" for mark in " T" for clock in ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f")),
+           " %I:%M %p", " %I:%M:%S %p")  # fmt: skip
 _DATES = ("%Y-%m-%d", "%b %d, %Y", "%B %d, %Y", "%m %d, %Y", "%d %b %Y", "%d %B %Y")
-_FORMATS = ("%a %b %d %H:%M:%S %z %Y", *(date + clock for date in _DATES for clock in _CLOCKS))
-_DAY_OR_MONTH = r"^\s*(\d{1,2})[/.-](\d{1,2})[/.-](\d{4}|\d{2})\b"
-_MOST_DIGITS = 9  # of a fraction of a time
+_ORDERS = {"day_first": "%d/%m/%Y", "month_first": "%m/%d/%Y"}
+_DAY_OR_MONTH = r"^(\d{1,2})[/.-](\d{1,2})[/.-](\d{2}|\d{4})(\D|$)"
+_NUMBER = "TRY_CAST(given_time AS DECIMAL(38,18))"
+_DIGITS = f"length(rtrim(split_part(CAST({_NUMBER} AS VARCHAR), '.', 2), '0'))"
 
 
 def spelled_id(column: str, kind: str) -> str:
@@ -78,11 +94,11 @@ def spelled_id(column: str, kind: str) -> str:
         return text
     if kind in ("FLOAT", "DOUBLE"):
         text = f"CASE WHEN isnan({name(column)}) THEN NULL ELSE {text} END"
-    text = rf"regexp_replace({text}, '^\s+|\s+$', '', 'g')"
+    text = f"trim({text}, {literal(BLANKS)})"
     return rf"nullif(regexp_replace({text}, '^(-?\d+)\.0+$', '\1'), '')"
 
 
-def typed_interactions(relation: Relation, place: str) -> Relation:
+def typed_interactions(relation: Relation, place: str, ledger: Ledger) -> Relation:
     """`user_id` and `item_id` (text, or integers where the source has integers), `rating` (float32, 1 where the source
     has none), `timestamp` (int64) and `row`, in the order of the source.
 
@@ -105,17 +121,21 @@ def typed_interactions(relation: Relation, place: str) -> Relation:
     if RATING in kinds:
         number = f"CAST({RATING} AS TINYINT)" if kinds[RATING] == "BOOLEAN" else RATING
         rating = f"nullif(nullif(trim(CAST({number} AS VARCHAR)), 'nan'), '')"
-    time = _Times(kinds[TIMESTAMP])
     given = relation.project(
         f"{_id(USER_ID, kinds)} AS {USER_ID}, {_id(ITEM_ID, kinds)} AS {ITEM_ID}, {rating} AS given_rating, "
-        f"TRY_CAST({rating} AS DOUBLE) AS {RATING}, {time.given} AS given_time, row_number() OVER () - 1 AS {ROW}"
+        f"TRY_CAST({rating} AS DOUBLE) AS {RATING}, {_given_time(kinds[TIMESTAMP])} AS given_time, "
+        f"row_number() OVER () - 1 AS {ROW}"
     )
+
+    def ask(facts: Sequence[str]) -> dict[str, Any]:
+        with reading(place):
+            return given.aggregate(", ".join(facts)).to_arrow_table().to_pylist()[0]
+
     facts = ["count(*) AS rows"]
     facts += [_count(f"{column} IS NULL", column) for column in (USER_ID, ITEM_ID, "given_rating", "given_time")]
     odd = f"given_rating IS NOT NULL AND ({RATING} IS NULL OR NOT isfinite({RATING}))"
-    facts += [_count(odd, "odd_rating", "given_rating"), *time.facts()]
-    with reading(place):
-        found = given.aggregate(", ".join(facts)).to_arrow_table().to_pylist()[0]
+    facts += [_count(odd, "odd_rating", "given_rating"), *_time_facts(kinds[TIMESTAMP])]
+    found = ask(facts)
     if not found["rows"]:
         raise LKGError("The interactions table has no rows. At least one user with three interactions is needed.")
     keys = {USER_ID: USER_ID, ITEM_ID: ITEM_ID, RATING: "given_rating", TIMESTAMP: "given_time"}
@@ -130,9 +150,11 @@ def typed_interactions(relation: Relation, place: str) -> Relation:
             f"Column '{RATING}' of the interactions table holds {count} value(s) that are not numbers, the first is "
             f"{found['odd_rating_value']!r} in row {found['odd_rating_first']}. Leave the column out, or mend them."
         )
-    return given.project(
-        f"{USER_ID}, {ITEM_ID}, CAST({RATING} AS FLOAT) AS {RATING}, {time.expression(found)} AS {TIMESTAMP}, {ROW}"
-    )
+    time, cut = _time(kinds[TIMESTAMP], found, ask)
+    if cut:
+        ledger.change(CUT, cut)
+        logger.warning("%s: %d interactions are %s.", place, cut, CUT)
+    return given.project(f"{USER_ID}, {ITEM_ID}, CAST({RATING} AS FLOAT) AS {RATING}, {time} AS {TIMESTAMP}, {ROW}")
 
 
 def _id(column: str, kinds: dict[str, str]) -> str:
@@ -147,106 +169,97 @@ def _count(condition: str, key: str, value: str | None = None) -> str:
     return ", ".join(parts)
 
 
-@dataclass(frozen=True)
-class _Times:
-    """How a column of times of some type is read."""
+def _given_time(kind: str) -> str:
+    """SQL for a time as it came, NULL where there is none."""
+    if kind in _INTEGERS or _is_date(kind):
+        return TIMESTAMP
+    text = f"decode({TIMESTAMP})" if kind == "BLOB" else f"CAST({TIMESTAMP} AS VARCHAR)"
+    return f"CASE WHEN trim({text}) IN ('', 'nan', 'NaN') THEN NULL ELSE trim({text}) END"
 
-    kind: str
 
-    @property
-    def is_date(self) -> bool:
-        return self.kind.startswith(("TIMESTAMP", "DATE"))
+def _is_date(kind: str) -> bool:
+    return kind.startswith(("TIMESTAMP", "DATE"))
 
-    @property
-    def given(self) -> str:
-        if self.kind in _INTEGERS or self.is_date:
-            return TIMESTAMP
-        text = f"decode({TIMESTAMP})" if self.kind == "BLOB" else f"CAST({TIMESTAMP} AS VARCHAR)"
-        return f"CASE WHEN trim({text}) IN ('', 'nan', 'NaN') THEN NULL ELSE trim({text}) END"
 
-    @property
-    def units(self) -> tuple[int, ...]:
-        """How many of `date` are a second, a millisecond, and so on."""
-        return (10**9, 10**6, 10**3) if self.kind == "TIMESTAMP_NS" else (10**6, 10**3)
+def _parsed(*dates: str) -> str:
+    """SQL for a text as a point in time, by some forms of dates with or without a clock."""
+    forms = ", ".join(f"'{date}{clock}'" for date in dates for clock in _CLOCKS)
+    return f"CAST(try_strptime(given_time, [{forms}]) AS TIMESTAMPTZ)"
 
-    @property
-    def number(self) -> str:
-        return f"TRY_CAST(given_time AS DECIMAL(38,{_MOST_DIGITS}))"
 
-    @property
-    def date(self) -> str:
-        """SQL for microseconds since 1970, of nanoseconds for these."""
-        if self.kind == "TIMESTAMP_NS":
-            return "epoch_ns(given_time)"
-        if self.is_date:
-            return "epoch_us(CAST(given_time AS TIMESTAMPTZ))"
-        formats = ", ".join(f"'{one}'" for one in _FORMATS)
-        return (
-            "epoch_us(coalesce(TRY_CAST(given_time AS TIMESTAMPTZ), "
-            f"CAST(try_strptime(given_time, [{formats}]) AS TIMESTAMPTZ)))"
-        )
+def _ordered(order: str) -> str:
+    """The same where day and month are numbers, between slashes, points or dashes, before a year of four digits."""
+    plain = rf"regexp_replace(given_time, '{_DAY_OR_MONTH}', '\1/\2/\3\4')"
+    found = _parsed(_ORDERS[order]).replace("given_time", plain)
+    return f"CASE WHEN regexp_matches({plain}, '^\\d+/\\d+/\\d{{4}}') THEN {found} END"
 
-    def facts(self) -> list[str]:
-        """SQL for what has to be known of the whole column."""
-        if self.kind in _INTEGERS:
-            return []
-        facts = [f"bool_and({self.date} % {unit} = 0) AS whole_{unit}" for unit in self.units]
-        if self.is_date:
-            return facts
-        digits = "length(rtrim(split_part(CAST({} AS VARCHAR), '.', 2), '0'))"
-        slashed = f"regexp_matches(given_time, '{_DAY_OR_MONTH}')"
-        parts = [f"TRY_CAST(regexp_extract(given_time, '{_DAY_OR_MONTH}', {group}) AS INTEGER)" for group in (1, 2)]
-        large = f"TRY_CAST(given_time AS DOUBLE) IS NOT NULL AND TRY_CAST({self.number} AS BIGINT) IS NULL"
-        return [
-            *facts,
-            f"count({self.number}) AS numbers",
-            f"count({self.date}) AS dates",
-            f"max({digits.format(self.number)}) AS digits",
-            f"count(*) FILTER ({slashed}) AS slashed, max({parts[0]}) AS first_part, max({parts[1]}) AS second_part",
-            f"arg_min(given_time, {ROW}) FILTER ({slashed}) AS slashed_value",
-            f"min(length(regexp_extract(given_time, '{_DAY_OR_MONTH}', 3))) FILTER ({slashed}) AS shortest_year",
-            _count(f"{self.number} IS NULL AND {self.date} IS NULL", "odd_time", "given_time"),
-            _count(large, "large_time", "given_time"),
-            _count(f"{self.number} IS NULL", "no_number", "given_time"),
-        ]
 
-    def expression(self, found: dict[str, Any]) -> str:
-        """SQL for the times as int64, after what was found of the column."""
-        if self.kind in _INTEGERS:
-            return "CAST(given_time AS BIGINT)"
-        if self.is_date:
-            return self._dates(found)
-        rows = found["rows"]
-        if found["slashed"]:
-            return self._day_or_month(found)
-        if found["large_time_count"]:
-            raise _odd(found, "large_time", "too large for a time", "They lie between -9.2e18 and 9.2e18.")
-        if found["odd_time_count"]:
-            remedy = "Write dates as 2024-01-31 10:00:00, or give seconds since 1970."
-            raise _odd(found, "odd_time", "neither numbers nor dates that can be read", remedy)
-        if found["numbers"] == rows:
-            digits = found["digits"] or 0
-            return f"CAST({self.number} * {10**digits} AS BIGINT)"
-        if found["dates"] == rows:
-            return self._dates(found)
-        raise _odd(found, "no_number", "dates among numbers", "Write all times one way.")
+_TOLD = (
+    "coalesce(TRY_CAST(given_time AS TIMESTAMPTZ), "
+    f"CAST(try_strptime(given_time, '%a %b %d %H:%M:%S %z %Y') AS TIMESTAMPTZ), {_parsed(*_DATES)})"
+)
 
-    def _dates(self, found: dict[str, Any]) -> str:
-        unit = next((unit for unit in self.units if found[f"whole_{unit}"]), 1)
-        return f"CAST({self.date} // {unit} AS BIGINT)"
 
-    def _day_or_month(self, found: dict[str, Any]) -> str:
-        day_first, month_first = found["first_part"] > 12, found["second_part"] > 12
-        short = found["shortest_year"] == 2
-        if found["slashed"] != found["rows"] or day_first == month_first or short:
-            raise LKGError(
-                f"Column '{TIMESTAMP}' of the interactions table has dates such as {found['slashed_value']!r}, of "
-                "which day, month and year cannot be told apart. Write them as 2024-01-31."
+def _time_facts(kind: str) -> list[str]:
+    """SQL for what tells how a column of texts, or of numbers with a fraction, says times."""
+    if kind in _INTEGERS or _is_date(kind):
+        return []
+    slashed = f"regexp_matches(given_time, '{_DAY_OR_MONTH}')"
+    return [
+        f"count({_NUMBER}) AS numbers, count({_TOLD}) AS dates, max({_DIGITS}) AS digits",
+        f"max(abs({_NUMBER})) AS largest",
+        *(f"count({_ordered(order)}) AS {order}" for order in _ORDERS),
+        _count(slashed, "slashed", "given_time"),
+        _count(f"{_NUMBER} IS NULL AND {_TOLD} IS NULL", "odd_time", "given_time"),
+        _count(
+            f"TRY_CAST(given_time AS DOUBLE) IS NOT NULL AND TRY_CAST({_NUMBER} AS BIGINT) IS NULL",
+            "large_time",
+            "given_time",
+        ),
+        _count(f"{_NUMBER} IS NULL", "no_number", "given_time"),
+    ]
+
+
+def _time(kind: str, found: dict[str, Any], ask: Callable[[Sequence[str]], dict[str, Any]]) -> tuple[str, int]:
+    """SQL for the times as int64, after what was found of the column, and how many of them lose digits."""
+    if kind in _INTEGERS:
+        return "CAST(given_time AS BIGINT)", 0
+    if _is_date(kind):
+        return _date("CAST(given_time AS TIMESTAMPTZ)", ask)
+    if found["slashed_count"]:
+        orders = [order for order in _ORDERS if found[order] == found["rows"]]
+        if len(orders) != 1:
+            raise _odd(
+                found,
+                "slashed",
+                "dates of which day, month and year cannot be told apart",
+                "Write them as 2024-01-31.",
             )
-        order = "%d/%m/%Y" if day_first else "%m/%d/%Y"
-        formats = ", ".join(f"'{order}{clock}'" for clock in _CLOCKS)
-        plain = "regexp_replace(given_time, '^(\\d{1,2})[/.-](\\d{1,2})[/.-]', '\\1/\\2/')"
-        return f"CAST(epoch(strptime({plain}, [{formats}])) AS BIGINT)"
+        return _date(_ordered(orders[0]), ask)
+    if found["large_time_count"]:
+        raise _odd(found, "large_time", "too large for a time", "They lie between -9.2e18 and 9.2e18.")
+    if found["odd_time_count"]:
+        remedy = "Write dates as 2024-01-31 10:00:00, or give seconds since 1970."
+        raise _odd(found, "odd_time", "neither numbers nor dates that can be read", remedy)
+    if found["numbers"] == found["rows"]:
+        most = next(digits for digits in range(18, -1, -1) if found["largest"] * 10**digits < 2**63 - 1)
+        unit = 10 ** min(most, found["digits"])
+        cut = ask([f"count(*) FILTER ({_DIGITS} > {most}) AS cut"])["cut"] if found["digits"] > most else 0
+        return f"CAST(trunc({_NUMBER} * {unit}) AS BIGINT)", cut
+    if found["dates"] == found["rows"]:
+        return _date(_TOLD, ask)
+    raise _odd(found, "no_number", "dates among numbers", "Write all times one way.")
+
+
+def _date(point: str, ask: Callable[[Sequence[str]], dict[str, Any]]) -> tuple[str, int]:
+    """SQL for points in time as int64, in the largest unit that loses nothing, and how many lose digits even so."""
+    micro, nano = f"epoch_us({point})", "epoch_ns(TRY_CAST(given_time AS TIMESTAMPTZ_NS))"
+    facts = [f"bool_and({micro} % {unit} = 0) AS whole_{unit}" for unit in (10**6, 10**3)]
+    found = ask([*facts, f"count(*) FILTER ({nano} % 1000 <> 0) AS fine, count({nano}) = count(*) AS all_nano"])
+    if found["fine"] and found["all_nano"]:
+        return nano, 0
+    unit = next((unit for unit in (10**6, 10**3) if found[f"whole_{unit}"]), 1)
+    return f"CAST({micro} // {unit} AS BIGINT)", found["fine"]
 
 
 def _odd(found: dict[str, Any], key: str, what: str, remedy: str) -> LKGError:

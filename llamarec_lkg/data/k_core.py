@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..utils.errors import LKGError
+from .arrays import counted, mapped
 from .engine import Connection, Relation, reading
 from .interactions import ROW
 from .raw_dataset import RawDataset, coded_interactions
@@ -29,27 +30,6 @@ def core_rows(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int
         for codes, minimum in ((items, min_item), (users, min_user)):
             keep &= mapped(counted(codes, keep) >= minimum, codes)
     return keep
-
-
-def counted(codes: np.ndarray, which: np.ndarray | None = None) -> np.ndarray:
-    """How often each code stands in an array, or in some of its places. (`np.bincount` would make a copy of all.)"""
-    counts = np.zeros(int(codes.max(initial=0)) + 1, dtype=np.int64)
-    for start in range(0, len(codes), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        counts += np.bincount(codes[block] if which is None else codes[block][which[block]], minlength=len(counts))
-    return counts
-
-
-def mapped(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """`values[codes]`, without the copy of all codes that numpy would make."""
-    found = np.empty(len(codes), dtype=values.dtype)
-    for start in range(0, len(codes), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        found[block] = values[codes[block]]
-    return found
-
-
-_BLOCK = 1 << 24  # places that are looked at together
 
 
 def filtered(raw: RawDataset, min_user: int, min_item: int) -> RawDataset:

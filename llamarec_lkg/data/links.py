@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 
+import pandas as pd
+
 from ..utils.errors import LKGError
-from .schema import Triples
+from .schema import ITEM_ID, Triples, require_columns
+from .values import as_id_strings
 
 
+ENTITY_ID = "entity_id"
 logger = logging.getLogger(__name__)
 
 
@@ -65,3 +69,13 @@ def entities_of(triples: Triples) -> dict[str, None]:
 def _some(ids: Iterable[str]) -> str:
     shown = [repr(raw) for raw, _ in zip(ids, range(4), strict=False)]
     return ", ".join([*shown[:3], *["..."] * (len(shown) > 3)]) or "nothing"
+
+
+def links_of(frame: pd.DataFrame, table: str) -> dict[str, str]:
+    """Entity id -> raw item id, from a table with `item_id` and `entity_id`; blank links are left out with a word."""
+    require_columns(frame, [ITEM_ID, ENTITY_ID], table)
+    pairs = list(zip(as_id_strings(frame[ENTITY_ID]), as_id_strings(frame[ITEM_ID]), strict=True))
+    links = {entity: item for entity, item in pairs if entity is not None and item is not None}
+    if blank := sum(entity is None or item is None for entity, item in pairs):
+        logger.warning("%d of %d rows of %s have a blank and link nothing.", blank, len(pairs), table)
+    return links

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-
-_BLOCK = 1 << 22  # rows whose temporary numbers are held at once
+from .arrays import blocks
 
 
 def shuffling_keys(
@@ -29,12 +28,11 @@ def shuffling_keys(
     names = pd.util.hash_array(np.asarray(item_ids, dtype=object), hash_key=f"{seed % 2**64:016x}")
     deeds = np.zeros(int(users.max(initial=-1)) + 1, dtype=np.uint64)
     keys = np.empty(len(users), dtype=np.uint64)
-    blocks = [slice(start, start + _BLOCK) for start in range(0, len(users), _BLOCK)]
-    for block in blocks:
+    for block in blocks(len(users)):
         keys[block] = _mixed(names[items[block]] ^ _mixed(timestamps[block].view(np.uint64)))
         np.add.at(deeds, users[block], keys[block])  # a sum modulo 2**64 is the same in any order
     deeds = _mixed(deeds)
-    for block in blocks:
+    for block in blocks(len(users)):
         keys[block] = _mixed(keys[block] ^ deeds[users[block]])
     return keys
 

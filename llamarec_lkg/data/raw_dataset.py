@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,15 @@ from huggingface_hub.repocard import RepoCard
 from yaml import YAMLError
 
 from ..utils.errors import LKGError
+from .arrays import kept
 from .engine import Connection, Relation, batches, connect, frame, reading
 from .interactions import AS_TEXT, ROW, SCHEMA, Interactions, typed_interactions
-from .links import checked_links
-from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DatasetBundle, ItemTable, Triples, require_columns
-from .values import as_id_strings
+from .ledger import Ledger
+from .links import checked_links, links_of
+from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, DatasetBundle, ItemTable, Triples
 
 
 logger = logging.getLogger(__name__)
-ENTITY_ID = "entity_id"
 CARD = "README.md"  # says what tables are, beside them
 Catalogue = tuple[ItemTable, Triples | None]
 
@@ -42,6 +42,7 @@ class RawDataset:
             hold no others in memory.
         citation, license (`str`): of the source; where there are several, with an empty line between them.
         checked: the interactions are those that `typed_interactions` gives.
+        changed (`dict[str, int]`): how many of them are not as they came, as far as is known without reading.
     """
 
     name: str
@@ -50,6 +51,7 @@ class RawDataset:
     citation: str = ""
     license: str = ""
     checked: bool = False
+    changed: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_bundle(cls, bundle: DatasetBundle) -> RawDataset:
@@ -57,12 +59,16 @@ class RawDataset:
             return only(bundle.items, wanted), bundle.triples
 
         table = bundle.interactions.to_arrow()
-        return cls(bundle.name, lambda con: con.from_arrow(table), catalogue, bundle.citation, bundle.license)
+        changed = bundle.interactions.changed
+        source = (bundle.citation, bundle.license)
+        return cls(bundle.name, lambda con: con.from_arrow(table), catalogue, *source, changed=changed)
 
-    def typed(self, connection: Connection) -> Relation:
+    def typed(self, connection: Connection, ledger: Ledger | None = None) -> Relation:
         """The interactions, checked and typed: see `typed_interactions`."""
+        ledger = ledger or Ledger()
+        ledger.changed.update(self.changed)
         relation = self.interactions(connection)
-        return relation if self.checked else typed_interactions(relation, self.name)
+        return relation if self.checked else typed_interactions(relation, self.name, ledger)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The interactions batch by batch, checked: `interactions.SCHEMA`."""
@@ -71,11 +77,11 @@ class RawDataset:
 
     def to_bundle(self) -> DatasetBundle:
         """Read everything."""
-        interactions = Interactions.from_relation(self.typed(connect()))
+        ledger = Ledger()
+        interactions = Interactions.from_relation(self.typed(connect(), ledger), ledger.changed)
         return DatasetBundle(self.name, interactions, *self.catalogue(None), self.citation, self.license)
 
 
-_BLOCK = 1 << 22
 _ALIGNED = ("users", "items", "ratings", "timestamps", "rows")
 
 
@@ -100,13 +106,7 @@ class CodedInteractions:
     def keep(self, which: np.ndarray) -> None:
         """Keep some rows (`bool`, shape (N,)), in the room that there is."""
         for name in _ALIGNED:
-            array, end = getattr(self, name), 0
-            for start in range(0, len(array), _BLOCK):
-                block = slice(start, start + _BLOCK)
-                part = array[block][which[block]]
-                array[end : end + len(part)] = part
-                end += len(part)
-            setattr(self, name, array[:end])
+            setattr(self, name, kept(getattr(self, name), which))
 
     def move(self, places: np.ndarray, rows: np.ndarray) -> None:
         """Put some rows into some places."""
@@ -118,12 +118,11 @@ class CodedInteractions:
 def coded_interactions(connection: Connection, typed: Relation, place: str, *, order: str) -> CodedInteractions:
     """Typed interactions in memory, ids as codes, in an order: SQL of `user`, `item`, `timestamp` and `row`."""
     with reading(place):
-        connection.execute("DROP TABLE IF EXISTS typed")
         typed.create("typed")
         ids = {}
         for kind in ("user", "item"):
             connection.execute(
-                f"CREATE OR REPLACE TABLE {kind}s AS SELECT {kind}_id, CAST(row_number() OVER "
+                f"CREATE TABLE {kind}s AS SELECT {kind}_id, CAST(row_number() OVER "
                 f"(ORDER BY TRY_CAST({kind}_id AS BIGINT), {kind}_id) - 1 AS INTEGER) AS {kind} "
                 f"FROM (SELECT DISTINCT {kind}_id FROM typed)"
             )
@@ -251,13 +250,3 @@ def sources_of(text: str) -> tuple[str, ...]:
 def join_sources(*texts: str) -> str:
     """What several sources say as one text that `sources_of` takes apart."""
     return "\n\n".join(sources_of("\n\n".join(texts)))
-
-
-def links_of(frame: pd.DataFrame, table: str) -> dict[str, str]:
-    """Entity id -> raw item id, from a table with `item_id` and `entity_id`; blank links are left out with a word."""
-    require_columns(frame, [ITEM_ID, ENTITY_ID], table)
-    pairs = list(zip(as_id_strings(frame[ENTITY_ID]), as_id_strings(frame[ITEM_ID]), strict=True))
-    links = {entity: item for entity, item in pairs if entity is not None and item is not None}
-    if blank := sum(entity is None or item is None for entity, item in pairs):
-        logger.warning("%d of %d rows of %s have a blank and link nothing.", blank, len(pairs), table)
-    return links

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -10,21 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 from tqdm.auto import tqdm
 
 from ..utils.errors import LKGError
 from .engine import (
+    BATCH_ROWS,
     Connection,
     Relation,
     connect,
     csv_relation,
     damaged,
     frame,
+    gathered,
     json_relation,
     open_bytes,
     parquet_relation,
     require_file,
 )
+from .values import text_of
 
 
 TABLES = r"\.(parquet|(csv|tsv|jsonl)(\.gz)?)"  # endings of the names of tables
@@ -106,7 +111,9 @@ def record_relation(connection: Connection, path: Path, fields: dict[str, str]) 
     try:
         json.loads(first)
     except ValueError:  # dictionaries as Python writes them
-        rows = [[record.get(field) for field in fields.values()] for record in records(path)]
-        return connection.from_df(pd.DataFrame(rows, columns=list(fields)))
+        schema = pa.schema([(column, pa.string()) for column in fields])
+        rows = ({column: text_of(record.get(field)) for column, field in fields.items()} for record in records(path))
+        parts = iter(lambda: list(itertools.islice(rows, BATCH_ROWS)), [])
+        return gathered(connection, (pa.Table.from_pylist(part, schema=schema) for part in parts))
     relation = json_relation(connection, path, list(fields.values()))
     return relation.project(", ".join(f'"{field}" AS {column}' for column, field in fields.items()))

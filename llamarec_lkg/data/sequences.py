@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,9 +14,10 @@ from safetensors.numpy import load_file, save_file
 from ..utils.errors import LKGError
 from ..utils.files import atomic_files, cache_dir, file_name, read_json, write_json
 from ..utils.fingerprints import as_plain, fingerprint
+from .arrays import blocks, counted, mapped
 from .engine import connect
 from .interactions import ROW
-from .k_core import core_rows, counted, mapped
+from .k_core import core_rows
 from .ledger import EXACT_DUPLICATES, Ledger
 from .ordering import order_ties, shuffling_keys
 from .raw_dataset import RawDataset, coded_interactions
@@ -27,7 +27,7 @@ from .values import natural_order
 
 
 logger = logging.getLogger(__name__)
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 ARRAYS_FILE = "sequences.safetensors"
 USERS = 1 << 14  # whose interactions are looked at together
 
@@ -50,7 +50,7 @@ class SequenceDataset:
             or TEST position is a target; its history is everything the user did before it.
         dropped_items (`ItemTable`): the catalogue's items that the filter removed.
         settings ([`PreprocessingSettings`]): how they were made.
-        ledger (`dict[str, int]`): how many interactions of the source are not here, by reason.
+        ledger ([`Ledger`]): what of the source is not here, or not as it came.
     """
 
     name: str
@@ -63,7 +63,7 @@ class SequenceDataset:
     labels: np.ndarray
     dropped_items: ItemTable
     settings: PreprocessingSettings
-    ledger: Mapping[str, int] = field(default_factory=dict, compare=False)
+    ledger: Ledger = field(default_factory=Ledger, compare=False)
 
     @classmethod
     def from_bundle(cls, bundle: DatasetBundle, settings: PreprocessingSettings | None = None) -> SequenceDataset:
@@ -82,12 +82,13 @@ class SequenceDataset:
         items, _ = raw.catalogue(None)
         connection = connect()
         order = f"user, {TIMESTAMP}, item, {ROW}"
-        found = coded_interactions(connection, raw.typed(connection), raw.name, order=order)
+        ledger = Ledger()
+        found = coded_interactions(connection, raw.typed(connection, ledger), raw.name, order=order)
         connection.close()
-        ledger = Ledger(len(found.users))
+        ledger.read = len(found.users)
 
         def keep(which: np.ndarray, reason: str) -> None:
-            ledger.lose(reason, int((~which).sum()))
+            ledger.leave_out(reason, int((~which).sum()))
             if not which.all():
                 found.keep(which)
 
@@ -108,7 +109,7 @@ class SequenceDataset:
         )
         if not len(found.users):
             raise LKGError(
-                f"{ledger.describe(raw.name)} Nothing is left. Lower those bounds, or complete the item table."
+                f"{raw.name}: {ledger.describe()} Nothing is left. Lower those bounds, or complete the item table."
             )
         found.users, user_ids = _dense(found.users, found.user_ids)
         found.items, item_ids = _dense(found.items, found.item_ids)
@@ -132,10 +133,10 @@ class SequenceDataset:
             labels=time_split(offsets, timestamps, settings) if by_time else leave_one_out(offsets, settings.last),
             dropped_items=items.select([raw_id for raw_id in items.ids if raw_id not in kept]),
             settings=settings,
-            ledger=ledger.lost,
+            ledger=ledger,
         )
-        if ledger.lost:
-            logger.warning(ledger.describe(raw.name))
+        if ledger.left_out or ledger.changed:
+            logger.warning(f"{raw.name}: {ledger.describe()}")
         if not (dataset.labels == TEST).any():
             raise LKGError(
                 "No user has an interaction in the test part. Leave-one-out needs users with three interactions, a "
@@ -180,8 +181,8 @@ class SequenceDataset:
         """Whether the user had the item before, so that it is in the history of the position: `bool`, shape of
         `positions`."""
         again = np.ones(len(self.item_sequence), dtype=bool)
-        for start in range(0, self.num_users, USERS):  # some users at a time: sorting takes room
-            offsets = self.offsets[start : start + USERS + 1]
+        for some in blocks(self.num_users, USERS):  # sorting takes room
+            offsets = self.offsets[some.start : some.stop + 1]
             users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
             items = self.item_sequence[offsets[0] : offsets[-1]]
             _, first = np.unique(users * (self.num_items + 1) + items, return_index=True)
@@ -214,7 +215,7 @@ class SequenceDataset:
                 "format_version": FORMAT_VERSION,
                 "name": self.name,
                 "settings": as_plain(self.settings),
-                "ledger": dict(self.ledger),
+                "ledger": as_plain(self.ledger),
             }
             write_json(temporary / "dataset.json", description)
 
@@ -235,7 +236,7 @@ class SequenceDataset:
                 items=_read_items(folder / "items.parquet"),
                 dropped_items=_read_items(folder / "dropped_items.parquet"),
                 settings=PreprocessingSettings(**description["settings"]),
-                ledger=description["ledger"],
+                ledger=Ledger(**description["ledger"]),
                 **load_file(folder / ARRAYS_FILE),
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -16,7 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError, HTTPError
 from ..utils.errors import LKGError
 from ..utils.hub import HUB_ERRORS, is_hub_id
 from .convert import convert, open_raw
-from .engine import BATCH_ROWS, Connection, Relation
+from .engine import BATCH_ROWS, Connection, Relation, gathered
 from .formats.tables import tables
 from .interactions import Interactions
 from .k_core import filtered
@@ -135,12 +135,9 @@ def _hub_interactions(
 
     try:
         rows = load_dataset(repo_id, "interactions", split="train", revision=revision, token=token, streaming=True)
-        for place, table in enumerate(rows.with_format("arrow").iter(BATCH_ROWS)):
-            part = connection.from_arrow(table)
-            part.insert_into("streamed") if place else part.create("streamed")
+        return gathered(connection, rows.with_format("arrow").iter(BATCH_ROWS))
     except (OSError, ValueError, HTTPError, DatasetsError) as error:
         raise _unreadable(repo_id, error) from error
-    return connection.table("streamed")
 
 
 def _unreadable(repo_id: str, error: Exception) -> LKGError:

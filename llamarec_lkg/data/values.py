@@ -22,6 +22,7 @@ def spell_id(value: Any) -> str | None:
 
 
 _WHOLE = re.compile(r"^(-?\d+)\.0+$")
+BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001))))  # what `str.strip` takes off an id, for the engine
 
 
 def as_id_strings(values: pd.Series) -> np.ndarray:

@@ -26,7 +26,7 @@ def describe_targets(dataset: SequenceDataset, split: str = "test") -> dict[str,
         "ties": TIES[dataset.settings.ties].format(dataset.settings.seed),
         "tied_targets": int(dataset.tied(positions).sum()),
         "repeated_targets": int(dataset.repeated(positions).sum()),
-        "left_out": "; ".join(f"{count:,} {reason}" for reason, count in dataset.ledger.items()) or "none",
+        "interactions": dataset.ledger.describe(),
     }
 
 

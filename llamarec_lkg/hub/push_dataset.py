@@ -17,7 +17,8 @@ from huggingface_hub import CommitInfo
 
 from ..data.anonymize import anonymize_users
 from ..data.interactions import SCHEMA
-from ..data.raw_dataset import CARD, ENTITY_ID, RawDataset, join_sources, only, sources_of
+from ..data.links import ENTITY_ID
+from ..data.raw_dataset import CARD, RawDataset, join_sources, only, sources_of
 from ..data.schema import HEAD, ITEM_ID, RELATION, TAIL, TITLE, USER_ID, DatasetBundle, ItemTable, Triples
 from ..data.sources import open_source
 from ..utils.errors import LKGError

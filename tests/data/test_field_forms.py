@@ -59,7 +59,11 @@ def times(*values):
         (["15.11.2019 12:22 AM", "2.1.2019 12:02:03 PM"], [1573777320, 1546430523]),
         (["2019-11-15 1:22:32 PM", "Jul 30, 2017 10:22 AM"], [1573824152, 1501410120]),
         (["Jan 3, 2024 10:00", "3 January 2024 10:00:01"], [1704276000, 1704276001]),
+        (["31/01/2024T05:00", "1/2/2024T05:00:00.5"], [1706677200000, 1706763600500]),
+        (["2024-01-03 10:00:00.123456789", "2024-01-03T10:00:01Z"], [1704276000123456789, 1704276001000000000]),
+        (["0.1234567890123", "0.5"], [1234567890123, 5000000000000]),
         (pd.to_datetime(["2024-01-03", "2024-01-04"]), [1704240000, 1704326400]),
+        (pd.to_datetime([1704067200123456789], utc=True), [1704067200123456789]),
         (pd.to_datetime([1704067200123456789, 1704067200123456790]), [1704067200123456789, 1704067200123456790]),
     ],
 )
@@ -68,15 +72,33 @@ def test_times_keep_the_precision_and_the_order_they_came_with(given, kept):
 
 
 @pytest.mark.parametrize(
+    "given, kept",
+    [
+        (["9223372036.854775808", "1"], [922337203685477580, 10**8]),
+        (["1396867869.1234567896", "1"], [1396867869123456789, 10**9]),
+        (["9999-12-31", "2024-01-03 10:00:00.1234567"], [253402214400000000, 1704276000123456]),
+    ],
+)
+def test_digits_that_64_bits_do_not_hold_are_cut_and_the_ledger_says_so(make_dataset, caplog, given, kept):
+    assert times(*given) == kept
+    data = make_dataset([(user, item, time, 1) for user in (1, 2) for item, time in enumerate(given * 2)])
+    assert list(data.ledger.changed.values()) == [4] and "are cut" in caplog.text
+
+
+@pytest.mark.parametrize(
     "given, said, mended",
     [
         ([1e20, 2e20], r"2 value\(s\) that are too large for a time, the first is '1e\+20' in row 0", [1e10, 2e10]),
         (
             ["02/01/2024", "01/02/2024"],
-            "'02/01/2024', of which day, month and year cannot be told",
+            "day, month and year cannot be told apart, the first is '02/01/2024' in row 0",
             ["2024-01-02"] * 2,
         ),
-        (["31-12-24", "01-01-25"], "'31-12-24', of which day, month and year cannot", ["2024-12-31", "2025-01-01"]),
+        (
+            ["31-12-24", "01-01-25"],
+            "day, month and year cannot be told apart, the first is '31-12-24'",
+            ["2024-12-31", "2025-01-01"],
+        ),
         (["13/01/2024", "01/13/2024"], "cannot be told apart", ["2024-01-13"] * 2),
         (["2024-01-02", "5"], "dates among numbers, the first is '2024-01-02' in row 0", ["2024-01-02"] * 2),
         (["1", "soon"], "neither numbers nor dates that can be read, the first is 'soon' in row 1", ["1", "2"]),
@@ -96,6 +118,22 @@ def test_an_id_has_one_spelling(given):
     assert spell_id(given) == "862"
     frame = pd.DataFrame({"user_id": [given], "item_id": [given], "timestamp": [1]})
     assert Interactions.from_frame(frame).items.tolist() == ["862"]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["862", "862.0", " 862 ", "-3.00", "007", "8.62", "a\u00a0", "\u3000b\t", "\x1fc\v", "nan", "None", "1e3"],
+        [b"862", b"862.0", "Am\u00e9lie ".encode()],
+        [862.0, 0.1, 1e15, 9007199254740993.0, 1e16, 1e20, 1e-7],
+        np.array([862.0, 0.5, 1e10], dtype=np.float32),
+        [862, -3, 2**62],
+        [862, 862.0, "862.0", " x"],
+    ],
+)
+def test_the_engine_and_python_spell_ids_alike(cells):
+    frame = pd.DataFrame({"user_id": pd.Series(cells), "item_id": pd.Series(cells), "timestamp": 1})
+    assert Interactions.from_frame(frame).items.tolist() == [spell_id(cell) for cell in pd.Series(cells)]
 
 
 @pytest.mark.parametrize("given", [None, np.nan, "", "  ", pd.NA, b""])
@@ -335,10 +373,10 @@ def test_what_was_written_is_what_is_read_or_the_ledger_says_the_difference(tmp_
     ranks = pd.Series(bundle.interactions.timestamps).rank()
     assert ranks.tolist() == frame["timestamp"].rank().tolist()
     data = SequenceDataset.from_bundle(bundle, ALL)
-    assert len(data.item_sequence) + sum(data.ledger.values()) == count
-    assert data.ledger.get("of items that have no row in the item table", 0) == int(
+    assert len(data.item_sequence) + sum(data.ledger.left_out.values()) == count
+    assert data.ledger.left_out.get("of items that have no row in the item table", 0) == int(
         (frame.drop_duplicates()["item_id"] >= 7).sum()
     )
-    assert data.ledger.get(EXACT_DUPLICATES, 0) == int(frame.duplicated().sum())
+    assert data.ledger.left_out.get(EXACT_DUPLICATES, 0) == int(frame.duplicated().sum())
     data.save(tmp_path / "saved")
     assert SequenceDataset.load(tmp_path / "saved").ledger == data.ledger

@@ -316,5 +316,5 @@ def test_data_saved_by_an_older_version_are_prepared_again(film_dataset, tmp_pat
     film_dataset.save(tmp_path)
     description = json.loads((tmp_path / "dataset.json").read_text())
     (tmp_path / "dataset.json").write_text(json.dumps({**description, "format_version": 1}))
-    with pytest.raises(LKGError, match="in format 1; this version reads 5. Prepare the data again"):
+    with pytest.raises(LKGError, match="in format 1; this version reads 6. Prepare the data again"):
         SequenceDataset.load(tmp_path)

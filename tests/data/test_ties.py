@@ -99,7 +99,7 @@ def test_tied_means_with_the_same_user(make_dataset):
 def test_exact_duplicates_are_dropped_counted_and_told(make_dataset, tmp_path, caplog):
     rows = [(1, 1, 1), (1, 2, 2, 5.0), (1, 2, 2, 1.0), (1, 3, 3), (2, 2, 2), (1, 3, 3)]
     data = make_dataset(rows, ties="file")
-    assert sequences(data) == {"1": ["1", "2", "3"], "2": ["2"]} and data.ledger == {EXACT_DUPLICATES: 2}
+    assert sequences(data) == {"1": ["1", "2", "3"], "2": ["2"]} and data.ledger.left_out == {EXACT_DUPLICATES: 2}
     assert data.ratings.tolist() == [3.0, 5.0, 3.0, 3.0], "the first row of each stays"
     assert "Left out: 2 that repeat user, item and time of another" in caplog.text
     data.save(tmp_path)
@@ -114,7 +114,7 @@ def test_duplicates_make_nobody_active(make_dataset):
 def test_repeated_items_stay_and_targets_among_them_are_told(make_dataset, caplog):
     rows = [(1, 1, 1), (1, 2, 2), (1, 3, 3), (1, 1, 4), (2, 1, 1), (2, 3, 2), (2, 2, 3)]
     data = make_dataset(rows)
-    assert sequences(data)["1"] == ["1", "2", "3", "1"] and not data.ledger
+    assert sequences(data)["1"] == ["1", "2", "3", "1"] and not data.ledger.left_out
     assert data.repeated(np.arange(7)).tolist() == [False, False, False, True, False, False, False]
     assert "1 of 4 targets (25.0%) are items that their users had before" in caplog.text
     caplog.clear()
@@ -127,7 +127,10 @@ def test_repeated_items_stay_and_targets_among_them_are_told(make_dataset, caplo
 
 def test_of_ml_latest_small_fifteen_percent_of_the_targets_are_tied(movielens_folder, movielens_dataset):
     assert movielens_dataset.tied(movielens_dataset.positions("test")).sum() == 91
-    assert EXACT_DUPLICATES not in movielens_dataset.ledger and not movielens_dataset.repeated(np.arange(90_000)).any()
+    assert (
+        EXACT_DUPLICATES not in movielens_dataset.ledger.left_out
+        and not movielens_dataset.repeated(np.arange(90_000)).any()
+    )
     settings = PreprocessingSettings(min_item_interactions=1)
     unfiltered = SequenceDataset.from_bundle(load_dataset_bundle(movielens_folder), settings)
     assert unfiltered.tied(unfiltered.positions("test")).mean() == pytest.approx(0.154, abs=0.001)

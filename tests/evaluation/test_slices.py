@@ -26,7 +26,7 @@ def test_the_protocol_says_how_ties_went_and_what_cannot_be_ranked(make_dataset)
         "ties": "shuffled, seed 42",
         "tied_targets": 1,
         "repeated_targets": 1,
-        "left_out": "1 that repeat user, item and time of another",
+        "interactions": "of 10 interactions 9 are kept. Left out: 1 that repeat user, item and time of another.",
     }
     json.dumps(facts)
     words = {ties: describe_targets(make_dataset(rows, ties=ties))["ties"] for ties in ("file", "item_id")}

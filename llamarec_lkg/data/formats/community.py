@@ -21,6 +21,7 @@ from ...utils.errors import LKGError
 from ..engine import Connection, Relation, connect, csv_relation, frame
 from ..engine import name as sql_name
 from ..interactions import typed_interactions
+from ..ledger import Ledger
 from ..raw_dataset import Catalogue, Format, RawDataset, folder_of, paired_files
 from ..readers import read_table, record_relation, records
 from ..schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, ItemTable, require_columns
@@ -165,7 +166,7 @@ def mind(path: Path) -> RawDataset:
         if not given.filter(r"regexp_matches(impressions, '-1\b')").limit(1).fetchall():
             raise LKGError(f"{behaviors} tells of no click (N1-1), as the test part. Pass the folder of another part.")
         clicked = rf"unnest(regexp_extract_all(impressions, '(\S+)-1\b', 1)) AS {ITEM_ID}"
-        typed = typed_interactions(given.project(f"{USER_ID}, {clicked}, {TIMESTAMP}"), behaviors.name)
+        typed = typed_interactions(given.project(f"{USER_ID}, {clicked}, {TIMESTAMP}"), behaviors.name, Ledger())
         clicks = typed.project(f"{USER_ID}, {ITEM_ID}, {TIMESTAMP}")
         ((first,),) = clicks.aggregate(f"min({TIMESTAMP})").fetchall()
         logger.warning("The history in %s has no times: it is put in its order before the first click.", behaviors)

@@ -10,8 +10,8 @@ import pandas as pd
 
 from ...utils.errors import LKGError
 from ..engine import Connection, Relation, csv_relation, name
-from ..links import checked_links
-from ..raw_dataset import Catalogue, Format, RawDataset, folder_of, links_of, only
+from ..links import checked_links, links_of
+from ..raw_dataset import Catalogue, Format, RawDataset, folder_of, only
 from ..readers import read_table
 from ..schema import HEAD, ITEM_ID, RATING, RELATION, TAIL, TIMESTAMP, TITLE, USER_ID, ItemTable, Triples
 from .movielens import GENRE, YEAR
