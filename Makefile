@@ -6,15 +6,18 @@ BIN := $(VENV)/bin
 CONFIG ?= examples/configs/quickstart.yaml
 # set = value pairs for the run, for example ARGS="data.dataset=path/to/folder backbone.model_name_or_path=owner/model"
 ARGS ?=
+# benchmarks to run, all by default
+BENCH ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help quickstart data test test-slow check clean
+.PHONY: help quickstart data test test-slow bench check clean
 
 help:
 	@echo "make quickstart   train, evaluate and explain a ranker on MovieLens-100K, into outputs/quickstart"
 	@echo "make data         fetch what the quickstart needs, MovieLens-100K and SmolLM2-135M, into the cache"
 	@echo "make test         run the tests; some are skipped without \`make data\`"
 	@echo "make test-slow    run the long ones as well"
+	@echo "make bench        measure time and memory beside peers, into outputs/benchmarks; BENCH=\"scale paths\" for some"
 	@echo "make check        ruff"
 
 # torch comes first and from its own pin: a CPU machine needs no CUDA packages
@@ -37,6 +40,9 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed
+	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

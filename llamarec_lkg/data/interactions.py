@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,15 +127,15 @@ def typed_interactions(relation: Relation, place: str, ledger: Ledger) -> Relati
         f"row_number() OVER () - 1 AS {ROW}"
     )
 
-    def ask(facts: Sequence[str]) -> dict[str, Any]:
+    def ask(*facts: str) -> dict[str, Any]:
         with reading(place):
             return given.aggregate(", ".join(facts)).to_arrow_table().to_pylist()[0]
 
-    facts = ["count(*) AS rows"]
-    facts += [_count(f"{column} IS NULL", column) for column in (USER_ID, ITEM_ID, "given_rating", "given_time")]
-    odd = f"given_rating IS NOT NULL AND ({RATING} IS NULL OR NOT isfinite({RATING}))"
-    facts += [_count(odd, "odd_rating", "given_rating"), *_time_facts(kinds[TIMESTAMP])]
-    found = ask(facts)
+    found = ask(
+        "count(*) AS rows",
+        *(_count(f"{column} IS NULL", column) for column in (USER_ID, ITEM_ID, "given_rating", "given_time")),
+        _count(f"NOT coalesce(isfinite({RATING}), given_rating IS NULL)", "odd_rating", "given_rating"),
+    )
     if not found["rows"]:
         raise LKGError("The interactions table has no rows. At least one user with three interactions is needed.")
     keys = {USER_ID: USER_ID, ITEM_ID: ITEM_ID, RATING: "given_rating", TIMESTAMP: "given_time"}
@@ -150,7 +150,7 @@ def typed_interactions(relation: Relation, place: str, ledger: Ledger) -> Relati
             f"Column '{RATING}' of the interactions table holds {count} value(s) that are not numbers, the first is "
             f"{found['odd_rating_value']!r} in row {found['odd_rating_first']}. Leave the column out, or mend them."
         )
-    time, cut = _time(kinds[TIMESTAMP], found, ask)
+    time, cut = _time(kinds[TIMESTAMP], found["rows"], ask)
     if cut:
         ledger.change(CUT, cut)
         logger.warning("%s: %d interactions are %s.", place, cut, CUT)
@@ -161,12 +161,12 @@ def _id(column: str, kinds: dict[str, str]) -> str:
     return name(column) if kinds[column] in _INTEGERS else spelled_id(column, kinds[column])
 
 
-def _count(condition: str, key: str, value: str | None = None) -> str:
-    """SQL for how many rows there are, the first of them and, where asked for, its value."""
-    parts = [f"count(*) FILTER ({condition}) AS {key}_count", f"min({ROW}) FILTER ({condition}) AS {key}_first"]
-    if value:
-        parts.append(f"arg_min({value}, {ROW}) FILTER ({condition}) AS {key}_value")
-    return ", ".join(parts)
+def _count(condition: str, key: str, value: str = "given_time") -> str:
+    """SQL for how many rows there are, the first of them and its value."""
+    return (
+        f"count(*) FILTER ({condition}) AS {key}_count, min({ROW}) FILTER ({condition}) AS {key}_first, "
+        f"arg_min({value}, {ROW}) FILTER ({condition}) AS {key}_value"
+    )
 
 
 def _given_time(kind: str) -> str:
@@ -200,62 +200,52 @@ _TOLD = (
 )
 
 
-def _time_facts(kind: str) -> list[str]:
-    """SQL for what tells how a column of texts, or of numbers with a fraction, says times."""
-    if kind in _INTEGERS or _is_date(kind):
-        return []
-    slashed = f"regexp_matches(given_time, '{_DAY_OR_MONTH}')"
-    return [
-        f"count({_NUMBER}) AS numbers, count({_TOLD}) AS dates, max({_DIGITS}) AS digits",
-        f"max(abs({_NUMBER})) AS largest",
-        *(f"count({_ordered(order)}) AS {order}" for order in _ORDERS),
-        _count(slashed, "slashed", "given_time"),
-        _count(f"{_NUMBER} IS NULL AND {_TOLD} IS NULL", "odd_time", "given_time"),
-        _count(
-            f"TRY_CAST(given_time AS DOUBLE) IS NOT NULL AND TRY_CAST({_NUMBER} AS BIGINT) IS NULL",
-            "large_time",
-            "given_time",
-        ),
-        _count(f"{_NUMBER} IS NULL", "no_number", "given_time"),
-    ]
-
-
-def _time(kind: str, found: dict[str, Any], ask: Callable[[Sequence[str]], dict[str, Any]]) -> tuple[str, int]:
-    """SQL for the times as int64, after what was found of the column, and how many of them lose digits."""
+def _time(kind: str, rows: int, ask: Callable[..., dict[str, Any]]) -> tuple[str, int]:
+    """SQL for the times as int64, and how many of them lose digits. What tells how they are written is asked for step
+    by step: to try all forms of dates takes its time."""
     if kind in _INTEGERS:
         return "CAST(given_time AS BIGINT)", 0
     if _is_date(kind):
         return _date("CAST(given_time AS TIMESTAMPTZ)", ask)
-    if found["slashed_count"]:
-        orders = [order for order in _ORDERS if found[order] == found["rows"]]
-        if len(orders) != 1:
-            raise _odd(
-                found,
-                "slashed",
-                "dates of which day, month and year cannot be told apart",
-                "Write them as 2024-01-31.",
-            )
-        return _date(_ordered(orders[0]), ask)
-    if found["large_time_count"]:
-        raise _odd(found, "large_time", "too large for a time", "They lie between -9.2e18 and 9.2e18.")
-    if found["odd_time_count"]:
-        remedy = "Write dates as 2024-01-31 10:00:00, or give seconds since 1970."
-        raise _odd(found, "odd_time", "neither numbers nor dates that can be read", remedy)
-    if found["numbers"] == found["rows"]:
+    if ask("count(*) FILTER (regexp_full_match(given_time, '-?\\d{1,18}')) AS whole")["whole"] == rows:
+        return "CAST(given_time AS BIGINT)", 0
+    found = ask(
+        f"count({_NUMBER}) AS numbers, max({_DIGITS}) AS digits, max(abs({_NUMBER})) AS largest",
+        _count(f"TRY_CAST(given_time AS DOUBLE) IS NOT NULL AND TRY_CAST({_NUMBER} AS BIGINT) IS NULL", "large"),
+        _count(f"{_NUMBER} IS NULL", "no_number"),
+    )
+    if found["large_count"]:
+        raise _odd(found, "large", "too large for a time", "They lie between -9.2e18 and 9.2e18.")
+    if found["numbers"] == rows:
         most = next(digits for digits in range(18, -1, -1) if found["largest"] * 10**digits < 2**63 - 1)
         unit = 10 ** min(most, found["digits"])
-        cut = ask([f"count(*) FILTER ({_DIGITS} > {most}) AS cut"])["cut"] if found["digits"] > most else 0
+        cut = ask(f"count(*) FILTER ({_DIGITS} > {most}) AS cut")["cut"] if found["digits"] > most else 0
         return f"CAST(trunc({_NUMBER} * {unit}) AS BIGINT)", cut
-    if found["dates"] == found["rows"]:
+    dates = ask(
+        f"count({_TOLD}) AS dates",
+        *(f"count({_ordered(order)}) AS {order}" for order in _ORDERS),
+        _count(f"regexp_matches(given_time, '{_DAY_OR_MONTH}')", "slashed"),
+        _count(f"{_NUMBER} IS NULL AND {_TOLD} IS NULL", "odd"),
+    )
+    if dates["slashed_count"]:
+        orders = [order for order in _ORDERS if dates[order] == rows]
+        if len(orders) == 1:
+            return _date(_ordered(orders[0]), ask)
+        what = "dates of which day, month and year cannot be told apart"
+        raise _odd(dates, "slashed", what, "Write them as 2024-01-31.")
+    if dates["odd_count"]:
+        remedy = "Write dates as 2024-01-31 10:00:00, or give seconds since 1970."
+        raise _odd(dates, "odd", "neither numbers nor dates that can be read", remedy)
+    if dates["dates"] == rows:
         return _date(_TOLD, ask)
     raise _odd(found, "no_number", "dates among numbers", "Write all times one way.")
 
 
-def _date(point: str, ask: Callable[[Sequence[str]], dict[str, Any]]) -> tuple[str, int]:
+def _date(point: str, ask: Callable[..., dict[str, Any]]) -> tuple[str, int]:
     """SQL for points in time as int64, in the largest unit that loses nothing, and how many lose digits even so."""
     micro, nano = f"epoch_us({point})", "epoch_ns(TRY_CAST(given_time AS TIMESTAMPTZ_NS))"
     facts = [f"bool_and({micro} % {unit} = 0) AS whole_{unit}" for unit in (10**6, 10**3)]
-    found = ask([*facts, f"count(*) FILTER ({nano} % 1000 <> 0) AS fine, count({nano}) = count(*) AS all_nano"])
+    found = ask(*facts, f"count(*) FILTER ({nano} % 1000 <> 0) AS fine, count({nano}) = count(*) AS all_nano")
     if found["fine"] and found["all_nano"]:
         return nano, 0
     unit = next((unit for unit in (10**6, 10**3) if found[f"whole_{unit}"]), 1)

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
@@ -17,7 +19,7 @@ from ..utils.errors import LKGError
 from ..utils.hub import HUB_ERRORS, is_hub_id
 from .convert import convert, open_raw
 from .engine import BATCH_ROWS, Connection, Relation, gathered
-from .formats.tables import tables
+from .formats.tables import TABLE_NAMES, renamed, tables
 from .interactions import Interactions
 from .k_core import filtered
 from .known_datasets import KNOWN_DATASETS
@@ -29,11 +31,12 @@ logger = logging.getLogger(__name__)
 
 
 def load_dataset_bundle(
-    name_or_path: str | Path,
+    name_or_path: str | Path | Mapping[str, Any],
     *,
     revision: str | None = None,
     token: str | bool | None = None,
     columns: Mapping[str, str] | None = None,
+    name: str | None = None,
 ) -> DatasetBundle:
     """Load interactions, items and (where there are any) triples; an `LKGError` says what is absent or damaged.
 
@@ -45,24 +48,55 @@ def load_dataset_bundle(
               (`.parquet`, `.csv`, `.tsv` or `.jsonl`), RecBole atomic files, or MovieLens or Amazon Reviews files as
               they are downloaded;
             - the id of a Hub data set with the configs `interactions`, `items` and optionally `triples` and `links`,
-              as `push_dataset` makes it.
+              as `push_dataset` makes it;
+            - tables in memory by name, `{"interactions": ..., "items": ...}`, optionally with `triples` and `links`:
+              `datasets.Dataset`s, data frames, Arrow tables or dictionaries of columns.
         revision: branch, tag or commit of a Hub data set.
         token: for a private Hub data set, as `huggingface_hub` takes it; by default that of the login.
-        columns: for a folder of tables that calls its columns otherwise, the library's name -> theirs.
+        columns: for tables that call their columns otherwise, the library's name -> theirs.
+        name: what to call the data in reports and cards; by default as its source is called.
     """
-    name = str(name_or_path)
+    if isinstance(name_or_path, Mapping):
+        return _of_memory(name_or_path, columns, name or "tables")
+    bundle = _load(str(name_or_path), revision, token, columns)
+    return replace(bundle, name=name) if name else bundle
+
+
+def _load(
+    source: str, revision: str | None, token: str | bool | None, columns: Mapping[str, str] | None
+) -> DatasetBundle:
     if columns:
-        return tables(Path(name), columns).to_bundle()
-    if Path(name_or_path).exists():
-        return convert(name_or_path)
-    if name in KNOWN_DATASETS:
-        return KNOWN_DATASETS[name]()
-    if is_hub_id(name):
-        return _load_hub(name, revision, token)
+        return tables(Path(source), columns).to_bundle()
+    if Path(source).exists():
+        return convert(source)
+    if source in KNOWN_DATASETS:
+        return KNOWN_DATASETS[source]()
+    if is_hub_id(source):
+        return _load_hub(source, revision, token)
     raise LKGError(
-        f"No data set {name!r}: it is no folder here, no Hub id (owner/name), and none of the known names "
+        f"No data set {source!r}: it is no folder here, no Hub id (owner/name), and none of the known names "
         f"{sorted(KNOWN_DATASETS)}."
     )
+
+
+def _of_memory(given: Mapping[str, Any], columns: Mapping[str, str] | None, name: str) -> DatasetBundle:
+    if not {"interactions", "items"} <= set(given) <= set(TABLE_NAMES):
+        raise LKGError(
+            f"Tables {sorted(map(str, given))} were given; needed of {list(TABLE_NAMES)} are the first two."
+        )
+    frames = {}
+    for table, value in given.items():
+        if isinstance(value, Mapping):
+            value = pd.DataFrame(value)
+        elif not isinstance(value, pd.DataFrame):
+            if not hasattr(value, "to_pandas"):
+                raise LKGError(
+                    f"The {table} table is a {type(value).__name__}. Give a data frame, a `datasets.Dataset`, an "
+                    "Arrow table or a dictionary of columns."
+                )
+            value = value.to_pandas()
+        frames[table] = renamed(value, columns)
+    return DatasetBundle(name, Interactions.from_frame(frames.pop("interactions")), *catalogue_of_tables(**frames))
 
 
 def open_source(name_or_path: str | Path, *, format: str | None = None, token: str | bool | None = None) -> RawDataset:

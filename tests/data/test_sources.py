@@ -2,7 +2,9 @@ import shutil
 import types
 import zipfile
 
+import datasets
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from llamarec_lkg.data import known_datasets
@@ -300,3 +302,27 @@ def test_a_folder_goes_before_a_hub_id_of_the_same_name(movielens, monkeypatch):
     shutil.copytree(movielens, movielens.parent / "owner" / "data")
     monkeypatch.chdir(movielens.parent)
     assert load_dataset_bundle("owner/data").items.ids == ("10", "9", "8")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pd.DataFrame, datasets.Dataset.from_pandas, pa.Table.from_pandas, lambda frame: frame.to_dict("list")],
+)
+def test_tables_in_memory_are_a_data_set(kind):
+    clicks = pd.DataFrame({"who": ["a", "a"], "asin": [2, 1], "when": ["2024-01-02", "2024-01-03"], "rating": [5, 4]})
+    films = pd.DataFrame({"asin": [1, 2], "title": ["Up", "Heat"], "genre": ["Family", None]})
+    facts = pd.DataFrame({"head": ["1"], "relation": ["SET_IN"], "tail": ["sky"]})
+    names = {"user_id": "who", "item_id": "asin", "timestamp": "when"}
+    given = {"interactions": kind(clicks), "items": kind(films), "triples": kind(facts)}
+    bundle = load_dataset_bundle(given, columns=names, name="films")
+    assert bundle.name == "films" and bundle.items.titles == ("Up", "Heat")
+    assert bundle.items.attributes["GENRE"] == (("Family",), ())
+    assert bundle.interactions.items.tolist() == ["2", "1"] and bundle.triples.item_of_entity["1"] == "1"
+
+
+@pytest.mark.parametrize(
+    "given, said", [({"items": {}}, "are the first two"), ({"interactions": 3, "items": {}}, "table is a int")]
+)
+def test_what_is_no_table_in_memory_is_named(given, said):
+    with pytest.raises(LKGError, match=said):
+        load_dataset_bundle(given)

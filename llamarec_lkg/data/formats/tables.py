@@ -7,6 +7,8 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from ...utils.errors import LKGError
 from ..engine import Connection, Relation, connect, name
 from ..raw_dataset import CARD, Catalogue, Format, RawDataset, catalogue_of_tables, folder_of, only, read_source
@@ -14,6 +16,7 @@ from ..readers import TABLES, read_table, table_relation
 
 
 logger = logging.getLogger(__name__)
+TABLE_NAMES = ("interactions", "items", "triples", "links")
 KINDS = ("parquet", "csv", "tsv", "jsonl")  # of files; of two for one table the first is read
 
 
@@ -28,7 +31,7 @@ def tables(path: Path, columns: Mapping[str, str] | None = None) -> RawDataset:
         LKGError: a table is not there, or none has a column that `columns` names.
     """
     folder = folder_of(path)
-    files = {table: _file(folder, table) for table in ("interactions", "items", "triples", "links")}
+    files = {table: _file(folder, table) for table in TABLE_NAMES}
     for table in ("interactions", "items"):
         if files[table] is None:
             raise LKGError(f"{folder} holds no {table} table ({', '.join(f'{table}.{kind}' for kind in KINDS)}).")
@@ -45,14 +48,17 @@ def tables(path: Path, columns: Mapping[str, str] | None = None) -> RawDataset:
         return relation.project(", ".join(f"{name(old)} AS {name(own)}" for own, old in new.items()))
 
     def catalogue(wanted: Container[str] | None) -> Catalogue:
-        frames = {table: read_table(file) for table, file in files.items() if file and table != "interactions"}
-        for table, found in frames.items():
-            new = _renamed(list(found.columns), columns)
-            frames[table] = found[list(new.values())].set_axis(list(new), axis=1)
-        items, triples = catalogue_of_tables(**frames)
+        given = {table: file for table, file in files.items() if file and table != "interactions"}
+        items, triples = catalogue_of_tables(**{t: renamed(read_table(file), columns) for t, file in given.items()})
         return only(items, wanted), triples
 
     return RawDataset(folder.resolve().name, interactions, catalogue, **read_source(folder / CARD))
+
+
+def renamed(table: pd.DataFrame, columns: Mapping[str, str] | None) -> pd.DataFrame:
+    """A table under the library's names of columns."""
+    new = _renamed(list(table.columns), columns)
+    return table[list(new.values())].set_axis(list(new), axis=1)
 
 
 def _renamed(found: Sequence[str], columns: Mapping[str, str] | None) -> dict[str, str]:
