@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -89,7 +90,10 @@ def alone(function: Callable[..., Any], *args: str, **environment: str) -> dict[
     memory that the process held, `gigabytes`."""
     call = f"from tests.benchmarks.runner import measured; measured({function.__module__!r}, {function.__name__!r})"
     done = subprocess.run(
-        [sys.executable, "-c", call, *args], env={**os.environ, **environment}, stdout=subprocess.PIPE, check=True
+        [sys.executable, "-c", call, *args],
+        env={**os.environ, "TQDM_DISABLE": "1", **environment},
+        stdout=subprocess.PIPE,
+        check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -97,6 +101,7 @@ def alone(function: Callable[..., Any], *args: str, **environment: str) -> dict[
 def measured(module: str, name: str) -> None:
     """Print what `alone` reads."""
     __import__(module)
+    logging.getLogger("llamarec_lkg").setLevel(logging.ERROR)
     start = time.perf_counter()
     found = getattr(sys.modules[module], name)(*sys.argv[1:])
     seconds = time.perf_counter() - start
