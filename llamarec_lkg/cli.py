@@ -100,7 +100,8 @@ def _recommend(args: argparse.Namespace) -> None:
     recommender = Recommender.from_pretrained(args.model)
     if args.user is not None and not recommender.processor.user_index(args.user):
         print(f"The model has no weights for user {args.user!r}: the history alone decides.", file=sys.stderr)
-    items = recommender.recommend(args.history, user=args.user, candidates=args.candidates, k=args.k)
+    asked = {name: getattr(args, name) for name in ("user", "candidates", "repeats", "k")}
+    items = recommender.recommend(args.history, **asked)
     if args.json:
         print(json.dumps([dataclasses.asdict(item) for item in items], ensure_ascii=False, indent=2))
     else:
@@ -264,6 +265,8 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     _add_request(command, "*")
     text = "rank these, not what the retriever finds"
     command.add_argument("--candidates", nargs="*", action="extend", metavar="ITEM", help=text)
+    text = "whether what is in the history may come again; by default as the ranker was trained"
+    command.add_argument("--repeats", choices=("allowed", "excluded"), help=text)
     command.add_argument("-k", type=int, default=10, help="how many items to show")
     command.add_argument("--json", action="store_true", help="print records for machines")
     command.add_argument("--sentences", action="store_true", help="say in a sentence why each item is there")

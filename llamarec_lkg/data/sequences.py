@@ -22,7 +22,17 @@ from .ledger import EXACT_DUPLICATES, Ledger
 from .ordering import order_ties, shuffling_keys
 from .raw_dataset import RawDataset, coded_interactions
 from .schema import TIMESTAMP, USER_ID, DatasetBundle, ItemTable
-from .splits import SPLITS, TEST, TRAIN, UNUSED, VALIDATION, PreprocessingSettings, leave_one_out, time_split
+from .splits import (
+    EXCLUDED,
+    SPLITS,
+    TEST,
+    TRAIN,
+    UNUSED,
+    VALIDATION,
+    PreprocessingSettings,
+    leave_one_out,
+    time_split,
+)
 from .values import natural_order
 
 
@@ -143,10 +153,11 @@ class SequenceDataset:
                 "time split users with some before and after the split point."
             )
         targets = np.flatnonzero(np.isin(dataset.labels, (VALIDATION, TEST)))
-        if repeated := int(dataset.repeated(targets).sum()):
+        if settings.repeats == EXCLUDED and (repeated := int(dataset.repeated(targets).sum())):
             logger.warning(
                 "%d of %d targets (%.1f%%) are items that their users had before. What is in a history is not ranked, "
-                "so that these count as misses.", repeated, len(targets), 100 * repeated / len(targets),
+                "so that these count as misses. Where people come back to what they had, set `repeats: allowed` "
+                "(preprocessing.repeats).", repeated, len(targets), 100 * repeated / len(targets),
             )  # fmt: skip
         return dataset
 

@@ -12,6 +12,7 @@ from ..utils.errors import LKGError
 
 TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+EXCLUDED, ALLOWED = "excluded", "allowed"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class PreprocessingSettings:
         seed (`int`): of the shuffled ties.
         last (`int`): for leave-one-out, how many of each user's last interactions are test targets; of short
             sequences fewer, so that half is left to train on.
+        repeats (`"excluded"` or `"allowed"`): whether what is in a history can be ranked after it. Excluded, as
+            published, it never is, and a target that its user had before is a miss; allowed, it is a candidate like
+            any other, in training lists, in evaluation and of the trained ranker: for music, groceries and games.
     """
 
     min_user_interactions: int = 5
@@ -46,6 +50,7 @@ class PreprocessingSettings:
     ties: Literal["shuffled", "file", "item_id"] = "shuffled"
     seed: int = 42
     last: int = 1
+    repeats: Literal["excluded", "allowed"] = EXCLUDED
 
     def __post_init__(self) -> None:
         if self.split not in ("leave-one-out", "time") or self.targets not in ("first", "all"):
@@ -63,11 +68,21 @@ class PreprocessingSettings:
                 f"ties={self.ties!r} was given; it is 'shuffled' (by the seed), 'file' (as in the source) or "
                 "'item_id' (as published)."
             )
+        check_repeats(self.repeats)
         if self.last < 1 or (self.split == "time" and self.last != 1):
             raise LKGError(
                 f"last={self.last} was given with split={self.split!r}; it is the number of test targets of each user "
                 "in leave-one-out, 1 or more. For a time split, set `targets` to 'all'."
             )
+
+
+def check_repeats(repeats: str) -> None:
+    """Raise `LKGError` where it is neither `EXCLUDED` nor `ALLOWED`."""
+    if repeats not in (EXCLUDED, ALLOWED):
+        raise LKGError(
+            f"repeats={repeats!r} was given; it is 'excluded' (what is in a history is not ranked after it) or "
+            "'allowed' (it is)."
+        )
 
 
 def leave_one_out(offsets: np.ndarray, last: int = 1) -> np.ndarray:

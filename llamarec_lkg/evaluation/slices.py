@@ -17,14 +17,21 @@ LEAST = 0.1  # share of the targets that each length has
 POPULARITIES = (1, 10, 30)
 TIES = {"shuffled": "shuffled, seed {}", "file": "in file order", "item_id": "by item id, as published"}
 
+REPEATS = {
+    "excluded": "excluded: what is in a history is not ranked",
+    "allowed": "allowed: what is in a history is ranked like any other item",
+}
+
 
 def describe_targets(dataset: SequenceDataset, split: str = "test") -> dict[str, Any]:
-    """For a report's protocol: how ties were ordered and how many targets are tied, how many targets were in their
-    own history (which is not ranked, so that they are misses), and which interactions of the source are not here."""
+    """For a report's protocol: how ties were ordered and how many targets are tied, whether what is in a history is
+    ranked after it, how many targets were in their own (misses, where it is not), and which interactions of the source
+    are not here."""
     positions = dataset.positions(split)
     return {
         "ties": TIES[dataset.settings.ties].format(dataset.settings.seed),
         "tied_targets": int(dataset.tied(positions).sum()),
+        "repeats": REPEATS[dataset.settings.repeats],
         "repeated_targets": int(dataset.repeated(positions).sum()),
         "interactions": dataset.ledger.describe(),
     }
@@ -37,6 +44,7 @@ def target_slices(dataset: SequenceDataset, split: str = "test") -> dict[str, np
     - `item popularity`: how often the target's item was trained on; a new item never.
     - `user`: `new` without a single training interaction, else `known`.
     - `time`: `tied` with another interaction of the user, else `alone`.
+    - `repeats`, where they are allowed: `had before` by the user, else `first time`.
 
     A kind that parts nothing is left out.
     """
@@ -51,6 +59,8 @@ def target_slices(dataset: SequenceDataset, split: str = "test") -> dict[str, np
         "user": np.where(trained[users] > 0, "known", "new"),
         "time": np.where(dataset.tied(positions), "tied", "alone"),
     }
+    if dataset.settings.repeats == "allowed":  # else all that were had before are misses
+        kinds["repeats"] = np.where(dataset.repeated(positions), "had before", "first time")
     return {kind: labels for kind, labels in kinds.items() if len(np.unique(labels)) > 1}
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 
 from ..data.examples import as_examples
 from ..data.schema import CO_RATED, UNKNOWN_USER, ItemTable, RankingExample, raw_id_list
+from ..data.splits import EXCLUDED, check_repeats
 from ..graph import paths
 from ..graph.evidence import EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
@@ -60,6 +61,8 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
             before is scored after.
         candidate_weights ([`CandidateWeights`], optional): how retriever, evidence and popularity find candidates
             together (`fused_retriever`); without them the retriever finds them alone.
+        repeats (`"excluded"` or `"allowed"`): whether what is in a history is found again after it; what the data had
+            that the ranker was trained on (`dataset.settings.repeats`).
         settings: values for `SHARED_SETTINGS`; see [`LlamaRecLKGConfig`], whose defaults they have.
     """
 
@@ -76,6 +79,7 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
         evidence_scale: Sequence[float] | None = None,
         item_counts: Sequence[int] = (),
         candidate_weights: CandidateWeights | None = None,
+        repeats: Literal["excluded", "allowed"] = EXCLUDED,
         **settings: Any,
     ):
         if not len(item_ids) == len(titles) == knowledge_graph.num_items:
@@ -85,6 +89,7 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
             )
         if unknown := sorted(set(settings) - set(SHARED_SETTINGS)):
             raise LKGError(f"Unknown settings {unknown}; the processor knows {sorted(SHARED_SETTINGS)}.")
+        check_repeats(repeats)
         checked = LlamaRecLKGConfig(**settings)
         self.settings = {name: getattr(checked, name) for name in SHARED_SETTINGS}
         for name, value in self.settings.items():
@@ -99,6 +104,7 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
         counts = np.asarray(item_counts if len(item_counts) else np.zeros(len(self.item_ids)))
         self.log_counts = log_popularity(np.concatenate([[0], counts]))  # (num_items + 1,)
         self.candidate_weights = candidate_weights
+        self.repeats = repeats
         self.knowledge_graph = _without_people(knowledge_graph)
         self.reads_carried_features = True  # not with another graph: what examples carry was read from this one
         super().__init__(tokenizer)
@@ -206,6 +212,7 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
             self.evidence_scale,
             np.append(np.expm1(self.log_counts[1:]).round(), np.zeros(len(items))),
             self.candidate_weights,
+            self.repeats,
             **self.settings,
         )
 

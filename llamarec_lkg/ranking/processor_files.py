@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.schema import ITEM_ID, TITLE, USER_ID
+from ..data.splits import EXCLUDED
 from ..graph.knowledge_graph import KnowledgeGraph
 from ..hub.layout import (
     GRAPH_FILES,
@@ -42,6 +43,7 @@ class ProcessorFilesMixin:
             "settings": self.settings,
             "evidence_scale": self.evidence_scale,
             "candidate_weights": None if self.candidate_weights is None else vars(self.candidate_weights),
+            "repeats": self.repeats,
             "relations": list(self.relations),
             "auto_map": PROCESSOR_MAP,
         }
@@ -99,5 +101,6 @@ class ProcessorFilesMixin:
             evidence_scale=description["evidence_scale"],
             item_counts=items[COUNT].to_numpy(),
             candidate_weights=None if weights is None else CandidateWeights(**weights),
+            repeats=description.get("repeats", EXCLUDED),  # what was saved before there was a choice
             **description["settings"],
         )

@@ -13,6 +13,7 @@ import torch
 
 from ..data.schema import PADDING_ITEM
 from ..data.sequences import SequenceDataset
+from ..data.splits import EXCLUDED
 from ..evaluation.metrics import target_ranks
 from ..graph.co_ratings import MIN_PEOPLE
 from ..utils.errors import LKGError
@@ -82,8 +83,15 @@ def pad_left(sequences: Sequence[np.ndarray], max_length: int) -> torch.Tensor:
     return torch.from_numpy(batch)
 
 
+def never_ranked(histories: Sequence[np.ndarray], repeats: str) -> list[np.ndarray]:
+    """The items that are not ranked after each history: its own where `repeats` are excluded (the published protocol),
+    none where they are allowed ([`~data.splits.PreprocessingSettings`])."""
+    return [history if repeats == EXCLUDED else history[:0] for history in histories]
+
+
 def exclude_history(scores: np.ndarray, histories: Sequence[np.ndarray]) -> np.ndarray:
-    """`scores` with -inf for every item of the user's whole history (the published protocol). Changes it in place."""
+    """`scores` with -inf for every item of the user's whole history, or of what is `never_ranked` after it. Changes it
+    in place."""
     for row, history in enumerate(histories):
         scores[row, history] = -np.inf
     return scores
@@ -112,20 +120,20 @@ def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def retriever_ranks(dataset: SequenceDataset, retriever: Retriever, split: str, *, block: int = 512) -> np.ndarray:
-    """Rank of every target of `split` among all items, history excluded, shape (N,)."""
+    """Rank of every target of `split` among all items, history excluded unless the data allow repeats, shape (N,)."""
     return retrieved(dataset, retriever, split, block=block)[0]
 
 
 def retrieved(
     dataset: SequenceDataset, retriever: Retriever, split: str, *, count: int = 10, block: int = 512
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of every target of `split`: its rank among all items, history excluded, shape (N,); and the `count` best items,
-    (N, count), 0 where there are fewer."""
+    """Of every target of `split`: its rank among all items, history excluded unless the data allow repeats, (N,); and
+    the `count` best items, (N, count), 0 where there are fewer."""
     positions, ranks, best = dataset.positions(split), [], []
     for start in range(0, len(positions), block):
         part = positions[start : start + block]
         histories = [dataset.item_sequence[dataset.history(position)] for position in part]
-        scores = exclude_history(retriever.score(histories), histories)
+        scores = exclude_history(retriever.score(histories), never_ranked(histories, dataset.settings.repeats))
         ranks.append(target_ranks(scores, dataset.item_sequence[part]))
         best.append(top_k(scores, count)[0])
     return np.concatenate(ranks), np.concatenate(best)

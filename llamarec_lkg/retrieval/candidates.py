@@ -21,7 +21,7 @@ from ..data.schema import PADDING_ITEM, RankingExample
 from ..data.sequences import SequenceDataset
 from ..graph.evidence import EvidenceIndex
 from ..utils.errors import LKGError
-from .base import Retriever, exclude_history, top_k
+from .base import Retriever, exclude_history, never_ranked, top_k
 from .fused import FusedRetriever
 
 
@@ -75,7 +75,8 @@ def training_examples(
             users, which suits `negatives="uniform"` as published.
         fold_of_user: from `folds_of_users`; needed with several retrievers.
         negatives: "retrieved" keeps the positions whose target the retriever finds, with what it found beside it: the
-            very distribution of evaluation. "uniform" draws the other candidates from all items, as published.
+            very distribution of evaluation. "uniform" draws the other candidates from all items, as published. Both
+            leave out the history unless the data allow repeats.
         per_user: only the latest so many positions of each user; None takes all.
         shuffle: put the candidates into random order, so that a place says nothing about the answer.
 
@@ -146,14 +147,15 @@ def with_easy_lists(examples: Sequence[RankingExample], share: float, *, seed: i
 
     Such a list only asks which item fits this history, and nothing but the language model answers: retrieval scores,
     evidence and popularity are 0 in it. Its negatives are as popular as targets are, so that popularity gives nothing
-    away. What the retriever finds is so alike that a language model which sees nothing else may never begin to learn.
+    away. Neither does having had an item before: where the target is one of the history, the others are, too. What the
+    retriever finds is so alike that a language model which sees nothing else may never begin to learn.
 
     Args:
         examples: lists whose target is among their candidates, with features. Paths that the prompt shows stay.
         share: from 0 to 1.
 
     Returns:
-        the lists in their order; an easy one has fewer candidates where there are not so many other targets.
+        the lists in their order; an easy one has fewer candidates where there are not so many others.
 
     Raises:
         LKGError: a list has no features; the processor would read them of an easy list, too, and favour its target.
@@ -165,7 +167,10 @@ def with_easy_lists(examples: Sequence[RankingExample], share: float, *, seed: i
     for example, easy in zip(examples, generator.random(len(examples)) < share, strict=True):
         count, target = len(example.candidates) - 1, example.candidates[example.label]
         drawn = targets[generator.integers(len(targets), size=4 * count)]
-        drawn = drawn[~np.isin(drawn, [*example.history, target])]
+        if target in example.history:
+            drawn = generator.permutation(example.history[example.history != target])
+        else:
+            drawn = drawn[~np.isin(drawn, [*example.history, target])]
         others = drawn[np.sort(np.unique(drawn, return_index=True)[1])[:count]]
         lists.append(_silent(example, others, generator) if easy and len(others) else example)
     return lists
@@ -291,7 +296,7 @@ def _scored(
 
 def _retrieve(dataset: SequenceDataset, blocks: Iterator[ScoredBlock], count: int) -> Iterator[RankingExample]:
     for block, histories, scores, chosen_by in blocks:
-        items, _ = top_k(exclude_history(chosen_by, histories), count)
+        items, _ = top_k(exclude_history(chosen_by, never_ranked(histories, dataset.settings.repeats)), count)
         for row, position in enumerate(block):
             candidates = items[row][items[row] != PADDING_ITEM]
             yield _example(dataset, position, candidates, scores[row][candidates])
@@ -301,9 +306,10 @@ def _uniform(
     dataset: SequenceDataset, blocks: Iterator[ScoredBlock], count: int, generator: np.random.Generator
 ) -> Iterator[RankingExample]:
     for block, histories, scores, _ in blocks:
+        away = never_ranked(histories, dataset.settings.repeats)
         for row, position in enumerate(block):
             target = dataset.item_sequence[position]
-            free = np.setdiff1d(np.arange(1, dataset.num_items + 1), np.append(histories[row], target))
+            free = np.setdiff1d(np.arange(1, dataset.num_items + 1), np.append(away[row], target))
             drawn = generator.choice(free, size=min(count - 1, len(free)), replace=False)
             candidates = np.append(target, drawn)
             yield _example(dataset, position, candidates, scores[row][candidates])

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..data.schema import PADDING_ITEM
 from ..data.sequences import SequenceDataset
 from ..graph.evidence import EvidenceIndex
-from .base import Retriever, exclude_history, top_k
+from .base import Retriever, exclude_history, never_ranked, top_k
 
 
 POOL = 100  # items of each kind that weights are fitted on beside the target
@@ -181,18 +181,19 @@ def _features(
     catalogue each stands for (B, C), 0 where there is none."""
     recent = fold.index.with_half_life(recent_half_life)
     histories = [dataset.item_sequence[dataset.history(position)] for position in positions]
-    scores = exclude_history(fold.retriever.score(histories), histories)
+    away = never_ranked(histories, dataset.settings.repeats)
+    scores = exclude_history(fold.retriever.score(histories), away)
     said = fold.index.catalogue(histories, np.ones((len(positions), fold.index.num_relations)))
     last = recent.catalogue(histories, np.ones((len(positions), fold.index.num_relations)))
     drawn = generator.integers(1, dataset.num_items + 1, (len(positions), POOL))
-    proposed = [top_k(exclude_history(values, histories), POOL)[0] for values in (scores, said, last)]
+    proposed = [top_k(exclude_history(values, away), POOL)[0] for values in (scores, said, last)]
     pools, counts = [], []
-    for row, (position, history) in enumerate(zip(positions, histories, strict=True)):
+    for row, (position, out) in enumerate(zip(positions, away, strict=True)):
         target = dataset.item_sequence[position]
         sure = np.unique(np.concatenate([items[row] for items in proposed]))
         sure = np.append(target, sure[(sure != target) & (sure != PADDING_ITEM)])
-        chance = np.setdiff1d(drawn[row], np.append(sure, history))
-        others = dataset.num_items - len(sure) - len(np.setdiff1d(history, target))
+        chance = np.setdiff1d(drawn[row], np.append(sure, out))
+        others = dataset.num_items - len(sure) - len(np.setdiff1d(out, target))
         pools.append(np.append(sure, chance))
         counts.append(np.append(np.ones(len(sure)), np.full(len(chance), others / max(len(chance), 1))))
     width = max(map(len, pools))
@@ -206,7 +207,7 @@ def _features(
         recent.evidence(histories, pools),
         fold.log_counts[items][..., None],
     ]
-    # a target that stands in its own history is no candidate
+    # where repeats are excluded, a target that stands in its own history is no candidate
     kept = np.flatnonzero(np.isfinite(first_stage[:, 0, 0]))
     features = np.where(stands_for[..., None] > 0, np.concatenate(parts, axis=-1), 0.0).astype(np.float32)
     return features[kept], stands_for[kept]

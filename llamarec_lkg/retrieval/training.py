@@ -67,7 +67,8 @@ class RetrieverTrainingArguments:
 
 
 def evaluate_retriever(retriever: Retriever, dataset: SequenceDataset, split: str) -> dict[str, float]:
-    """Metrics at 1, 5, 10 and 20 over all items, history excluded, for every target of `split`."""
+    """Metrics at 1, 5, 10 and 20 over all items, history excluded unless the data allow repeats, for every target of
+    `split`."""
     return mean_metrics(retriever_ranks(dataset, retriever, split), ks=(1, 5, 10, 20))
 
 

@@ -90,7 +90,8 @@ class RecommendationPipeline(Pipeline):
         Args:
             inputs: a request, or several in a list, a generator or a data set. A request is a dictionary with
                 "history" (raw item ids, oldest first; may be empty) and optionally "user" (a raw id; an unknown one is
-                the average user) and "candidates" (raw item ids to rank in place of what the retriever finds).
+                the average user), "candidates" (raw item ids to rank in place of what the retriever finds) and
+                "repeats" ("allowed" or "excluded": whether it finds what is in the history; by default as trained).
             kwargs: `top_k` (10), how many items to return; `num_reasons` (3), how many paths to name for each item;
                 `batch_size` (1), requests in one forward pass. It changes scores by rounding alone: some 1e-6 in
                 float32, up to 1 % in bfloat16.
@@ -123,10 +124,10 @@ class RecommendationPipeline(Pipeline):
                 f"A request is a dictionary such as {{'history': ['50', '181']}}, not {type(inputs).__name__} "
                 f"({str(inputs)[:60]!r})."
             )
-        if "history" not in inputs or not {"history", "user", "candidates"}.issuperset(inputs):
+        if "history" not in inputs or not {"history", "user", "candidates", "repeats"}.issuperset(inputs):
             raise LKGError(
-                f"A request has 'history' (a list, which may be empty) and optionally 'user' and 'candidates'; found "
-                f"{sorted(map(str, inputs))}. Rename or leave out the others."
+                f"A request has 'history' (a list, which may be empty) and optionally 'user', 'candidates' and "
+                f"'repeats'; found {sorted(map(str, inputs))}. Rename or leave out the others."
             )
         return self.recommender.request(**inputs)
 

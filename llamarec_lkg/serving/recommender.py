@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,12 +16,13 @@ import torch
 from huggingface_hub import CommitInfo
 
 from ..data.schema import UNKNOWN_USER, ItemTable, RankingExample, raw_id_list
+from ..data.splits import EXCLUDED, check_repeats
 from ..hub.layout import CARD_FACTS, PARTS, REPORT_FILE, RETRIEVER_FOLDER
 from ..hub.push import PushOptions, push_folder
 from ..ranking.backbones import resolve_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
-from ..retrieval.base import Retriever, check_retriever, exclude_history, top_k
+from ..retrieval.base import Retriever, check_retriever, exclude_history, never_ranked, top_k
 from ..retrieval.fused import FusedRetriever
 from ..retrieval.item_features import ItemFeatures, item_texts, new_entities
 from ..retrieval.sequential import NeuralRetriever
@@ -34,11 +35,13 @@ from .sliding_windows import rank_windows
 
 @dataclass(frozen=True)
 class Request:
-    """A checked question to a [`Recommender`], in dense ids. Without candidates the retriever finds them."""
+    """A checked question to a [`Recommender`], in dense ids. Without candidates the retriever finds them, those of the
+    history among them where `repeats` are allowed."""
 
     history: np.ndarray
     user: int
     candidates: np.ndarray | None
+    repeats: str = EXCLUDED
 
 
 @dataclass(frozen=True)
@@ -252,6 +255,7 @@ class Recommender:
         *,
         user: str | None = None,
         candidates: Sequence[str] | None = None,
+        repeats: Literal["excluded", "allowed"] | None = None,
         k: int = 10,
         num_reasons: int = 3,
     ) -> list[Recommendation]:
@@ -259,23 +263,33 @@ class Recommender:
 
         Args:
             user: raw id; unknown or None is the average user, for whom the history alone decides.
-            candidates: rank these; by default what the retriever finds, history excluded.
+            candidates: rank these; by default what the retriever finds.
+            repeats: whether it also finds what is in the history; by default as the ranker was trained
+                (`processor.repeats`).
             num_reasons: how many paths to name for each item.
 
         Raises:
-            LKGError: history or candidates are no list, an item is not known, or candidates repeat.
+            LKGError: history or candidates are no list, an item is not known, candidates repeat, or `repeats` is
+                neither of its values.
         """
-        request = self.request(history, user=user, candidates=candidates)
+        request = self.request(history, user=user, candidates=candidates, repeats=repeats)
         (ranking,) = self.rank(self.retrieve([request], k))
         return self.describe(ranking, k=k, num_reasons=num_reasons)
 
     def request(
-        self, history: Sequence[str], *, user: str | None = None, candidates: Sequence[str] | None = None
+        self,
+        history: Sequence[str],
+        *,
+        user: str | None = None,
+        candidates: Sequence[str] | None = None,
+        repeats: Literal["excluded", "allowed"] | None = None,
     ) -> Request:
         """Check raw ids; the arguments and errors of `recommend`."""
         dense_history = self.processor.dense_items(raw_id_list("history", history))
         if candidates is None and self.retriever is None:
             raise LKGError("There is no retriever to find candidates; give `candidates`, or a retriever.")
+        repeats = self.processor.repeats if repeats is None else repeats
+        check_repeats(repeats)
         chosen = None
         if candidates is not None:
             candidates = raw_id_list("candidates", candidates)
@@ -283,17 +297,17 @@ class Recommender:
             for raw_id, times in Counter(map(str, candidates)).most_common(1):
                 if times > 1:
                     raise LKGError(f"Candidate {raw_id!r} appears {times} times. Give each candidate once.")
-        return Request(dense_history, self.processor.user_index(user), chosen)
+        return Request(dense_history, self.processor.user_index(user), chosen, repeats)
 
     def retrieve(self, requests: Sequence[Request], k: int = 10) -> list[RankingExample]:
-        """The lists to rank, one a request: its candidates, or what the retriever finds, history excluded."""
+        """The lists to rank, one a request: its candidates, or what the retriever finds."""
         histories = [request.history for request in requests]
         if self.retriever is None:
             scores = np.zeros((len(requests), len(self.item_ids) + 1), dtype=np.float32)
         else:
             scores = self.retriever.score(histories)
         asked = [row for row, request in enumerate(requests) if request.candidates is None]
-        found = dict(zip(asked, self._find(scores[asked], [histories[row] for row in asked], k), strict=True))
+        found = dict(zip(asked, self._find(scores[asked], [requests[row] for row in asked], k), strict=True))
         examples = []
         for row, (request, first_stage) in enumerate(zip(requests, scores, strict=True)):
             candidates = found[row] if request.candidates is None else request.candidates
@@ -302,14 +316,16 @@ class Recommender:
             examples.append(RankingExample(request.user, request.history, ratings, candidates, values))
         return examples
 
-    def _find(self, scores: np.ndarray, histories: Sequence[np.ndarray], k: int) -> list[np.ndarray]:
+    def _find(self, scores: np.ndarray, requests: Sequence[Request], k: int) -> list[np.ndarray]:
         """Candidates by the retriever's scores (B, num_items + 1), which are changed, and whatever else finds them,
-        history excluded."""
-        if not histories:
+        history excluded unless the request allows repeats."""
+        if not requests:
             return []
+        histories = [request.history for request in requests]
+        away = [never_ranked([one.history], one.repeats)[0] for one in requests]
         finder = self.processor.fused_retriever(self.retriever)
         chosen_by = finder.join(scores, histories) if isinstance(finder, FusedRetriever) else scores
-        found, _ = top_k(exclude_history(chosen_by, histories), max(k, self.processor.num_candidates))
+        found, _ = top_k(exclude_history(chosen_by, away), max(k, self.processor.num_candidates))
         return [items[items > 0] for items in found]
 
     def rank(self, examples: Sequence[RankingExample]) -> list[Ranking]:

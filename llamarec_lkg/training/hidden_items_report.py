@@ -10,6 +10,7 @@ import numpy as np
 from ..data.hidden_items import hide_items
 from ..data.schema import PADDING_ITEM
 from ..evaluation.report import POPULARITY, REFERENCE, Report
+from ..evaluation.slices import REPEATS
 from ..graph.evidence import EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
 from ..retrieval.base import PopularityRetriever, Retriever, retriever_ranks
@@ -58,6 +59,7 @@ def hidden_items_report(
         "items": dataset.num_items,
         "targets_are": f"those among {int(hidden.sum()):,} items that training never saw",
         "graph": f"without what training says of hidden items: {graph.describe()}",
+        "repeats": REPEATS[dataset.settings.repeats],
         "candidates": RANKED,
         "training_seed": seed,
     }

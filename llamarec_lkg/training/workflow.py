@@ -243,7 +243,7 @@ class Workflow(FirstStages):
         items = data.dataset.items
         users = data.dataset.user_ids if self.config.model.get("use_user_embedding") else ()
         counts = data.dataset.training_counts()[1:]
-        settings = {"item_counts": counts, **self.config.prompt}
+        settings = {"item_counts": counts, "repeats": data.dataset.settings.repeats, **self.config.prompt}
         return LlamaRecLKGProcessor(tokenizer, data.graph, items.ids, items.titles, users, **settings)
 
     def build_model(self, processor: LlamaRecLKGProcessor) -> LlamaRecLKGForRanking:

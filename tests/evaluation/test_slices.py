@@ -25,6 +25,7 @@ def test_the_protocol_says_how_ties_went_and_what_cannot_be_ranked(make_dataset)
     assert facts == {
         "ties": "shuffled, seed 42",
         "tied_targets": 1,
+        "repeats": "excluded: what is in a history is not ranked",
         "repeated_targets": 1,
         "interactions": "of 10 interactions 9 are kept. Left out: 1 that repeat user, item and time of another.",
     }
