@@ -99,7 +99,8 @@ def typed_interactions(relation: Relation, place: str) -> Relation:
     for column in (USER_ID, ITEM_ID):
         if kinds[column].endswith("]") or kinds[column].startswith(("STRUCT", "MAP", "BOOLEAN")):
             raise LKGError(
-                f"Column '{column}' of the interactions table is {kinds[column]}; an id is a number or a text."
+                f"Column '{column}' of the interactions table is {kinds[column]}; an id is a number or a text. "
+                "Write it as one."
             )
     rating = "'1'"
     if RATING in kinds:
@@ -241,7 +242,7 @@ class _Times:
         if found["slashed"] != found["rows"] or day_first == month_first or short:
             raise LKGError(
                 f"Column '{TIMESTAMP}' of the interactions table has dates such as {found['slashed_value']!r}, of "
-                "which day, month and year cannot be told apart. Write them as 2024-01-31."
+                "which day, month and year cannot be told apart, or beside other times. Write all as 2024-01-31."
             )
         order = "%d/%m/%Y" if day_first else "%m/%d/%Y"
         formats = ", ".join(f"'{order}{clock}'" for clock in _CLOCKS)

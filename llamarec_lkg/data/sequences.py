@@ -137,10 +137,12 @@ class SequenceDataset:
         if ledger.lost:
             logger.warning(ledger.describe(raw.name))
         if not (dataset.labels == TEST).any():
-            raise LKGError(
-                "No user has an interaction in the test part. Leave-one-out needs users with three interactions, a "
-                "time split users with some before and after the split point."
-            )
+            found_part = f"No user has three interactions, the longest sequence is of {int(np.diff(offsets).max())}."
+            remedy = "Leave-one-out needs more of some user; or set `split` to 'time'."
+            if by_time:
+                found_part = f"No user has interactions before the last {settings.test_fraction:.0%} and in it."
+                remedy = "Change `test_fraction`, or set `split` to 'leave-one-out'."
+            raise LKGError(f"There is no test target. {found_part} {remedy}")
         targets = np.flatnonzero(np.isin(dataset.labels, (VALIDATION, TEST)))
         if repeated := int(dataset.repeated(targets).sum()):
             logger.warning(

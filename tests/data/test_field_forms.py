@@ -178,13 +178,6 @@ def test_latin_1_and_escaped_quotes_are_read_and_told(tmp_path, caplog):
     assert "items.csv is not in UTF-8; it is read as Latin-1" in caplog.text
 
 
-def test_a_short_header_is_refused_and_a_whole_one_helps(tmp_path):
-    with pytest.raises(LKGError, match=r"has 3 names, its rows 4 fields: \['user_id', .*Give each column one name"):
-        read(tmp_path, interactions="user_id,item_id,timestamp\nu0,001,5,1\n")
-    whole = "user_id,item_id,rating,timestamp\nu0,001,5,1\n"
-    assert read(tmp_path, interactions=whole).interactions.ratings.tolist() == [5.0]
-
-
 def test_a_column_without_a_name_is_left_out_and_two_of_one_name_are_refused(tmp_path, caplog):
     assert read(tmp_path, ",item_id,title\n0,1,Up\n1,2,Heat\n2,3,x\n").items.attributes == {}
     assert "has a column without a name" in caplog.text
@@ -282,15 +275,6 @@ def test_parts_with_columns_in_another_order_are_the_same_and_with_others_refuse
     (tmp_path / "x.test.inter").write_text(f"rating:float\t{INTER}3\tu2\ti2\t2\n")
     with pytest.raises(LKGError, match="have different columns. Give all of them the same"):
         load_dataset_bundle(tmp_path)
-
-
-def test_several_data_sets_in_one_folder_are_listed_and_one_can_be_named(tmp_path):
-    for name in ("books", "films"):
-        (tmp_path / f"{name}.inter").write_text(f"{INTER}u\t1\t1\n")
-        (tmp_path / f"{name}.item").write_text(f"item_id:token\titem_name:token_seq\n1\t{name}\n")
-    with pytest.raises(LKGError, match=r"several data sets: \['books', 'films'\]. Pass the path"):
-        load_dataset_bundle(tmp_path)
-    assert load_dataset_bundle(tmp_path / "films.inter").items.titles == ("films",)
 
 
 def test_what_atomic_files_lack_is_named_and_names_are_titles(tmp_path):
