@@ -104,11 +104,11 @@ def _cause(error: Exception) -> str:
     if found := re.search(r'Malformed JSON in file "(.+?)"', text):
         return _bad_json(Path(found[1]))
     lines = (line.strip() for line in text.splitlines() if line.strip())
-    told = takewhile(lambda line: not line.startswith(("Possible", "file =", "LINE", "See also")), lines)
+    told = list(takewhile(lambda line: not line.startswith(("Possible", "file =", "LINE", "See also")), lines))
     remedy = "Mend that place."
     if isinstance(error, duckdb.OutOfMemoryException):
         remedy = "Let LLAMAREC_LKG_MEMORY name more memory, or make room on the disk."
-    elif re.search("unexpected end of gzip|zstd|parquet", text, re.IGNORECASE):
+    elif re.search("gzip stream|zstd|parquet", told[0], re.IGNORECASE):
         remedy = "Is the file whole? Make or copy it again."
     return " ".join(told)[:600].rstrip(".") + ". " + remedy
 

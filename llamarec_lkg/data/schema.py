@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..utils.errors import LKGError
-from .values import clean_text, inside, spell_id, text_of, texts_of
+from .values import clean_text, spell_id, text_of, texts_of
 
 
 if TYPE_CHECKING:
@@ -65,10 +65,12 @@ def _require_present(frame: pd.DataFrame, columns: Sequence[str], table: str) ->
 
 def _taken(frame: pd.DataFrame, column: str, take: Callable[[Any], Any], table: str) -> tuple[Any, ...]:
     """What the cells of a column mean."""
-    found = []
-    for row, cell in enumerate(frame[column]):
-        with inside(f"Column '{column}' of the {table} table, row {row}"):
+    found: list[Any] = []
+    try:
+        for cell in frame[column]:
             found.append(take(cell))
+    except LKGError as error:
+        raise LKGError(f"Column '{column}' of the {table} table, row {len(found)}: {error}") from error
     return tuple(found)
 
 

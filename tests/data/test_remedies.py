@@ -24,7 +24,7 @@ from llamarec_lkg import data as package
 from llamarec_lkg.data import known_datasets, sources
 from llamarec_lkg.data.convert import convert, open_raw
 from llamarec_lkg.data.examples import as_examples
-from llamarec_lkg.data.facts import as_triples, with_triples
+from llamarec_lkg.data.facts import as_triples
 from llamarec_lkg.data.hidden_items import hide_items
 from llamarec_lkg.data.interactions import Interactions
 from llamarec_lkg.data.k_core import filtered
@@ -159,6 +159,11 @@ EVENT_RECORDS = pd.DataFrame(EVENTS).to_dict("records")
 FOLDERS = {
     # a file
     "absent": case(atomic({"x.kg": KG}), "x.link does not exist. Put it there", atomic({"x.kg": KG, "x.link": LINK})),
+    "in another folder": case(
+        tables(load=opened(format="movielens-1m")),
+        "ratings.dat does not exist ... or pass the folder that holds it",
+        ml_1m(load=opened(format="movielens-1m")),
+    ),
     "a folder": case(
         tables({"interactions.csv": {}}),
         "interactions.csv is a folder; needed is a file. Join what is in it",
@@ -502,19 +507,16 @@ def facts_in(name, content):
     return take
 
 
-def linked(head="5", links=None, beside=None):
-    """Facts in a folder of tables, their links, and facts beside them: what is linked to which item."""
+def linked(head, links=None):
+    """The item that a fact in a folder of tables is about, by its name or by a table of links."""
     files = {"triples.parquet": pd.DataFrame({**FACTS, "head": [head]})}
     if links is not None:
         files["links.parquet"] = pd.DataFrame(links, columns=["entity_id", "item_id"], dtype=str)
 
     def take():
         tables(files)()
-        bundle = convert(".")
-        if beside:
-            bundle = with_triples(bundle, pd.DataFrame({**FACTS, "head": [beside], "tail": ["y"]}))
-        ends = {*bundle.triples.heads} & bundle.triples.item_of_entity.keys()
-        return {bundle.triples.item_of_entity[end] for end in ends}
+        triples = convert(".").triples
+        return triples.item_of_entity[triples.heads[0]]
 
     return take
 
@@ -646,11 +648,10 @@ VALUES = {
     ),
     # items
     "a missing title": case(
-        items(title=["A", None, "C"]),
-        "Column 'title' of the items table has 1 missing value(s), the first in row 1. Every row needs one: drop "
+        items(item_id=[5, 6, 7, 8], title=["A", "B", "C", None]),
+        "Column 'title' of the items table has 1 missing value(s), the first in row 3. Every row needs one: drop "
         "those rows or fill them in",
         items(),
-        items(item_id=[5, 6, 7], title=["A", "B", "C"]),
     ),
     "a list for a title": case(
         items(title=["A", ["B", "C"], "C"]),
@@ -719,10 +720,10 @@ VALUES = {
         "or say in a table `links` (`entity_id`, `item_id`) which is which",
         linked("5"),
         linked("m.5", links=[("m.5", "5")]),
-        gives={"5"},
+        gives="5",
     ),
     "links that are none": case(
-        linked("m.5", links=[]), "say in a table `links`", linked("m.5", links=[("m.5", "5")]), gives={"5"}
+        linked("m.5", links=[]), "say in a table `links`", linked("m.5", links=[("m.5", "5")]), gives="5"
     ),
     "links of another edition": case(
         linked("m.5", links=[("n.5", "5")]),
@@ -730,7 +731,7 @@ VALUES = {
         "spelled alike, or leave out both facts and links",
         linked("n.5", links=[("n.5", "5")]),
         linked("m.5", links=[("m.5", "5")]),
-        gives={"5"},
+        gives="5",
     ),
     # preparation
     "a split that is not known": case(
