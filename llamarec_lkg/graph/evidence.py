@@ -180,19 +180,24 @@ class EvidenceIndex:
         return self.candidate_rows.T.tocsr()
 
     def contributions(self, history: np.ndarray, candidate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What one candidate's evidence is the sum of.
+        """What one candidate's evidence is the sum of, wherever in the history its terms stand.
 
         Returns:
-            place in the history, column, and weight (never 0) of every term, each of shape (T,); the weights of a
-            relation's columns sum to the candidate's evidence along it.
+            place in the history, column, and weight (never 0) of every term, each of shape (T,). Times the
+            `history_weights` of their places, the weights of a relation's columns sum to the candidate's evidence
+            along it.
         """
         said = self.history_rows[np.asarray(history, dtype=np.int64)]
         places = np.repeat(np.arange(len(history)), np.diff(said.indptr))
-        listener = self.candidate_rows[[candidate]].toarray()[0]
-        weights = self.history_weights(len(history))[places] * said.data * listener[said.indices]
-        weights /= self.scale[self.column_relation[said.indices]]
-        some = np.flatnonzero(weights)
-        return places[some], said.indices[some], weights[some]
+        heard = slice(*self.candidate_rows.indptr[candidate : candidate + 2])
+        known, entry = np.unique(self.candidate_rows.indices[heard], return_inverse=True)
+        strength = np.bincount(entry, weights=self.candidate_rows.data[heard], minlength=len(known))
+        found = np.searchsorted(known, said.indices)
+        some = np.flatnonzero(np.append(known, -1)[found] == said.indices)
+        columns = said.indices[some]
+        weights = said.data[some] * strength[found[some]] / self.scale[self.column_relation[columns]]
+        some, columns, weights = (values[weights != 0] for values in (some, columns, weights))
+        return places[some], columns, weights
 
     def path_weights(self, paths: Paths, history: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """The part of the evidence that runs through each path, shape (P, R).
