@@ -17,7 +17,7 @@ help:
 	@echo "make data         fetch what the quickstart needs, MovieLens-100K and SmolLM2-135M, into the cache"
 	@echo "make test         run the tests; some are skipped without \`make data\`"
 	@echo "make test-slow    run the long ones as well"
-	@echo "make bench        measure time and memory beside peers, into outputs/benchmarks; BENCH=\"scale paths\" for some"
+	@echo "make bench        measure time and memory beside peers, into outputs/benchmarks; BENCH=scale for one"
 	@echo "make check        ruff"
 
 # torch comes first and from its own pin: a CPU machine needs no CUDA packages

@@ -14,6 +14,7 @@ import itertools
 import json
 import logging
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -41,7 +42,7 @@ Relation = duckdb.DuckDBPyRelation  # rows that have not been read yet
 BATCH_ROWS = 1 << 17
 _TAB = "\t"
 _SEPARATORS = (",", _TAB, ";")
-_ESCAPED = re.compile(rb'\\"[^,;\t\r\n]')  # a backslash before a quotation mark that does not end its cell
+_ESCAPED = re.compile(rb'\\"[^",;\t\r\n]')  # a backslash before a quotation mark that does not end its cell
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -65,11 +66,20 @@ def _room() -> Path:
     """A folder of this process for what is not kept."""
     try:
         cache_dir().mkdir(parents=True, exist_ok=True)
-        room = Path(tempfile.mkdtemp(dir=cache_dir(), prefix="spill-"))
+        _sweep(cache_dir())
+        room = Path(tempfile.mkdtemp(dir=cache_dir(), prefix=f"spill-{platform.node()}-{os.getpid()}-"))
     except OSError:  # a cache that cannot be written
         room = Path(tempfile.mkdtemp(prefix="spill-"))
     atexit.register(shutil.rmtree, room, ignore_errors=True)
     return room
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what processes of this machine that were killed have left."""
+    for folder in cache.glob(f"spill-{glob.escape(platform.node())}-*"):
+        process = folder.name.split("-")[-2]
+        if process.isdigit() and not Path("/proc", process).exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def pattern(path: Path) -> str:
@@ -139,11 +149,14 @@ def frame(relation: Relation, place: str | Path) -> pd.DataFrame:
 
 
 def gathered(connection: Connection, parts: Iterable[pa.Table]) -> Relation:
-    """Tables of the same columns as one, which need not fit into memory."""
-    table = f"gathered_{next(_numbers)}"
-    for place, part in enumerate(parts):
+    """Tables of the same columns as one, which need not fit into memory. An `LKGError` says that there is none."""
+    table, some = f"gathered_{next(_numbers)}", False
+    for part in parts:
         relation = connection.from_arrow(part)
-        relation.insert_into(table) if place else relation.create(table)
+        relation.insert_into(table) if some else relation.create(table)
+        some = True
+    if not some:
+        raise LKGError("The interactions table has no rows. At least one user with three interactions is needed.")
     return connection.table(table)
 
 
@@ -230,7 +243,7 @@ def csv_relation(
         )
 
 
-def require_distinct(columns: Sequence[str], path: Path) -> None:
+def require_distinct(columns: Sequence[str], path: Path | str) -> None:
     """Raise `LKGError` where names of columns differ in case alone: they are one name to the engine."""
     lower = [column.lower() for column in columns]
     if twice := sorted({column for column in columns if column and lower.count(column.lower()) > 1}):
@@ -273,7 +286,7 @@ def in_utf_8(path: Path) -> tuple[Path, bool]:
             if not before and block[:2] in _UTF_16:
                 encoding = "utf-16"
                 break
-            escaped = escaped or bool(_ESCAPED.search(before[-1:] + block))
+            escaped = escaped or bool(_ESCAPED.search(before[-2:] + block))
             before = block
             if encoding == "utf-8":
                 try:
@@ -286,12 +299,19 @@ def in_utf_8(path: Path) -> tuple[Path, bool]:
             return path, escaped
         except UnicodeDecodeError:
             encoding = "latin-1"
+    stat = path.stat()
+    return in_utf_8(_copy_in_utf_8(path, encoding, (stat.st_size, stat.st_mtime_ns)))
+
+
+@cache
+def _copy_in_utf_8(path: Path, encoding: str, stamp: tuple[int, int]) -> Path:
+    """A copy, until the process ends, of a file as it is at the time of its stamp."""
     logger.warning("%s is not in UTF-8; it is read as %s.", path, "UTF-16" if encoding == "utf-16" else "Latin-1")
     copy = Path(tempfile.mkdtemp(dir=_room())) / path.name.removesuffix(".gz")
     with open_bytes(path) as stream, copy.open("w", encoding="utf-8", newline="") as out:
         for block in codecs.iterdecode(iter(lambda: stream.read(1 << 22), b""), encoding):
             out.write(block)
-    return in_utf_8(copy)
+    return copy
 
 
 @contextlib.contextmanager

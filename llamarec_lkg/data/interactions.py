@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from pandas.api.types import is_object_dtype
 
 from ..utils.errors import LKGError
-from .engine import Relation, connect, frame, literal, name, reading
+from .engine import Relation, connect, frame, literal, name, reading, require_distinct
 from .ledger import Ledger
 from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, require_columns
 from .values import BLANKS, spell_id, text_of
@@ -30,20 +30,21 @@ class Interactions:
         users, items (`np.ndarray` of `str`, shape (N,)): raw ids.
         ratings (`np.ndarray` of `float32`, shape (N,)): as given; 1.0 for implicit feedback.
         timestamps (`np.ndarray` of `int64`, shape (N,)): seconds, or any integer that orders the events.
-        changed (`dict[str, int]`): how many are not as they came, and what about them ([`Ledger`]).
+        ledger ([`Ledger`]): what of them is not as it came.
     """
 
     users: np.ndarray
     items: np.ndarray
     ratings: np.ndarray
     timestamps: np.ndarray
-    changed: Mapping[str, int] = field(default_factory=dict, compare=False)
+    ledger: Ledger = field(default_factory=Ledger, compare=False)
 
     @classmethod
     def from_frame(cls, table: pd.DataFrame) -> Interactions:
         """Take a table with `user_id`, `item_id`, `timestamp` and, optionally, `rating`; see `typed_interactions`."""
         require_columns(table, [USER_ID, ITEM_ID, TIMESTAMP], "interactions")
         table = table[[column for column in COLUMNS if column in table.columns]].reset_index(drop=True)
+        require_distinct(list(table.columns), "The interactions table")
         for column in table.columns:
             if is_object_dtype(table[column]):  # which may hold anything
                 read = spell_id if column in (USER_ID, ITEM_ID) else text_of
@@ -51,15 +52,17 @@ class Interactions:
             if isinstance(table[column].dtype, pd.DatetimeTZDtype):  # of which the engine takes no nanoseconds
                 table[column] = table[column].dt.tz_convert(None)
         ledger = Ledger()
-        typed = typed_interactions(connect().from_df(table), "the interactions table", ledger)
-        return cls.from_relation(typed, ledger.changed)
+        with reading("the interactions table"):
+            relation = connect().from_df(table)
+        typed = typed_interactions(relation, "the interactions table", ledger)
+        return cls.from_relation(typed, ledger)
 
     @classmethod
-    def from_relation(cls, typed: Relation, changed: Mapping[str, int]) -> Interactions:
+    def from_relation(cls, typed: Relation, ledger: Ledger) -> Interactions:
         """Read what `typed_interactions` gives."""
         found = frame(typed.project(AS_TEXT), "the interactions table")
         users, items = (found[column].to_numpy(dtype=object) for column in (USER_ID, ITEM_ID))
-        return cls(users, items, found[RATING].to_numpy(np.float32), found[TIMESTAMP].to_numpy(np.int64), changed)
+        return cls(users, items, found[RATING].to_numpy(np.float32), found[TIMESTAMP].to_numpy(np.int64), ledger)
 
     def to_arrow(self) -> pa.Table:
         return pa.table([self.users, self.items, self.ratings, self.timestamps], schema=SCHEMA)
@@ -85,6 +88,7 @@ _DATES = ("%Y-%m-%d", "%b %d, %Y", "%B %d, %Y", "%m %d, %Y", "%d %b %Y", "%d %B 
 _ORDERS = {"day_first": "%d/%m/%Y", "month_first": "%m/%d/%Y"}
 _DAY_OR_MONTH = r"^(\d{1,2})[/.-](\d{1,2})[/.-](\d{2}|\d{4})(\D|$)"
 _NUMBER = "TRY_CAST(given_time AS DECIMAL(38,18))"
+_LOST = r"\.\d{18}\d*[1-9]|[eE]-(1[89]|[2-9]\d|\d{3})"  # digits that this number does not hold
 _DIGITS = f"length(rtrim(split_part(CAST({_NUMBER} AS VARCHAR), '.', 2), '0'))"
 
 
@@ -122,7 +126,7 @@ def typed_interactions(relation: Relation, place: str, ledger: Ledger) -> Relati
     rating = "'1'"
     if RATING in kinds:
         number = f"CAST({RATING} AS TINYINT)" if kinds[RATING] == "BOOLEAN" else RATING
-        rating = f"nullif(nullif(trim(CAST({number} AS VARCHAR)), 'nan'), '')"
+        rating = f"nullif(nullif(trim(CAST({number} AS VARCHAR)), ''), 'nan')"
     given = relation.project(
         f"{_id(USER_ID, kinds)} AS {USER_ID}, {_id(ITEM_ID, kinds)} AS {ITEM_ID}, {rating} AS given_rating, "
         f"TRY_CAST({rating} AS DOUBLE) AS {RATING}, {_given_time(kinds[TIMESTAMP])} AS given_time, "
@@ -157,7 +161,7 @@ def typed_interactions(relation: Relation, place: str, ledger: Ledger) -> Relati
         )
     time, cut = _time(kinds[TIMESTAMP], found, ask)
     if cut:
-        ledger.change(CUT, cut)
+        ledger.changed[CUT] = cut
         logger.warning("%s: %d interactions are %s.", place, cut, CUT)
     ids = [f"CAST({c} AS BIGINT) AS {c}" if found[f"whole_{c}"] else c for c in (USER_ID, ITEM_ID)]
     return given.project(f"{', '.join(ids)}, CAST({RATING} AS FLOAT) AS {RATING}, {time} AS {TIMESTAMP}, {ROW}")
@@ -168,8 +172,8 @@ def _id(column: str, kinds: dict[str, str]) -> str:
 
 
 def _whole(column: str, kinds: dict[str, str]) -> str:
-    """SQL for whether an id or a time is a whole number as the engine would write it, which takes less time and room
-    than its text."""
+    """SQL for whether the text of an id or a time is a whole number as the engine would write it, which takes less
+    time and room than the text."""
     given = "given_time" if column == TIMESTAMP else column
     if kinds[column] in _INTEGERS or (column == TIMESTAMP and _is_date(kinds[column])):
         return "FALSE"
@@ -189,7 +193,7 @@ def _given_time(kind: str) -> str:
     if kind in _INTEGERS or _is_date(kind):
         return TIMESTAMP
     text = f"decode({TIMESTAMP})" if kind == "BLOB" else f"CAST({TIMESTAMP} AS VARCHAR)"
-    return f"CASE WHEN trim({text}) IN ('', 'nan', 'NaN') THEN NULL ELSE trim({text}) END"
+    return f"CASE WHEN trim({text}) ILIKE 'nan' OR trim({text}) = '' THEN NULL ELSE trim({text}) END"
 
 
 def _is_date(kind: str) -> bool:
@@ -224,16 +228,18 @@ def _time(kind: str, known: dict[str, Any], ask: Callable[..., dict[str, Any]]) 
         return _date("CAST(given_time AS TIMESTAMPTZ)", ask)
     rows = known["rows"]
     found = ask(
-        f"count({_NUMBER}) AS numbers, max({_DIGITS}) AS digits, max(abs({_NUMBER})) AS largest",
+        f"count({_NUMBER}) AS numbers, max({_DIGITS}) AS digits, max(abs({_NUMBER})) AS largest, "
+        f"bool_or(regexp_matches(given_time, '{_LOST}')) AS lost",
         _count(f"TRY_CAST(given_time AS DOUBLE) IS NOT NULL AND TRY_CAST({_NUMBER} AS BIGINT) IS NULL", "large"),
         _count(f"{_NUMBER} IS NULL", "no_number"),
     )
     if found["large_count"]:
-        raise _odd(found, "large", "too large for a time", "They lie between -9.2e18 and 9.2e18.")
+        raise _odd(found, "large", "too large for a time", "Times lie between -9.2e18 and 9.2e18.")
     if found["numbers"] == rows:
         most = next(digits for digits in range(18, -1, -1) if found["largest"] * 10**digits < 2**63 - 1)
         unit = 10 ** min(most, found["digits"])
-        cut = ask(f"count(*) FILTER ({_DIGITS} > {most}) AS cut")["cut"] if found["digits"] > most else 0
+        longer = f"{_DIGITS} > {most} OR regexp_matches(given_time, '{_LOST}')"
+        cut = ask(f"count(*) FILTER ({longer}) AS cut")["cut"] if found["digits"] > most or found["lost"] else 0
         return f"CAST(trunc({_NUMBER} * {unit}) AS BIGINT)", cut
     dates = ask(
         f"count({_TOLD}) AS dates",
@@ -258,10 +264,16 @@ def _time(kind: str, known: dict[str, Any], ask: Callable[..., dict[str, Any]]) 
 def _date(point: str, ask: Callable[..., dict[str, Any]]) -> tuple[str, int]:
     """SQL for points in time as int64, in the largest unit that loses nothing, and how many lose digits even so."""
     micro, nano = f"epoch_us({point})", "epoch_ns(TRY_CAST(given_time AS TIMESTAMPTZ_NS))"
-    facts = [f"bool_and({micro} % {unit} = 0) AS whole_{unit}" for unit in (10**6, 10**3)]
-    found = ask(*facts, f"count(*) FILTER ({nano} % 1000 <> 0) AS fine, count({nano}) = count(*) AS all_nano")
+    found = ask(
+        *(f"bool_and({micro} % {unit} = 0) AS whole_{unit}" for unit in (10**6, 10**3)),
+        f"count(*) FILTER ({nano} % 1000 <> 0) AS fine, count({nano}) = count(*) AS all_nano",
+        r"count(*) FILTER (regexp_matches(CAST(given_time AS VARCHAR), '\.\d{9}\d*[1-9]')) AS finest",
+        _count(f"NOT isfinite({point})", "endless", "CAST(given_time AS VARCHAR)"),
+    )
+    if found["endless_count"]:
+        raise _odd(found, "endless", "no points in time", "Leave those rows out, or give their times.")
     if found["fine"] and found["all_nano"]:
-        return nano, 0
+        return nano, found["finest"]
     unit = next((unit for unit in (10**6, 10**3) if found[f"whole_{unit}"]), 1)
     return f"CAST({micro} // {unit} AS BIGINT)", found["fine"]
 

@@ -26,10 +26,6 @@ class Ledger:
         if count:
             self.left_out[reason] = self.left_out.get(reason, 0) + count
 
-    def change(self, what: str, count: int) -> None:
-        if count:
-            self.changed[what] = self.changed.get(what, 0) + count
-
     def describe(self) -> str:
         """What was read, kept, left out and changed, in one or two sentences."""
         kept = self.read - sum(self.left_out.values())

@@ -42,7 +42,7 @@ class RawDataset:
             hold no others in memory.
         citation, license (`str`): of the source; where there are several, with an empty line between them.
         checked: the interactions are those that `typed_interactions` gives.
-        changed (`dict[str, int]`): how many of them are not as they came, as far as is known without reading.
+        ledger ([`Ledger`]): what of them is not as it came, as far as they have been read.
     """
 
     name: str
@@ -51,7 +51,7 @@ class RawDataset:
     citation: str = ""
     license: str = ""
     checked: bool = False
-    changed: Mapping[str, int] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger, compare=False)
 
     @classmethod
     def from_bundle(cls, bundle: DatasetBundle) -> RawDataset:
@@ -59,16 +59,14 @@ class RawDataset:
             return only(bundle.items, wanted), bundle.triples
 
         table = bundle.interactions.to_arrow()
-        changed = bundle.interactions.changed
         source = (bundle.citation, bundle.license)
-        return cls(bundle.name, lambda con: con.from_arrow(table), catalogue, *source, changed=changed)
+        ledger = bundle.interactions.ledger
+        return cls(bundle.name, lambda con: con.from_arrow(table), catalogue, *source, ledger=ledger)
 
-    def typed(self, connection: Connection, ledger: Ledger | None = None) -> Relation:
+    def typed(self, connection: Connection) -> Relation:
         """The interactions, checked and typed: see `typed_interactions`."""
-        ledger = ledger or Ledger()
-        ledger.changed.update(self.changed)
         relation = self.interactions(connection)
-        return relation if self.checked else typed_interactions(relation, self.name, ledger)
+        return relation if self.checked else typed_interactions(relation, self.name, self.ledger)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The interactions batch by batch, checked: `interactions.SCHEMA`."""
@@ -77,8 +75,7 @@ class RawDataset:
 
     def to_bundle(self) -> DatasetBundle:
         """Read everything."""
-        ledger = Ledger()
-        interactions = Interactions.from_relation(self.typed(connect(), ledger), ledger.changed)
+        interactions = Interactions.from_relation(self.typed(connect()), self.ledger)
         return DatasetBundle(self.name, interactions, *self.catalogue(None), self.citation, self.license)
 
 

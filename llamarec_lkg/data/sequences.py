@@ -92,10 +92,9 @@ class SequenceDataset:
         items, _ = raw.catalogue(None)
         connection = connect()
         order = f"user, {TIMESTAMP}, item, {ROW}"
-        ledger = Ledger()
-        found = coded_interactions(connection, raw.typed(connection, ledger), raw.name, order=order)
+        found = coded_interactions(connection, raw.typed(connection), raw.name, order=order)
         connection.close()
-        ledger.read = len(found.users)
+        ledger = Ledger(len(found.users), changed=dict(raw.ledger.changed))
 
         def keep(which: np.ndarray, reason: str) -> None:
             ledger.leave_out(reason, int((~which).sum()))
@@ -274,7 +273,8 @@ def prepare_dataset(bundle: DatasetBundle, settings: PreprocessingSettings | Non
     key = fingerprint(FORMAT_VERSION, bundle.interactions, bundle.items, as_plain(settings))
     folder = cache_dir() / "prepared" / f"{file_name(bundle.name)}-{key}"
     if (folder / "dataset.json").exists():  # written last
-        return SequenceDataset.load(folder)
+        dataset = SequenceDataset.load(folder)
+        return replace(dataset, ledger=replace(dataset.ledger, changed=dict(bundle.interactions.ledger.changed)))
     dataset = SequenceDataset.from_bundle(bundle, settings)
     dataset.save(folder)
     return dataset

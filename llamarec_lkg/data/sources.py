@@ -19,7 +19,7 @@ from ..utils.errors import LKGError
 from ..utils.hub import HUB_ERRORS, is_hub_id
 from .convert import convert, open_raw
 from .engine import BATCH_ROWS, Connection, Relation, gathered
-from .formats.tables import TABLE_NAMES, renamed, tables
+from .formats.tables import TABLE_NAMES, renamed, require_named, tables
 from .interactions import Interactions
 from .k_core import filtered
 from .known_datasets import KNOWN_DATASETS
@@ -65,49 +65,58 @@ def load_dataset_bundle(
 def _load(
     source: str, revision: str | None, token: str | bool | None, columns: Mapping[str, str] | None
 ) -> DatasetBundle:
-    if columns:
-        return tables(Path(source), columns).to_bundle()
     if Path(source).exists():
-        return convert(source)
+        return tables(Path(source), columns).to_bundle() if columns else convert(source)
     if source in KNOWN_DATASETS:
+        if columns:
+            raise LKGError(f"columns={dict(columns)} was given; {source!r} has the library's own. Leave it out.")
         return KNOWN_DATASETS[source]()
     if is_hub_id(source):
-        return _load_hub(source, revision, token)
+        return _load_hub(source, revision, token, columns)
     raise LKGError(
         f"No data set {source!r}: it is no folder here, no Hub id (owner/name), and none of the known names "
         f"{sorted(KNOWN_DATASETS)}."
     )
 
 
-def _of_memory(given: Mapping[str, Any], columns: Mapping[str, str] | None, name: str) -> DatasetBundle:
+def _of_memory(given: Mapping[str, Any], columns: Mapping[str, str] | None, name: str, **source: str) -> DatasetBundle:
     if not {"interactions", "items"} <= set(given) <= set(TABLE_NAMES):
         raise LKGError(
             f"Tables {sorted(map(str, given))} were given; needed of {list(TABLE_NAMES)} are the first two."
         )
-    frames = {}
-    for table, value in given.items():
-        if isinstance(value, Mapping):
-            value = pd.DataFrame(value)
-        elif not isinstance(value, pd.DataFrame):
-            if not hasattr(value, "to_pandas"):
-                raise LKGError(
-                    f"The {table} table is a {type(value).__name__}. Give a data frame, a `datasets.Dataset`, an "
-                    "Arrow table or a dictionary of columns."
-                )
-            value = value.to_pandas()
-        frames[table] = renamed(value, columns)
-    return DatasetBundle(name, Interactions.from_frame(frames.pop("interactions")), *catalogue_of_tables(**frames))
+    frames = {table: _frame_of(value, table) for table, value in given.items()}
+    require_named(columns, {str(column) for frame in frames.values() for column in frame.columns}, "The tables")
+    frames = {table: renamed(frame, columns) for table, frame in frames.items()}
+    interactions = Interactions.from_frame(frames.pop("interactions"))
+    return DatasetBundle(name, interactions, *catalogue_of_tables(**frames), **source)
 
 
-def open_source(name_or_path: str | Path, *, format: str | None = None, token: str | bool | None = None) -> RawDataset:
-    """A data set whose interactions need not be in memory; a known name or a Hub data set is loaded here, whole."""
-    if Path(name_or_path).exists() or format is not None:
+def _frame_of(value: Any, table: str) -> pd.DataFrame:
+    if isinstance(value, pd.DataFrame):
+        return value
+    if hasattr(value, "to_pandas"):
+        return value.to_pandas()
+    if isinstance(value, Mapping) and not any(hasattr(part, "to_pandas") for part in value.values()):
+        return pd.DataFrame(value)
+    found = f"a dictionary of {sorted(map(str, value))}" if isinstance(value, Mapping) else type(value).__name__
+    raise LKGError(
+        f"The {table} table is {found}. Give a data frame, a `datasets.Dataset` (one split), an Arrow table or a "
+        "dictionary of columns."
+    )
+
+
+def open_source(
+    name_or_path: str | Path | Mapping[str, Any], *, format: str | None = None, token: str | bool | None = None
+) -> RawDataset:
+    """A data set whose interactions need not be in memory; a known name, a Hub data set or tables in memory are
+    loaded here, whole."""
+    if not isinstance(name_or_path, Mapping) and (Path(name_or_path).exists() or format is not None):
         return open_raw(name_or_path, format)
     return RawDataset.from_bundle(load_dataset_bundle(name_or_path, token=token))
 
 
 def stream_interactions(
-    name_or_path: str | Path,
+    name_or_path: str | Path | Mapping[str, Any],
     *,
     format: str | None = None,
     revision: str | None = None,
@@ -115,7 +124,7 @@ def stream_interactions(
     min_item_interactions: int = 1,
     token: str | bool | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Iterate over the interactions of a data set without ever holding them all; an `LKGError` names a bad row.
+    """Iterate over the interactions of a data set, files of which are never held whole; an `LKGError` names a bad row.
 
     ```python
     for batch in stream_interactions("path/to/Books.jsonl.gz"):
@@ -133,8 +142,8 @@ def stream_interactions(
         Batches of up to `engine.BATCH_ROWS` rows in file order: `user_id` and `item_id` (string), `rating`
         (float32), `timestamp` (int64).
     """
-    name = str(name_or_path)
-    if format is None and not Path(name).exists() and name not in KNOWN_DATASETS and is_hub_id(name):
+    name = "" if isinstance(name_or_path, Mapping) else str(name_or_path)
+    if name and format is None and not Path(name).exists() and name not in KNOWN_DATASETS and is_hub_id(name):
         raw = RawDataset(name, partial(_hub_interactions, name, revision, token), lambda wanted: (None, None))
     else:
         raw = open_source(name_or_path, format=format)
@@ -143,22 +152,22 @@ def stream_interactions(
     return raw.batches()
 
 
-def _load_hub(repo_id: str, revision: str | None, token: str | bool | None) -> DatasetBundle:
+def _load_hub(
+    repo_id: str, revision: str | None, token: str | bool | None, columns: Mapping[str, str] | None
+) -> DatasetBundle:
     from datasets import get_dataset_config_names, load_dataset
     from datasets.exceptions import DatasetsError
 
     place = {"revision": revision, "token": token}
     try:
         configs = get_dataset_config_names(repo_id, **place)
-        wanted = [name for name in ("interactions", "items", "triples", "links") if name in configs]
-        frames = {name: load_dataset(repo_id, name, split="train", **place).to_pandas() for name in wanted}
+        found = {name: load_dataset(repo_id, name, split="train", **place) for name in TABLE_NAMES if name in configs}
     except (OSError, ValueError, HTTPError, DatasetsError) as error:
         # what `datasets` raises for no network, no such id, no such config, or other rows than the card says
         raise _unreadable(repo_id, error) from error
-    if "interactions" not in frames or "items" not in frames:
+    if "interactions" not in found or "items" not in found:
         raise LKGError(f"{repo_id} has the configs {configs}; it needs 'interactions' and 'items' ('triples' if any).")
-    interactions = Interactions.from_frame(frames.pop("interactions"))
-    return DatasetBundle(repo_id, interactions, *catalogue_of_tables(**frames), **_fetch_card(repo_id, **place))
+    return _of_memory(found, columns, repo_id, **_fetch_card(repo_id, **place))
 
 
 def _hub_interactions(

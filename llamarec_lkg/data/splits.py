@@ -58,10 +58,11 @@ class PreprocessingSettings:
                 f"split={self.split!r} and targets={self.targets!r} were given; split is 'leave-one-out' or 'time', "
                 "targets 'first' or 'all'."
             )
-        if not 0 < self.validation_fraction + self.test_fraction < 1:
+        fractions = (self.validation_fraction, self.test_fraction)
+        if min(fractions) < 0 or not 0 < sum(fractions) < 1:
             raise LKGError(
-                f"validation_fraction + test_fraction is {self.validation_fraction + self.test_fraction}; it must lie "
-                "between 0 and 1."
+                f"validation_fraction and test_fraction are {fractions}; neither is below 0, and their sum, here "
+                f"{sum(fractions):.3g}, must lie between 0 and 1."
             )
         if self.ties not in ("shuffled", "file", "item_id"):
             raise LKGError(

@@ -26,17 +26,14 @@ def inside(place: str) -> Iterator[None]:
 
 def spell_id(value: Any) -> str | None:
     """A raw id in its one spelling: 862, 862.0 and "862" are one; None where there is none (a blank, None, NaN)."""
+    if isinstance(value, bool | np.bool_):
+        raise LKGError(f"{value} stands where an id is needed; an id is a number or a text. Write it as one.")
     text = text_of(value).strip()
     return _WHOLE.sub(r"\1", text) or None
 
 
-_WHOLE = re.compile(r"^(-?\d+)\.0+$")
+_WHOLE = re.compile(r"^(-?[0-9]+)\.0+$")
 BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001))))  # what `str.strip` takes off an id, for the engine
-
-
-def as_id_strings(values: pd.Series) -> np.ndarray:
-    """A column of ids that are all there, each in its one spelling (`spell_id`)."""
-    return np.array([spell_id(value) for value in values], dtype=object)
 
 
 def text_of(value: Any) -> str:

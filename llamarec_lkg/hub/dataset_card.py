@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from huggingface_hub import DatasetCard as HubDatasetCard
 from huggingface_hub import DatasetCardData
@@ -45,6 +45,7 @@ class DatasetCard:
         dataset_id: name on the Hub, or of the folder: what the snippets load.
         privacy: what was done with user ids.
         relations: how many triples there are of each.
+        changed: how many interactions are not as they came, by what about them ([`Ledger`]).
     """
 
     dataset_id: str
@@ -57,6 +58,7 @@ class DatasetCard:
     citations: tuple[str, ...] = ()
     language: str | None = None
     tags: tuple[str, ...] = ()
+    changed: Mapping[str, int] = field(default_factory=dict)
 
     def to_hub_card(self) -> HubDatasetCard:
         """The rendered card with its metadata, as `huggingface_hub` knows it."""

@@ -97,6 +97,7 @@ def write_dataset(
             citations=sources_of(raw.citation),
             language=language,
             tags=tuple(tags),
+            changed=raw.ledger.changed,
         )
         (temporary / CARD).write_text(str(card.to_hub_card()), encoding="utf-8")
     return card
@@ -124,7 +125,7 @@ def push_dataset(
 
     Args:
         data: a bundle; or what `convert.open_raw` found, or `sources.open_source` finds under this name. Its
-            interactions then are never held as text: numbering takes some twenty bytes for each, and without it they
+            interactions then are never held as text: numbering takes some forty bytes for each, and without it they
             pass through batch by batch.
         repo_id, private, revision, create_pr, commit_message, token: as for [`~utils.hub.push_files`].
         include_interactions: False publishes items and triples only.

@@ -29,9 +29,6 @@ from .processor_files import ProcessorFilesMixin
 from .prompts import PromptMixin
 
 
-MOST_TEXTS = 1 << 20  # whose tokens are kept
-
-
 # settings of the configuration that shape the batch; model and processor must agree on them
 SHARED_SETTINGS = (
     "readout",
@@ -111,6 +108,7 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
         self.knowledge_graph = _without_people(knowledge_graph)
         self.reads_carried_features = True  # not with another graph: what examples carry was read from this one
         super().__init__(tokenizer)
+        self._forget_texts()
         self.letter_token_ids = self._find_letters() if self.readout == "letters" else []
 
     @classmethod
@@ -383,7 +381,8 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
             batch[name] = _padded(self._features(name, examples), count)
         batch = {name: torch.from_numpy(value) for name, value in batch.items()}
         if with_prompt:
-            batch |= self._prompt_parts(examples, count)
+            with self._own_texts():
+                batch |= self._prompt_parts(examples, count)
         return BatchFeature(batch)
 
     def _features(self, name: str, examples: Sequence[RankingExample]) -> list[np.ndarray]:
@@ -403,8 +402,6 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
         return found
 
     def _prompt_parts(self, examples: Sequence[RankingExample], count: int) -> dict[str, torch.Tensor]:
-        if len(self.token_table) > MOST_TEXTS:  # a long run over ever new paths
-            self._forget_texts()
         prefixes, blocks, suffixes, lines, path_weights, found_paths = [], [], [], [], [], []
         nothing = np.zeros(0, dtype=np.int64)
         for example in examples:
@@ -456,18 +453,19 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
     def render(self, example: RankingExample, selected: Sequence[Any] | None = None) -> list[str]:
         """The prompt's pieces as text, with the `selected` of its candidate paths (all by default), as of a model's
         `selected_paths`: one list, or one for each candidate."""
-        found, _ = self.candidate_paths(example)
-        lines = self.path_pieces(example, found)
-        pieces = [self.prefix_pieces(example, self.max_length - self.candidates_room(example))]
-        if self.readout == "letters":
-            shown = range(len(found)) if selected is None else [row for row in selected if row >= 0]
-            pieces += [*lines[shown], self.suffix_pieces(example)]
-        else:
-            for place, block in enumerate(self.candidate_pieces(example.candidates)):
-                own = np.flatnonzero(found.target_index == place) if selected is None else selected[place]
-                pieces += [block, *(lines[row] for row in own if row >= 0)]
-        texts = [self._text(entry) for entry in np.concatenate(pieces)]
-        return [self.tokenizer.bos_token, *texts] if self._bos() else texts
+        with self._own_texts():
+            found, _ = self.candidate_paths(example)
+            lines = self.path_pieces(example, found)
+            pieces = [self.prefix_pieces(example, self.max_length - self.candidates_room(example))]
+            if self.readout == "letters":
+                shown = range(len(found)) if selected is None else [row for row in selected if row >= 0]
+                pieces += [*lines[shown], self.suffix_pieces(example)]
+            else:
+                for place, block in enumerate(self.candidate_pieces(example.candidates)):
+                    own = np.flatnonzero(found.target_index == place) if selected is None else selected[place]
+                    pieces += [block, *(lines[row] for row in own if row >= 0)]
+            texts = [self._text(entry) for entry in np.concatenate(pieces)]
+            return [self.tokenizer.bos_token, *texts] if self._bos() else texts
 
     def _text(self, entry: int) -> str:
         text, tokens = self.token_table.text(entry), self.token_table.tokens(np.array([entry]))

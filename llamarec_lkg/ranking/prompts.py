@@ -30,8 +30,9 @@ every letter.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from functools import cached_property, partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 
 import numpy as np
 
@@ -43,6 +44,7 @@ from .configuration_llamarec_lkg import LETTERS
 from .token_table import TokenTable
 
 
+MOST_TEXTS = 1 << 20  # whose tokens are kept
 _OPENING, _PATH = "opening", "path"  # keys of the token table
 # by readout
 INSTRUCTIONS = {
@@ -67,13 +69,22 @@ def sanitize(text: str) -> str:
 class PromptMixin:
     """The text of a [`LlamaRecLKGProcessor`]'s prompts: pieces are entries of its `token_table`."""
 
-    @cached_property
-    def token_table(self) -> TokenTable:
-        return TokenTable(self._tokenize)
-
     def _forget_texts(self) -> None:
-        for name in ("token_table", "_head", "_tail", "_letters"):
+        for name in ("_head", "_tail", "_letters"):
             self.__dict__.pop(name, None)
+        self.token_table = TokenTable(self._tokenize)
+
+    @contextmanager
+    def _own_texts(self) -> Iterator[None]:
+        """Inside, no other thread touches the table, which starts anew where it has grown too large."""
+        while True:
+            table = self.token_table
+            with table.lock:
+                if table is self.token_table and len(table) <= MOST_TEXTS:
+                    yield
+                    return
+                if table is self.token_table:
+                    self._forget_texts()
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         """Text that looks like a special token is text."""
@@ -129,8 +140,7 @@ class PromptMixin:
             (_PATH, *code[:length], *node[1:length], target)
             for code, node, length, target in zip(codes, nodes, lengths, targets, strict=True)
         ]
-        texts = [partial(self._path_text, key[1:-1], key[-1]) for key in keys]
-        ways = self.token_table.entries(keys, texts)
+        ways = self.token_table.entries(keys, lambda key: self._path_text(key[1:-1], key[-1]))
         sources = self._titles(self._shown(example)[found.source_index])
         if not letters:
             return np.stack([ways, sources, np.full(len(found), self._entry("\n"))], axis=1)
@@ -195,9 +205,7 @@ class PromptMixin:
 
     def _titles(self, items: np.ndarray) -> np.ndarray:
         """The entries of items' titles, in the shape of `items`, (N,)."""
-        items = items.tolist()
-        texts = [partial(self._title_text, item) for item in items]
-        return self.token_table.entries(items, texts, self.max_title_tokens)
+        return self.token_table.entries(items.tolist(), self._title_text, self.max_title_tokens)
 
     def _title_text(self, item: int) -> str:
         return f" {sanitize(self.titles[item - 1])}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from threading import RLock
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +13,14 @@ import torch
 class TokenTable:
     """Texts and the tokens that a tokenizer makes of them. A text is known by its entry, a number from 0 on.
 
+    It may be used by one thread at a time: whoever adds or gathers holds its `lock`.
+
     Args:
         tokenize: texts -> the tokens of each.
     """
 
     def __init__(self, tokenize: Callable[[list[str]], Iterable[Sequence[int]]]) -> None:
+        self.lock = RLock()
         self._tokenize = tokenize
         self._entries: dict[Hashable, int] = {}
         self._texts: list[str | None] = []
@@ -24,31 +29,36 @@ class TokenTable:
         self._lengths = np.zeros(1 << 7, dtype=np.int64)
         self._used = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, lock=RLock())
+
     def __len__(self) -> int:
         """How many entries there are."""
         return len(self._entries)
 
     def entry(self, text: str) -> int:
         """The entry of a text."""
-        (found,) = self.entries([text], [lambda: text])
-        return int(found)
+        return int(self.entries([text])[0])
 
     def entries(
-        self, keys: Sequence[Hashable], texts: Sequence[Callable[[], str]], longest: int | None = None
+        self, keys: Sequence[Hashable], text_of: Callable[[Any], str] = str, longest: int | None = None
     ) -> np.ndarray:
         """The entry of each key, `int64`, (N,).
 
         Args:
             keys: by which texts are known again.
-            texts: gives the text of each key, and is asked for those that are new.
-            longest: of a text so many tokens are kept.
+            text_of: gives the text of a key that is new.
+            longest: of a text so many tokens are kept, and the text itself is not.
         """
         known = self._entries
-        if new := {key: text for key, text in zip(keys, texts, strict=True) if key not in known}:
-            made = [text() for text in new.values()]
-            for key, text, tokens in zip(new, made, self._tokenize(made), strict=True):
+        if new := [key for key in dict.fromkeys(keys) if key not in known]:
+            texts = [text_of(key) for key in new]
+            for key, text, tokens in zip(new, texts, self._tokenize(texts), strict=True):
                 self.add(key, text if longest is None else None, tokens[:longest])
-        return np.fromiter((known[key] for key in keys), dtype=np.int64, count=len(keys))
+        return np.fromiter(map(known.__getitem__, keys), dtype=np.int64, count=len(keys))
 
     def add(self, key: Hashable, text: str | None, tokens: Sequence[int]) -> int:
         """The entry of a new key whose tokens are known."""

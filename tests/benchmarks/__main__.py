@@ -33,14 +33,14 @@ def main() -> None:
     threads = torch.get_num_threads()
     print(f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads of torch, GPU: {device}")
     print(HEADER, "-" * len(HEADER), sep="\n")
+    given.output.mkdir(parents=True, exist_ok=True)
     path = given.output / "report.json"
     rows = {row["name"]: row for row in read_json(path)} if given.names and path.exists() else {}
     for name in given.names or BENCHMARKS:
         for figure in BENCHMARKS[name]():
             print(line(figure), flush=True)
             rows[figure.name] = figure.as_row()
-    given.output.mkdir(parents=True, exist_ok=True)
-    write_json(path, list(rows.values()))
+            write_json(path, list(rows.values()))
 
 
 HEADER = f"{'what':<62} {'ours':>10} {'theirs':>10} {'unit':<5} {'ratio':>8} {'target':>8}  {'holds':<5} against"

@@ -49,7 +49,7 @@ class Figure:
         own = {
             key: getattr(self, key) for key in ("name", "ours", "theirs", "unit", "ratio", "target", "holds", "peer")
         }
-        return {key: round(value, 4) if isinstance(value, float) else value for key, value in own.items()}
+        return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in own.items()}
 
 
 Benchmark = Callable[[], Iterator[Figure]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,9 +44,12 @@ def prepare(folder: str) -> int:
     return len(SequenceDataset.from_raw(open_source(folder)).item_sequence)
 
 
-def prepare_and_count(folder: str) -> int:
-    """The same, then pairs of items that people took within a window of each other."""
-    return len(co_ratings(SequenceDataset.from_raw(open_source(folder)), min_people=3, window=WINDOW))
+def prepare_and_count(folder: str) -> float:
+    """The same, then the seconds of counting pairs of items that people took within a window of each other."""
+    dataset = SequenceDataset.from_raw(open_source(folder))
+    start = time.perf_counter()
+    co_ratings(dataset, min_people=3, window=WINDOW)
+    return time.perf_counter() - start
 
 
 @benchmark
@@ -61,7 +65,7 @@ def scale() -> Iterator[Figure]:
             yield Figure(f"{name}: memory", found["gigabytes"], gigabytes, "GB", 1, "bound")
         both = alone(prepare_and_count, str(room / "parquet"), **environment)
         name = f"co-ratings of {PARQUET['interactions'] / 1e6:.0f}M, window {WINDOW}"
-        yield Figure(f"{name}: time", both["seconds"] - found["seconds"], 1200, "s", 1, "bound")
+        yield Figure(f"{name}: time", both["found"], 1200, "s", 1, "bound")
         yield Figure(f"{name}: memory, prepared before", both["gigabytes"], 6, "GB", 1, "bound")
     finally:
         shutil.rmtree(room)

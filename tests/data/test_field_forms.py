@@ -7,12 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llamarec_lkg.data.interactions import Interactions
+from llamarec_lkg.data.anonymize import anonymize_users
+from llamarec_lkg.data.interactions import CUT, Interactions
 from llamarec_lkg.data.ledger import EXACT_DUPLICATES
+from llamarec_lkg.data.links import links_of
 from llamarec_lkg.data.schema import ItemTable, Triples
 from llamarec_lkg.data.sequences import PreprocessingSettings, SequenceDataset
-from llamarec_lkg.data.sources import load_dataset_bundle
+from llamarec_lkg.data.sources import load_dataset_bundle, open_source
 from llamarec_lkg.data.values import record_of, spell_id, text_of, texts_of
+from llamarec_lkg.hub.push_dataset import write_dataset
 from llamarec_lkg.utils.errors import LKGError
 
 
@@ -76,6 +79,9 @@ def test_times_keep_the_precision_and_the_order_they_came_with(given, kept):
     [
         (["9223372036.854775808", "1"], [922337203685477580, 10**8]),
         (["1396867869.1234567896", "1"], [1396867869123456789, 10**9]),
+        (["0.1234567890123456789", "0"], [123456789012345679, 0]),
+        (["1e-19", "0"], [0, 0]),
+        (["2024-01-03 10:00:00.1234567891", "2024-01-03"], [1704276000123456789, 1704240000000000000]),
         (["9999-12-31", "2024-01-03 10:00:00.1234567"], [253402214400000000, 1704276000123456]),
     ],
 )
@@ -373,3 +379,33 @@ def test_a_blank_or_a_list_is_no_id_in_any_table():
         Triples.from_frame(pd.DataFrame({"head": [" "], "relation": ["R"], "tail": ["x"]}), {})
     with pytest.raises(LKGError, match=r"\['a'\] stands where"):
         Interactions.from_frame(pd.DataFrame({"user_id": [["a"]], "item_id": [1], "timestamp": [1]}))
+
+
+def test_names_of_columns_are_checked_in_memory_as_in_a_folder(caplog):
+    given = {
+        "interactions": {"user_id": [1], "item_id": [1], "timestamp": [1]},
+        "items": {"item_id": [1], "title": ["Up"]},
+    }
+    with pytest.raises(LKGError, match=r"The tables have no column \['stars'\]"):
+        load_dataset_bundle(given, columns={"rating": "stars"})
+    with pytest.raises(LKGError, match="'user_id'.*one name here"):
+        Interactions.from_frame(pd.DataFrame([[1, 1, 1, 1]], columns=["user_id", "user_id", "item_id", "timestamp"]))
+
+
+def test_what_is_cut_is_told_of_data_that_are_numbered_and_on_the_card(tmp_path):
+    interactions = "user_id,item_id,timestamp\n" + "".join(f"u,{n},139686786{n}.1234567896\n" for n in (1, 2, 3))
+    raw = anonymize_users(open_source(folder_of(tmp_path, interactions__csv=interactions, items__csv=FILMS)))
+    write_dataset(raw, tmp_path / "written")
+    assert raw.to_bundle().interactions.ledger.changed == {CUT: 3}
+    assert f"3 interactions {CUT}" in (tmp_path / "written" / "README.md").read_text()
+
+
+def test_a_link_to_a_second_item_is_left_out_with_a_word(caplog):
+    links = pd.DataFrame({"entity_id": ["e", "e", "f"], "item_id": [1, 2, 2]})
+    assert links_of(links, "links") == {"e": "1", "f": "2"}
+    assert "1 of 3 rows of links link an entity to a second item" in caplog.text
+
+
+def test_a_backslash_that_ends_a_cell_before_a_quotation_mark_escapes_nothing(tmp_path):
+    bundle = read(tmp_path, items='item_id,title\n1,"C:\\""x"\n2,"He said ""no"""\n3,Up\n')
+    assert bundle.items.titles == ('C:\\"x', 'He said "no"', "Up")

@@ -17,12 +17,14 @@ from typing import NamedTuple
 import datasets
 import networkx as nx
 import pandas as pd
+import pyarrow as pa
 import pytest
 import tiny
 
 from llamarec_lkg import data as package
 from llamarec_lkg.data import known_datasets, sources
 from llamarec_lkg.data.convert import convert, open_raw
+from llamarec_lkg.data.engine import connect, gathered
 from llamarec_lkg.data.examples import as_examples
 from llamarec_lkg.data.facts import as_triples
 from llamarec_lkg.data.hidden_items import hide_items
@@ -334,8 +336,13 @@ FOLDERS = {
     ),
     "a time too large": case(
         events(timestamp=["1", "2", "1e30"]),
-        "1 value(s) that are too large for a time, the first is '1e30' in row 2. They lie between -9.2e18 and 9.2e18",
+        "1 value(s) that are too large for a time, the first is '1e30' in row 2. Times lie between -9.2e18 and 9.2e18",
         events(timestamp=["1", "2", "1e18"]),
+    ),
+    "a time without end": case(
+        events(timestamp=pd.Series([1, 2, 2**63 - 1]).astype(pd.ArrowDtype(pa.timestamp("us")))),
+        "1 value(s) that are no points in time, the first is 'infinity' in row 2. Leave those rows out, or give their",
+        events(timestamp=["2024-01-31", "2024-02-01", "2024-02-02"]),
     ),
     "a word for a time": case(
         events(timestamp=["1", "soon", "3"]),
@@ -752,7 +759,7 @@ VALUES = {
     ),
     "parts that leave nothing": case(
         settings(split="time", test_fraction=1.0),
-        "validation_fraction + test_fraction is 1.1; it must lie between 0 and 1",
+        "are (0.1, 1.0); neither is below 0, and their sum, here 1.1, must lie between 0 and 1",
         settings(split="time", test_fraction=0.8),
         gives=True,
     ),
@@ -818,7 +825,7 @@ VALUES = {
     ),
     "nothing to hide": case(
         hidden(0.1),
-        "share=0.1 of 3 items are 0; at least one is hidden, and one is not. Give a share between 0.33 and 0.67",
+        "share=0.1 of 3 items are 0. Give a share that hides one item at least, and not all",
         hidden(0.33),
         gives=1,
     ),
@@ -903,9 +910,25 @@ VALUES = {
         "two",
         in_memory(EVENTS),
     ),
+    "columns of a data set of the library": case(
+        lambda: load_dataset_bundle("ml-100k", columns={"item_id": "film"}),
+        "columns={'item_id': 'film'} was given; 'ml-100k' has the library's own. Leave it out",
+        in_memory(EVENTS),
+    ),
+    "a truth for an id": case(
+        lambda: load_dataset_bundle({"interactions": EVENTS, "items": {"item_id": [True], "title": ["A"]}}),
+        "True stands where an id is needed; an id is a number or a text. Write it as one",
+        in_memory(EVENTS),
+    ),
+    "no parts": case(
+        lambda: gathered(connect(), []),
+        "The interactions table has no rows. At least one user with three interactions is needed",
+        lambda: len(gathered(connect(), [pa.table(EVENTS)])),
+        gives=3,
+    ),
     "no table": case(
         lambda: load_dataset_bundle({"interactions": 3, "items": ITEMS}),
-        "The interactions table is a int. Give a data frame, a `datasets.Dataset`, an Arrow table or a dictionary",
+        "The interactions table is int. Give a data frame, a `datasets.Dataset` (one split), an Arrow table or a",
         in_memory(EVENTS),
         in_memory(pd.DataFrame(EVENTS)),
         in_memory(datasets.Dataset.from_dict(EVENTS)),

@@ -18,7 +18,7 @@ from llamarec_lkg.data.schema import (
     RankingExample,
     Triples,
 )
-from llamarec_lkg.data.values import as_id_strings, clean_text, natural_order
+from llamarec_lkg.data.values import clean_text, natural_order, spell_id
 from llamarec_lkg.utils.errors import LKGError
 
 
@@ -34,8 +34,8 @@ def test_integer_ids_are_ordered_as_numbers_and_others_as_text():
 
 def test_ids_that_look_like_the_same_number_are_the_same_id():
     for values in ([7, 8], [7.0, 8.0], ["7", "8"]):
-        assert as_id_strings(pd.Series(values)).tolist() == ["7", "8"]
-    assert as_id_strings(pd.Series([7.5, 8.0])).tolist() == ["7.5", "8"]
+        assert [spell_id(value) for value in values] == ["7", "8"]
+    assert spell_id(7.5) == "7.5"
 
 
 def test_text_becomes_one_printable_line():

@@ -45,7 +45,7 @@ def test_an_unknown_split_is_refused(wrong):
 
 @pytest.mark.parametrize("validation, test", [(0.5, 0.5), (0.0, 0.0)])
 def test_fractions_must_leave_something_to_train_on(validation, test):
-    with pytest.raises(LKGError, match="it must lie between 0 and 1"):
+    with pytest.raises(LKGError, match="must lie between 0 and 1"):
         PreprocessingSettings(validation_fraction=validation, test_fraction=test)
 
 

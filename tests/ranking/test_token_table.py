@@ -10,15 +10,15 @@ def tokenize(texts):
 
 def filled(texts):
     table = TokenTable(tokenize)
-    return table, table.entries(texts, [lambda text=text: text for text in texts])
+    return table, table.entries(texts)
 
 
 def test_a_text_is_tokenized_once_and_known_again():
     asked = []
     table = TokenTable(lambda texts: asked.extend(texts) or tokenize(texts))
-    first = table.entries(["a", "b", "a"], [lambda: "long", lambda: "bc", lambda: "long"], longest=3)
+    first = table.entries(["a", "b", "a"], {"a": "long", "b": "bc"}.get, longest=3)
     assert first.tolist() == [0, 1, 0] and asked == ["long", "bc"] and len(table) == 2
-    assert table.entries(["b"], [lambda: pytest.fail("asked again")]).tolist() == [1]
+    assert table.entries(["b"], pytest.fail).tolist() == [1]
     assert table.tokens(first).tolist() == [*map(ord, "lonbclon")] and table.text(0) is None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -39,8 +39,7 @@ def tables(path: Path, columns: Mapping[str, str] | None = None) -> RawDataset:
     if columns:
         connection = connect()
         found = {column for file in files.values() if file for column in table_relation(connection, file).columns}
-        if strange := sorted(set(columns.values()) - found):
-            raise LKGError(f"The tables in {folder} have no column {strange}; they have {sorted(found)}. Name those.")
+        require_named(columns, found, f"The tables in {folder}")
 
     def interactions(connection: Connection) -> Relation:
         relation = table_relation(connection, files["interactions"])
@@ -53,6 +52,12 @@ def tables(path: Path, columns: Mapping[str, str] | None = None) -> RawDataset:
         return only(items, wanted), triples
 
     return RawDataset(folder.resolve().name, interactions, catalogue, **read_source(folder / CARD))
+
+
+def require_named(columns: Mapping[str, str] | None, found: Iterable[str], what: str) -> None:
+    """Raise `LKGError` where `columns` names some that are not there."""
+    if strange := sorted(set((columns or {}).values()) - set(found)):
+        raise LKGError(f"{what} have no column {strange}; they have {sorted(found)}. Name those.")
 
 
 def renamed(table: pd.DataFrame, columns: Mapping[str, str] | None) -> pd.DataFrame:
