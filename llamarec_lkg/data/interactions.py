@@ -51,7 +51,9 @@ class Interactions:
             if isinstance(table[column].dtype, pd.DatetimeTZDtype):  # of which the engine takes no nanoseconds
                 table[column] = table[column].dt.tz_convert(None)
         ledger = Ledger()
-        typed = typed_interactions(connect().from_df(table), "the interactions table", ledger)
+        with reading("the interactions table"):
+            given = connect().from_df(table)
+        typed = typed_interactions(given, "the interactions table", ledger)
         return cls.from_relation(typed, ledger.changed)
 
     @classmethod
@@ -94,7 +96,7 @@ def spelled_id(column: str, kind: str) -> str:
     if kind in _INTEGERS:
         return text
     if kind in ("FLOAT", "DOUBLE"):
-        text = f"CASE WHEN isnan({name(column)}) THEN NULL ELSE {text} END"
+        text = f"nullif({text}, 'nan')"  # the engine takes `isnan` for false of a parquet file with statistics
     text = f"trim({text}, {literal(BLANKS)})"
     return rf"nullif(regexp_replace({text}, '^(-?\d+)\.0+$', '\1'), '')"
 

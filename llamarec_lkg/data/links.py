@@ -78,4 +78,9 @@ def links_of(frame: pd.DataFrame, table: str) -> dict[str, str]:
     links = {entity: item for entity, item in pairs if entity is not None and item is not None}
     if blank := sum(entity is None or item is None for entity, item in pairs):
         logger.warning("%d of %d rows of %s have a blank and link nothing.", blank, len(pairs), table)
+    if shared := sum(links.get(entity, item) != item for entity, item in pairs if item is not None):
+        logger.warning(
+            "%d of %d rows of %s link an entity that a later row links to another item; the last counts.",
+            shared, len(pairs), table,
+        )  # fmt: skip
     return links

@@ -86,14 +86,20 @@ def _of_memory(given: Mapping[str, Any], columns: Mapping[str, str] | None, name
         )
     frames = {}
     for table, value in given.items():
+        splits = isinstance(value, Mapping) and any(hasattr(part, "column_names") for part in value.values())
+        if splits or not (isinstance(value, Mapping | pd.DataFrame) or hasattr(value, "to_pandas")):
+            raise LKGError(
+                f"The {table} table is a {type(value).__name__}. Give a data frame, a `datasets.Dataset` (one split), "
+                "an Arrow table or a dictionary of columns."
+            )
         if isinstance(value, Mapping):
-            value = pd.DataFrame(value)
-        elif not isinstance(value, pd.DataFrame):
-            if not hasattr(value, "to_pandas"):
+            try:
+                value = pd.DataFrame(value)
+            except ValueError as error:
                 raise LKGError(
-                    f"The {table} table is a {type(value).__name__}. Give a data frame, a `datasets.Dataset`, an "
-                    "Arrow table or a dictionary of columns."
-                )
+                    f"The columns of the {table} table do not fit together ({error}). Give lists of one length."
+                ) from error
+        elif not isinstance(value, pd.DataFrame):
             value = value.to_pandas()
         frames[table] = renamed(value, columns)
     return DatasetBundle(name, Interactions.from_frame(frames.pop("interactions")), *catalogue_of_tables(**frames))
