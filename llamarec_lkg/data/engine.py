@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 
 from ..utils.errors import LKGError
 from ..utils.files import cache_dir
+from .values import NOT_UTF_8, of_windows
 
 
 logger = logging.getLogger(__name__)
@@ -116,9 +117,13 @@ def _cause(error: Exception) -> str:
         return _bad_json(Path(found[1]))
     lines = (line.strip() for line in text.splitlines() if line.strip())
     told = list(takewhile(lambda line: not line.startswith(("Possible", "file =", "LINE", "See also")), lines))
+    if "Failure in decode" in text:
+        return f"a column {NOT_UTF_8}"
     remedy = "Mend that place."
     if isinstance(error, duckdb.OutOfMemoryException):
         remedy = "Let LLAMAREC_LKG_MEMORY name more memory, or make room on the disk."
+    elif isinstance(error, duckdb.NotImplementedException):
+        remedy = "Write it as numbers, dates or text."
     elif re.search("gzip stream|zstd|parquet", told[0], re.IGNORECASE):
         remedy = "Is the file whole? Make or copy it again."
     return " ".join(told)[:600].rstrip(".") + ". " + remedy
@@ -198,7 +203,8 @@ def csv_relation(
 
     Commas, semicolons and tabs are told apart by the header. A file that is not in UTF-8 is read as UTF-16 where its
     first bytes say so, else as Latin-1, and a warning says that it was. A column without a name, as a table that was
-    saved with its index has it, is left out with a word.
+    saved with its index has it, is left out with a word. A header that comes again, as in
+    files that were joined, is no row.
 
     Args:
         names: of the columns, where the file has no header.
@@ -236,11 +242,15 @@ def csv_relation(
     padding = ", null_padding = true, parallel = false" if short_rows else ""
     wanted = ", ".join(f"c{place} AS {name(column)}" for place, column in enumerate(kept) if column)
     with reading(path):
-        return connection.sql(
+        rows = connection.sql(
             f"SELECT {wanted} FROM read_csv({literal(pattern(path))}, auto_detect = false, header = false, "
             f"skip = {start}, delim = {literal(separator)}, quote = {literal(marks[0])}, "
             f"escape = {literal(marks[1])}, columns = {{{columns}}}{padding})"
         )
+    if names is None:
+        again = " AND ".join(f"{name(column)} IS NOT DISTINCT FROM {literal(column)}" for column in rows.columns)
+        rows = rows.filter(f"NOT ({again})")
+    return rows
 
 
 def require_distinct(columns: Sequence[str], path: Path | str) -> None:
@@ -310,7 +320,7 @@ def _copy_in_utf_8(path: Path, encoding: str, stamp: tuple[int, int]) -> Path:
     copy = Path(tempfile.mkdtemp(dir=_room())) / path.name.removesuffix(".gz")
     with open_bytes(path) as stream, copy.open("w", encoding="utf-8", newline="") as out:
         for block in codecs.iterdecode(iter(lambda: stream.read(1 << 22), b""), encoding):
-            out.write(block)
+            out.write(of_windows(block) if encoding == "latin-1" else block)
     return copy
 
 

@@ -16,6 +16,7 @@ from .links import checked_links, entities_of, unmet_links
 from .raw_dataset import Catalogue, RawDataset, join_sources
 from .readers import read_table
 from .schema import CO_RATED, ENTITY, HEAD, ITEM, RELATION, TAIL, TYPES, DatasetBundle, ItemTable, Triples
+from .values import clean_text, inside, spell_id
 
 
 Data = TypeVar("Data", DatasetBundle, RawDataset)
@@ -97,8 +98,15 @@ def as_triples(source: nx.Graph | pd.DataFrame | str | Path, items: ItemTable) -
                 f"{path} is no .csv, .tsv or .parquet (head, relation, tail) nor .graphml by its name. Write the "
                 "facts as one of these."
             )
+    if hasattr(source, "to_pandas"):  # of Arrow or `datasets`
+        source = source.to_pandas()
     if isinstance(source, pd.DataFrame):
         return Triples.by_item_ids(source, items.ids)
+    if not isinstance(source, nx.Graph):
+        raise LKGError(
+            f"Facts were given as a {type(source).__name__}. Give a networkx graph, a table (head, relation, tail) or "
+            "the path of one."
+        )
     return _triples_of_graph(source, items)
 
 
@@ -108,8 +116,11 @@ def _triples_of_graph(graph: nx.Graph, items: ItemTable) -> Triples:
     known = set(items.ids)
     kinds, keys = {}, {}
     for node, data in graph.nodes(data=True):
-        keys[node] = str(data.get("key", node))
-        kinds[node] = str(data.get("type", ENTITY)) if typed else ITEM if keys[node] in known else ENTITY
+        with inside(f"Node {node!r}"):
+            keys[node] = spell_id(data.get("key", node))
+        kinds[node] = (
+            clean_text(data.get("type", ENTITY)).lower() if typed else ITEM if keys[node] in known else ENTITY
+        )
     facts = []
     for head, tail, data in graph.edges(data=True):
         if "relation" not in data:
@@ -121,7 +132,7 @@ def _triples_of_graph(graph: nx.Graph, items: ItemTable) -> Triples:
             continue
         if not graph.is_directed() and kinds[tail] == ITEM != kinds[head]:
             head, tail = tail, head  # an edge without direction is read from the item
-        facts.append((keys[head], str(data["relation"]), keys[tail], kinds[head], kinds[tail]))
-    frame = pd.DataFrame(facts, columns=[HEAD, RELATION, TAIL, *TYPES.values()], dtype=str)
+        facts.append((keys[head], data["relation"], keys[tail], kinds[head], kinds[tail]))
+    frame = pd.DataFrame(facts, columns=[HEAD, RELATION, TAIL, *TYPES.values()], dtype=object)
     linked = {key: key for node, key in keys.items() if kinds[node] == ITEM and key in known}
     return replace(Triples.from_frame(frame, {raw: raw for raw in items.ids}), item_of_entity=linked)

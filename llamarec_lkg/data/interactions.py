@@ -98,7 +98,7 @@ def spelled_id(column: str, kind: str) -> str:
     if kind in _INTEGERS:
         return text
     if kind in ("FLOAT", "DOUBLE"):
-        text = f"CASE WHEN isnan({name(column)}) THEN NULL ELSE {text} END"
+        text = f"nullif({text}, 'nan')"  # the engine takes `isnan` for false of a parquet file with statistics
     text = f"trim({text}, {literal(BLANKS)})"
     return rf"nullif(regexp_replace({text}, '^(-?\d+)\.0+$', '\1'), '')"
 

@@ -72,20 +72,16 @@ def _some(ids: Iterable[str]) -> str:
 
 
 def links_of(frame: pd.DataFrame, table: str) -> dict[str, str]:
-    """Entity id -> raw item id, from a table with `item_id` and `entity_id`. Blank links, and those of an entity that
-    is another item already, are left out with a word."""
+    """Entity id -> raw item id, from a table with `item_id` and `entity_id`; blank links are left out with a word, and
+    of an entity that is linked to several items the last counts, with a word."""
     require_columns(frame, [ITEM_ID, ENTITY_ID], table)
     pairs = list(zip(map(spell_id, frame[ENTITY_ID]), map(spell_id, frame[ITEM_ID]), strict=True))
-    links: dict[str, str] = {}
-    for entity, item in pairs:
-        if entity is not None and item is not None:
-            links.setdefault(entity, item)
+    links = {entity: item for entity, item in pairs if entity is not None and item is not None}
     if blank := sum(entity is None or item is None for entity, item in pairs):
         logger.warning("%d of %d rows of %s have a blank and link nothing.", blank, len(pairs), table)
-    if others := [pair for pair in pairs if None not in pair and links[pair[0]] != pair[1]]:
-        entity, item = others[0]
+    if shared := sum(links.get(entity, item) != item for entity, item in pairs if item is not None):
         logger.warning(
-            "%d of %d rows of %s link an entity to a second item and are left out: %r to %r, which is %r, for one.",
-            len(others), len(pairs), table, entity, item, links[entity],
+            "%d of %d rows of %s link an entity that a later row links to another item; the last counts.",
+            shared, len(pairs), table,
         )  # fmt: skip
     return links

@@ -30,7 +30,7 @@ from .engine import (
     parquet_relation,
     require_file,
 )
-from .values import text_of
+from .values import of_windows, text_of
 
 
 TABLES = r"\.(parquet|(csv|tsv|jsonl)(\.gz)?)"  # endings of the names of tables
@@ -56,7 +56,8 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
         if not path.is_dir():  # of parts
             require_file(path)
         try:
-            return pd.read_parquet(path)  # the engine has one name for columns that differ in case
+            # the engine has one name for columns that differ in case; whole numbers stay whole beside a blank
+            return pd.read_parquet(path, dtype_backend="numpy_nullable")
         except (OSError, ValueError) as error:
             raise LKGError(f"{path} cannot be read: {error}. Is the file whole? Make or copy it again.") from error
     connection = connect()
@@ -70,7 +71,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = content.decode("latin-1")
+        text = of_windows(content.decode("latin-1"))
     # not `splitlines`, for which some Latin-1 letters end a line
     return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
 

@@ -348,6 +348,7 @@ class RankingExample:
         """A row of a `datasets.Dataset`, whose columns are the arguments; `history` and `candidates` are needed. None,
         and the NaN that pandas has for it, are as if the column was absent."""
         given = {name: row[name] for name in _FIELDS if name in row}
+        given = {name: v.item() if getattr(v, "shape", None) == () else v for name, v in given.items()}
         given = {name: v for name, v in given.items() if not (pd.api.types.is_scalar(v) and pd.isna(v))}
         missing = [name for name in ("history", "candidates") if name not in given]
         if missing:

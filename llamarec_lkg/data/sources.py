@@ -97,7 +97,12 @@ def _frame_of(value: Any, table: str) -> pd.DataFrame:
     if hasattr(value, "to_pandas"):
         return value.to_pandas()
     if isinstance(value, Mapping) and not any(hasattr(part, "to_pandas") for part in value.values()):
-        return pd.DataFrame(value)
+        try:
+            return pd.DataFrame(value)
+        except ValueError as error:
+            raise LKGError(
+                f"The columns of the {table} table do not fit together ({error}). Give lists of one length."
+            ) from error
     found = f"a dictionary of {sorted(map(str, value))}" if isinstance(value, Mapping) else type(value).__name__
     raise LKGError(
         f"The {table} table is {found}. Give a data frame, a `datasets.Dataset` (one split), an Arrow table or a "

@@ -36,14 +36,20 @@ _WHOLE = re.compile(r"^(-?[0-9]+)\.0+$")
 BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001))))  # what `str.strip` takes off an id, for the engine
 
 
+NOT_UTF_8 = "is bytes that are no text in UTF-8. Write it as text, such as an id by `value.hex()`."
+
+
 def text_of(value: Any) -> str:
     """A cell as the text it means: bytes are UTF-8, 1995.0 is "1995", what is missing is empty.
 
     Raises:
-        LKGError: it is a list or a record; which of its texts is meant cannot be told.
+        LKGError: it is a list or a record, of which it cannot be told what text is meant, or bytes that are no text.
     """
     if isinstance(value, bytes | bytearray | np.bytes_):
-        return bytes(value).decode("utf-8", errors="replace")
+        try:
+            return bytes(value).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise LKGError(f"{repr(value)[:80]} {NOT_UTF_8}") from error
     if isinstance(value, list | tuple | set | dict | np.ndarray):
         raise LKGError(f"{repr(value)[:80]} stands where one text is needed. Give one.")
     if pd.isna(value):  # None, NaN, NA, NaT
@@ -55,22 +61,31 @@ def text_of(value: Any) -> str:
 
 def texts_of(value: Any, separator: str | None = "|") -> tuple[str, ...]:
     """A cell as the several texts it means, each once: a list, a text that holds one (as a table saved by another tool
-    has it), or texts between separators. What says that there is nothing ("None", "[]") gives none."""
+    has it), or texts between separators. What says that there is nothing ("None", "[]") gives none.
+
+    Raises:
+        LKGError: it is or holds a record, of which it cannot be told what text is meant.
+    """
     if isinstance(value, str | bytes | bytearray):
         text = text_of(value).strip()
         if text in _NOTHING:
             return ()
-        written = _literal(text) if text[:1] in "[({" else None
-        value = written if isinstance(written, list | tuple | set) else text.split(separator) if separator else [text]
-    elif isinstance(value, list | tuple | set | np.ndarray):
-        value = [part for one in value for part in (texts_of(one, None) if _holds_several(one) else [one])]
-    else:
-        value = [value]
-    texts = (clean_text(text_of(part)) for part in value)
+        if _ARRAY.fullmatch(text):  # which Python takes for one text
+            value = [one or other for one, other in _QUOTED.findall(text)]
+        else:
+            written = _literal(text) if text[:1] in "[({" else None
+            apart = text.split(separator) if separator else [text]
+            value = written if isinstance(written, dict) or _holds_several(written) else apart
+    several = value if _holds_several(value) else [value]
+    parts = (part for one in several for part in (texts_of(one, None) if _holds_several(one) else [one]))
+    texts = (clean_text(text_of(part)) for part in parts)
     return tuple(dict.fromkeys(text for text in texts if text))
 
 
-_NOTHING = ("", "None", "nan", "NaN", "null")
+_NOTHING = ("", "None", "nan", "NaN", "NaT", "<NA>", "null", "\\N", "N/A", "{}")
+_TEXT = r"'([^']*)'|\"([^\"]*)\""
+_QUOTED = re.compile(_TEXT)
+_ARRAY = re.compile(rf"\[\s*(?:{_TEXT})(?:\s+(?:{_TEXT}))+\s*\]")  # as a cell with numpy's texts is written in csv
 
 
 def _is_missing(value: Any) -> bool:
@@ -136,6 +151,12 @@ def natural_order(ids: Sequence[str]) -> np.ndarray:
     return order
 
 
+def of_windows(text: str) -> str:
+    """A text that was read as Latin-1, with the letters that Windows has in the place of its control characters."""
+    return text.translate(_WINDOWS)
+
+
+_WINDOWS = {code: letter for code in range(0x80, 0xA0) if (letter := bytes([code]).decode("cp1252", errors="ignore"))}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff]+")
 
 

@@ -5,12 +5,13 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llamarec_lkg.data.anonymize import anonymize_users
 from llamarec_lkg.data.interactions import CUT, Interactions
 from llamarec_lkg.data.ledger import EXACT_DUPLICATES
-from llamarec_lkg.data.links import links_of
 from llamarec_lkg.data.schema import ItemTable, Triples
 from llamarec_lkg.data.sequences import PreprocessingSettings, SequenceDataset
 from llamarec_lkg.data.sources import load_dataset_bundle, open_source
@@ -159,7 +160,10 @@ def test_a_blank_is_no_id(given):
         (b"Am\xc3\xa9lie", ("Amélie",)),
         (1995.0, ("1995",)),
         ("All Beauty", ("All Beauty",)),
-        *((nothing, ()) for nothing in (None, np.nan, "", "None", "[]", [], "nan")),
+        ("['Crime' 'Drama'\n 'Film noir']", ("Crime", "Drama", "Film noir")),
+        ("[['Books', 'Crime'], ['Books']]", ("Books", "Crime")),
+        ("(500) Days", ("(500) Days",)),
+        *((nothing, ()) for nothing in (None, np.nan, "", "None", "[]", [], "nan", "{}", "\\N", "N/A", "<NA>")),
     ],
 )
 def test_a_cell_of_several_texts_is_read_by_its_meaning(given, texts):
@@ -174,6 +178,9 @@ def test_one_text_is_never_a_list_and_a_record_never_a_text():
     assert record_of("{}") == record_of(None) == record_of("None") == {}
     with pytest.raises(LKGError, match="'ACME' stands where a record"):
         record_of("ACME")
+    for cell in ({"id": 16, "name": "Toys"}, "{'id': 16, 'name': 'Toys'}", '[{"id": 16, "name": "Toys"}]'):
+        with pytest.raises(LKGError, match=r"\{'id': 16, 'name': 'Toys'\} stands where one text is needed"):
+            texts_of(cell)
 
 
 def test_bytes_of_parquet_are_text(tmp_path):
@@ -222,6 +229,16 @@ def test_latin_1_and_escaped_quotes_are_read_and_told(tmp_path, caplog):
     assert "items.csv is not in UTF-8; it is read as Latin-1" in caplog.text
 
 
+def test_letters_of_windows_are_kept(tmp_path):
+    assert read(tmp_path, "item_id,title\n1,It’s 5 €…\n2,“é”\n".encode("cp1252")).items.titles == ("It’s 5 €…", "“é”")
+
+
+def test_a_header_that_comes_again_is_no_row(tmp_path):
+    header = FILMS.partition("\n")[0]
+    bundle = read(tmp_path, f"{FILMS}{header}\n4,Cars,genre\n", CLICKS + CLICKS)
+    assert bundle.items.ids == ("1", "2", "3", "4") and bundle.interactions.items.tolist() == ["1", "2", "3"] * 2
+
+
 def test_a_column_without_a_name_is_left_out_and_two_of_one_name_are_refused(tmp_path, caplog):
     assert read(tmp_path, ",item_id,title\n0,1,Up\n1,2,Heat\n2,3,x\n").items.attributes == {}
     assert "has a column without a name" in caplog.text
@@ -255,6 +272,31 @@ def test_a_folder_is_read_alone_whatever_it_is_called(tmp_path):
         (tmp_path / name / "items.csv").write_text("item_id,title\n1,Up\n")
     assert load_dataset_bundle(tmp_path / "a[12]").interactions.users.tolist() == ["here"]
     assert load_dataset_bundle(tmp_path / "user_id=7").interactions.users.tolist() == ["me"]
+
+
+def test_what_parquet_has_beside_blanks_stays_as_it_is(tmp_path):
+    ids = pa.array([1.0, float("nan"), 3.0])  # NaN, of which the statistics of the file say nothing
+    pq.write_table(
+        pa.table({"user_id": ids, "item_id": ids, "timestamp": [1, 2, 3]}), tmp_path / "interactions.parquet"
+    )
+    items = pa.table({"item_id": [1, 3], "title": ["Up", "Heat"], "maker": pa.array([2**60 + 1, None])})
+    pq.write_table(items, tmp_path / "items.parquet")
+    with pytest.raises(LKGError, match=r"'user_id' .* has 1 missing value\(s\), the first in row 1"):
+        load_dataset_bundle(tmp_path)
+    folder_of(tmp_path, interactions__csv=CLICKS)
+    (tmp_path / "interactions.parquet").unlink()
+    assert load_dataset_bundle(tmp_path).items.attributes == {"MAKER": ((str(2**60 + 1),), ())}
+
+
+def test_an_index_with_a_name_is_a_column(tmp_path):
+    clicks = pd.DataFrame({"user_id": ["u", "u"], "item_id": [1, 2], "timestamp": [1, 2]})
+    films = pd.DataFrame({"item_id": [1, 2], "title": ["Up", "Heat"]}).set_index("item_id")
+    films.to_parquet(tmp_path / "items.parquet")
+    clicks.set_index("user_id").to_parquet(tmp_path / "interactions.parquet")
+    in_memory = {"interactions": clicks.set_index(["user_id", "item_id"]), "items": films}
+    for bundle in (load_dataset_bundle(tmp_path), load_dataset_bundle(in_memory)):
+        assert bundle.items.ids == ("1", "2") and not bundle.items.attributes
+        assert bundle.interactions.to_frame()[["user_id", "item_id"]].to_numpy().tolist() == [["u", "1"], ["u", "2"]]
 
 
 def test_columns_beside_those_that_are_read_change_nothing(tmp_path):
@@ -398,12 +440,6 @@ def test_what_is_cut_is_told_of_data_that_are_numbered_and_on_the_card(tmp_path)
     write_dataset(raw, tmp_path / "written")
     assert raw.to_bundle().interactions.ledger.changed == {CUT: 3}
     assert f"3 interactions {CUT}" in (tmp_path / "written" / "README.md").read_text()
-
-
-def test_a_link_to_a_second_item_is_left_out_with_a_word(caplog):
-    links = pd.DataFrame({"entity_id": ["e", "e", "f"], "item_id": [1, 2, 2]})
-    assert links_of(links, "links") == {"e": "1", "f": "2"}
-    assert "1 of 3 rows of links link an entity to a second item" in caplog.text
 
 
 def test_a_backslash_that_ends_a_cell_before_a_quotation_mark_escapes_nothing(tmp_path):

@@ -1,5 +1,6 @@
 """Which names in facts are items, which are people, and what meets nothing."""
 
+import datasets
 import networkx as nx
 import pandas as pd
 import pytest
@@ -202,6 +203,26 @@ def test_facts_about_the_users_of_a_networkx_graph_are_left_out_with_a_word(film
     triples = as_triples(graph, film_dataset.items)
     assert triples.to_frame().to_numpy().tolist() == [["1", "IS", "genre:War"], ["1", "ABOUT", "keyword:War"]]
     assert "1 of 3 facts are about users, '1' 'BOOKED' '1' is the first" in caplog.text
+
+
+@pytest.mark.parametrize("node", [1, 1.0, "1.0", " 1", b"1"])
+@pytest.mark.parametrize("types", [{}, {"type": "Item"}])
+def test_nodes_of_a_networkx_graph_are_spelled_as_items_are(film_dataset, node, types):
+    graph = nx.Graph([(node, "x", {"relation": "IS"})])
+    graph.nodes[node].update(types)
+    triples = as_triples(graph, film_dataset.items)
+    assert triples.to_frame().to_numpy().tolist() == [["1", "IS", "x"]] and triples.item_of_entity == {"1": "1"}
+
+
+def test_facts_come_as_a_data_set_too(film_dataset):
+    given = datasets.Dataset.from_dict({"head": [1], "relation": ["IS"], "tail": ["x"]})
+    assert as_triples(given, film_dataset.items).to_frame().to_numpy().tolist() == [["1", "IS", "x"]]
+
+
+def test_an_entity_that_is_linked_to_two_items_is_told(world, caplog):
+    bundle = load_dataset_bundle(world(["m.1,IS,x"], ["m.1,1", "m.1,2", "m.1,2"]))
+    assert bundle.triples.item_of_entity == {"m.1": "2"}
+    assert "1 of 3 rows of links link an entity that a later row links to another item; the last counts" in caplog.text
 
 
 @pytest.mark.parametrize("relation", ["RATED", "CO_RATED"])

@@ -663,7 +663,20 @@ VALUES = {
         "Out of Memory ... Let LLAMAREC_LKG_MEMORY name more memory",
         tables(load=remembering("4GB")),
     ),
+    "bytes that are no text": case(
+        events(user_id=[b"\xff\x01"] * 3),
+        "cannot be read: a column is bytes that are no text in UTF-8. Write it as text, such as an id by "
+        "`value.hex()`",
+        events(user_id=[b"\xff\x01".hex()] * 3),
+        gives=({"ff01": ["5", "6", "7"]}, WORLD[1]),
+    ),
     # items
+    "a title in bytes that are no text": case(
+        items(title=["A".encode("utf-16"), "B", "C"]),
+        r"Column 'title' of the items table, row 0: b'\xff\xfeA\x00' is bytes that are no "
+        "text in UTF-8. Write it as text",
+        items(),
+    ),
     "a missing title": case(
         items(item_id=[5, 6, 7, 8], title=["A", "B", "C", None]),
         "Column 'title' of the items table has 1 missing value(s), the first in row 3. Every row needs one: drop "
@@ -715,6 +728,27 @@ VALUES = {
         "Edge '5' -> 'x' has attributes ['kind'] but no 'relation'. Every edge needs one: `graph.add_edge(a, b, "
         "relation='DIRECTED_BY')`",
         graph(relation="MADE_BY"),
+        gives=FACT,
+    ),
+    "an edge of no relation": case(
+        graph(relation=None),
+        "Column 'relation' of the triples table has 1 missing value(s)",
+        graph(relation="MADE_BY"),
+        gives=FACT,
+    ),
+    "an edge of two relations": case(
+        graph(relation=["MADE_BY", "SOLD_BY"]),
+        "Column 'relation' of the triples table, row 0: ['MADE_BY', 'SOLD_BY'] stands where one text "
+        "is needed. Give one",
+        graph(relation="MADE_BY"),
+        gives=FACT,
+    ),
+    "facts in a list": case(
+        lambda: as_triples(FACT, ITEM_TABLE),
+        "Facts were given as a list. Give a networkx graph, a table (head, relation, tail) or the path of one",
+        facts(),
+        graph(relation="MADE_BY"),
+        facts_in("facts.csv", "head,relation,tail\n5,MADE_BY,x\n"),
         gives=FACT,
     ),
     "facts in a file of no kind": case(
@@ -925,6 +959,28 @@ VALUES = {
         "The interactions table has no rows. At least one user with three interactions is needed",
         lambda: len(gathered(connect(), [pa.table(EVENTS)])),
         gives=3,
+    ),
+    "columns of several lengths": case(
+        in_memory({**EVENTS, "item_id": [5, 6]}),
+        "The columns of the interactions table do not fit together (All arrays must be of the same length). Give "
+        "lists of one length",
+        in_memory(EVENTS),
+    ),
+    "one column twice": case(
+        in_memory(pd.concat([pd.DataFrame(EVENTS), pd.DataFrame(EVENTS)[["item_id"]]], axis=1)),
+        "A table has more than one column ['item_id']. Rename or drop all but one",
+        in_memory(pd.DataFrame(EVENTS)),
+    ),
+    "all splits of a data set": case(
+        in_memory(datasets.DatasetDict(train=datasets.Dataset.from_dict(EVENTS))),
+        "The interactions table is a dictionary of ['train']. Give ... a `datasets.Dataset` (one split)",
+        in_memory(datasets.Dataset.from_dict(EVENTS)),
+    ),
+    "months": case(
+        in_memory(pd.DataFrame({**EVENTS, "timestamp": pd.period_range("2024-01", periods=3, freq="M")})),
+        "the interactions table cannot be read: ... 'period[M]' not recognized. Write it as numbers, dates or text",
+        in_memory(pd.DataFrame({**EVENTS, "timestamp": pd.date_range("2024-01", periods=3, freq="MS")})),
+        in_memory(pd.DataFrame({**EVENTS, "timestamp": ["2024-01-01", "2024-02-01", "2024-03-01"]})),
     ),
     "no table": case(
         lambda: load_dataset_bundle({"interactions": 3, "items": ITEMS}),

@@ -107,7 +107,7 @@ def test_a_movielens_folder_gives_titles_genres_and_years(movielens):
 
 def test_movielens_metadata_adds_people(movielens):
     (movielens / "movies_metadata.csv").write_text(
-        ",movieId,directors,actors\n0,10,Mann,Pacino|De Niro\n1,8,,Nobody\n"
+        ",movieId,directors,actors\n0,10.0,Mann,Pacino|De Niro\n1, 8,,Nobody\n"
     )
     attributes = load_dataset_bundle(str(movielens)).items.attributes
     assert attributes[DIRECTOR] == (("Mann",), (), ())

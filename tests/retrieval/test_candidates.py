@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 
@@ -429,3 +430,8 @@ def test_rows_carry_features_where_there_are_some(features):
     some, none = to_dataset([found[0], examples[1]])
     assert RankingExample.from_mapping(some).evidence is not None
     assert RankingExample.from_mapping(none).evidence is None
+    row = datasets.Dataset.from_dict({"history": [[1]], "candidates": [[2]], "user": [None]}).cast_column(
+        "user", datasets.Value("int64")
+    )
+    for kind in (None, "numpy", "torch"):
+        assert RankingExample.from_mapping(row.with_format(kind)[0]).user == 0

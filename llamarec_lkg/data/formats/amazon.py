@@ -16,7 +16,7 @@ from ..interactions import COLUMNS
 from ..raw_dataset import Catalogue, Format, RawDataset, paired_files
 from ..readers import record_relation, records
 from ..schema import HEAD, ITEM_ID, RELATION, TAIL, TITLE, ItemTable, Triples
-from ..values import inside, record_of, text_of, texts_of
+from ..values import inside, record_of, spell_id, text_of, texts_of
 
 
 AMAZON_2014_CITATION = (
@@ -95,8 +95,8 @@ def _catalogue(
     rows: dict[str, tuple[str, list[str], list[str]]] = {}
     facts: list[tuple[str, str, str]] = []
     for record in records(meta):
-        raw = str(record.get(id_field) or "")
-        if not raw or raw in rows or (wanted is not None and raw not in wanted):
+        raw = spell_id(record.get(id_field))
+        if raw is None or raw in rows or (wanted is not None and raw not in wanted):
             continue
         with inside(f"Item {raw!r} of {meta}"):
             found = describe(record)

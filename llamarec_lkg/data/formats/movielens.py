@@ -12,6 +12,7 @@ from ..engine import Connection, Relation, csv_relation
 from ..raw_dataset import Catalogue, Format, RawDataset, folder_of, only
 from ..readers import read_lines, read_table
 from ..schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, ItemTable, require_columns
+from ..values import spell_id
 
 
 MOVIELENS_CITATION = (
@@ -47,6 +48,7 @@ def movielens_latest(path: Path) -> RawDataset:
             return table
         metadata = read_table(folder / "movies_metadata.csv")
         require_columns(metadata, ["movieId", "directors", "actors"], "movies_metadata.csv")
+        table[ITEM_ID], metadata["movieId"] = table[ITEM_ID].map(spell_id), metadata["movieId"].map(spell_id)
         if (twice := metadata["movieId"].duplicated()).any():
             raise LKGError(
                 f"{folder / 'movies_metadata.csv'} has movieId {metadata['movieId'][twice].iloc[0]!r} more than once. "

@@ -61,7 +61,11 @@ def require_named(columns: Mapping[str, str] | None, found: Iterable[str], what:
 
 
 def renamed(table: pd.DataFrame, columns: Mapping[str, str] | None) -> pd.DataFrame:
-    """A table under the library's names of columns."""
+    """A table under the library's names of columns, one of which may be its index."""
+    if not table.columns.is_unique:
+        twice = sorted(map(str, set(table.columns[table.columns.duplicated()])))
+        raise LKGError(f"A table has more than one column {twice}. Rename or drop all but one.")
+    table = table.reset_index([own for own in table.index.names if own is not None and own not in table.columns])
     new = _renamed(list(table.columns), columns)
     return table[list(new.values())].set_axis(list(new), axis=1)
 
