@@ -111,6 +111,12 @@ class PromptMixin:
         fits = np.cumsum(self.token_table.lengths(lines).sum(axis=1)[::-1]) <= room
         return np.concatenate([head, lines[len(lines) - int(fits.sum()) :].ravel(), tail])
 
+    def prefix_lengths(self, examples: Sequence[RankingExample]) -> list[int]:
+        """How many tokens instruction and history of each example take."""
+        with self._own_texts():
+            pieces = [self.prefix_pieces(example, self.max_length) for example in examples]
+            return [int(self.token_table.lengths(entries).sum()) for entries in pieces]
+
     def suffix_pieces(self, example: RankingExample) -> np.ndarray:
         """Candidates behind their letters, and the response cue; with letters."""
         count = len(example.candidates)

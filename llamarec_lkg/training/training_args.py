@@ -14,7 +14,7 @@ _HALF = "preferences and fusion stay in float32; bf16=True or fp16=True has the 
 USABLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "remove_unused_columns": ((False,), "the collator needs every column"),
     "label_names": ((["labels"], None), "a batch has its targets under 'labels'"),
-    "train_sampling_strategy": (("random", "sequential"), "lists have no length before their prompts are written"),
+    "train_sampling_strategy": (("random", "sequential", "group_by_length"), "it reads a column of lengths"),
     "bf16_full_eval": ((False,), _HALF),
     "fp16_full_eval": ((False,), _HALF),
     "debug": (([],), "it watches numbers alone, and a batch has masks; steps that overflow are told of in any case"),

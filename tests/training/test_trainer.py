@@ -425,3 +425,18 @@ def test_a_step_without_finite_gradients_is_left_out_with_a_word_and_ten_in_a_ro
         with pytest.raises(LKGError, match="10 steps in a row.*Lower training.learning_rate"):
             trainer.train()
     assert torch.isfinite(weight).all()
+
+
+def test_lists_are_grouped_by_how_long_their_histories_are(proc, lists, tmp_path):
+    short = [replace(example, history=example.history[:1], ratings=example.ratings[:1]) for example in lists]
+    mixed = 4 * [example for pair in zip(lists, short, strict=True) for example in pair]
+    args = arguments(tmp_path, train_sampling_strategy="group_by_length", per_device_train_batch_size=4)
+    trainer = LlamaRecLKGTrainer(model(proc), args, mixed, None, proc)
+    lengths = proc.prefix_lengths(mixed)
+    assert lengths == [int(proc([example])["prefix_attention_mask"].sum()) for example in mixed]
+    order = list(trainer._get_train_sampler())
+    assert sorted(order) == list(range(len(mixed)))
+    batches = [[lengths[row] for row in order[start : start + 4]] for start in range(0, len(order), 4)]
+    as_given = [lengths[start : start + 4] for start in range(0, len(order), 4)]
+    spread, before = (sum(max(batch) - min(batch) for batch in some) for some in (batches, as_given))
+    assert spread < before / 2
