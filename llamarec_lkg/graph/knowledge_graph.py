@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
+from scipy import sparse
 
 from ..data.links import tell_of_people
 from ..data.schema import CO_RATED, ENTITY, ITEM, RATED, USER, ItemTable, Triples
@@ -23,6 +25,7 @@ from ..utils.files import atomic_files, read_json, write_json
 from .builder import UNDATED, GraphBuilder, joined_value, refuse_taken_name, row_offsets
 from .co_ratings import CoRatings
 from .new_items import grown
+from .ranges import ranges
 
 
 FORMAT_VERSION = 3
@@ -221,11 +224,25 @@ class KnowledgeGraph:
 
     def neighbours(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All edges out of `nodes`: index into `nodes` (which one), edge code, and target, each of shape (M,)."""
-        starts, stops = self.offsets[nodes], self.offsets[np.asarray(nodes) + 1]
-        lengths = stops - starts
-        which = np.repeat(np.arange(len(nodes)), lengths)
-        edges = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+        starts = self.offsets[nodes]
+        which, edges = ranges(starts, self.offsets[np.asarray(nodes) + 1] - starts)
         return which, self.edge_relations[edges], self.targets[edges]
+
+    def predecessors(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All edges into `nodes`: index into `nodes` (which one), edge code, and source, each of shape (M,). Those of
+        a node are ordered by source and edge code."""
+        offsets, sources, codes = self._incoming
+        starts = offsets[nodes]
+        which, edges = ranges(starts, offsets[np.asarray(nodes) + 1] - starts)
+        return which, codes[edges], sources[edges]
+
+    @cached_property
+    def _incoming(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The edges by their target: where those of each node begin, their sources and codes."""
+        shape = (self.num_nodes, self.num_nodes)
+        # its conversion counts where a sort would compare
+        edges = sparse.csr_array((self.edge_relations, self.targets, self.offsets), shape=shape).tocsc()
+        return edges.indptr.astype(np.int64), edges.indices, edges.data
 
     def item_of_node(self) -> np.ndarray:
         """Dense item of every node, 0 where the node is none, shape (N,)."""

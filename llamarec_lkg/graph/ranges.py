@@ -1,0 +1,19 @@
+"""Stretches of different lengths, joined: what takes many rows out of compressed arrays at once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ranges `starts[i]:starts[i] + lengths[i]`, one behind the other: which range, and the place, each of shape
+    (sum of lengths,)."""
+    which = np.repeat(np.arange(len(lengths)), lengths)
+    ends = np.cumsum(lengths)
+    return which, np.arange(len(which)) + (starts - ends + lengths)[which]
+
+
+def ranks(groups: np.ndarray) -> np.ndarray:
+    """The how-manieth of its group each element of a sorted array is, from 0, same shape."""
+    firsts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1)) if len(groups) else np.zeros(0, np.int64)
+    return np.arange(len(groups)) - np.repeat(firsts, np.diff(firsts, append=len(groups)))
