@@ -9,6 +9,7 @@ import numpy as np
 from scipy import special
 
 from .knowledge_graph import KnowledgeGraph
+from .ranges import ranks
 from .walks import shortest
 
 
@@ -90,16 +91,17 @@ def find_each(
 ) -> list[Paths]:
     """The same for each of B lists of sources with its targets, at a lower price than one by one."""
     found = []
-    for start in range(0, len(sources), BLOCK):
-        block = slice(start, start + BLOCK)
+    for place in range(0, len(sources), BLOCK):
+        block = slice(place, place + BLOCK)
         lengths = np.array([len(one) for one in sources[block]])
-        lists = np.repeat(np.arange(len(lengths)), lengths)
+        ends = lengths.cumsum()
+        lists = np.arange(len(lengths)).repeat(lengths)
         width = max(1, *map(len, targets[block]))
         theirs = np.full((len(lengths), width), -1)
         for row, one in enumerate(targets[block]):
             theirs[row, : len(one)] = graph.item_nodes[np.asarray(one, dtype=np.int64)]
         items = np.concatenate([np.asarray(one, dtype=np.int64) for one in sources[block]])
-        pairs, nodes, codes = shortest(
+        pairs, hops, nodes, codes = shortest(
             graph,
             graph.item_nodes[items],
             lists,
@@ -108,13 +110,12 @@ def find_each(
             cap=max_paths_per_pair,
             frontier=max_frontier,
         )
-        source, target = np.divmod(pairs, width)
-        hops = (codes >= 0).sum(axis=1)
-        ends = np.cumsum(lengths)
-        rows = np.searchsorted(source, [0, *ends])
-        for one, first in enumerate(ends - lengths):
-            own = slice(rows[one], rows[one + 1])
+        source, target = pairs // width, pairs % width
+        start = first = 0
+        for stop, past in zip(source.searchsorted(ends).tolist(), ends.tolist(), strict=True):
+            own = slice(start, stop)
             found.append(Paths(source[own] - first, target[own], hops[own], nodes[own], codes[own]))
+            start, first = stop, past
     return found
 
 
@@ -147,13 +148,16 @@ def keep_selectable(
     of equal rows the first `count`. With `source_index` (P,), where one path of each history item is taken, one of
     each kind suffices for every history item. With `target_index` (P,) each target has a `count` of its own.
     """
-    groups: dict[tuple[int, int, bytes, bytes], list[int]] = {}
-    for row, weight in enumerate(weights):
-        support = np.flatnonzero(weight)
-        single = len(support) == 1
-        source = -1 if source_index is None else int(source_index[row])
-        target = -1 if target_index is None else int(target_index[row])
-        groups.setdefault((source, target, support.tobytes(), b"" if single else weight.tobytes()), []).append(row)
+    support = weights != 0
+    size = support.sum(axis=1)
+    kind = np.where(size == 1, support.argmax(axis=1), weights.shape[1]) if len(weights) else size
+    if len(several := np.flatnonzero(size > 1)):  # equal rows are of one kind
+        rows = np.ascontiguousarray(weights[several])
+        _, same = np.unique(rows.view(f"V{rows.itemsize * rows.shape[1]}").ravel(), return_inverse=True)
+        kind[several] = weights.shape[1] + 1 + same
+    keys = [index for index in (target_index, source_index) if index is not None]
+    order = np.lexsort((-weights.max(axis=1, initial=-np.inf), kind, *keys))  # ties by row
+    group = np.zeros(len(order), dtype=np.int64)
+    group[1:] = np.logical_or.reduce([np.diff(key[order]) != 0 for key in (kind, *keys)]).cumsum()
     each = count if source_index is None else 1
-    kept = [row for rows in groups.values() for row in sorted(rows, key=lambda row: (-weights[row].max(), row))[:each]]
-    return np.array(sorted(kept), dtype=np.int64)
+    return np.sort(order[ranks(group) < each])

@@ -8,9 +8,9 @@ import numpy as np
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The ranges `starts[i]:starts[i] + lengths[i]`, one behind the other: which range, and the place, each of shape
     (sum of lengths,)."""
-    which = np.repeat(np.arange(len(lengths)), lengths)
-    ends = np.cumsum(lengths)
-    return which, np.arange(len(which)) + (starts - ends + lengths)[which]
+    which = np.arange(len(lengths)).repeat(lengths)
+    shifts = starts - lengths.cumsum() + lengths
+    return which, np.arange(len(which)) + shifts.take(which)
 
 
 def ranks(groups: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ class Walks:
         return self.nodes[:, -1]
 
     def take(self, rows: np.ndarray) -> Walks:
-        return Walks(self.owners[rows], self.nodes[rows], self.codes[rows])
+        return Walks(self.owners.take(rows), self.nodes.take(rows, axis=0), self.codes.take(rows, axis=0))
 
     def extended(self, graph: KnowledgeGraph, frontier: int, *, backward: bool) -> Walks:
         """Every walk by one more edge, ordered as these are, then by node and code. Where an owner's walks would go on
@@ -56,9 +56,9 @@ class Walks:
             order = np.argsort(which * graph.num_nodes + nodes, kind="stable")
             which, codes, nodes = which[order], codes[order], nodes[order]
         return Walks(
-            walks.owners[which],
-            np.concatenate([walks.nodes[which], nodes[:, None]], axis=1),
-            np.concatenate([walks.codes[which], codes[:, None]], axis=1),
+            walks.owners.take(which),
+            np.concatenate([walks.nodes.take(which, axis=0), nodes[:, None]], axis=1),
+            np.concatenate([walks.codes.take(which, axis=0), codes[:, None]], axis=1),
         )
 
 
@@ -71,7 +71,7 @@ def shortest(
     max_hops: int,
     cap: int,
     frontier: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The shortest paths from each source to each target of its list, as [`paths.find`] keeps them.
 
     Args:
@@ -80,7 +80,7 @@ def shortest(
         targets (shape (L, T)): nodes; -1 is none.
 
     Returns:
-        pair (source times T plus place of the target), nodes and edge codes of each path, of shape (P,),
+        pair (source times T plus place of the target), length, nodes and edge codes of each path, of shape (P,), (P,),
         (P, max_hops + 1) and (P, max_hops), -1 behind the end; ordered by pair, nodes and codes.
     """
     width = targets.shape[1]
@@ -91,19 +91,22 @@ def shortest(
     for length in range(1, max_hops + 1):
         if length > 2:  # whoever has all paths goes no further
             source, target = np.divmod(np.flatnonzero(is_open), width)
-            forward = forward.take(np.isin(forward.owners, source))
-            backward = backward.take(np.isin(backward.owners, lists[source] * width + target))
+            forward = forward.take(np.flatnonzero(np.isin(forward.owners, source)))
+            backward = backward.take(np.flatnonzero(np.isin(backward.owners, lists[source] * width + target)))
         if length % 2:
             forward = forward.extended(graph, frontier, backward=False)
         else:
             backward = backward.extended(graph, frontier, backward=True)
         pairs, nodes, codes = _met(graph, forward, backward, lists, width, is_open, cap)
-        is_open[pairs] = False
-        padding = np.full((len(pairs), max_hops - length), -1)
-        found.append((pairs, np.append(nodes, padding, axis=1), np.append(codes, padding, axis=1)))
-    pairs, nodes, codes = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.argsort(pairs, kind="stable")  # the paths of a pair are of one length, and in order
-    return pairs[order], nodes[order], codes[order]
+        if length < max_hops and len(pairs):
+            is_open[pairs] = False
+            padding = np.full((len(pairs), max_hops - length), -1)
+            nodes, codes = np.append(nodes, padding, axis=1), np.append(codes, padding, axis=1)
+        if len(pairs) or length == max_hops:
+            found.append((pairs, np.full(len(pairs), length), nodes, codes))
+    pairs, lengths, nodes, codes = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
+    order = pairs.argsort(kind="stable")  # the paths of a pair are of one length, and in order
+    return pairs.take(order), lengths.take(order), nodes.take(order, axis=0), codes.take(order, axis=0)
 
 
 Joined = tuple[np.ndarray, np.ndarray, np.ndarray]  # pair, nodes, codes
@@ -119,31 +122,35 @@ def _met(
     cap: int,
 ) -> Joined:
     """The walks of open pairs that meet, at most `cap` of each pair, which are in order."""
-    ahead = lists[forward.owners] * graph.num_nodes + forward.tips
+    ahead = lists.take(forward.owners) * graph.num_nodes + forward.tips
     behind = backward.owners // width * graph.num_nodes + backward.tips
-    order = np.argsort(behind, kind="stable")
-    behind = behind[order]
-    starts = np.searchsorted(behind, ahead)
-    counts = np.searchsorted(behind, ahead, side="right") - starts
-    best: Joined | None = None
+    order = behind.argsort(kind="stable")
+    behind = behind.take(order)
+    starts = behind.searchsorted(ahead)
+    counts = behind.searchsorted(ahead, side="right") - starts
+    length = forward.codes.shape[1] + backward.codes.shape[1]
+    best: Joined = np.zeros(0, np.int64), np.zeros((0, length + 1), np.int64), np.zeros((0, length), np.int64)
     for rows in _blocks(counts):
         which, places = ranges(starts[rows], counts[rows])
-        one, other = which + rows.start, order[places]
-        pairs = forward.owners[one] * width + backward.owners[other] % width
-        of_open = is_open[pairs]
-        one, other, pairs = one[of_open], other[of_open], pairs[of_open]
-        nodes = np.concatenate([forward.nodes[one], backward.nodes[other, -2::-1]], axis=1)
-        codes = np.concatenate([forward.codes[one], backward.codes[other, ::-1]], axis=1)
-        if best is not None:
-            pairs, nodes, codes = (np.concatenate(both) for both in zip(best, (pairs, nodes, codes), strict=True))
+        one, other = which + rows.start, order.take(places)
+        pairs = forward.owners.take(one) * width + backward.owners.take(other) % width
+        of_open = is_open.take(pairs).nonzero()[0]
+        one, other, pairs = one.take(of_open), other.take(of_open), pairs.take(of_open)
+        ahead, behind = forward.take(one), backward.take(other)
+        nodes = np.concatenate([ahead.nodes, behind.nodes[:, -2::-1]], axis=1, dtype=np.int64)
+        codes = np.concatenate([ahead.codes, behind.codes[:, ::-1]], axis=1, dtype=np.int64)
+        if len(best[0]):
+            pairs, nodes, codes = map(np.concatenate, zip(best, (pairs, nodes, codes), strict=True))
         best = _rarest_paths(graph, pairs, nodes, codes, cap)
     return best
 
 
 def _blocks(counts: np.ndarray) -> Iterator[slice]:
-    """Stretches of rows, at least one, of which each gives about `AT_ONCE` joined walks."""
-    if counts.sum() <= AT_ONCE:
-        yield slice(0, len(counts))
+    """Stretches of rows of which each gives about `AT_ONCE` joined walks."""
+    total = counts.sum()
+    if total <= AT_ONCE:
+        if total:
+            yield slice(0, len(counts))
         return
     block = np.cumsum(counts) // AT_ONCE
     cuts = np.flatnonzero(np.diff(block)) + 1
