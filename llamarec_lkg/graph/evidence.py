@@ -22,6 +22,7 @@ from scipy import sparse
 
 from .knowledge_graph import KnowledgeGraph
 from .paths import Paths
+from .ranges import ranges
 
 
 # What a history says about each relation; the first four are logarithms of 1 + evidence, a mean over the items that
@@ -203,22 +204,26 @@ class EvidenceIndex:
         weights = np.zeros((len(paths), self.num_relations), dtype=np.float32)
         relation = paths.edge_codes[:, 0] // 2
         second = paths.edge_codes[:, 1] // 2 if paths.edge_codes.shape[1] > 1 else np.full(len(paths), -1)
-        plain = (paths.lengths == 1) | ((paths.lengths == 2) & (relation == second))
-        rows = np.flatnonzero(plain)
+        rows = np.flatnonzero((paths.lengths == 1) | ((paths.lengths == 2) & (relation == second)))
         if not len(rows):
             return weights
-        width = int(self.column_node.max()) + 1
-        keys = relation[rows] * width + paths.nodes[rows, 1]
-        columns = np.searchsorted(self.column_relation * width + self.column_node, keys)
-        history, candidates = np.asarray(history, dtype=np.int64), np.asarray(candidates, dtype=np.int64)
-        recency = self.history_weights(len(history))[paths.source_index[rows]]
-        said = np.asarray(self.history_rows[history[paths.source_index[rows]], columns]).ravel()
-        heard = np.asarray(self.candidate_rows[candidates[paths.target_index[rows]], columns]).ravel()
+        relation, source, target = relation[rows], paths.source_index[rows], paths.target_index[rows]
+        keys, width = self._column_keys
+        columns = keys.searchsorted(relation * width + paths.nodes[rows, 1])
+        said = _values(self.history_rows, history, source, columns)
+        heard = _values(self.candidate_rows, candidates, target, columns)
         # a fact stated in both directions makes several paths of one piece of evidence: they share it
-        places = np.stack([paths.source_index[rows], paths.target_index[rows], columns])
-        _, same, counts = np.unique(places, axis=1, return_inverse=True, return_counts=True)
-        weights[rows, relation[rows]] = recency * said * heard / self.scale[relation[rows]] / counts[same.ravel()]
+        pieces = (source * len(candidates) + target) * len(keys) + columns
+        _, same, counts = np.unique(pieces, return_inverse=True, return_counts=True)
+        recency = self.history_weights(len(history))[source]
+        weights[rows, relation] = recency * said * heard / self.scale[relation] / counts[same]
         return weights
+
+    @cached_property
+    def _column_keys(self) -> tuple[np.ndarray, int]:
+        """Relation and node of each column as one number, ascending, and what a relation is multiplied by in it."""
+        width = int(self.column_node.max(initial=0)) + 1
+        return self.column_relation * width + self.column_node, width
 
     @property
     def _mean_scale(self) -> np.ndarray:
@@ -363,10 +368,18 @@ class _Walk:
 def _entries(rows: sparse.csr_array, items: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Index into `items`, column and value of every entry of these rows."""
     starts = rows.indptr[items]
-    lengths = rows.indptr[items + 1] - starts
-    which = np.repeat(np.arange(len(items)), lengths)
-    entries = np.arange(len(which)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+    which, entries = ranges(starts, rows.indptr[items + 1] - starts)
     return which, rows.indices[entries], rows.data[entries]
+
+
+def _values(rows: sparse.csr_array, items: np.ndarray, which: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The value in the rows of `items[which]` at `columns`, 0 where there is none, shape (len(which),)."""
+    of_item, found, values = _entries(rows, np.asarray(items, dtype=np.int64))
+    if not len(found):
+        return np.zeros(len(which))
+    keys, wanted = of_item * rows.shape[1] + found, which * rows.shape[1] + columns
+    places = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, values[places], 0.0)
 
 
 def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
