@@ -13,7 +13,7 @@ feature, and its product with the candidates' rows, summed by relation, is the e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -22,22 +22,11 @@ from scipy import sparse
 
 from .knowledge_graph import KnowledgeGraph
 from .paths import Paths
-from .ranges import ranges
+from .ranges import entries_of, joined
+from .statistics import statistics_along, statistics_of
 
 
-# What a history says about each relation; the first four are logarithms of 1 + evidence, a mean over the items that
-# gave it: how long a history is stands by itself.
-STATISTICS = (
-    "recent",  # mean evidence that earlier items gave to the ones that followed, recent steps counting more
-    "mean",  # the same, all steps alike
-    "last",  # of the last step
-    "expected",  # evidence that the history gives to an average item of the catalogue
-    "tied",  # share of steps from an item to one it is tied to
-    "lift",  # log of mean over expected: how far above chance the user keeps to the relation
-    "length",  # of the history, the same for all relations
-)
-RECENT_STEPS = 10.0  # half-life of "recent"
-BLOCK = 128  # histories that are read at once
+BLOCK = 128  # lists that are read at once
 
 
 @dataclass(frozen=True)
@@ -140,7 +129,7 @@ class EvidenceIndex:
         weights = [self.history_weights(length) for length in lengths]
         rows = np.repeat(np.arange(len(histories)), lengths)
         recency = sparse.csr_array(
-            (_joined(weights, float), (rows, _joined(histories, np.int64))), shape=(len(histories), self.num_items + 1)
+            (joined(weights, float), (rows, joined(histories, np.int64))), shape=(len(histories), self.num_items + 1)
         )
         return recency @ self.history_rows
 
@@ -156,7 +145,7 @@ class EvidenceIndex:
         for start in range(0, len(histories), BLOCK):
             block = slice(start, start + BLOCK)
             owners = np.repeat(np.arange(len(counts[block])), counts[block])
-            heard = self.candidate_rows[_joined(candidates[block], np.int64)]
+            heard = self.candidate_rows[joined(candidates[block], np.int64)]
             columns, heard_columns = np.unique(heard.indices, return_inverse=True)
             said = self.profiles(histories[block])[:, columns].toarray()
             which = np.repeat(np.arange(len(owners)), np.diff(heard.indptr))
@@ -226,7 +215,7 @@ class EvidenceIndex:
         return self.column_relation * width + self.column_node, width
 
     @property
-    def _mean_scale(self) -> np.ndarray:
+    def mean_scale(self) -> np.ndarray:
         """What a mean over the items of a history is divided by: `scale` is that of a sum over a long one."""
         return self.scale * (1 - 0.5 ** (1.0 / self.half_life))
 
@@ -235,67 +224,15 @@ class EvidenceIndex:
     def statistics(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """How histories move from item to item along each relation: what the preference module reads. `float32`, shape
         (B, R, len(STATISTICS)); zeros but for the length where there are fewer than two items."""
-        result = np.zeros((len(histories), self.num_relations, len(STATISTICS)), dtype=np.float32)
-        lengths = np.array([len(history) for history in histories])
-        by_length = np.argsort(-lengths, kind="stable")
-        for start in range(0, len(histories), BLOCK):
-            block = by_length[start : start + BLOCK]
-            for place, rows, state in self._walk([histories[row] for row in block]):
-                done = np.flatnonzero(lengths[block[rows]] == place)
-                if len(done):
-                    result[block[rows[done]]] = state.read(done)
-        return result
+        return statistics_of(self, histories)
 
     def statistics_along(self, history: np.ndarray) -> np.ndarray:
         """The statistics of every beginning of one history, shape (len(history) + 1, R, len(STATISTICS)): row `t` is
         of its first `t` items. They come at the price of the last one alone."""
-        return np.concatenate([state.read(slice(None)) for _, _, state in self._walk([history])])
-
-    def _walk(self, histories: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray, _Walk]]:
-        """Read histories together, item by item.
-
-        Yields:
-            how many items have been read, the histories that are at least so long, and what has been seen of those.
-        """
-        order = np.argsort([-len(history) for history in histories], kind="stable")
-        lengths = np.array([len(histories[row]) for row in order])
-        items, flat = np.unique(_joined([histories[row] for row in order], np.int64), return_inverse=True)
-        local = np.zeros((len(order), int(lengths.max(initial=0))), dtype=np.int64)
-        local[np.arange(local.shape[1]) < lengths[:, None]] = flat
-        said, heard = self.history_rows[items], self.candidate_rows[items]
-        columns = np.intersect1d(said.indices, heard.indices)  # in others nothing that is said is heard
-        said, heard, relation = said[:, columns], heard[:, columns], self.column_relation[columns]
-        said.eliminate_zeros()  # an edge of weight 0 ties nothing
-        decay, growth = 0.5 ** (1.0 / self.half_life), 1.0
-        # in place of letting the past fade at each step, what comes is weighed more: by `growth`
-        profile = np.zeros((len(order), len(columns)))
-        newest = np.full(profile.shape, -1, dtype=np.int32)  # where each column was last spoken of
-        state = _Walk.start(len(order), self.num_relations)
-        yield 0, order, state
-        for place in range(local.shape[1]):
-            alive = int((lengths > place).sum())
-            profile, newest, state = profile[:alive], newest[:alive], state.first(alive)
-            item = local[:alive, place]
-            if place:
-                row, at, weights = _entries(heard, item)
-                cells = row * self.num_relations + relation[at]
-                size = alive * self.num_relations
-                strength = np.bincount(cells, weights * profile[row, at], minlength=size)
-                tied = np.bincount(cells, weights * (newest[row, at] == place - 1), minlength=size) > 0
-                strength = strength.reshape(alive, -1) / (growth * state.mass) / self._mean_scale
-                state = state.step(strength, tied.reshape(alive, -1))
-            state = state.read_item(self._expected[items[item]] / self._mean_scale, decay)
-            growth /= decay
-            if growth > 1e100:
-                profile /= growth
-                growth = 1.0
-            row, at, weights = _entries(said, item)
-            profile[row, at] += growth * weights
-            newest[row, at] = place
-            yield place + 1, order[:alive], state
+        return statistics_along(self, history)
 
     @cached_property
-    def _expected(self) -> np.ndarray:
+    def expected(self) -> np.ndarray:
         """Evidence, not yet scaled, that each item gives to an average candidate, shape (num_items + 1, R)."""
         mean = self.candidate_rows.sum(axis=0) / max(self.num_items, 1)
         rows = self.history_rows
@@ -305,82 +242,11 @@ class EvidenceIndex:
         return sums.reshape(rows.shape[0], self.num_relations)
 
 
-@dataclass(frozen=True)
-class _Walk:
-    """Running sums over the steps of B histories, each of shape (B, R) unless said otherwise.
-
-    Args:
-        count, recent_count, mass: steps, steps by recency, and items by recency so far; numbers.
-        total, recent, last, tied: strength of the steps, the same by recency, of the last one, and tied steps.
-        expected: evidence for an average item, by recency.
-    """
-
-    count: int
-    recent_count: float
-    mass: float
-    total: np.ndarray
-    recent: np.ndarray
-    last: np.ndarray
-    tied: np.ndarray
-    expected: np.ndarray
-    length: int = 0
-
-    @classmethod
-    def start(cls, size: int, relations: int) -> _Walk:
-        return cls(0, 0.0, 0.0, *np.zeros((5, size, relations)))
-
-    def first(self, size: int) -> _Walk:
-        """What has been seen of the first `size` histories."""
-        arrays = ("total", "recent", "last", "tied", "expected")
-        return replace(self, **{name: getattr(self, name)[:size] for name in arrays})
-
-    def step(self, strength: np.ndarray, tied: np.ndarray) -> _Walk:
-        fade = 0.5 ** (1.0 / RECENT_STEPS)
-        return replace(
-            self,
-            count=self.count + 1,
-            recent_count=self.recent_count * fade + 1.0,
-            total=self.total + strength,
-            recent=self.recent * fade + strength,
-            last=strength,
-            tied=self.tied + tied,
-        )
-
-    def read_item(self, expected: np.ndarray, decay: float) -> _Walk:
-        return replace(
-            self,
-            length=self.length + 1,
-            mass=self.mass * decay + 1.0,
-            expected=self.expected * decay + expected,
-        )
-
-    def read(self, rows: np.ndarray | slice) -> np.ndarray:
-        """The statistics of some of the histories, shape (rows, R, len(STATISTICS))."""
-        values = np.zeros((len(STATISTICS), *self.total[rows].shape))
-        values[-1] = np.log1p(self.length) / 5.0
-        if self.count:
-            mean, expected = self.total[rows] / self.count, self.expected[rows] / self.mass
-            logs = np.log1p([self.recent[rows] / self.recent_count, mean, self.last[rows], expected])
-            values[:-1] = [*logs, self.tied[rows] / self.count, np.log((mean + 0.05) / (expected + 0.05))]
-        return np.moveaxis(values, 0, -1).astype(np.float32)
-
-
-def _entries(rows: sparse.csr_array, items: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Index into `items`, column and value of every entry of these rows."""
-    starts = rows.indptr[items]
-    which, entries = ranges(starts, rows.indptr[items + 1] - starts)
-    return which, rows.indices[entries], rows.data[entries]
-
-
 def _values(rows: sparse.csr_array, items: np.ndarray, which: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """The value in the rows of `items[which]` at `columns`, 0 where there is none, shape (len(which),)."""
-    of_item, found, values = _entries(rows, np.asarray(items, dtype=np.int64))
-    if not len(found):
+    of_item, entries = entries_of(rows, np.asarray(items, dtype=np.int64))
+    if not len(entries):
         return np.zeros(len(which))
-    keys, wanted = of_item * rows.shape[1] + found, which * rows.shape[1] + columns
+    keys, wanted = of_item * rows.shape[1] + rows.indices[entries], which * rows.shape[1] + columns
     places = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, values[places], 0.0)
-
-
-def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate([np.zeros(0, dtype), *(np.asarray(array, dtype) for array in arrays)])
+    return np.where(keys[places] == wanted, rows.data[entries[places]], 0.0)

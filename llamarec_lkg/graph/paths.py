@@ -16,6 +16,7 @@ from .walks import shortest
 MAX_FRONTIER = 1 << 17
 BLOCK = 32  # lists that are searched at once
 
+
 @dataclass(frozen=True)
 class Paths:
     """P paths. Path `p` goes from `sources[source_index[p]]` over `lengths[p]` edges to `targets[target_index[p]]`.

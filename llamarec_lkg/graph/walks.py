@@ -1,8 +1,8 @@
 """Walks from both ends that meet in the middle: how shortest paths of many pairs are found at once.
 
-A walk of `n` edges from a source to a target is one of `ceil(n / 2)` edges out of the source and one of `floor(n / 2)`
-edges into the target that end in the same node. Lengths are tried in turn, and a pair that has a walk is done: so every
-walk that is found is a shortest path, and no node has to be marked as seen.
+A walk of `n` edges from a source to a target is one of `ceil(n / 2)` edges out of the source and one of
+`floor(n / 2)` edges into the target that end in the same node. Lengths are tried in turn, and a pair that has a walk
+is done: so every walk that is found is a shortest path, and no node has to be marked as seen.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ imports the model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from typing import Any, Literal
@@ -400,7 +400,7 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
 
     def _prompt_parts(self, examples: Sequence[RankingExample], count: int) -> dict[str, torch.Tensor]:
         prefixes, blocks, suffixes, path_ids, path_weights, found_paths = [], [], [], [], [], []
-        for example in examples:
+        for example, (found, weights) in zip(examples, self._candidate_paths(examples), strict=True):
             room = self.max_length - self.candidates_room(example)
             prefixes.append(self._join(self.prefix_pieces(example, room)))
             if self.readout == "letters":
@@ -408,7 +408,6 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
             else:
                 titles = [self._join(self.candidate_pieces(item)) for item in example.candidates]
                 blocks += titles + [[]] * (count - len(titles))
-            found, weights = self.candidate_paths(example)
             path_ids.append([self._join(self.path_pieces(example, found, row)) for row in range(len(found))])
             path_weights.append(weights)
             found_paths.append(found)
@@ -434,18 +433,25 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
     def candidate_paths(self, example: RankingExample) -> tuple[paths.Paths, np.ndarray]:
         """Paths from the shown history to the candidates that some preferences could select, with their (P, R)
         weights."""
-        shown, candidates = self._shown(example), example.candidates
-        found = paths.find(self._path_graph, shown, candidates if self.num_paths else [])
-        if self.path_weighting == "evidence":
-            weights = self.evidence_index.path_weights(found, shown, candidates)
-            carrying = np.flatnonzero(weights.any(axis=1))
-            found, weights = found.take(carrying), weights[carrying]
-        else:
-            weights = paths.tfidf(found, len(self.relations))
-        sources = found.source_index if self.one_path_per_history_item else None
-        targets = found.target_index if self.readout == "candidates" else None
-        kept = paths.keep_selectable(weights, self.num_paths, sources, targets)
-        return found.take(kept), weights[kept]
+        return next(self._candidate_paths([example]))
+
+    def _candidate_paths(self, examples: Sequence[RankingExample]) -> Iterator[tuple[paths.Paths, np.ndarray]]:
+        """The same for each of several examples: they are searched together."""
+        shown = [self._shown(example) for example in examples]
+        wanted = [example.candidates if self.num_paths else [] for example in examples]
+        for example, history, found in zip(
+            examples, shown, paths.find_each(self._path_graph, shown, wanted), strict=True
+        ):
+            if self.path_weighting == "evidence":
+                weights = self.evidence_index.path_weights(found, history, example.candidates)
+                carrying = np.flatnonzero(weights.any(axis=1))
+                found, weights = found.take(carrying), weights[carrying]
+            else:
+                weights = paths.tfidf(found, len(self.relations))
+            sources = found.source_index if self.one_path_per_history_item else None
+            targets = found.target_index if self.readout == "candidates" else None
+            kept = paths.keep_selectable(weights, self.num_paths, sources, targets)
+            yield found.take(kept), weights[kept]
 
     def render(self, example: RankingExample, selected: Sequence[Any] | None = None) -> list[str]:
         """The prompt's pieces as text, with the `selected` of its candidate paths (all by default), as of a model's

@@ -10,8 +10,9 @@ from llamarec_lkg.data.schema import CO_RATED
 from llamarec_lkg.graph import evidence as module
 from llamarec_lkg.graph import paths
 from llamarec_lkg.graph.co_ratings import CoRatings
-from llamarec_lkg.graph.evidence import RECENT_STEPS, STATISTICS, EvidenceIndex
+from llamarec_lkg.graph.evidence import EvidenceIndex
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
+from llamarec_lkg.graph.statistics import RECENT_STEPS, STATISTICS
 
 
 @pytest.fixture(scope="module")
