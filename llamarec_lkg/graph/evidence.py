@@ -13,20 +13,25 @@ feature, and its product with the candidates' rows, summed by relation, is the e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from scipy import sparse
 
+from .cells import Cells
 from .knowledge_graph import KnowledgeGraph
 from .paths import Paths
-from .ranges import entries_of, joined
+from .ranges import entries_of
 from .statistics import statistics_along, statistics_of
 
 
-BLOCK = 128  # lists that are read at once
+MANY = 4  # where a list is at least this part of the catalogue, the whole catalogue is as fast
+SCATTER = 4  # times as long an entry takes that is added where it belongs, than one of a product
+TOGETHER, ROOM = 8, 1 << 22  # histories in one product, and numbers: what it makes stays in the cache
+FADED = 64.0  # half-lives after which an item counts for nothing
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,7 @@ class EvidenceIndex:
     def with_half_life(self, half_life: float) -> EvidenceIndex:
         """The same index, in which a history fades at another pace."""
         other = replace(self, half_life=half_life)
-        # the pace is nothing to it, and making it is slow
-        other.__dict__["_candidates_by_column"] = self._candidates_by_column
+        other.__dict__["_tables"] = self._tables  # the pace is nothing to them, and making them is slow
         return other
 
     # -- evidence ---------------------------------------------------------------------------------------------------
@@ -123,16 +127,6 @@ class EvidenceIndex:
         sum, not their mean: what the last item says does not fade because others came before it."""
         return 0.5 ** (np.arange(length)[::-1] / self.half_life)
 
-    def profiles(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
-        """What histories of dense items, oldest first, say about every column, shape (B, F)."""
-        lengths = [len(history) for history in histories]
-        weights = [self.history_weights(length) for length in lengths]
-        rows = np.repeat(np.arange(len(histories)), lengths)
-        recency = sparse.csr_array(
-            (joined(weights, float), (rows, joined(histories, np.int64))), shape=(len(histories), self.num_items + 1)
-        )
-        return recency @ self.history_rows
-
     def evidence(self, histories: Sequence[np.ndarray], candidates: Sequence[np.ndarray]) -> np.ndarray:
         """Evidence of each relation for B lists of candidates, each after its history (dense items, oldest first).
 
@@ -140,34 +134,95 @@ class EvidenceIndex:
             `np.ndarray` of `float32`, shape (B, C, R), not negative; C is the length of the longest list, and shorter
             ones are padded with zeros at their end.
         """
-        counts = np.array([len(one) for one in candidates], dtype=np.int64)
-        result = np.zeros((len(histories), int(counts.max(initial=0)), self.num_relations), dtype=np.float32)
-        for start in range(0, len(histories), BLOCK):
-            block = slice(start, start + BLOCK)
-            owners = np.repeat(np.arange(len(counts[block])), counts[block])
-            heard = self.candidate_rows[joined(candidates[block], np.int64)]
-            columns, heard_columns = np.unique(heard.indices, return_inverse=True)
-            said = self.profiles(histories[block])[:, columns].toarray()
-            which = np.repeat(np.arange(len(owners)), np.diff(heard.indptr))
-            cells = which * self.num_relations + self.column_relation[heard.indices]
-            terms = heard.data * said[owners[which], heard_columns]
-            sums = np.bincount(cells, terms, minlength=len(owners) * self.num_relations)
-            places = np.arange(len(owners)) - np.repeat(np.cumsum(counts[block]) - counts[block], counts[block])
-            result[start + owners, places] = sums.reshape(len(owners), self.num_relations) / self.scale
+        candidates = [np.asarray(one, dtype=np.int64) for one in candidates]
+        size = max(map(len, candidates), default=0)
+        result = np.zeros((len(histories), size, self.num_relations), dtype=np.float32)
+        cells = Cells(len(self.column_relation))
+        long = [row for row, one in enumerate(candidates) if MANY * len(one) > self.num_items]
+        for row in set(range(len(candidates))).difference(long):
+            result[row, : len(candidates[row])] = self._of_few(histories[row], candidates[row], cells)
+        shape = self.num_items + 1, self.num_relations
+        for start, sums in self._of_all([histories[row] for row in long], 1.0 / self.scale[None], by_relation=True):
+            for row, values in zip(long[start:], sums, strict=False):
+                result[row, : len(candidates[row])] = values.reshape(shape).take(candidates[row], axis=0)
         return result
+
+    def _of_few(self, history: np.ndarray, candidates: np.ndarray, cells: Cells) -> np.ndarray:
+        """Evidence of one history for a few candidates, shape (C, R): of what it says, what they hear."""
+        which, entries = entries_of(self.candidate_rows, candidates)
+        columns = self.candidate_rows.indices.take(entries)
+        heard = cells.ask(columns)
+        items, recency = self._audible(history)
+        places, said_entries = entries_of(self.history_rows, items)
+        some, said = cells.find(self.history_rows.indices.take(said_entries))
+        says = self.history_rows.data.take(said_entries.take(some)) * recency.take(places.take(some))
+        profile = np.bincount(said - cells.first, says, minlength=len(columns))
+        terms = self.candidate_rows.data.take(entries) * profile.take(heard - cells.first)
+        sums = which * self.num_relations + self.column_relation.take(columns)
+        shape = len(candidates), self.num_relations
+        return np.bincount(sums, terms, minlength=shape[0] * shape[1]).reshape(shape) / self.scale
 
     def catalogue(self, histories: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
         """Evidence of B histories for every item, summed over relations by `weights` (B, R), for example users'
         preferences: `float32`, shape (B, num_items + 1), 0 for the padding item."""
-        profiles = self.profiles(histories)
-        rows = np.repeat(np.arange(len(histories)), np.diff(profiles.indptr))
-        by_column = np.asarray(weights, dtype=np.float64) / self.scale
-        profiles.data *= by_column[rows, self.column_relation[profiles.indices]]
-        return (profiles @ self._candidates_by_column).toarray().astype(np.float32)
+        result = np.zeros((len(histories), self.num_items + 1), dtype=np.float32)
+        for start, sums in self._of_all(histories, np.asarray(weights, dtype=np.float64) / self.scale):
+            result[start : start + len(sums)] = sums
+        return result
+
+    def _of_all(
+        self, histories: Sequence[np.ndarray], weights: np.ndarray, *, by_relation: bool = False
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Evidence for every item times the `weights` (B or 1, R) of relations, summed over them unless it is asked
+        for by relation: the first of some histories, and their evidence, `float32`, shape (some, num_items + 1) or
+        (some, (num_items + 1) * R)."""
+        rows = self._tables.by_relation if by_relation else self.candidate_rows
+        together = min(TOGETHER, max(1, ROOM // max(*rows.shape, 1)))
+        for start in range(0, len(histories), together):
+            block = slice(start, start + together)
+            profiles = self.profiles(histories[block])
+            profiles *= (weights if len(weights) == 1 else weights[block]).take(self.column_relation, axis=1)
+            sums = np.empty((len(profiles), rows.shape[0]), dtype=np.float32)
+            if SCATTER * self._tables.uses[profiles.any(axis=0)].sum() < rows.nnz:
+                for row, profile in enumerate(profiles):
+                    sums[row] = self._scattered(profile, by_relation)
+            else:
+                sums[:] = (rows @ np.ascontiguousarray(profiles.T)).T
+            yield start, sums
+
+    def _scattered(self, profile: np.ndarray, by_relation: bool) -> np.ndarray:
+        """One row of `_of_all` where little of the index is spoken of: column by column."""
+        said, table = profile.nonzero()[0], self._candidates_by_column
+        which, entries = entries_of(table, said)
+        cells, size = table.indices.take(entries), self.num_items + 1
+        if by_relation:
+            cells = cells.astype(np.int64) * self.num_relations + self.column_relation[said].take(which)
+            size *= self.num_relations
+        return np.bincount(cells, table.data.take(entries) * profile[said].take(which), minlength=size)
+
+    def profiles(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """What histories of dense items, oldest first, say about every column, shape (B, F)."""
+        items, recency = zip(*map(self._audible, histories), strict=True)
+        lengths, num_columns = [len(one) for one in items], len(self.column_relation)
+        which, entries = entries_of(self.history_rows, np.concatenate(items))
+        sums = np.repeat(np.arange(len(items)) * num_columns, lengths).take(which)
+        sums += self.history_rows.indices.take(entries)
+        says = self.history_rows.data.take(entries) * np.concatenate(recency).take(which)
+        sums = np.bincount(sums, says, minlength=len(items) * num_columns)
+        return sums.reshape(len(items), num_columns).astype(float, copy=False)  # of nothing it is whole numbers
+
+    def _audible(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The items of a history that are not so far back that nothing is left of their weights, and these."""
+        items = np.asarray(history, dtype=np.int64)[-math.ceil(FADED * self.half_life) :]
+        return items, self.history_weights(len(items))
+
+    @property
+    def _candidates_by_column(self) -> sparse.csr_array:
+        return self._tables.by_column
 
     @cached_property
-    def _candidates_by_column(self) -> sparse.csr_array:
-        return self.candidate_rows.T.tocsr()
+    def _tables(self) -> _Tables:
+        return _Tables(self.candidate_rows, self.column_relation, self.num_relations)
 
     def contributions(self, history: np.ndarray, candidate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What one candidate's evidence is the sum of.
@@ -176,13 +231,13 @@ class EvidenceIndex:
             place in the history, column, and weight (never 0) of every term, each of shape (T,); the weights of a
             relation's columns sum to the candidate's evidence along it.
         """
-        said = self.history_rows[np.asarray(history, dtype=np.int64)]
-        places = np.repeat(np.arange(len(history)), np.diff(said.indptr))
-        listener = self.candidate_rows[[candidate]].toarray()[0]
-        weights = self.history_weights(len(history))[places] * said.data * listener[said.indices]
-        weights /= self.scale[self.column_relation[said.indices]]
+        places, entries = entries_of(self.history_rows, np.asarray(history, dtype=np.int64))
+        columns = self.history_rows.indices[entries]
+        heard = _values(self.candidate_rows, [candidate], np.zeros(len(columns), dtype=np.int64), columns)
+        weights = self.history_weights(len(history))[places] * self.history_rows.data[entries] * heard
+        weights /= self.scale[self.column_relation[columns]]
         some = np.flatnonzero(weights)
-        return places[some], said.indices[some], weights[some]
+        return places[some], columns[some], weights[some]
 
     def path_weights(self, paths: Paths, history: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """The part of the evidence that runs through each path, shape (P, R).
@@ -240,6 +295,35 @@ class EvidenceIndex:
         cells = owners * self.num_relations + self.column_relation[rows.indices]
         sums = np.bincount(cells, rows.data * mean[rows.indices], minlength=rows.shape[0] * self.num_relations)
         return sums.reshape(rows.shape[0], self.num_relations)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The candidates' rows in other orders, made when they are asked for."""
+
+    candidate_rows: sparse.csr_array
+    column_relation: np.ndarray
+    num_relations: int
+
+    @cached_property
+    def by_column(self) -> sparse.csr_array:
+        """Shape (F, num_items + 1)."""
+        return self.candidate_rows.T.tocsr()
+
+    @cached_property
+    def uses(self) -> np.ndarray:
+        """How many items hear of each column, shape (F,)."""
+        return np.bincount(self.candidate_rows.indices, minlength=len(self.column_relation))
+
+    @cached_property
+    def by_relation(self) -> sparse.csr_array:
+        """A row for each item and relation, shape ((num_items + 1) * R, F). Columns are ordered by relation, so that
+        the entries stay where they are."""
+        rows, size = self.candidate_rows, self.candidate_rows.shape[0] * self.num_relations
+        owners = np.repeat(np.arange(rows.shape[0]) * self.num_relations, np.diff(rows.indptr))
+        counts = np.bincount(owners + self.column_relation[rows.indices], minlength=size)
+        starts = np.concatenate([[0], counts.cumsum()])
+        return sparse.csr_array((rows.data, rows.indices, starts), shape=(size, rows.shape[1]))
 
 
 def _values(rows: sparse.csr_array, items: np.ndarray, which: np.ndarray, columns: np.ndarray) -> np.ndarray:

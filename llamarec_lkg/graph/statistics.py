@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import signal
 
+from .cells import Cells
 from .ranges import entries_of, joined, ranges
 
 
@@ -121,10 +122,7 @@ class _Reader:
     """
 
     def __init__(self, index: EvidenceIndex):
-        self.index = index
-        # the last cell of each column; numbers only grow, so that those of one history are told from older ones
-        self.cell_of = np.zeros(len(index.column_relation), dtype=np.int64)
-        self.next_cell = 1
+        self.index, self.cells = index, Cells(len(index.column_relation))
 
     def read(self, histories: Sequence[np.ndarray]) -> _Steps:
         """The steps of some histories."""
@@ -132,10 +130,10 @@ class _Reader:
         lengths = np.array([len(history) for history in histories], dtype=np.int64)
         items = joined(histories, np.int64)
         shape = len(items), index.num_relations
-        ends, first_cell = lengths.cumsum(), self.next_cell
+        ends, first_cell = lengths.cumsum(), self.cells.next
         ties = [self._ties(items[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
         heard, said = (_Ties.of_all(part, first_cell) for part in zip(*ties, strict=True))
-        evidence, is_tied = _walk(heard, said, self.next_cell - first_cell, decay)
+        evidence, is_tied = _walk(heard, said, self.cells.next - first_cell, decay)
 
         starts = np.repeat(ends - lengths, [len(part.places) for part, _ in ties])[heard.order]
         sums = (starts + heard.places) * shape[1] + index.column_relation[heard.columns]
@@ -151,15 +149,12 @@ class _Reader:
         """What one history hears, and what it says of that."""
         rows = self.index.candidate_rows
         places, entries = entries_of(rows, history)
-        columns, first = rows.indices.take(entries), self.next_cell
-        self.next_cell += len(columns)
-        self.cell_of[columns] = np.arange(first, self.next_cell)  # of a column that is heard of again, the last counts
-        heard = _Ties(places, self.cell_of.take(columns), rows.data.take(entries), columns)
+        columns = rows.indices.take(entries)
+        heard = _Ties(places, self.cells.ask(columns), rows.data.take(entries), columns)
         rows = self.index.history_rows
         places, entries = entries_of(rows, history)
-        cells = self.cell_of.take(rows.indices.take(entries))
-        some = (cells >= first).nonzero()[0]
-        return heard, _Ties(places.take(some), cells.take(some), rows.data.take(entries.take(some)))
+        some, cells = self.cells.find(rows.indices.take(entries))
+        return heard, _Ties(places.take(some), cells, rows.data.take(entries.take(some)))
 
 
 @dataclass(frozen=True)
