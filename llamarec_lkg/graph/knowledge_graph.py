@@ -177,7 +177,8 @@ class KnowledgeGraph:
             grouped.setdefault((data["relation"], both_ways), []).append(edge)
         for (relation, both_ways), edges in grouped.items():
             builder.edges(relation, *zip(*edges, strict=True), both_ways=both_ways)
-        return cls(**builder.build(item_nodes=[-1, *(builder.index.get((ITEM, raw), -1) for raw in item_ids)]))
+        items = builder.nodes.get(ITEM, {})
+        return cls(**builder.build(item_nodes=[-1, *(items.get(raw, -1) for raw in item_ids)]))
 
     def to_networkx(self) -> nx.MultiDiGraph:
         """Nodes `0..N-1` with `type`, `key` and `name`; one edge a fact, with `relation`, `both_ways` and any
