@@ -63,12 +63,14 @@ class EvidenceIndex:
         item_of_node = graph.item_of_node()
         sources, targets = graph.edge_sources(), np.asarray(graph.targets, dtype=np.int64)
         relations = np.asarray(graph.edge_relations, dtype=np.int64) // 2
-        # every edge at an item, seen from that item, whichever way it points
-        ends = np.concatenate(
-            [np.stack([sources, relations, targets]), np.stack([targets, relations, sources])], axis=1
-        )
-        at_items = np.flatnonzero(item_of_node[ends[0]] > 0)
-        (nodes, relations, others), first = np.unique(ends[:, at_items], axis=1, return_index=True)
+        # every edge at an item, seen from that item, whichever way it points, as one number
+        width = max(len(graph.relations), 1)
+        ends = ((sources, targets), (targets, sources))
+        ties = np.concatenate([(one * width + relations) * graph.num_nodes + other for one, other in ends])
+        at_items = np.flatnonzero(np.concatenate([item_of_node[one] for one, _ in ends]))
+        ties, first = np.unique(ties[at_items], return_index=True)
+        groups, others = np.divmod(ties, max(graph.num_nodes, 1))
+        nodes, relations = np.divmod(groups, width)
         items = item_of_node[nodes]
         direct = item_of_node[others] > 0
 
@@ -85,8 +87,8 @@ class EvidenceIndex:
         keys, columns = np.unique(keys[columns[kept]], return_inverse=True)
 
         # as a candidate, a directly tied item is found under its own node
-        tied, tied_columns = item_of_node[others[direct]], columns[direct]
-        tied_items, tied_columns = np.unique(np.stack([tied, tied_columns]), axis=1)
+        tied = np.unique(item_of_node[others[direct]] * max(len(keys), 1) + columns[direct])
+        tied_items, tied_columns = np.divmod(tied, max(len(keys), 1))
         shape = (graph.num_items + 1, len(keys))
         heard = (
             np.concatenate([weights[~direct], np.ones(len(tied_items))]),
