@@ -399,8 +399,9 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
         return found
 
     def _prompt_parts(self, examples: Sequence[RankingExample], count: int) -> dict[str, torch.Tensor]:
-        prefixes, blocks, suffixes, path_ids, path_weights, found_paths = [], [], [], [], [], []
-        for example, (found, weights) in zip(examples, self._candidate_paths(examples), strict=True):
+        prefixes, blocks, suffixes, path_ids = [], [], [], []
+        found_paths, path_weights = zip(*self._candidate_paths(examples), strict=True)
+        for example, found in zip(examples, found_paths, strict=True):
             room = self.max_length - self.candidates_room(example)
             prefixes.append(self._join(self.prefix_pieces(example, room)))
             if self.readout == "letters":
@@ -409,8 +410,6 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
                 titles = [self._join(self.candidate_pieces(item)) for item in example.candidates]
                 blocks += titles + [[]] * (count - len(titles))
             path_ids.append([self._join(self.path_pieces(example, found, row)) for row in range(len(found))])
-            path_weights.append(weights)
-            found_paths.append(found)
         num_paths = max(1, *map(len, path_ids))
         padded = [ids for rows in path_ids for ids in [*rows, *[[]] * (num_paths - len(rows))]]
         weights = np.zeros((len(examples), num_paths, len(self.relations)), dtype=np.float32)
@@ -431,17 +430,15 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
         return tokens | {name: torch.from_numpy(values) for name, values in arrays.items()}
 
     def candidate_paths(self, example: RankingExample) -> tuple[paths.Paths, np.ndarray]:
-        """Paths from the shown history to the candidates that some preferences could select, with their (P, R)
-        weights."""
+        """Paths from the shown history to the candidates that some preferences could select, and (P, R) weights."""
         return next(self._candidate_paths([example]))
 
     def _candidate_paths(self, examples: Sequence[RankingExample]) -> Iterator[tuple[paths.Paths, np.ndarray]]:
         """The same for each of several examples: they are searched together."""
         shown = [self._shown(example) for example in examples]
         wanted = [example.candidates if self.num_paths else [] for example in examples]
-        for example, history, found in zip(
-            examples, shown, paths.find_each(self._path_graph, shown, wanted), strict=True
-        ):
+        each = paths.find_each(self._path_graph, shown, wanted)
+        for example, history, found in zip(examples, shown, each, strict=True):
             if self.path_weighting == "evidence":
                 weights = self.evidence_index.path_weights(found, history, example.candidates)
                 carrying = np.flatnonzero(weights.any(axis=1))
