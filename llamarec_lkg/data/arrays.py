@@ -37,3 +37,12 @@ def kept(array: np.ndarray, which: np.ndarray) -> np.ndarray:
         array[end : end + len(part)] = part
         end += len(part)
     return array[:end]
+
+
+def same_as_before(*arrays: np.ndarray) -> np.ndarray:
+    """Whether each place has the values of the place before it in all of some aligned arrays: `bool`, shape (N,)."""
+    same = np.ones(len(arrays[0]), dtype=bool)
+    same[:1] = False
+    for array in arrays:
+        same[1:] &= array[1:] == array[:-1]
+    return same

@@ -43,6 +43,8 @@ def open_raw(path: str | Path, format: str | None = None) -> RawDataset:
     format = format or _recognise(path)
     if format is None:
         names = sorted(entry.name for entry in folder_of(path).iterdir())
+        if path.is_file() and (known := _recognise(path.parent)):
+            raise LKGError(f"{path} is no file of interactions; its folder is {known!r}. Pass the folder.")
         halves = [one for one in FORMATS.values() if path.is_dir() and _files_of(one, names)]
         raise LKGError(
             f"{path} is in no known format; its folder holds {names[:12]}. Needed is"

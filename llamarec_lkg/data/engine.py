@@ -20,6 +20,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,7 +39,8 @@ logger = logging.getLogger(__name__)
 Connection = duckdb.DuckDBPyConnection
 Relation = duckdb.DuckDBPyRelation  # rows that have not been read yet
 BATCH_ROWS = 1 << 17
-_SEPARATORS = (",", "\t", ";")
+_TAB = "\t"
+_SEPARATORS = (",", _TAB, ";")
 _ESCAPED = re.compile(rb'\\"[^,;\t\r\n]')  # a backslash before a quotation mark that does not end its cell
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -51,8 +53,10 @@ def connect() -> Connection:
     connection.execute("SET enable_progress_bar = false")
     connection.execute("SET pandas_analyze_sample = 0")  # look at every cell of a frame's columns of objects
     if limit := os.environ.get("LLAMAREC_LKG_MEMORY"):
-        with reading(f"LLAMAREC_LKG_MEMORY={limit!r}"):
+        try:
             connection.execute(f"SET memory_limit = {literal(limit)}")
+        except duckdb.Error as error:
+            raise LKGError(f"LLAMAREC_LKG_MEMORY={limit!r} is no size. Set it to one such as '4GB'.") from error
     return connection
 
 
@@ -88,19 +92,26 @@ def reading(place: str | Path) -> Iterator[None]:
     """Inside, an error of the engine becomes an `LKGError` that gives its cause: file, line and what was found."""
     try:
         yield
-    except duckdb.Error as error:
-        raise LKGError(f"{place} cannot be read: {_cause(str(error))}") from error
+    except (duckdb.Error, pa.ArrowInvalid) as error:
+        file = re.search(r"^ *file = (.+)$", str(error), re.MULTILINE)
+        # a copy in UTF-8 is called as its file, whose folder is that of the place
+        where = place if file is None else Path(file[1]).name if _room() in Path(file[1]).parents else file[1]
+        raise LKGError(f"{where} cannot be read: {_cause(error)}") from error
 
 
-def _cause(text: str) -> str:
-    """What the engine says is wrong, without its advice on settings of its own."""
+def _cause(error: Exception) -> str:
+    """What the engine says is wrong, without its advice on settings of its own, and a remedy for that."""
+    text = str(error)
     if found := re.search(r'Malformed JSON in file "(.+?)"', text):
         return _bad_json(Path(found[1]))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [one for one in lines if not one.startswith(("Possible", "file =", "*", "LINE", "^")) and " = " not in one]
-    damaged = any(sign in told[0] for sign in ("gzip stream", "GZIP stream", "zstd", "ZSTD", "Parquet", "parquet"))
-    remedy = " Is the file whole? Make or copy it again." if damaged else " Mend that place of the file."
-    return " ".join(told)[:600].rstrip(".") + "." + remedy
+    lines = (line.strip() for line in text.splitlines() if line.strip())
+    told = list(takewhile(lambda line: not line.startswith(("Possible", "file =", "LINE", "See also")), lines))
+    remedy = "Mend that place."
+    if isinstance(error, duckdb.OutOfMemoryException):
+        remedy = "Let LLAMAREC_LKG_MEMORY name more memory, or make room on the disk."
+    elif re.search("gzip stream|zstd|parquet", told[0], re.IGNORECASE):
+        remedy = "Is the file whole? Make or copy it again."
+    return " ".join(told)[:600].rstrip(".") + ". " + remedy
 
 
 def _bad_json(path: Path) -> str:
@@ -150,7 +161,7 @@ def parquet_relation(connection: Connection, path: Path) -> Relation:
 def json_relation(connection: Connection, path: Path, fields: Sequence[str] = ()) -> Relation:
     """The fields of a file with one record of json a line; some of them, as text, where they are named; NULL where one
     is absent."""
-    require_file(path)
+    first_record(path)
     how = {"format": "newline_delimited", "hive_partitioning": False}
     with reading(path):
         if fields:
@@ -192,9 +203,17 @@ def csv_relation(
         kept, start = [column.strip() for column in header], blank + 1
         if row is not None and len(row) != len(header) and not (short_rows and len(row) < len(header)):
             shown = [cell[:40] for cell in row[:20]]
+            remedy = "Give each column one name, and put what holds the separator in quotation marks."
+            if len(row) < len(header):
+                remedy = "Give the row all its fields, and end what a quotation mark begins by another."
             raise LKGError(
-                f"The header of {path} has {len(header)} names, its rows {len(row)} fields: {header} above {shown}. "
-                "Give each column one name."
+                f"The header of {path} has {len(header)} names, its first row {len(row)} fields: {header} above "
+                f"{shown}. {remedy}"
+            )
+        if len(header) == 1 and re.search(r"[,;|\t]", header[0]):
+            raise LKGError(
+                f"The header of {path} is one name, {header[0]!r}. Put {'tabs' if separator == _TAB else 'commas'} "
+                "between names and between cells."
             )
         require_distinct(kept, path)
         if "" in kept:
@@ -221,12 +240,28 @@ def require_distinct(columns: Sequence[str], path: Path) -> None:
 def require_file(path: Path) -> None:
     if not path.exists():
         raise LKGError(f"{path} does not exist. Put it there, or pass the folder that holds it.")
+    if path.is_dir():
+        raise LKGError(f"{path} is a folder; needed is a file. Join what is in it in one file of that name.")
 
 
 def open_bytes(path: Path) -> BinaryIO:
     """A file's bytes, unpacked where its name ends in `.gz`."""
     require_file(path)
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def first_record(path: Path) -> bytes:
+    """The first line of a file with one record a line; an `LKGError` where there is none, or no record begins it."""
+    with damaged(path), open_bytes(path) as stream:
+        first = next((line.strip() for line in stream if line.strip()), b"").removeprefix(codecs.BOM_UTF8)
+    if not first:
+        raise LKGError(f"{path} is empty. Make or copy it again.")
+    if not first.startswith(b"{") or first == b"{":
+        raise LKGError(
+            f"{path} begins with {first[:40]!r}; needed is a record with named fields on each line, without brackets "
+            "around all. Write it so, such as with `table.to_json(path, orient='records', lines=True)`."
+        )
+    return first
 
 
 def in_utf_8(path: Path) -> tuple[Path, bool]:
@@ -265,6 +300,8 @@ def damaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        if "Not a gzipped file" in str(error):
+            raise LKGError(f"{path} is not packed. Take the .gz off its name, or copy it again.") from error
         raise LKGError(f"{path} cannot be read: it is damaged or cut off ({error}). Make or copy it again.") from error
 
 

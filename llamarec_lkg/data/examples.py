@@ -8,6 +8,7 @@ from typing import Any
 
 from ..utils.errors import LKGError
 from .schema import RankingExample
+from .values import inside
 
 
 def as_examples(dataset: Any, name: str = "examples", most: int | None = None) -> list[RankingExample]:
@@ -51,7 +52,5 @@ def _as_example(row: Any, place: str) -> RankingExample:
             "'history' and 'candidates' in dense ids. Of a table, give `datasets.Dataset.from_pandas(table)`; of a "
             "`datasets.Dataset` with a format of its own, `dataset.with_format(None)`."
         )
-    try:
+    with inside(place):
         return RankingExample.from_mapping(row)
-    except LKGError as error:
-        raise LKGError(f"{place}: {error}") from error

@@ -93,7 +93,10 @@ def as_triples(source: nx.Graph | pd.DataFrame | str | Path, items: ItemTable) -
         elif path.suffix in (".csv", ".tsv", ".parquet"):
             source = read_table(path)
         else:
-            raise LKGError(f"{path} is no .csv, .tsv or .parquet (head, relation, tail) nor .graphml by its name.")
+            raise LKGError(
+                f"{path} is no .csv, .tsv or .parquet (head, relation, tail) nor .graphml by its name. Write the "
+                "facts as one of these."
+            )
     if isinstance(source, pd.DataFrame):
         return Triples.by_item_ids(source, items.ids)
     return _triples_of_graph(source, items)

@@ -29,7 +29,8 @@ def hide_items(dataset: SequenceDataset, share: float = 0.1, seed: int = 42) -> 
     count = round(share * dataset.num_items)
     if not 0 < count < dataset.num_items:
         raise LKGError(
-            f"share={share} of {dataset.num_items} items are {count}; at least one is hidden, and one is not."
+            f"share={share} of {dataset.num_items} items are {count}; at least one is hidden, and one is not. Give a "
+            f"share between {1 / dataset.num_items:.2g} and {1 - 1 / dataset.num_items:.2g}."
         )
     hidden = np.zeros(dataset.num_items + 1, dtype=bool)
     hidden[np.random.default_rng(seed).choice(dataset.num_items, size=count, replace=False) + 1] = True

@@ -16,7 +16,7 @@ from ..utils.errors import LKGError
 from .engine import Relation, connect, frame, literal, name, reading
 from .ledger import Ledger
 from .schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, require_columns
-from .values import BLANKS, text_of
+from .values import BLANKS, spell_id, text_of
 
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,9 @@ class Interactions:
         require_columns(table, [USER_ID, ITEM_ID, TIMESTAMP], "interactions")
         table = table[[column for column in COLUMNS if column in table.columns]].reset_index(drop=True)
         for column in table.columns:
-            if is_object_dtype(table[column]):  # which may hold bytes
-                table[column] = [text_of(value) if isinstance(value, bytes) else value for value in table[column]]
+            if is_object_dtype(table[column]):  # which may hold anything
+                read = spell_id if column in (USER_ID, ITEM_ID) else text_of
+                table[column] = [read(value) for value in table[column]]
             if isinstance(table[column].dtype, pd.DatetimeTZDtype):  # of which the engine takes no nanoseconds
                 table[column] = table[column].dt.tz_convert(None)
         ledger = Ledger()
@@ -115,7 +116,8 @@ def typed_interactions(relation: Relation, place: str, ledger: Ledger) -> Relati
     for column in (USER_ID, ITEM_ID):
         if kinds[column].endswith("]") or kinds[column].startswith(("STRUCT", "MAP", "BOOLEAN")):
             raise LKGError(
-                f"Column '{column}' of the interactions table is {kinds[column]}; an id is a number or a text."
+                f"Column '{column}' of the interactions table is {kinds[column]}; an id is a number or a text. "
+                "Write it as one."
             )
     rating = "'1'"
     if RATING in kinds:
@@ -134,7 +136,9 @@ def typed_interactions(relation: Relation, place: str, ledger: Ledger) -> Relati
     found = ask(
         "count(*) AS rows",
         *(_count(f"{column} IS NULL", column) for column in (USER_ID, ITEM_ID, "given_rating", "given_time")),
-        _count(f"NOT coalesce(isfinite({RATING}), given_rating IS NULL)", "odd_rating", "given_rating"),
+        _count(
+            f"NOT coalesce(isfinite(TRY_CAST({RATING} AS FLOAT)), given_rating IS NULL)", "odd_rating", "given_rating"
+        ),
         *(f"bool_and({_whole(column, kinds)}) AS whole_{column}" for column in (USER_ID, ITEM_ID, TIMESTAMP)),
     )
     if not found["rows"]:
@@ -241,8 +245,8 @@ def _time(kind: str, known: dict[str, Any], ask: Callable[..., dict[str, Any]]) 
         orders = [order for order in _ORDERS if dates[order] == rows]
         if len(orders) == 1:
             return _date(_ordered(orders[0]), ask)
-        what = "dates of which day, month and year cannot be told apart"
-        raise _odd(dates, "slashed", what, "Write them as 2024-01-31.")
+        what = "dates of which day, month and year cannot be told apart, or that stand beside other times"
+        raise _odd(dates, "slashed", what, "Write all as 2024-01-31.")
     if dates["odd_count"]:
         remedy = "Write dates as 2024-01-31 10:00:00, or give seconds since 1970."
         raise _odd(dates, "odd", "neither numbers nor dates that can be read", remedy)

@@ -28,7 +28,8 @@ KB4REC_LICENSE = (
     "Freebase facts are CC BY"
 )
 
-ML_LATEST_SMALL_URL = "https://files.grouplens.org/datasets/movielens/ml-latest-small.zip"
+ML_LATEST_SMALL_FILE = "ml-latest-small.zip"
+ML_LATEST_SMALL_URL = f"https://files.grouplens.org/datasets/movielens/{ML_LATEST_SMALL_FILE}"
 
 # SHA-256 of the contents with LF line ends: the same for the archive's CRLF files and for a converted checkout
 ML_LATEST_SMALL_SHA256 = {
@@ -89,7 +90,7 @@ def ml_latest_small() -> DatasetBundle:
     ML-100K."""
     folder = cache_dir() / "ml-latest-small"
     if not folder.exists():
-        archive = fetch_url(ML_LATEST_SMALL_URL, "ml-latest-small.zip")
+        archive = fetch_url(ML_LATEST_SMALL_URL, ML_LATEST_SMALL_FILE)
         with atomic_folder(folder) as temporary:
             extract(archive, {f"ml-latest-small/{name}": name for name in ML_LATEST_SMALL_SHA256}, temporary)
             verify_movielens(temporary)
@@ -102,8 +103,9 @@ def verify_movielens(folder: Path) -> None:
         found = hash_file(folder / name, text=True)
         if found != expected:
             raise LKGError(
-                f"{folder / name} has SHA-256 {found[:12]}…, the 2018-09 release {expected[:12]}…. Delete the folder "
-                "and the downloads beside it; to use another release, pass its unpacked folder."
+                f"{folder / name} has SHA-256 {found[:12]}…, the 2018-09 release {expected[:12]}…. Delete "
+                f"{cache_dir() / 'downloads' / ML_LATEST_SMALL_FILE} to download it again; to use another release, "
+                "pass its unpacked folder."
             )
 
 

@@ -35,8 +35,8 @@ def unmet_links(triples: Triples, items: Iterable[str]) -> list[str]:
         found = f"None of the {len(triples)} facts is about an item: they name {_some(in_facts)}"
         if _by_name(links):
             raise LKGError(
-                f"{found}, the items are {_some(known)}. Spell them alike, or add a table `links` (`entity_id`, "
-                "`item_id`) that says which is which."
+                f"{found}, the items are {_some(known)}. Spell them alike, or say in a table `links` "
+                "(`entity_id`, `item_id`) which is which."
             )
         raise LKGError(
             f"{found}, links lead from {_some(links)} to {_some(links.values())}, and the items are {_some(known)}. "

@@ -200,10 +200,14 @@ def paired_files(path: Path, pattern: str, partners: Sequence[str]) -> tuple[Pat
     folder = folder_of(path)
     names = [path.name] if path.is_file() else sorted(entry.name for entry in folder.iterdir())
     matches = [match for name in names if (match := re.fullmatch(pattern, name))]
-    if len(matches) != 1:
+    if not matches:
         raise LKGError(
-            f"{path} holds {[match.string for match in matches] or names[:12]}; needed is one file of interactions. "
-            "Pass its path."
+            f"{names[:12]} of {path}: none is called as the file of interactions of this format. Name its files as "
+            "those of the release, or leave out the format."
+        )
+    if len(matches) > 1:
+        raise LKGError(
+            f"{path} holds {[match.string for match in matches]}; needed is one file of interactions. Pass its path."
         )
     part = next((group for group in matches[0].groups() if group), "")
     found = [partner.format(part) for partner in partners]

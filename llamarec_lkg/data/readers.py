@@ -22,6 +22,7 @@ from .engine import (
     connect,
     csv_relation,
     damaged,
+    first_record,
     frame,
     gathered,
     json_relation,
@@ -52,7 +53,8 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
     """A parquet, csv, tsv or jsonl file as a frame, cells of text files as the text they are; `options` are those of
     `engine.csv_relation`."""
     if path.suffix == ".parquet":
-        require_file(path)
+        if not path.is_dir():  # of parts
+            require_file(path)
         try:
             return pd.read_parquet(path)  # the engine has one name for columns that differ in case
         except (OSError, ValueError) as error:
@@ -89,6 +91,7 @@ def _parse_record(line: bytes) -> dict[str, Any]:
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a file with one a line; empty lines are passed over."""
+    first_record(path)
     with (
         damaged(path),
         open_bytes(path) as stream,
@@ -98,7 +101,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 record = _parse_record(line) if line.strip() else None
             except ValueError as error:
-                raise LKGError(f"Line {number} of {path} is {error}. Make or copy the file again.") from error
+                raise LKGError(f"Line {number} of {path} is {error}. Mend or leave out that line.") from error
             if record is not None:
                 bar.update()
                 yield record
@@ -106,10 +109,14 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
 
 def record_relation(connection: Connection, path: Path, fields: dict[str, str]) -> Relation:
     """Some fields (column -> field), as text, of the records of a file with one a line; NULL where one is absent."""
-    with damaged(path), open_bytes(path) as stream:
-        first = next((line for line in stream if line.strip()), b"{}")
+    first = next(records(path))
+    if missing := [field for field in fields.values() if field not in first]:
+        raise LKGError(
+            f"The records of {path} have fields {sorted(first)} but lack {missing}. Rename the fields, or take the "
+            "file of another release."
+        )
     try:
-        json.loads(first)
+        json.loads(first_record(path))
     except ValueError:  # dictionaries as Python writes them
         schema = pa.schema([(column, pa.string()) for column in fields])
         rows = ({column: text_of(record.get(field)) for column, field in fields.items()} for record in records(path))

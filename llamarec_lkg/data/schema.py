@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..utils.errors import LKGError
-from .values import as_id_strings, clean_text, text_of, texts_of
+from .values import clean_text, spell_id, text_of, texts_of
 
 
 if TYPE_CHECKING:
@@ -63,6 +63,17 @@ def _require_present(frame: pd.DataFrame, columns: Sequence[str], table: str) ->
             )
 
 
+def _taken(frame: pd.DataFrame, column: str, take: Callable[[Any], Any], table: str) -> tuple[Any, ...]:
+    """What the cells of a column mean."""
+    found: list[Any] = []
+    try:
+        for cell in frame[column]:
+            found.append(take(cell))
+    except LKGError as error:
+        raise LKGError(f"Column '{column}' of the {table} table, row {len(found)}: {error}") from error
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class ItemTable:
     """Titles and attributes of items.
@@ -94,8 +105,8 @@ class ItemTable:
                 in capitals; RATED and CO_RATED are the library's.
         """
         require_columns(frame, [ITEM_ID, TITLE], "items")
-        _require_present(frame, [ITEM_ID, TITLE], "items")
-        ids = as_id_strings(frame[ITEM_ID])
+        ids = np.array(_taken(frame, ITEM_ID, spell_id, "items"), dtype=object)
+        _require_present(frame.assign(**{ITEM_ID: ids}), [ITEM_ID, TITLE], "items")
         repeated = pd.Index(ids).duplicated()
         if repeated.any():
             raise LKGError(
@@ -104,12 +115,17 @@ class ItemTable:
             )
         if attribute_columns is None:
             attribute_columns = {c: str(c).upper() for c in frame.columns if c not in (ITEM_ID, TITLE)}
-        require_columns(frame, list(attribute_columns), "items")
+        if absent := [column for column in attribute_columns if column not in frame.columns]:
+            raise LKGError(
+                f"`attribute_columns` names {absent}; the items table has columns {list(map(str, frame.columns))}. "
+                "Name some of these."
+            )
         _refuse_shared_names(attribute_columns)
         attributes = {
-            relation: tuple(texts_of(cell) for cell in frame[column]) for column, relation in attribute_columns.items()
+            relation: _taken(frame, column, texts_of, "items") for column, relation in attribute_columns.items()
         }
-        titles = [clean_text(text_of(title)) or f"item {raw}" for title, raw in zip(frame[TITLE], ids, strict=True)]
+        titles = _taken(frame, TITLE, text_of, "items")
+        titles = [clean_text(title) or f"item {raw}" for title, raw in zip(titles, ids, strict=True)]
         return cls(tuple(ids), tuple(titles), attributes)
 
     def to_frame(self) -> pd.DataFrame:
@@ -193,8 +209,9 @@ def _facts(frame: pd.DataFrame, item_of_entity: Mapping[str, str]) -> tuple[Trip
     """The facts of a table that are not about users, and whether it leaves open what their ends are: `bool`, with
     columns `head` and `tail`."""
     require_columns(frame, [HEAD, RELATION, TAIL], "triples")
-    _require_present(frame, [HEAD, RELATION, TAIL], "triples")
-    ids = pd.DataFrame({name: as_id_strings(frame[name]) for name in (HEAD, RELATION, TAIL)}, dtype=object)
+    names = (HEAD, RELATION, TAIL)
+    ids = pd.DataFrame({name: _taken(frame, name, spell_id, "triples") for name in names}, dtype=object)
+    _require_present(ids, names, "triples")
     untyped = pd.DataFrame(True, index=ids.index, columns=list(TYPES))
     if not frame.columns.intersection(list(TYPES.values())).empty:
         types = frame.reindex(columns=list(TYPES.values())).astype(object).set_axis(list(TYPES), axis=1)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from ..utils.errors import LKGError
 from ..utils.files import atomic_files, cache_dir, file_name, read_json, write_json
 from ..utils.fingerprints import as_plain, fingerprint
-from .arrays import blocks, counted, mapped
+from .arrays import blocks, counted, mapped, same_as_before
 from .engine import connect
 from .interactions import ROW
 from .k_core import core_rows
@@ -102,8 +102,7 @@ class SequenceDataset:
             if not which.all():
                 found.keep(which)
 
-        same = (np.diff(found.users) == 0) & (np.diff(found.timestamps) == 0) & (np.diff(found.items) == 0)
-        keep(~np.append(False, same), EXACT_DUPLICATES)
+        keep(~same_as_before(found.users, found.timestamps, found.items), EXACT_DUPLICATES)
         if settings.ties == "shuffled":
             parts = (found.users, found.items, found.timestamps, found.item_ids)
             found.rows = shuffling_keys(*parts, settings.seed)
@@ -123,11 +122,10 @@ class SequenceDataset:
             )
         found.users, user_ids = _dense(found.users, found.user_ids)
         found.items, item_ids = _dense(found.items, found.item_ids)
-        if (np.diff(found.users) < 0).any():  # ids of which some are numbers
+        if (found.users[1:] < found.users[:-1]).any():  # ids of which some are numbers
             found.move(np.arange(len(found.users)), np.argsort(found.users, kind="stable"))
-        tied = (np.diff(found.users) == 0) & (np.diff(found.timestamps) == 0)
         keys = found.items if settings.ties == "item_id" else found.rows
-        found.move(*order_ties(np.append(False, tied), keys))
+        found.move(*order_ties(same_as_before(found.users, found.timestamps), keys))
         offsets = np.concatenate([[0], np.cumsum(counted(found.users)[1:])])
         timestamps = found.timestamps
         by_time = settings.split == "time"
@@ -148,10 +146,12 @@ class SequenceDataset:
         if ledger.left_out or ledger.changed:
             logger.warning(f"{raw.name}: {ledger.describe()}")
         if not (dataset.labels == TEST).any():
-            raise LKGError(
-                "No user has an interaction in the test part. Leave-one-out needs users with three interactions, a "
-                "time split users with some before and after the split point."
-            )
+            found_part = f"No user has three interactions, the longest sequence is of {int(np.diff(offsets).max())}."
+            remedy = "Leave-one-out needs more of some user; or set `split` to 'time'."
+            if by_time:
+                found_part = f"No user has interactions before the last {settings.test_fraction:.0%} and in it."
+                remedy = "Change `test_fraction`, or set `split` to 'leave-one-out'."
+            raise LKGError(f"There is no test target. {found_part} {remedy}")
         targets = np.flatnonzero(np.isin(dataset.labels, (VALIDATION, TEST)))
         if settings.repeats == EXCLUDED and (repeated := int(dataset.repeated(targets).sum())):
             logger.warning(

@@ -72,7 +72,7 @@ class PreprocessingSettings:
         if self.last < 1 or (self.split == "time" and self.last != 1):
             raise LKGError(
                 f"last={self.last} was given with split={self.split!r}; it is the number of test targets of each user "
-                "in leave-one-out, 1 or more. For a time split, set `targets` to 'all'."
+                "in leave-one-out, 1 or more. For a time split, leave it at 1 and set `targets` to 'all'."
             )
 
 

@@ -6,13 +6,22 @@ import ast
 import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..utils.errors import LKGError
+
+
+@contextlib.contextmanager
+def inside(place: str) -> Iterator[None]:
+    """Inside, an `LKGError` says at which place it was."""
+    try:
+        yield
+    except LKGError as error:
+        raise LKGError(f"{place}: {error}") from error
 
 
 def spell_id(value: Any) -> str | None:
@@ -39,7 +48,7 @@ def text_of(value: Any) -> str:
     if isinstance(value, bytes | bytearray | np.bytes_):
         return bytes(value).decode("utf-8", errors="replace")
     if isinstance(value, list | tuple | set | dict | np.ndarray):
-        raise LKGError(f"{repr(value)[:80]} stands where one text is needed. Give one, or leave the cell empty.")
+        raise LKGError(f"{repr(value)[:80]} stands where one text is needed. Give one.")
     if pd.isna(value):  # None, NaN, NA, NaT
         return ""
     if isinstance(value, float | np.floating) and float(value).is_integer() and abs(value) < 2**53:

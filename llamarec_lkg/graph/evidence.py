@@ -227,17 +227,17 @@ class EvidenceIndex:
         return _Tables(self.candidate_rows, self.column_relation, self.num_relations)
 
     def contributions(self, history: np.ndarray, candidate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What one candidate's evidence is the sum of.
+        """What one candidate's evidence is the sum of, wherever in the history its terms stand.
 
         Returns:
-            place in the history, column, and weight (never 0) of every term, each of shape (T,); the weights of a
-            relation's columns sum to the candidate's evidence along it.
+            place in the history, column, and weight (never 0) of every term, each of shape (T,). Times the
+            `history_weights` of their places, the weights of a relation's columns sum to the candidate's evidence
+            along it.
         """
         places, entries = entries_of(self.history_rows, np.asarray(history, dtype=np.int64))
         columns = self.history_rows.indices[entries]
         heard = _values(self.candidate_rows, [candidate], np.zeros(len(columns), dtype=np.int64), columns)
-        weights = self.history_weights(len(history))[places] * self.history_rows.data[entries] * heard
-        weights /= self.scale[self.column_relation[columns]]
+        weights = self.history_rows.data[entries] * heard / self.scale[self.column_relation[columns]]
         some = np.flatnonzero(weights)
         return places[some], columns[some], weights[some]
 

@@ -29,6 +29,9 @@ from .processor_files import ProcessorFilesMixin
 from .prompts import PromptMixin
 
 
+MOST_TEXTS = 1 << 20  # whose tokens are kept
+
+
 # settings of the configuration that shape the batch; model and processor must agree on them
 SHARED_SETTINGS = (
     "readout",
@@ -108,7 +111,6 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
         self.knowledge_graph = _without_people(knowledge_graph)
         self.reads_carried_features = True  # not with another graph: what examples carry was read from this one
         super().__init__(tokenizer)
-        self._token_cache: dict[str | int, tuple[int, ...]] = {}
         self.letter_token_ids = self._find_letters() if self.readout == "letters" else []
 
     @classmethod
@@ -192,12 +194,14 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
         other.knowledge_graph, other.reads_carried_features = _without_people(graph), False
         for name in ("evidence_index", "recent_index", "_path_graph"):
             other.__dict__.pop(name, None)
+        other._forget_texts()  # of paths, which are known by their nodes
         return other
 
     def with_titles(self, titles: Sequence[str]) -> LlamaRecLKGProcessor:
         """A processor that shares everything with this one but names the items otherwise, as a control."""
         other = copy(self)
-        other.titles, other._token_cache = tuple(titles), {}
+        other.titles = tuple(titles)
+        other._forget_texts()
         return other
 
     def with_items(self, items: ItemTable) -> LlamaRecLKGProcessor:
@@ -399,31 +403,33 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
         return found
 
     def _prompt_parts(self, examples: Sequence[RankingExample], count: int) -> dict[str, torch.Tensor]:
-        prefixes, blocks, suffixes, path_ids = [], [], [], []
+        if len(self.token_table) > MOST_TEXTS:  # a long run over ever new paths
+            self._forget_texts()
+        prefixes, blocks, suffixes, lines = [], [], [], []
         found_paths, path_weights = zip(*self._candidate_paths(examples), strict=True)
+        nothing = np.zeros(0, dtype=np.int64)
         for example, found in zip(examples, found_paths, strict=True):
-            room = self.max_length - self.candidates_room(example)
-            prefixes.append(self._join(self.prefix_pieces(example, room)))
+            prefixes.append(self.prefix_pieces(example, self.max_length - self.candidates_room(example)))
             if self.readout == "letters":
-                suffixes.append(self._join(self.suffix_pieces(example)))
+                suffixes.append(self.suffix_pieces(example))
             else:
-                titles = [self._join(self.candidate_pieces(item)) for item in example.candidates]
-                blocks += titles + [[]] * (count - len(titles))
-            path_ids.append([self._join(self.path_pieces(example, found, row)) for row in range(len(found))])
-        num_paths = max(1, *map(len, path_ids))
-        padded = [ids for rows in path_ids for ids in [*rows, *[[]] * (num_paths - len(rows))]]
+                blocks += [*self.candidate_pieces(example.candidates), *[nothing] * (count - len(example.candidates))]
+            lines.append(self.path_pieces(example, found))
+        num_paths = max(1, *map(len, lines))
+        padded = [line for some in lines for line in [*some, *[nothing] * (num_paths - len(some))]]
         weights = np.zeros((len(examples), num_paths, len(self.relations)), dtype=np.float32)
         sources = np.full((len(examples), num_paths), -1, dtype=np.int64)
         targets = np.zeros_like(sources)
         for row, found in enumerate(found_paths):
             weights[row, : len(found)] = path_weights[row]
             sources[row, : len(found)], targets[row, : len(found)] = found.source_index, found.target_index
-        parts = {"prefix": _pad(prefixes, left=True)}
-        parts["path"] = [tensor.view(len(examples), num_paths, -1) for tensor in _pad(padded, left=False)]
+        table, rows = self.token_table, len(examples)
+        parts = {"prefix": table.padded(prefixes, left=True)}
+        parts["path"] = [tensor.view(rows, num_paths, -1) for tensor in table.padded(padded, left=False)]
         if self.readout == "letters":
-            parts["suffix"] = _pad(suffixes, left=False)
+            parts["suffix"] = table.padded(suffixes, left=False)
         else:
-            parts["candidate"] = [tensor.view(len(examples), count, -1) for tensor in _pad(blocks, left=False)]
+            parts["candidate"] = [tensor.view(rows, count, -1) for tensor in table.padded(blocks, left=False)]
         tokens = {f"{name}_input_ids": ids for name, (ids, _) in parts.items()}
         tokens |= {f"{name}_attention_mask": mask for name, (_, mask) in parts.items()}
         arrays = {"path_relation_weights": weights, "path_sources": sources, "path_candidates": targets}
@@ -454,28 +460,21 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
         """The prompt's pieces as text, with the `selected` of its candidate paths (all by default), as of a model's
         `selected_paths`: one list, or one for each candidate."""
         found, _ = self.candidate_paths(example)
-        pieces = self.prefix_pieces(example, self.max_length - self.candidates_room(example))
+        lines = self.path_pieces(example, found)
+        pieces = [self.prefix_pieces(example, self.max_length - self.candidates_room(example))]
         if self.readout == "letters":
-            rows = range(len(found)) if selected is None else [row for row in selected if row >= 0]
-            pieces += [piece for row in rows for piece in self.path_pieces(example, found, row)]
-            pieces += self.suffix_pieces(example)
+            shown = range(len(found)) if selected is None else [row for row in selected if row >= 0]
+            pieces += [*lines[shown], self.suffix_pieces(example)]
         else:
-            for place, item in enumerate(example.candidates):
+            for place, block in enumerate(self.candidate_pieces(example.candidates)):
                 own = np.flatnonzero(found.target_index == place) if selected is None else selected[place]
-                pieces += self.candidate_pieces(item)
-                pieces += [piece for row in own if row >= 0 for piece in self.path_pieces(example, found, row)]
-        texts = [piece if isinstance(piece, str) else self.tokenizer.decode(self._ids(piece)) for piece in pieces]
+                pieces += [block, *(lines[row] for row in own if row >= 0)]
+        texts = [self._text(entry) for entry in np.concatenate(pieces)]
         return [self.tokenizer.bos_token, *texts] if self._bos() else texts
 
-
-def _pad(rows: Sequence[Sequence[int]], *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token lists -> ids and mask of `long`, (B, longest); padding is id 0 under mask 0."""
-    ids = np.zeros((len(rows), max(1, *map(len, rows))), dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for row, tokens in enumerate(rows):
-        part = slice(ids.shape[1] - len(tokens), None) if left else slice(0, len(tokens))
-        ids[row, part], mask[row, part] = tokens, 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)
+    def _text(self, entry: int) -> str:
+        text, tokens = self.token_table.text(entry), self.token_table.tokens(np.array([entry]))
+        return self.tokenizer.decode(tokens) if text is None else text
 
 
 def _padded(rows: Sequence[np.ndarray], count: int) -> np.ndarray:

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -40,8 +40,10 @@ from ..data.values import clean_text
 from ..graph.paths import Paths
 from ..utils.errors import LKGError
 from .configuration_llamarec_lkg import LETTERS
+from .token_table import TokenTable
 
 
+_OPENING, _PATH = "opening", "path"  # keys of the token table
 # by readout
 INSTRUCTIONS = {
     "candidates": "### Instruction: Given what the user liked, oldest first, tell what the user will like next.",
@@ -56,9 +58,6 @@ NEXT_CUE = "### Next:\n"
 RESPONSE_CUE = "### Response:\n"
 
 
-TOKEN_CACHE_SIZE = 200_000
-
-
 def sanitize(text: str) -> str:
     """A title or name that cannot pass for a part of the prompt, such as line ends, "(B)", "### Response" or "->"."""
     text = re.sub(r"\(\s*([A-Za-z])\s*\)", r"[\1]", clean_text(text))
@@ -66,105 +65,145 @@ def sanitize(text: str) -> str:
 
 
 class PromptMixin:
-    """The text of a [`LlamaRecLKGProcessor`]'s prompts: pieces are strings, or an `int` for the title of that dense
-    item."""
+    """The text of a [`LlamaRecLKGProcessor`]'s prompts: pieces are entries of its `token_table`."""
 
-    def prefix_pieces(self, example: RankingExample, room: int) -> list[str | int]:
+    @cached_property
+    def token_table(self) -> TokenTable:
+        return TokenTable(self._tokenize)
+
+    def _forget_texts(self) -> None:
+        for name in ("token_table", "_head", "_tail", "_letters"):
+            self.__dict__.pop(name, None)
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Text that looks like a special token is text."""
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def prefix_pieces(self, example: RankingExample, room: int) -> np.ndarray:
         """Instruction and history, whose oldest items are left out until the rest fits into `room` tokens."""
-        head: list[str | int] = [self._opening()]
-        tail: list[str | int] = [NEXT_CUE] if self.readout == "candidates" else self._paths_cue()
-        lines: list[list[str | int]] = []
+        head, tail = self._head, self._tail
         shown = self._shown(example)
-        for item, rating in zip(shown, example.ratings[len(example.ratings) - len(shown) :], strict=True):
-            if self.path_style == "published":
-                lines.append(["The user rated the", int(item), f" {rating:.1f} stars.\n"])
-            else:
-                lines.append([int(item), "\n"])
-        room -= len(self._join([*head, *tail]))
+        titles, ends = self._titles(shown), self._entry("\n")
+        if self.path_style == "published":
+            ratings = example.ratings[len(example.ratings) - len(shown) :]
+            stars = [self._entry(f" {rating:.1f} stars.\n") for rating in ratings]
+            begins = np.full(len(shown), self._entry("The user rated the"))
+            lines = np.stack([begins, titles, np.array(stars, dtype=np.int64)], axis=1)
+        else:
+            lines = np.stack([titles, np.full(len(shown), ends)], axis=1)
+        room -= len(self._opening_ids) + int(self.token_table.lengths(tail).sum())
         if room < 0:
             raise LKGError(
                 f"max_length is {self.max_length} tokens, but instruction and candidates alone need {-room} more. "
                 "Raise it, lower max_title_tokens, or rank fewer candidates at a time."
             )
-        while sum(len(self._join(line)) for line in lines) > room:
-            del lines[0]
-        return [*head, *(piece for line in lines for piece in line), *tail]
+        fits = np.cumsum(self.token_table.lengths(lines).sum(axis=1)[::-1]) <= room
+        return np.concatenate([head, lines[len(lines) - int(fits.sum()) :].ravel(), tail])
 
-    def suffix_pieces(self, example: RankingExample) -> list[str | int]:
+    def suffix_pieces(self, example: RankingExample) -> np.ndarray:
         """Candidates behind their letters, and the response cue; with letters."""
-        pieces: list[str | int] = ["### Candidates:\n"]
-        for letter, item in zip(LETTERS, example.candidates.tolist(), strict=False):
-            pieces += [f"({letter})", item, "\n"]
-        return [*pieces, RESPONSE_CUE]
+        count = len(example.candidates)
+        letters, ends = self._letters[:count], np.full(count, self._entry("\n"))
+        lines = np.stack([letters, self._titles(example.candidates), ends], axis=1)
+        return np.concatenate([[self._entry("### Candidates:\n")], lines.ravel(), [self._entry(RESPONSE_CUE)]])
 
-    def candidate_pieces(self, item: int) -> list[str | int]:
-        """The start of a candidate's block, which its paths follow."""
-        return [int(item), "\n"]
+    def candidate_pieces(self, items: np.ndarray) -> np.ndarray:
+        """The starts of candidates' blocks, which their paths follow, (C, 2)."""
+        return np.stack([self._titles(items), np.full(len(items), self._entry("\n"))], axis=1)
 
     def candidates_room(self, example: RankingExample) -> int:
         """How many of `max_length` tokens the candidates take without their paths."""
         if self.readout == "letters":
-            return len(self._join(self.suffix_pieces(example)))
+            return int(self.token_table.lengths(self.suffix_pieces(example)).sum())
         if self.candidate_attention == "isolated":  # whatever its neighbours: a score must not depend on them
             return self.max_title_tokens + len(self._ids("\n"))
-        return sum(len(self._join(self.candidate_pieces(item))) for item in example.candidates)
+        return int(self.token_table.lengths(self.candidate_pieces(example.candidates)).sum())
 
-    def path_pieces(self, example: RankingExample, found: Paths, row: int) -> list[str | int]:
-        """One path as text: from a candidate, which it stands behind, to an item of the history; with letters from the
-        item to the candidate's letter."""
-        if self.readout == "candidates":
-            return self._path_back(example, found, row)
-        source, relations, names = self._steps(example, found, row)
-        names, letter = [*names, ""], LETTERS[found.target_index[row]]
+    def path_pieces(self, example: RankingExample, found: Paths) -> np.ndarray:
+        """Paths as text, (P, pieces): from a candidate, which each stands behind, to an item of the history; with
+        letters from the item to the candidate's letter."""
+        letters = self.readout == "letters"
+        targets = found.target_index.tolist() if letters else [None] * len(found)
+        lengths, codes, nodes = found.lengths.tolist(), found.edge_codes.tolist(), found.nodes.tolist()
+        keys = [
+            (_PATH, *code[:length], *node[1:length], target)
+            for code, node, length, target in zip(codes, nodes, lengths, targets, strict=True)
+        ]
+        texts = [partial(self._path_text, key[1:-1], key[-1]) for key in keys]
+        ways = self.token_table.entries(keys, texts)
+        sources = self._titles(self._shown(example)[found.source_index])
+        if not letters:
+            return np.stack([ways, sources, np.full(len(found), self._entry("\n"))], axis=1)
         if self.path_style == "published":
-            steps = [step for pair in zip(relations, names, strict=True) for step in pair if step]
-            target = int(example.candidates[found.target_index[row]])
-            return [source, f" -> {' -> '.join(steps)} -> ({letter})", target, " \n "]
-        return [source, f"{_compact(relations, names)} -> ({letter})\n"]
+            ends = np.full(len(found), self._entry(" \n "))
+            return np.stack([sources, ways, self._titles(example.candidates[found.target_index]), ends], axis=1)
+        return np.stack([sources, ways], axis=1)
 
-    def _path_back(self, example: RankingExample, found: Paths, row: int) -> list[str | int]:
-        source, relations, names = self._steps(example, found, row)
-        relations, names = relations[::-1], [*names[::-1], ""]
+    def _path_text(self, steps: Sequence[int], target: int | None) -> str:
+        """What stands between the ends of a path: its relations, and the names between them.
+
+        Args:
+            steps: the codes of its L edges, then the L - 1 nodes between them.
+            target: the candidate whose letter it leads to; None where it leads back to the history.
+        """
+        graph, length = self.knowledge_graph, (len(steps) + 1) // 2
+        relations = [sanitize(graph.relations[code // 2]) for code in steps[:length]]
+        names = [sanitize(str(graph.node_names[node])) for node in steps[length:]]
+        if target is None:
+            relations, names = relations[::-1], names[::-1]
+        names = [*names, ""]
+        end = " ->" if target is None else f" -> ({LETTERS[target]})"
         if self.path_style == "published":
-            steps = [step for pair in zip(relations, names, strict=True) for step in pair if step]
-            return [f" -> {' -> '.join(steps)} ->", source, "\n"]
-        return [f"{_compact(relations, names)} ->", source, "\n"]
-
-    def _steps(self, example: RankingExample, found: Paths, row: int) -> tuple[int, list[str], list[str]]:
-        """A path's item of the history, its relations, and the names between them."""
-        graph, length = self.knowledge_graph, int(found.lengths[row])
-        relations = [sanitize(graph.relations[code // 2]) for code in found.edge_codes[row, :length]]
-        names = [sanitize(str(graph.node_names[node])) for node in found.nodes[row, 1:length]]
-        return int(self._shown(example)[found.source_index[row]]), relations, names
+            told = (step for pair in zip(relations, names, strict=True) for step in pair if step)
+            return f" -> {' -> '.join(told)}{end}"
+        return f"{_compact(relations, names)}{end}" + ("" if target is None else "\n")
 
     def _opening(self) -> str:
         return f"{INSTRUCTIONS[self.readout]}\n### History:\n"
 
-    def _paths_cue(self) -> list[str | int]:
+    def _paths_cue(self) -> list[str]:
         return ["### Paths:\n"] if self.num_paths else []
 
     def empty_prompt_ids(self) -> list[int]:
         """The prompt without a history, paths or titles: with letters, what these alone make of themselves."""
         if self.readout == "candidates":
-            return self._join([self._opening(), NEXT_CUE])
-        pieces = [self._opening(), *self._paths_cue(), "### Candidates:\n"]
+            return [*self._opening_ids, *self._ids(NEXT_CUE)]
+        pieces = [*self._paths_cue(), "### Candidates:\n"]
         pieces += [piece for letter in LETTERS[: self.num_candidates] for piece in (f"({letter})", "\n")]
-        return self._join([*pieces, RESPONSE_CUE])
+        return [*self._opening_ids, *(token for piece in [*pieces, RESPONSE_CUE] for token in self._ids(piece))]
 
-    def _join(self, pieces: Sequence[str | int]) -> list[int]:
-        start = self._bos() if pieces and pieces[0] == self._opening() else []
-        return start + [token for piece in pieces for token in self._ids(piece)]
+    @cached_property
+    def _opening_ids(self) -> list[int]:
+        return [*self._bos(), *self._ids(self._opening())]
 
-    def _ids(self, piece: str | int) -> tuple[int, ...]:
-        """Tokens of a piece, each made once. Text that looks like a special token is text."""
-        ids = self._token_cache.get(piece)
-        if ids is None:
-            text = piece if isinstance(piece, str) else f" {sanitize(self.titles[piece - 1])}"
-            ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            ids = tuple(ids if isinstance(piece, str) else ids[: self.max_title_tokens])
-            if len(self._token_cache) < TOKEN_CACHE_SIZE:
-                self._token_cache[piece] = ids
-        return ids
+    @cached_property
+    def _head(self) -> np.ndarray:
+        """The opening, behind the beginning of the sequence where the tokenizer sets one."""
+        return np.array([self.token_table.add(_OPENING, self._opening(), self._opening_ids)])
+
+    @cached_property
+    def _tail(self) -> np.ndarray:
+        cues = [NEXT_CUE] if self.readout == "candidates" else self._paths_cue()
+        return np.array([self._entry(cue) for cue in cues], dtype=np.int64)
+
+    @cached_property
+    def _letters(self) -> np.ndarray:
+        return np.array([self._entry(f"({letter})") for letter in LETTERS])
+
+    def _entry(self, text: str) -> int:
+        return self.token_table.entry(text)
+
+    def _titles(self, items: np.ndarray) -> np.ndarray:
+        """The entries of items' titles, in the shape of `items`, (N,)."""
+        items = items.tolist()
+        texts = [partial(self._title_text, item) for item in items]
+        return self.token_table.entries(items, texts, self.max_title_tokens)
+
+    def _title_text(self, item: int) -> str:
+        return f" {sanitize(self.titles[item - 1])}"
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.token_table.tokens(np.array([self._entry(text)])).tolist())
 
     def _bos(self) -> list[int]:
         """The beginning-of-sequence token where this tokenizer sets one by itself."""

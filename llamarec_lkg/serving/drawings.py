@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.files import atomic_file
-from .reasons import PATH, Recommendation, _shared
+from .reasons import PATH, Recommendation
 
 
 def draw_reasons(items: Sequence[Recommendation], path: str | Path) -> None:
@@ -29,7 +29,7 @@ def draw_reasons(items: Sequence[Recommendation], path: str | Path) -> None:
         labels[item.item_id] = "\n".join([f"{_short(item.title)}  {item.score:+.2f}", *lines])
     columns = [
         _heights(dict.fromkeys((reason.nodes[0] for _, reason in reasons), 1)),
-        _heights(dict.fromkeys((_shared(reason) for _, reason in reasons), 1)),
+        _heights(dict.fromkeys((reason.through for _, reason in reasons), 1)),
         _heights({item: label.count("\n") + 3 for item, label in labels.items()}),
     ]
     relations = list(dict.fromkeys(reason.relation for _, reason in reasons))
@@ -39,7 +39,7 @@ def draw_reasons(items: Sequence[Recommendation], path: str | Path) -> None:
     figure, axes = _figure(12, 1.5 + max(0.45 * max(map(len, columns)), 0.17 * rows))
     largest = max((abs(reason.share) for _, reason in reasons), default=1.0)
     for item, reason in reasons:
-        heights = [columns[0][reason.nodes[0]], columns[1][_shared(reason)], columns[2][item.item_id]]
+        heights = [columns[0][reason.nodes[0]], columns[1][reason.through], columns[2][item.item_id]]
         style = {"color": colors[reason.relation], "linewidth": 0.8 + 5 * abs(reason.share) / largest, "alpha": 0.65}
         axes.plot([0.0, 0.5, 1.0], heights, solid_capstyle="round", zorder=1, **style)
     boxes = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": "#888888"}

@@ -5,7 +5,6 @@ A score is a sum (see `ScoreFusion`), so the shares of all reasons add up to it.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -59,6 +58,11 @@ class Reason:
         if self.kind == WINDOW:
             return "coming after others of a long list"
         return "the order of the history (retriever)" if self.kind == RETRIEVER else "what the language model reads"
+
+    @property
+    def through(self) -> tuple[str | None, str]:
+        """What a path runs through: relation and entity, which is empty on a direct edge."""
+        return self.relation, self.nodes[1] if len(self.nodes) > 2 else ""
 
     def __str__(self) -> str:
         weight = "" if self.preference is None else f"  (preference {self.preference:.0%})"
@@ -135,14 +139,20 @@ def reasons_for(
         weights: those of the fusion that scored it.
         count: how many paths to name, the strongest through each entity first; the rest is summed up by relation.
     """
-    evidence_weight = weights.evidence_weight.item()
-    recent_weights = dict(zip(processor.relations, weights.recent_weight.tolist(), strict=True))
     paths = []
-    for relation, nodes, weight, recent in evidence_paths(processor, example, row) if count else ():
-        share = evidence_weight * preferences[relation] * weight + recent_weights[relation] * recent
-        if share and relations[relation]:
-            paths.append(Reason(PATH, share, relation, preferences[relation], nodes))
-    paths = _varied(sorted(paths, key=lambda reason: -abs(reason.share)))[:count]
+    if count:
+        index, names = processor.evidence_index, processor.relations
+        items, columns, main, recent = evidence_terms(processor, example, row)
+        along = index.column_relation[columns]
+        counted = np.array([relations[name] != 0 for name in names])
+        preferred = np.array([preferences[name] for name in names])
+        shares = weights.evidence_weight.item() * preferred[along] * main
+        shares = shares + weights.recent_weight.double().numpy(force=True)[along] * recent
+        shares = np.where(counted[along], shares, 0.0)
+        for term in _varied(shares, _through(processor, columns, int(example.candidates[row])))[:count]:
+            nodes = _names_along(processor, int(items[term]), int(columns[term]), int(example.candidates[row]))
+            name = names[along[term]]
+            paths.append(Reason(PATH, float(shares[term]), name, preferences[name], nodes))
     rest = dict(relations)
     for reason in paths:
         rest[reason.relation] -= reason.share
@@ -152,41 +162,53 @@ def reasons_for(
     return sorted([*paths, *others], key=lambda reason: -reason.share)
 
 
-def evidence_paths(
+def evidence_terms(
     processor: LlamaRecLKGProcessor, example: RankingExample, row: int
-) -> list[tuple[str, list[str], float, float]]:
-    """Every path that the evidence of candidate `row` runs through: its relation, the names along it (item of the
-    history, entity if there is one, candidate), and its parts of the evidence and of the recent evidence along that
-    relation."""
-    graph, index, candidate = processor.knowledge_graph, processor.evidence_index, int(example.candidates[row])
-    found: dict[tuple[int, int], np.ndarray] = defaultdict(lambda: np.zeros(2))
-    for part, one in enumerate((index, processor.recent_index)):
-        for place, column, weight in zip(*one.contributions(example.history, candidate), strict=True):
-            found[int(example.history[place]), int(column)][part] += weight
-    records = []
-    for (item, column), parts in found.items():
-        node = int(index.column_node[column])
-        relation = processor.relations[index.column_relation[column]]
-        inner = [] if node == graph.item_nodes[candidate] else [clean_text(graph.node_names[node])]
-        nodes = [processor.titles[item - 1], *inner, processor.titles[candidate - 1]]
-        records.append((relation, nodes, *parts.tolist()))
-    return records
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Every path that the evidence of candidate `row` runs through, once for each item of the history, (T,): the item,
+    the evidence index's column (a relation and the entity that it leads through), and the path's parts of the evidence
+    and of the recent evidence along that relation."""
+    index, history = processor.evidence_index, example.history
+    places, columns, shared = index.contributions(history, int(example.candidates[row]))
+    keys = history[places].astype(np.int64) * len(index.column_node) + columns
+    keys, first, term = np.unique(keys, return_index=True, return_inverse=True)
+    parts = [
+        np.bincount(term, weights=shared * one.history_weights(len(history))[places], minlength=len(keys))
+        for one in (index, processor.recent_index)
+    ]
+    order = np.argsort(first)  # as they stand in the history
+    return history[places[first]][order], columns[first][order], parts[0][order], parts[1][order]
 
 
-def _varied(paths: Sequence[Reason]) -> list[Reason]:
-    """The first path through each entity in their order, then the second of each, ...: four films of one year are one
-    thing to say. What weighs next to nothing beside the strongest comes last."""
-    seen: Counter[tuple[str | None, str]] = Counter()
-    turns = {}
-    for place, reason in enumerate(paths):
-        turns[place] = abs(reason.share) < FAINT * abs(paths[0].share), seen[_shared(reason)]
-        seen[_shared(reason)] += 1
-    return [paths[place] for place in sorted(turns, key=turns.get)]
+def _names_along(processor: LlamaRecLKGProcessor, item: int, column: int, candidate: int) -> list[str]:
+    """The names along a path: item of the history, entity if there is one, candidate."""
+    graph, node = processor.knowledge_graph, int(processor.evidence_index.column_node[column])
+    inner = [] if node == graph.item_nodes[candidate] else [clean_text(graph.node_names[node])]
+    return [processor.titles[item - 1], *inner, processor.titles[candidate - 1]]
 
 
-def _shared(reason: Reason) -> tuple[str | None, str]:
-    """What a path runs through: relation and entity, which is empty on a direct edge."""
-    return reason.relation, reason.nodes[1] if len(reason.nodes) > 2 else ""
+def _through(processor: LlamaRecLKGProcessor, columns: np.ndarray, candidate: int) -> np.ndarray:
+    """What each path runs through, as a number: relation and entity, or the relation alone of a direct edge."""
+    index = processor.evidence_index
+    nodes = index.column_node[columns].astype(np.int64)
+    direct = nodes == processor.knowledge_graph.item_nodes[candidate]
+    width = len(processor.knowledge_graph.node_names) + 1
+    return index.column_relation[columns].astype(np.int64) * width + np.where(direct, 0, nodes + 1)
+
+
+def _varied(shares: np.ndarray, through: np.ndarray) -> np.ndarray:
+    """The paths that count, (T,): by weight the first through each entity, then the second of each, ...: four films of
+    one year are one thing to say. What weighs next to nothing beside the strongest comes last."""
+    order = np.argsort(-np.abs(shares), kind="stable")
+    order = order[shares[order] != 0]
+    if not len(order):
+        return order
+    faint = np.abs(shares[order]) < FAINT * np.abs(shares[order[0]])
+    grouped = np.argsort(through[order], kind="stable")
+    groups = through[order][grouped]
+    turns = np.empty(len(order), dtype=np.int64)
+    turns[grouped] = np.arange(len(order)) - np.searchsorted(groups, groups)
+    return order[np.lexsort((turns, faint))]
 
 
 def _spoken(group: Sequence[Reason]) -> str:

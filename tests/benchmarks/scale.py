@@ -51,7 +51,7 @@ def prepare_and_count(folder: str) -> int:
 @benchmark
 def scale() -> Iterator[Figure]:
     room = Path(tempfile.mkdtemp(prefix="benchmark-"))
-    environment = {"LLAMAREC_LKG_MEMORY": "1200MB", "LLAMAREC_LKG_CACHE": str(room / "cache")}
+    environment = {"LLAMAREC_LKG_MEMORY": "1GB", "LLAMAREC_LKG_CACHE": str(room / "cache")}
     try:
         for kind, size, seconds, gigabytes in (("csv", CSV, 120, 2), ("parquet", PARQUET, 600, 6)):
             write(room / kind, kind, **size)

@@ -232,33 +232,7 @@ def test_mind(mind, caplog):
     assert "behaviors.tsv has no times: it is put in its order before the first click" in caplog.text
 
 
-def test_a_part_of_mind_without_clicks_is_refused_until_another_is_given(mind):
-    part = mind.parent / "MINDlarge_test"
-    part.mkdir()
-    for name in ("behaviors.tsv", "news.tsv"):
-        text = (mind / name).read_text(encoding="utf-8")
-        (part / name).write_text(text.replace("-1", "").replace("-0", ""), encoding="utf-8")
-    with pytest.raises(LKGError, match=r"behaviors.tsv tells of no click.*Pass the folder of another part"):
-        convert(part)
-    assert len(convert(mind).interactions) == 7
-
-
 # -- what is missing or damaged ---------------------------------------------------------------------------------------
-
-
-def test_a_missing_partner_is_named_by_file_and_by_folder(yelp):
-    business = yelp / "yelp_academic_dataset_business.json"
-    kept = business.rename(yelp / "elsewhere")
-    with pytest.raises(
-        LKGError, match="review.json but no yelp_academic_dataset_business.json.gz, which has the titles"
-    ):
-        convert(yelp / "yelp_academic_dataset_review.json")
-    with pytest.raises(LKGError, match=r"Needed is what is missing of:\n  yelp \(.*business.json\)$"):
-        convert(yelp)
-    kept.rename(business)
-    assert (
-        len(convert(yelp).interactions) == len(convert(yelp / "yelp_academic_dataset_review.json").interactions) == 2
-    )
 
 
 def test_columns_of_another_release_are_refused(tmp_path):

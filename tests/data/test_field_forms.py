@@ -9,7 +9,7 @@ import pytest
 
 from llamarec_lkg.data.interactions import Interactions
 from llamarec_lkg.data.ledger import EXACT_DUPLICATES
-from llamarec_lkg.data.schema import ItemTable
+from llamarec_lkg.data.schema import ItemTable, Triples
 from llamarec_lkg.data.sequences import PreprocessingSettings, SequenceDataset
 from llamarec_lkg.data.sources import load_dataset_bundle
 from llamarec_lkg.data.values import record_of, spell_id, text_of, texts_of
@@ -91,12 +91,12 @@ def test_digits_that_64_bits_do_not_hold_are_cut_and_the_ledger_says_so(make_dat
         ([1e20, 2e20], r"2 value\(s\) that are too large for a time, the first is '1e\+20' in row 0", [1e10, 2e10]),
         (
             ["02/01/2024", "01/02/2024"],
-            "day, month and year cannot be told apart, the first is '02/01/2024' in row 0",
+            "day, month and year cannot be told apart, .* the first is '02/01/2024' in row 0",
             ["2024-01-02"] * 2,
         ),
         (
             ["31-12-24", "01-01-25"],
-            "day, month and year cannot be told apart, the first is '31-12-24'",
+            "day, month and year cannot be told apart, .* the first is '31-12-24'",
             ["2024-12-31", "2025-01-01"],
         ),
         (["13/01/2024", "01/13/2024"], "cannot be told apart", ["2024-01-13"] * 2),
@@ -216,13 +216,6 @@ def test_latin_1_and_escaped_quotes_are_read_and_told(tmp_path, caplog):
     assert "items.csv is not in UTF-8; it is read as Latin-1" in caplog.text
 
 
-def test_a_short_header_is_refused_and_a_whole_one_helps(tmp_path):
-    with pytest.raises(LKGError, match=r"has 3 names, its rows 4 fields: \['user_id', .*Give each column one name"):
-        read(tmp_path, interactions="user_id,item_id,timestamp\nu0,001,5,1\n")
-    whole = "user_id,item_id,rating,timestamp\nu0,001,5,1\n"
-    assert read(tmp_path, interactions=whole).interactions.ratings.tolist() == [5.0]
-
-
 def test_a_column_without_a_name_is_left_out_and_two_of_one_name_are_refused(tmp_path, caplog):
     assert read(tmp_path, ",item_id,title\n0,1,Up\n1,2,Heat\n2,3,x\n").items.attributes == {}
     assert "has a column without a name" in caplog.text
@@ -322,15 +315,6 @@ def test_parts_with_columns_in_another_order_are_the_same_and_with_others_refuse
         load_dataset_bundle(tmp_path)
 
 
-def test_several_data_sets_in_one_folder_are_listed_and_one_can_be_named(tmp_path):
-    for name in ("books", "films"):
-        (tmp_path / f"{name}.inter").write_text(f"{INTER}u\t1\t1\n")
-        (tmp_path / f"{name}.item").write_text(f"item_id:token\titem_name:token_seq\n1\t{name}\n")
-    with pytest.raises(LKGError, match=r"several data sets: \['books', 'films'\]. Pass the path"):
-        load_dataset_bundle(tmp_path)
-    assert load_dataset_bundle(tmp_path / "films.inter").items.titles == ("films",)
-
-
 def test_what_atomic_files_lack_is_named_and_names_are_titles(tmp_path):
     (tmp_path / "x.inter").write_text("user_id:token\tartist_id:token\tweight:float\n1\t2\t3\n")
     with pytest.raises(LKGError, match=r"none is timestamp. .*without times, number the rows"):
@@ -380,3 +364,12 @@ def test_what_was_written_is_what_is_read_or_the_ledger_says_the_difference(tmp_
     assert data.ledger.left_out.get(EXACT_DUPLICATES, 0) == int(frame.duplicated().sum())
     data.save(tmp_path / "saved")
     assert SequenceDataset.load(tmp_path / "saved").ledger == data.ledger
+
+
+def test_a_blank_or_a_list_is_no_id_in_any_table():
+    with pytest.raises(LKGError, match=r"'item_id' of the items table has 1 missing value\(s\), the first in row 1"):
+        ItemTable.from_frame(pd.DataFrame({"item_id": ["1", " "], "title": ["Up", "Heat"]}))
+    with pytest.raises(LKGError, match=r"'head' of the triples table has 1 missing value\(s\), the first in row 0"):
+        Triples.from_frame(pd.DataFrame({"head": [" "], "relation": ["R"], "tail": ["x"]}), {})
+    with pytest.raises(LKGError, match=r"\['a'\] stands where"):
+        Interactions.from_frame(pd.DataFrame({"user_id": [["a"]], "item_id": [1], "timestamp": [1]}))

@@ -10,7 +10,6 @@ import pytest
 from llamarec_lkg.data import known_datasets
 from llamarec_lkg.data.formats.movielens import ACTOR, DIRECTOR, GENRE, YEAR
 from llamarec_lkg.data.known_datasets import verify_movielens
-from llamarec_lkg.data.readers import read_table
 from llamarec_lkg.data.sources import load_dataset_bundle
 from llamarec_lkg.utils.errors import LKGError
 from llamarec_lkg.utils.files import cache_dir
@@ -202,23 +201,6 @@ def test_a_text_that_other_tools_take_for_nothing_is_a_text(tmp_path, suffix):
     assert bundle.triples.to_frame().values.tolist() == [["NA", "NULL", "None"]]
 
 
-@pytest.mark.parametrize(
-    "name, content, said",
-    [
-        ("t.parquet", b"PAR1 no", "Is the file whole"),
-        ("t.csv", b"a,b\n1,2\n3,4,5,6\n", "Line: 3 .*3,4,5,6.*Mend that place"),
-        ("q.csv", b'a,b\n1,"x\n2,y\n', "unterminated quote.*Mend that place"),
-        ("e.csv", b"", "is empty"),
-        ("n.csv", None, "does not exist"),
-    ],
-)
-def test_an_unreadable_table_is_named_with_the_cause(tmp_path, name, content, said):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(LKGError, match=rf"(?s){name}.*{said}"):
-        read_table(tmp_path / name)
-
-
 # -- RecBole atomic files ---------------------------------------------------------------------------------------------
 
 
@@ -240,20 +222,6 @@ def test_atomic_files_are_read(atomic):
 def test_atomic_files_without_a_graph_have_no_triples(atomic):
     (atomic / "ml-100k.kg").unlink()
     assert load_dataset_bundle(atomic).triples is None
-
-
-def test_atomic_items_need_a_title(atomic):
-    (atomic / "ml-100k.item").write_text("item_id:token\tlabel:token_seq\n242\tKolya\n")
-    with pytest.raises(LKGError, match=r"ml-100k.item has columns \['item_id', 'label'\]; needed are an id.*Rename"):
-        load_dataset_bundle(atomic)
-    (atomic / "ml-100k.item").write_text("item_id:token\tname:token_seq\n242\tKolya Two\n")
-    assert load_dataset_bundle(atomic).items.titles == ("Kolya Two",)
-
-
-def test_an_atomic_graph_needs_its_link_file(atomic):
-    (atomic / "ml-100k.link").unlink()
-    with pytest.raises(LKGError, match="ml-100k.link does not exist"):
-        load_dataset_bundle(atomic)
 
 
 def test_an_atomic_link_file_needs_its_columns(atomic):
@@ -318,11 +286,3 @@ def test_tables_in_memory_are_a_data_set(kind):
     assert bundle.name == "films" and bundle.items.titles == ("Up", "Heat")
     assert bundle.items.attributes["GENRE"] == (("Family",), ())
     assert bundle.interactions.items.tolist() == ["2", "1"] and bundle.triples.item_of_entity["1"] == "1"
-
-
-@pytest.mark.parametrize(
-    "given, said", [({"items": {}}, "are the first two"), ({"interactions": 3, "items": {}}, "table is a int")]
-)
-def test_what_is_no_table_in_memory_is_named(given, said):
-    with pytest.raises(LKGError, match=said):
-        load_dataset_bundle(given)

@@ -7,7 +7,6 @@ from llamarec_lkg.data.anonymize import anonymize_users
 from llamarec_lkg.data.ledger import EXACT_DUPLICATES
 from llamarec_lkg.data.sequences import PreprocessingSettings, SequenceDataset
 from llamarec_lkg.data.sources import load_dataset_bundle
-from llamarec_lkg.utils.errors import LKGError
 from llamarec_lkg.utils.files import cache_dir
 
 
@@ -31,11 +30,6 @@ def rising(dataset: SequenceDataset) -> float:
     """Share of tied test targets whose item id is larger than that of the item before."""
     last = dataset.positions("test")
     return float((dataset.item_sequence[last] > dataset.item_sequence[last - 1]).mean())
-
-
-def test_an_unknown_rule_is_refused():
-    with pytest.raises(LKGError, match="ties='random' was given; it is 'shuffled' .*, 'file' .* or 'item_id'"):
-        PreprocessingSettings(ties="random")
 
 
 def test_shuffled_ties_say_nothing_of_item_ids_and_the_published_order_all(make_dataset, tied_rows):

@@ -223,10 +223,11 @@ def test_the_catalogue_is_the_weighted_evidence_of_all_items(mixed, histories, s
 def test_contributions_sum_to_the_evidence(mixed, histories):
     for history in histories:
         for candidate in (1, 7, 20):
-            places, columns, weights = mixed.contributions(history, candidate)
+            places, columns, terms = mixed.contributions(history, candidate)
+            weights = terms * mixed.history_weights(len(history))[places]
             (evidence,) = mixed.evidence([history], [[candidate]])[0]
             sums = np.bincount(mixed.column_relation[columns], weights, minlength=5)
-            assert sums == pytest.approx(evidence, rel=1e-5, abs=1e-7) and (weights > 0).all()
+            assert sums == pytest.approx(evidence, rel=1e-5, abs=1e-7) and (terms > 0).all()
             for place in np.unique(places):  # and those of a place to what its item says
                 own = places == place
                 alone = mixed.evidence([history[[place]]], [[candidate]])[0, 0]

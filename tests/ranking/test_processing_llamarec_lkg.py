@@ -242,10 +242,12 @@ def test_oldest_history_is_cut_first_and_candidates_never(film_dataset):
     suffix = len(proc([example])["suffix_input_ids"][0])
     whole = int(proc([example])["prefix_attention_mask"].sum())
     tight = processor(film_dataset, max_length=suffix + whole - 1, readout="letters")
-    pieces = tight.prefix_pieces(example, room=whole - 1)
-    kept = [piece for piece in pieces if isinstance(piece, int)]
-    shown = example.history[-proc.history_length :].tolist()
-    assert kept == shown[-len(kept) :] and 0 < len(kept) < len(shown)
+    lines = tight.render(example)
+    titles = [
+        tight.tokenizer.decode(tight._ids(f" {film_dataset.items.titles[item - 1]}")) for item in example.history
+    ]
+    kept = [line for line in lines[: lines.index("### Paths:\n")] if line in titles]
+    assert kept == titles[-len(kept) :] and 0 < len(kept) < len(titles)
     batch = tight([example])
     assert int(batch["prefix_attention_mask"].sum()) + suffix <= tight.max_length
     assert len(batch["suffix_input_ids"][0]) == suffix

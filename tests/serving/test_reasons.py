@@ -1,5 +1,7 @@
 """Reasons: their shares add up to the score, name what spoke, and come as records, sentences and pictures."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +13,15 @@ from llamarec_lkg.data.schema import CO_RATED, Triples
 from llamarec_lkg.graph.co_ratings import co_ratings
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.serving.drawings import draw_preferences, draw_reasons
-from llamarec_lkg.serving.reasons import OTHER_PATHS, PATH, WINDOW, Reason, Recommendation, evidence_paths
+from llamarec_lkg.serving.reasons import (
+    OTHER_PATHS,
+    PATH,
+    WINDOW,
+    Reason,
+    Recommendation,
+    evidence_terms,
+    reasons_for,
+)
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -175,12 +185,18 @@ def test_paths_are_all_there_beside_a_direct_edge_and_told_once_a_film(make_data
     items = dataset.items
     proc = LlamaRecLKGProcessor(tokenizer(), graph, items.ids, items.titles, dataset.user_ids, num_candidates=5)
     example = proc.example(["1", "3", "1"], ["2", "4"])
-    found = {(relation, tuple(nodes)): weights for relation, nodes, *weights in evidence_paths(proc, example, 0)}
-    assert set(found) == {("SEQUEL", ("A", "B")), ("DIRECTED_BY", ("A", "m", "B"))}
+    terms, index = evidence_terms(proc, example, 0), proc.evidence_index
+    relations = [graph.relations[relation] for relation in index.column_relation[terms[1]]]
+    told = list(zip((items.titles[item - 1] for item in terms[0]), relations, strict=True))
+    assert sorted(told) == [("A", "DIRECTED_BY"), ("A", "SEQUEL")]
     asked = [example.history], [example.candidates]
-    parts = [index.evidence(*asked)[0, 0] for index in (proc.evidence_index, proc.recent_index)]
-    for (relation, _), weights in found.items():
+    parts = [one.evidence(*asked)[0, 0] for one in (index, proc.recent_index)]
+    for (_, relation), *weights in zip(told, *terms[2:], strict=True):
         assert weights == pytest.approx([part[graph.relations.index(relation)] for part in parts], rel=1e-5)
+    fusion = SimpleNamespace(evidence_weight=torch.ones(1), recent_weight=torch.ones(len(graph.relations)))
+    along = dict.fromkeys(graph.relations, 1.0)
+    reasons = reasons_for(proc, example, 0, {}, along, along, fusion, count=5)
+    assert sorted(reason.nodes for reason in reasons if reason.kind == PATH) == [["A", "B"], ["A", "m", "B"]]
 
 
 def test_what_the_history_says_alone_is_what_it_says_of_anybody(recommender):

@@ -16,7 +16,7 @@ from ..interactions import COLUMNS
 from ..raw_dataset import Catalogue, Format, RawDataset, paired_files
 from ..readers import record_relation, records
 from ..schema import HEAD, ITEM_ID, RELATION, TAIL, TITLE, ItemTable, Triples
-from ..values import record_of, text_of, texts_of
+from ..values import inside, record_of, text_of, texts_of
 
 
 AMAZON_2014_CITATION = (
@@ -98,14 +98,15 @@ def _catalogue(
         raw = str(record.get(id_field) or "")
         if not raw or raw in rows or (wanted is not None and raw not in wanted):
             continue
-        found = describe(record)
-        rows[raw] = (html.unescape(text_of(found[TITLE])), _texts(found[BRAND]), _texts(found[CATEGORY]))
-        for relation in RELATED.values():
-            facts += [(raw, relation, intern(other)) for other in texts_of(found[relation], None)]
+        with inside(f"Item {raw!r} of {meta}"):
+            found = describe(record)
+            rows[raw] = (html.unescape(text_of(found[TITLE])), _texts(found[BRAND]), _texts(found[CATEGORY]))
+            for relation in RELATED.values():
+                facts += [(raw, relation, intern(other)) for other in texts_of(found[relation], None)]
     if not rows:
         raise LKGError(
             f"{meta} has no record with {id_field!r}{' of an item with interactions' if wanted is not None else ''}. "
-            "Are both files of one release and category?"
+            "Take both files from one release and category."
         )
     columns = [ITEM_ID, TITLE, BRAND, CATEGORY]
     table = ItemTable.from_frame(pd.DataFrame([(raw, *row) for raw, row in rows.items()], columns=columns))

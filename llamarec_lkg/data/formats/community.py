@@ -25,7 +25,7 @@ from ..ledger import Ledger
 from ..raw_dataset import Catalogue, Format, RawDataset, folder_of, paired_files
 from ..readers import read_table, record_relation, records
 from ..schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID, ItemTable, require_columns
-from ..values import records_of, spell_id, text_of, texts_of
+from ..values import inside, records_of, spell_id, text_of, texts_of
 
 
 # citation and licence
@@ -210,8 +210,9 @@ class _Items:
             raw = spell_id(row.get(self.id))
             if raw is None or raw in found or (wanted is not None and raw not in wanted):
                 continue
-            title = next((text for key in self.titles if (text := text_of(row.get(key)).strip())), "")
-            texts = {relation: take(row.get(key)) for relation, (key, take) in self.attributes.items()}
+            with inside(f"Item {raw!r} of {place}"):
+                title = next((text for key in self.titles if (text := text_of(row.get(key)).strip())), "")
+                texts = {relation: take(row.get(key)) for relation, (key, take) in self.attributes.items()}
             found[raw] = {ITEM_ID: raw, TITLE: html.unescape(title)}
             found[raw] |= {
                 relation: [intern(html.unescape(text)) for text in some] for relation, some in texts.items()
@@ -219,7 +220,7 @@ class _Items:
         if not found:
             raise LKGError(
                 f"{place} has no row with {self.id!r}{' of an item with interactions' if wanted is not None else ''}. "
-                "Are both files of one release?"
+                "Take both files from one release."
             )
         return ItemTable.from_frame(pd.DataFrame(list(found.values())))
 

@@ -47,6 +47,11 @@ def movielens_latest(path: Path) -> RawDataset:
             return table
         metadata = read_table(folder / "movies_metadata.csv")
         require_columns(metadata, ["movieId", "directors", "actors"], "movies_metadata.csv")
+        if (twice := metadata["movieId"].duplicated()).any():
+            raise LKGError(
+                f"{folder / 'movies_metadata.csv'} has movieId {metadata['movieId'][twice].iloc[0]!r} more than once. "
+                "Keep one row a film."
+            )
         people = metadata.rename(columns={"movieId": ITEM_ID, "directors": DIRECTOR, "actors": ACTOR})
         return table.merge(people[[ITEM_ID, DIRECTOR, ACTOR]], on=ITEM_ID, how="left")
 
@@ -68,8 +73,8 @@ def movielens_1m(path: Path) -> RawDataset:
             title, separator, genres = rest.rpartition("::")
             if not separator:
                 raise LKGError(
-                    f"Line {number} of {folder / 'movies.dat'} is {line[:80]!r}; needed is id::title::genres. Copy "
-                    "the file again."
+                    f"Line {number} of {folder / 'movies.dat'} is {line[:80]!r}; needed is id::title::genres. Mend "
+                    "that line, or copy the file again."
                 )
             rows.append((raw, title, genres))
         return _films(pd.DataFrame(rows, columns=_FILM, dtype=str))
@@ -95,7 +100,7 @@ def movielens_100k(path: Path) -> RawDataset:
             if len(flags) != len(genres):
                 raise LKGError(
                     f"Line {number} of {folder / 'u.item'} has {len(fields)} fields; needed are 5 and one for each of "
-                    f"the {len(genres)} genres. Copy the file again."
+                    f"the {len(genres)} genres. Mend that line, or take u.genre of the same release or none."
                 )
             rows.append((fields[0], fields[1], "|".join(g for g, on in zip(genres, flags, strict=True) if on == "1")))
         return _films(pd.DataFrame(rows, columns=_FILM, dtype=str))

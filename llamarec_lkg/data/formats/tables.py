@@ -40,7 +40,7 @@ def tables(path: Path, columns: Mapping[str, str] | None = None) -> RawDataset:
         connection = connect()
         found = {column for file in files.values() if file for column in table_relation(connection, file).columns}
         if strange := sorted(set(columns.values()) - found):
-            raise LKGError(f"The tables in {folder} have no column {strange}; they have {sorted(found)}.")
+            raise LKGError(f"The tables in {folder} have no column {strange}; they have {sorted(found)}. Name those.")
 
     def interactions(connection: Connection) -> Relation:
         relation = table_relation(connection, files["interactions"])

@@ -1,0 +1,95 @@
+"""Tokens of texts, each made once and kept in one flat array, so that to write prompts is to gather."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+
+import numpy as np
+import torch
+
+
+class TokenTable:
+    """Texts and the tokens that a tokenizer makes of them. A text is known by its entry, a number from 0 on.
+
+    Args:
+        tokenize: texts -> the tokens of each.
+    """
+
+    def __init__(self, tokenize: Callable[[list[str]], Iterable[Sequence[int]]]) -> None:
+        self._tokenize = tokenize
+        self._entries: dict[Hashable, int] = {}
+        self._texts: list[str | None] = []
+        self._tokens = np.zeros(1 << 10, dtype=np.int32)
+        self._starts = np.zeros(1 << 7, dtype=np.int64)
+        self._lengths = np.zeros(1 << 7, dtype=np.int64)
+        self._used = 0
+
+    def __len__(self) -> int:
+        """How many entries there are."""
+        return len(self._entries)
+
+    def entry(self, text: str) -> int:
+        """The entry of a text."""
+        (found,) = self.entries([text], [lambda: text])
+        return int(found)
+
+    def entries(
+        self, keys: Sequence[Hashable], texts: Sequence[Callable[[], str]], longest: int | None = None
+    ) -> np.ndarray:
+        """The entry of each key, `int64`, (N,).
+
+        Args:
+            keys: by which texts are known again.
+            texts: gives the text of each key, and is asked for those that are new.
+            longest: of a text so many tokens are kept.
+        """
+        known = self._entries
+        if new := {key: text for key, text in zip(keys, texts, strict=True) if key not in known}:
+            made = [text() for text in new.values()]
+            for key, text, tokens in zip(new, made, self._tokenize(made), strict=True):
+                self.add(key, text if longest is None else None, tokens[:longest])
+        return np.fromiter((known[key] for key in keys), dtype=np.int64, count=len(keys))
+
+    def add(self, key: Hashable, text: str | None, tokens: Sequence[int]) -> int:
+        """The entry of a new key whose tokens are known."""
+        entry, end = len(self._entries), self._used + len(tokens)
+        self._tokens = _with_room(self._tokens, end)
+        self._starts, self._lengths = (_with_room(array, entry + 1) for array in (self._starts, self._lengths))
+        self._tokens[self._used : end] = tokens
+        self._starts[entry], self._lengths[entry] = self._used, len(tokens)
+        self._used, self._entries[key] = end, entry
+        self._texts.append(text)
+        return entry
+
+    def text(self, entry: int) -> str | None:
+        """The text of an entry; None where it may have been cut."""
+        return self._texts[entry]
+
+    def lengths(self, entries: np.ndarray) -> np.ndarray:
+        """How many tokens entries have, in their shape."""
+        return self._lengths[entries]
+
+    def tokens(self, entries: np.ndarray) -> np.ndarray:
+        """The tokens of entries (N,), one after the other."""
+        lengths = self._lengths[entries]
+        ends = np.cumsum(lengths)
+        places = np.repeat(self._starts[entries] - ends + lengths, lengths)
+        return self._tokens[places + np.arange(len(places))]
+
+    def padded(self, rows: Sequence[np.ndarray], *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of entries as token ids and mask, `long`, (B, longest); padding is id 0 under mask 0."""
+        entries = np.concatenate(rows) if len(rows) else np.zeros(0, dtype=np.int64)
+        row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        lengths = np.bincount(row_of, weights=self._lengths[entries], minlength=len(rows)).astype(np.int64)
+        width = max(1, int(lengths.max(initial=0)))
+        places = np.arange(width)
+        mask = places >= width - lengths[:, None] if left else places < lengths[:, None]
+        ids = np.zeros(mask.shape, dtype=np.int64)
+        ids[mask] = self.tokens(entries)
+        return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
+
+
+def _with_room(array: np.ndarray, size: int) -> np.ndarray:
+    if size <= len(array):
+        return array
+    return np.concatenate([array, np.zeros(max(size, 2 * len(array)) - len(array), dtype=array.dtype)])
