@@ -151,7 +151,7 @@ def keep_selectable(
     """
     support = weights != 0
     size = support.sum(axis=1)
-    kind = np.where(size == 1, support.argmax(axis=1), weights.shape[1]) if len(weights) else size
+    kind = np.where(size == 1, support.argmax(axis=1), weights.shape[1]) if weights.size else size
     if len(several := np.flatnonzero(size > 1)):  # equal rows are of one kind
         rows = np.ascontiguousarray(weights[several])
         _, same = np.unique(rows.view(f"V{rows.itemsize * rows.shape[1]}").ravel(), return_inverse=True)

@@ -262,9 +262,10 @@ def slow_statistics(index: EvidenceIndex, history: np.ndarray) -> np.ndarray:
     return np.stack([values[name] for name in STATISTICS], axis=1)
 
 
-@pytest.mark.parametrize("block", [128, 3])
-def test_statistics_equal_those_made_place_by_place(mixed, histories, block, monkeypatch):
+@pytest.mark.parametrize(("block", "places"), [(128, 1 << 14), (3, 1 << 14), (128, 20)])
+def test_statistics_equal_those_made_place_by_place(mixed, histories, block, places, monkeypatch):
     monkeypatch.setattr(statistics_module, "BLOCK", block)
+    monkeypatch.setattr(statistics_module, "PLACES", places)
     found = mixed.statistics(histories)
     assert found.shape == (8, 5, len(STATISTICS)) and found.dtype == np.float32
     for row, history in enumerate(histories):
