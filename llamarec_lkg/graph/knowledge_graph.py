@@ -238,6 +238,12 @@ class KnowledgeGraph:
         items[self.item_nodes[present]] = present
         return items
 
+    @cached_property
+    def ties_items(self) -> bool:
+        """Whether an edge leads from one item to another."""
+        is_item = self.item_of_node() > 0
+        return bool((is_item[self.targets] & np.repeat(is_item, np.diff(self.offsets))).any())
+
     @property
     def has_people(self) -> bool:
         """Whether there are nodes of users, or edges that say who rated what."""

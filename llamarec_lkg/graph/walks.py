@@ -19,47 +19,45 @@ from .ranges import ranges, ranks
 AT_ONCE = 1 << 20  # joined walks that are held at a time
 
 
+Columns = tuple[np.ndarray, ...]  # one array for each step of all walks: those are few, and walks are many
+
+
 @dataclass(frozen=True)
 class Walks:
     """M walks of `n` edges out of sources or, backward, into targets.
 
     Args:
         owners (`np.ndarray`, shape (M,)): which source or target each belongs to.
-        nodes (`np.ndarray`, shape (M, n + 1)), codes (`np.ndarray`, shape (M, n)): along the walk, from its owner on.
+        nodes (n + 1 times shape (M,)), codes (n times shape (M,)): along the walk, from its owner on.
     """
 
     owners: np.ndarray
-    nodes: np.ndarray
-    codes: np.ndarray
+    nodes: Columns
+    codes: Columns
 
     @classmethod
     def start(cls, nodes: np.ndarray) -> Walks:
         """A walk of no edge from each of the nodes that is there (not -1)."""
-        owners = np.flatnonzero(nodes >= 0)
-        return cls(owners, nodes[owners, None], np.zeros((len(owners), 0), np.int64))
-
-    @property
-    def tips(self) -> np.ndarray:
-        return self.nodes[:, -1]
+        owners = (nodes >= 0).nonzero()[0]
+        return cls(owners, (nodes.take(owners),), ())
 
     def take(self, rows: np.ndarray) -> Walks:
-        return Walks(self.owners.take(rows), self.nodes.take(rows, axis=0), self.codes.take(rows, axis=0))
+        return Walks(self.owners.take(rows), _taken(self.nodes, rows), _taken(self.codes, rows))
 
     def extended(self, graph: KnowledgeGraph, frontier: int, *, backward: bool) -> Walks:
         """Every walk by one more edge, ordered as these are, then by node and code. Where an owner's walks would go on
         over more than `frontier` edges, those from the rarest nodes are taken, and no more."""
-        walks = self
-        if self.codes.shape[1]:
-            walks = self.take(_rarest_tips(self, graph, frontier))
-        which, codes, nodes = (graph.predecessors if backward else graph.neighbours)(walks.tips)
+        walks = self.take(_rarest_tips(self, graph, frontier)) if self.codes else self
+        which, codes, nodes = (graph.predecessors if backward else graph.neighbours)(walks.nodes[-1])
         if not backward:  # those are ordered by code first
-            order = np.argsort(which * graph.num_nodes + nodes, kind="stable")
-            which, codes, nodes = which[order], codes[order], nodes[order]
-        return Walks(
-            walks.owners.take(which),
-            np.concatenate([walks.nodes.take(which, axis=0), nodes[:, None]], axis=1),
-            np.concatenate([walks.codes.take(which, axis=0), codes[:, None]], axis=1),
-        )
+            order = (which * graph.num_nodes + nodes).argsort(kind="stable")
+            which, codes, nodes = which.take(order), codes.take(order), nodes.take(order)
+        longer = walks.take(which)
+        return Walks(longer.owners, (*longer.nodes, nodes), (*longer.codes, codes))
+
+
+def _taken(columns: Columns, rows: np.ndarray) -> Columns:
+    return tuple(column.take(rows) for column in columns)
 
 
 def shortest(
@@ -75,9 +73,9 @@ def shortest(
     """The shortest paths from each source to each target of its list, as [`paths.find`] keeps them.
 
     Args:
-        sources (shape (S,)): nodes; -1 is none.
+        sources (shape (S,)): nodes of items; -1 is none.
         lists (shape (S,)): row of `targets` that goes with each source.
-        targets (shape (L, T)): nodes; -1 is none.
+        targets (shape (L, T)): nodes of items; -1 is none.
 
     Returns:
         pair (source times T plus place of the target), length, nodes and edge codes of each path, of shape (P,), (P,),
@@ -97,19 +95,45 @@ def shortest(
             forward = forward.extended(graph, frontier, backward=False)
         else:
             backward = backward.extended(graph, frontier, backward=True)
-        pairs, nodes, codes = _met(graph, forward, backward, lists, width, is_open, cap)
-        if length < max_hops and len(pairs):
-            is_open[pairs] = False
-            padding = np.full((len(pairs), max_hops - length), -1)
-            nodes, codes = np.append(nodes, padding, axis=1), np.append(codes, padding, axis=1)
-        if len(pairs) or length == max_hops:
-            found.append((pairs, np.full(len(pairs), length), nodes, codes))
-    pairs, lengths, nodes, codes = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
+        if length == 1 < max_hops and not graph.ties_items:
+            continue
+        joined = _met(graph, forward, backward, lists, width, is_open, cap)
+        is_open[joined.pairs] = False
+        found.append(joined)
+    pairs = found[0].pairs if len(found) == 1 else np.concatenate([joined.pairs for joined in found])
+    place = np.empty(len(pairs), dtype=np.int64)
     order = pairs.argsort(kind="stable")  # the paths of a pair are of one length, and in order
-    return pairs.take(order), lengths.take(order), nodes.take(order, axis=0), codes.take(order, axis=0)
+    place[order] = np.arange(len(pairs))
+    lengths = np.empty(len(pairs), dtype=np.int64)
+    nodes, codes = np.full((len(pairs), max_hops + 1), -1), np.full((len(pairs), max_hops), -1)
+    start = 0
+    for joined in found:
+        rows = place[start : start + len(joined.pairs)]
+        start += len(rows)
+        lengths[rows] = len(joined.codes)
+        for table, columns in ((nodes, joined.nodes), (codes, joined.codes)):
+            for step, column in enumerate(columns):
+                table[rows, step] = column
+    return pairs.take(order), lengths, nodes, codes
 
 
-Joined = tuple[np.ndarray, np.ndarray, np.ndarray]  # pair, nodes, codes
+@dataclass(frozen=True)
+class _Joined:
+    """Walks between the ends of pairs."""
+
+    pairs: np.ndarray
+    nodes: Columns
+    codes: Columns
+
+    def take(self, rows: np.ndarray) -> _Joined:
+        return _Joined(self.pairs.take(rows), _taken(self.nodes, rows), _taken(self.codes, rows))
+
+    def and_more(self, other: _Joined) -> _Joined:
+        pairs, *columns = map(np.concatenate, zip(self._columns(), other._columns(), strict=True))
+        return _Joined(pairs, tuple(columns[: len(self.nodes)]), tuple(columns[len(self.nodes) :]))
+
+    def _columns(self) -> Columns:
+        return self.pairs, *self.nodes, *self.codes
 
 
 def _met(
@@ -120,28 +144,24 @@ def _met(
     width: int,
     is_open: np.ndarray,
     cap: int,
-) -> Joined:
+) -> _Joined:
     """The walks of open pairs that meet, at most `cap` of each pair, which are in order."""
-    ahead = lists.take(forward.owners) * graph.num_nodes + forward.tips
-    behind = backward.owners // width * graph.num_nodes + backward.tips
+    ahead = lists.take(forward.owners) * graph.num_nodes + forward.nodes[-1]
+    behind = backward.owners // width * graph.num_nodes + backward.nodes[-1]
     order = behind.argsort(kind="stable")
     behind = behind.take(order)
     starts = behind.searchsorted(ahead)
     counts = behind.searchsorted(ahead, side="right") - starts
-    length = forward.codes.shape[1] + backward.codes.shape[1]
-    best: Joined = np.zeros(0, np.int64), np.zeros((0, length + 1), np.int64), np.zeros((0, length), np.int64)
+    none, length = np.zeros(0, dtype=np.int64), len(forward.codes) + len(backward.codes)
+    best = _Joined(none, (none,) * (length + 1), (none,) * length)
     for rows in _blocks(counts):
         which, places = ranges(starts[rows], counts[rows])
         one, other = which + rows.start, order.take(places)
         pairs = forward.owners.take(one) * width + backward.owners.take(other) % width
         of_open = is_open.take(pairs).nonzero()[0]
-        one, other, pairs = one.take(of_open), other.take(of_open), pairs.take(of_open)
-        ahead, behind = forward.take(one), backward.take(other)
-        nodes = np.concatenate([ahead.nodes, behind.nodes[:, -2::-1]], axis=1, dtype=np.int64)
-        codes = np.concatenate([ahead.codes, behind.codes[:, ::-1]], axis=1, dtype=np.int64)
-        if len(best[0]):
-            pairs, nodes, codes = map(np.concatenate, zip(best, (pairs, nodes, codes), strict=True))
-        best = _rarest_paths(graph, pairs, nodes, codes, cap)
+        ours, theirs = forward.take(one.take(of_open)), backward.take(other.take(of_open))
+        joined = _Joined(pairs.take(of_open), ours.nodes + theirs.nodes[-2::-1], ours.codes + theirs.codes[::-1])
+        best = _rarest_paths(graph, best.and_more(joined) if len(best.pairs) else joined, cap)
     return best
 
 
@@ -158,39 +178,43 @@ def _blocks(counts: np.ndarray) -> Iterator[slice]:
         yield slice(start, stop)
 
 
-def _rarest_paths(graph: KnowledgeGraph, pairs: np.ndarray, nodes: np.ndarray, codes: np.ndarray, cap: int) -> Joined:
+def _rarest_paths(graph: KnowledgeGraph, joined: _Joined, cap: int) -> _Joined:
     """Of each pair the `cap` paths whose inner nodes have the fewest edges in all, ties by nodes and codes; each
     pair's in order of nodes and codes."""
-    crowded = np.bincount(pairs)[pairs] > cap
+    in_order = len(joined.codes) < 3  # as the walks that they are made of
+    crowded = np.bincount(joined.pairs).take(joined.pairs) > cap
     if crowded.any():
-        some, others = np.flatnonzero(crowded), np.flatnonzero(~crowded)
-        inner = nodes[some, 1:-1]
-        degrees = (graph.offsets[inner + 1] - graph.offsets[inner]).sum(axis=1)
-        if nodes.shape[1] > 3:  # sorting by all columns is dear: what is behind the last that fits need not be
-            order = np.lexsort((degrees, pairs[some]))
-            place = ranks(pairs[some][order])
-            last = np.zeros(int(pairs.max()) + 1, np.int64)
-            last[pairs[some][order[place == cap - 1]]] = degrees[order[place == cap - 1]]
-            fits = degrees <= last[pairs[some]]
+        some, others = crowded.nonzero()[0], (~crowded).nonzero()[0]
+        pairs = joined.pairs[some]
+        degrees = np.zeros(len(some), dtype=np.int64)
+        for inner in joined.nodes[1:-1]:
+            degrees += graph.offsets[inner[some] + 1] - graph.offsets[inner[some]]
+        if not in_order:  # sorting by all columns is dear: what is behind the last that fits need not be
+            order = np.lexsort((degrees, pairs))
+            last = order[ranks(pairs[order]) == cap - 1]
+            most = np.zeros(int(pairs.max()) + 1, dtype=np.int64)
+            most[pairs[last]] = degrees[last]
+            fits = degrees <= most[pairs]
             some, degrees = some[fits], degrees[fits]
-            by_path = np.lexsort((*codes[some].T[::-1], *nodes[some].T[::-1]))
+            by_path = np.lexsort((*_taken(joined.codes, some)[::-1], *_taken(joined.nodes, some)[::-1]))
             some, degrees = some[by_path], degrees[by_path]
-        order = np.lexsort((degrees, pairs[some]))
-        rows = np.concatenate([others, some[order[ranks(pairs[some][order]) < cap]]])
+            pairs = joined.pairs[some]
+        order = np.lexsort((degrees, pairs))
+        rows = np.concatenate([others, some[order[ranks(pairs[order]) < cap]]])
         rows.sort()
-        pairs, nodes, codes = pairs[rows], nodes[rows], codes[rows]
-    if nodes.shape[1] > 3:  # shorter ones come in order: their walks do
-        order = np.lexsort((*codes.T[::-1], *nodes.T[::-1], pairs))
-        pairs, nodes, codes = pairs[order], nodes[order], codes[order]
-    return pairs, nodes, codes
+        joined = joined.take(rows)
+    if in_order:
+        return joined
+    return joined.take(np.lexsort((*joined.codes[::-1], *joined.nodes[::-1], joined.pairs)))
 
 
 def _rarest_tips(walks: Walks, graph: KnowledgeGraph, frontier: int) -> np.ndarray:
     """Rows of the walks that go on, in order."""
-    degrees = graph.offsets[walks.tips + 1] - graph.offsets[walks.tips]
+    tips = walks.nodes[-1]
+    degrees = graph.offsets[tips + 1] - graph.offsets[tips]
     if degrees.sum() <= frontier:
         return np.arange(len(degrees))
-    order = np.lexsort((walks.tips, degrees, walks.owners))
+    order = np.lexsort((tips, degrees, walks.owners))
     owners, running = walks.owners[order], np.cumsum(degrees[order])
     first = np.searchsorted(owners, owners)
     running -= running[first] - degrees[order][first]
