@@ -146,7 +146,7 @@ class EvidenceIndex:
         shape = self.num_items + 1, self.num_relations
         for start, sums in self._of_all([histories[row] for row in long], 1.0 / self.scale[None], by_relation=True):
             for row, values in zip(long[start:], sums, strict=False):
-                result[row, : len(candidates[row])] = values.reshape(shape).take(candidates[row], axis=0)
+                values.reshape(shape).take(candidates[row], axis=0, out=result[row, : len(candidates[row])])
         return result
 
     def _of_few(self, history: np.ndarray, candidates: np.ndarray, cells: Cells) -> np.ndarray:

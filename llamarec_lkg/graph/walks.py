@@ -98,13 +98,13 @@ def shortest(
         if length == 1 < max_hops and not graph.ties_items:
             continue
         joined = _met(graph, forward, backward, lists, width, is_open, cap)
-        is_open[joined.pairs] = False
         found.append(joined)
+        if length < max_hops:
+            is_open[joined.pairs] = False
     pairs = found[0].pairs if len(found) == 1 else np.concatenate([joined.pairs for joined in found])
-    place = np.empty(len(pairs), dtype=np.int64)
     order = pairs.argsort(kind="stable")  # the paths of a pair are of one length, and in order
+    place, lengths = np.empty((2, len(pairs)), dtype=np.int64)
     place[order] = np.arange(len(pairs))
-    lengths = np.empty(len(pairs), dtype=np.int64)
     nodes, codes = np.full((len(pairs), max_hops + 1), -1), np.full((len(pairs), max_hops), -1)
     start = 0
     for joined in found:
@@ -182,8 +182,9 @@ def _rarest_paths(graph: KnowledgeGraph, joined: _Joined, cap: int) -> _Joined:
     """Of each pair the `cap` paths whose inner nodes have the fewest edges in all, ties by nodes and codes; each
     pair's in order of nodes and codes."""
     in_order = len(joined.codes) < 3  # as the walks that they are made of
-    crowded = np.bincount(joined.pairs).take(joined.pairs) > cap
-    if crowded.any():
+    counts = np.bincount(joined.pairs)
+    if counts.max(initial=0) > cap:
+        crowded = counts.take(joined.pairs) > cap
         some, others = crowded.nonzero()[0], (~crowded).nonzero()[0]
         pairs = joined.pairs[some]
         degrees = np.zeros(len(some), dtype=np.int64)
