@@ -41,8 +41,8 @@ from llamarec_lkg import (
     LlamaRecLKGTrainingArguments,
 )
 from llamarec_lkg.evaluation.metrics import mean_metrics, target_ranks
-from llamarec_lkg.graph.evidence import STATISTICS
 from llamarec_lkg.graph.planted_world import PlantedWorld, PlantedWorldSettings
+from llamarec_lkg.graph.statistics import STATISTICS
 from llamarec_lkg.ranking.configuration_llamarec_lkg import LETTERS
 from llamarec_lkg.ranking.prompts import INSTRUCTIONS
 from llamarec_lkg.ranking.scoring import ranker_scores

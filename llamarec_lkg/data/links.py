@@ -63,7 +63,7 @@ def tell_of_people(triples: Triples, user_ids: Iterable[str]) -> None:
 
 def entities_of(triples: Triples) -> dict[str, None]:
     """What the facts are about, in their order."""
-    return dict.fromkeys([*triples.heads, *triples.tails])
+    return dict.fromkeys([*pd.unique(triples.heads), *pd.unique(triples.tails)])
 
 
 def _some(ids: Iterable[str]) -> str:

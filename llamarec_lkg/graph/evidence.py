@@ -13,6 +13,7 @@ feature, and its product with the candidates' rows, summed by relation, is the e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,23 +21,17 @@ from functools import cached_property
 import numpy as np
 from scipy import sparse
 
+from .cells import Cells
 from .knowledge_graph import KnowledgeGraph
 from .paths import Paths
+from .ranges import entries_of
+from .statistics import statistics_along, statistics_of
 
 
-# What a history says about each relation; the first four are logarithms of 1 + evidence, a mean over the items that
-# gave it: how long a history is stands by itself.
-STATISTICS = (
-    "recent",  # mean evidence that earlier items gave to the ones that followed, recent steps counting more
-    "mean",  # the same, all steps alike
-    "last",  # of the last step
-    "expected",  # evidence that the history gives to an average item of the catalogue
-    "tied",  # share of steps from an item to one it is tied to
-    "lift",  # log of mean over expected: how far above chance the user keeps to the relation
-    "length",  # of the history, the same for all relations
-)
-RECENT_STEPS = 10.0  # half-life of "recent"
-BLOCK = 128  # histories that are read at once
+MANY = 4  # where a list is at least this part of the catalogue, the whole catalogue is as fast
+SCATTER = 4  # times as long an entry takes that is added where it belongs, than one of a product
+TOGETHER, ROOM = 8, 1 << 22  # histories in one product, and numbers: what it makes stays in the cache
+FADED = 64.0  # half-lives after which an item counts for nothing
 
 
 @dataclass(frozen=True)
@@ -68,12 +63,14 @@ class EvidenceIndex:
         item_of_node = graph.item_of_node()
         sources, targets = graph.edge_sources(), np.asarray(graph.targets, dtype=np.int64)
         relations = np.asarray(graph.edge_relations, dtype=np.int64) // 2
-        # every edge at an item, seen from that item, whichever way it points
-        ends = np.concatenate(
-            [np.stack([sources, relations, targets]), np.stack([targets, relations, sources])], axis=1
-        )
-        at_items = np.flatnonzero(item_of_node[ends[0]] > 0)
-        (nodes, relations, others), first = np.unique(ends[:, at_items], axis=1, return_index=True)
+        # every edge at an item, seen from that item, whichever way it points, as one number
+        width = max(len(graph.relations), 1)
+        ends = ((sources, targets), (targets, sources))
+        ties = np.concatenate([(one * width + relations) * graph.num_nodes + other for one, other in ends])
+        at_items = np.flatnonzero(np.concatenate([item_of_node[one] for one, _ in ends]))
+        ties, first = np.unique(ties[at_items], return_index=True)
+        groups, others = np.divmod(ties, max(graph.num_nodes, 1))
+        nodes, relations = np.divmod(groups, width)
         items = item_of_node[nodes]
         direct = item_of_node[others] > 0
 
@@ -90,8 +87,8 @@ class EvidenceIndex:
         keys, columns = np.unique(keys[columns[kept]], return_inverse=True)
 
         # as a candidate, a directly tied item is found under its own node
-        tied, tied_columns = item_of_node[others[direct]], columns[direct]
-        tied_items, tied_columns = np.unique(np.stack([tied, tied_columns]), axis=1)
+        tied = np.unique(item_of_node[others[direct]] * max(len(keys), 1) + columns[direct])
+        tied_items, tied_columns = np.divmod(tied, max(len(keys), 1))
         shape = (graph.num_items + 1, len(keys))
         heard = (
             np.concatenate([weights[~direct], np.ones(len(tied_items))]),
@@ -122,8 +119,7 @@ class EvidenceIndex:
     def with_half_life(self, half_life: float) -> EvidenceIndex:
         """The same index, in which a history fades at another pace."""
         other = replace(self, half_life=half_life)
-        # the pace is nothing to it, and making it is slow
-        other.__dict__["_candidates_by_column"] = self._candidates_by_column
+        other.__dict__["_tables"] = self._tables  # the pace is nothing to them, and making them is slow
         return other
 
     # -- evidence ---------------------------------------------------------------------------------------------------
@@ -133,16 +129,6 @@ class EvidenceIndex:
         sum, not their mean: what the last item says does not fade because others came before it."""
         return 0.5 ** (np.arange(length)[::-1] / self.half_life)
 
-    def profiles(self, histories: Sequence[np.ndarray]) -> sparse.csr_array:
-        """What histories of dense items, oldest first, say about every column, shape (B, F)."""
-        lengths = [len(history) for history in histories]
-        weights = [self.history_weights(length) for length in lengths]
-        rows = np.repeat(np.arange(len(histories)), lengths)
-        recency = sparse.csr_array(
-            (_joined(weights, float), (rows, _joined(histories, np.int64))), shape=(len(histories), self.num_items + 1)
-        )
-        return recency @ self.history_rows
-
     def evidence(self, histories: Sequence[np.ndarray], candidates: Sequence[np.ndarray]) -> np.ndarray:
         """Evidence of each relation for B lists of candidates, each after its history (dense items, oldest first).
 
@@ -150,34 +136,95 @@ class EvidenceIndex:
             `np.ndarray` of `float32`, shape (B, C, R), not negative; C is the length of the longest list, and shorter
             ones are padded with zeros at their end.
         """
-        counts = np.array([len(one) for one in candidates], dtype=np.int64)
-        result = np.zeros((len(histories), int(counts.max(initial=0)), self.num_relations), dtype=np.float32)
-        for start in range(0, len(histories), BLOCK):
-            block = slice(start, start + BLOCK)
-            owners = np.repeat(np.arange(len(counts[block])), counts[block])
-            heard = self.candidate_rows[_joined(candidates[block], np.int64)]
-            columns, heard_columns = np.unique(heard.indices, return_inverse=True)
-            said = self.profiles(histories[block])[:, columns].toarray()
-            which = np.repeat(np.arange(len(owners)), np.diff(heard.indptr))
-            cells = which * self.num_relations + self.column_relation[heard.indices]
-            terms = heard.data * said[owners[which], heard_columns]
-            sums = np.bincount(cells, terms, minlength=len(owners) * self.num_relations)
-            places = np.arange(len(owners)) - np.repeat(np.cumsum(counts[block]) - counts[block], counts[block])
-            result[start + owners, places] = sums.reshape(len(owners), self.num_relations) / self.scale
+        candidates = [np.asarray(one, dtype=np.int64) for one in candidates]
+        size = max(map(len, candidates), default=0)
+        result = np.zeros((len(histories), size, self.num_relations), dtype=np.float32)
+        cells = Cells(len(self.column_relation))
+        long = [row for row, one in enumerate(candidates) if MANY * len(one) > self.num_items]
+        for row in set(range(len(candidates))).difference(long):
+            result[row, : len(candidates[row])] = self._of_few(histories[row], candidates[row], cells)
+        shape = self.num_items + 1, self.num_relations
+        for start, sums in self._of_all([histories[row] for row in long], 1.0 / self.scale[None], by_relation=True):
+            for row, values in zip(long[start:], sums, strict=False):
+                values.reshape(shape).take(candidates[row], axis=0, out=result[row, : len(candidates[row])])
         return result
+
+    def _of_few(self, history: np.ndarray, candidates: np.ndarray, cells: Cells) -> np.ndarray:
+        """Evidence of one history for a few candidates, shape (C, R): of what it says, what they hear."""
+        which, entries = entries_of(self.candidate_rows, candidates)
+        columns = self.candidate_rows.indices.take(entries)
+        heard = cells.ask(columns)
+        items, recency = self._audible(history)
+        places, said_entries = entries_of(self.history_rows, items)
+        some, said = cells.find(self.history_rows.indices.take(said_entries))
+        says = self.history_rows.data.take(said_entries.take(some)) * recency.take(places.take(some))
+        profile = np.bincount(said - cells.first, says, minlength=len(columns))
+        terms = self.candidate_rows.data.take(entries) * profile.take(heard - cells.first)
+        sums = which * self.num_relations + self.column_relation.take(columns)
+        shape = len(candidates), self.num_relations
+        return np.bincount(sums, terms, minlength=shape[0] * shape[1]).reshape(shape) / self.scale
 
     def catalogue(self, histories: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
         """Evidence of B histories for every item, summed over relations by `weights` (B, R), for example users'
         preferences: `float32`, shape (B, num_items + 1), 0 for the padding item."""
-        profiles = self.profiles(histories)
-        rows = np.repeat(np.arange(len(histories)), np.diff(profiles.indptr))
-        by_column = np.asarray(weights, dtype=np.float64) / self.scale
-        profiles.data *= by_column[rows, self.column_relation[profiles.indices]]
-        return (profiles @ self._candidates_by_column).toarray().astype(np.float32)
+        result = np.zeros((len(histories), self.num_items + 1), dtype=np.float32)
+        for start, sums in self._of_all(histories, np.asarray(weights, dtype=np.float64) / self.scale):
+            result[start : start + len(sums)] = sums
+        return result
+
+    def _of_all(
+        self, histories: Sequence[np.ndarray], weights: np.ndarray, *, by_relation: bool = False
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Evidence for every item times the `weights` (B or 1, R) of relations, summed over them unless it is asked
+        for by relation: the first of some histories, and their evidence, `float32`, shape (some, num_items + 1) or
+        (some, (num_items + 1) * R)."""
+        rows = self._tables.by_relation if by_relation else self.candidate_rows
+        together = min(TOGETHER, max(1, ROOM // max(*rows.shape, 1)))
+        for start in range(0, len(histories), together):
+            block = slice(start, start + together)
+            profiles = self.profiles(histories[block])
+            profiles *= (weights if len(weights) == 1 else weights[block]).take(self.column_relation, axis=1)
+            sums = np.empty((len(profiles), rows.shape[0]), dtype=np.float32)
+            if SCATTER * self._tables.uses[profiles.any(axis=0)].sum() < rows.nnz:
+                for row, profile in enumerate(profiles):
+                    sums[row] = self._scattered(profile, by_relation)
+            else:
+                sums[:] = (rows @ np.ascontiguousarray(profiles.T)).T
+            yield start, sums
+
+    def _scattered(self, profile: np.ndarray, by_relation: bool) -> np.ndarray:
+        """One row of `_of_all` where little of the index is spoken of: column by column."""
+        said, table = profile.nonzero()[0], self._candidates_by_column
+        which, entries = entries_of(table, said)
+        cells, size = table.indices.take(entries), self.num_items + 1
+        if by_relation:
+            cells = cells.astype(np.int64) * self.num_relations + self.column_relation[said].take(which)
+            size *= self.num_relations
+        return np.bincount(cells, table.data.take(entries) * profile[said].take(which), minlength=size)
+
+    def profiles(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """What histories of dense items, oldest first, say about every column, shape (B, F)."""
+        items, recency = zip(*map(self._audible, histories), strict=True)
+        lengths, num_columns = [len(one) for one in items], len(self.column_relation)
+        which, entries = entries_of(self.history_rows, np.concatenate(items))
+        sums = np.repeat(np.arange(len(items)) * num_columns, lengths).take(which)
+        sums += self.history_rows.indices.take(entries)
+        says = self.history_rows.data.take(entries) * np.concatenate(recency).take(which)
+        sums = np.bincount(sums, says, minlength=len(items) * num_columns)
+        return sums.reshape(len(items), num_columns).astype(float, copy=False)  # of nothing it is whole numbers
+
+    def _audible(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The items of a history that are not so far back that nothing is left of their weights, and these."""
+        items = np.asarray(history, dtype=np.int64)[-math.ceil(FADED * self.half_life) :]
+        return items, self.history_weights(len(items))
+
+    @property
+    def _candidates_by_column(self) -> sparse.csr_array:
+        return self._tables.by_column
 
     @cached_property
-    def _candidates_by_column(self) -> sparse.csr_array:
-        return self.candidate_rows.T.tocsr()
+    def _tables(self) -> _Tables:
+        return _Tables(self.candidate_rows, self.column_relation, self.num_relations)
 
     def contributions(self, history: np.ndarray, candidate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What one candidate's evidence is the sum of, wherever in the history its terms stand.
@@ -187,17 +234,12 @@ class EvidenceIndex:
             `history_weights` of their places, the weights of a relation's columns sum to the candidate's evidence
             along it.
         """
-        said = self.history_rows[np.asarray(history, dtype=np.int64)]
-        places = np.repeat(np.arange(len(history)), np.diff(said.indptr))
-        heard = slice(*self.candidate_rows.indptr[candidate : candidate + 2])
-        known, entry = np.unique(self.candidate_rows.indices[heard], return_inverse=True)
-        strength = np.bincount(entry, weights=self.candidate_rows.data[heard], minlength=len(known))
-        found = np.searchsorted(known, said.indices)
-        some = np.flatnonzero(np.append(known, -1)[found] == said.indices)
-        columns = said.indices[some]
-        weights = said.data[some] * strength[found[some]] / self.scale[self.column_relation[columns]]
-        some, columns, weights = (values[weights != 0] for values in (some, columns, weights))
-        return places[some], columns, weights
+        places, entries = entries_of(self.history_rows, np.asarray(history, dtype=np.int64))
+        columns = self.history_rows.indices[entries]
+        heard = _values(self.candidate_rows, [candidate], np.zeros(len(columns), dtype=np.int64), columns)
+        weights = self.history_rows.data[entries] * heard / self.scale[self.column_relation[columns]]
+        some = np.flatnonzero(weights)
+        return places[some], columns[some], weights[some]
 
     def path_weights(self, paths: Paths, history: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """The part of the evidence that runs through each path, shape (P, R).
@@ -208,25 +250,29 @@ class EvidenceIndex:
         weights = np.zeros((len(paths), self.num_relations), dtype=np.float32)
         relation = paths.edge_codes[:, 0] // 2
         second = paths.edge_codes[:, 1] // 2 if paths.edge_codes.shape[1] > 1 else np.full(len(paths), -1)
-        plain = (paths.lengths == 1) | ((paths.lengths == 2) & (relation == second))
-        rows = np.flatnonzero(plain)
+        rows = np.flatnonzero((paths.lengths == 1) | ((paths.lengths == 2) & (relation == second)))
         if not len(rows):
             return weights
-        width = int(self.column_node.max()) + 1
-        keys = relation[rows] * width + paths.nodes[rows, 1]
-        columns = np.searchsorted(self.column_relation * width + self.column_node, keys)
-        history, candidates = np.asarray(history, dtype=np.int64), np.asarray(candidates, dtype=np.int64)
-        recency = self.history_weights(len(history))[paths.source_index[rows]]
-        said = np.asarray(self.history_rows[history[paths.source_index[rows]], columns]).ravel()
-        heard = np.asarray(self.candidate_rows[candidates[paths.target_index[rows]], columns]).ravel()
+        relation, source, target = relation[rows], paths.source_index[rows], paths.target_index[rows]
+        keys, width = self._column_keys
+        columns = keys.searchsorted(relation * width + paths.nodes[rows, 1])
+        said = _values(self.history_rows, history, source, columns)
+        heard = _values(self.candidate_rows, candidates, target, columns)
         # a fact stated in both directions makes several paths of one piece of evidence: they share it
-        places = np.stack([paths.source_index[rows], paths.target_index[rows], columns])
-        _, same, counts = np.unique(places, axis=1, return_inverse=True, return_counts=True)
-        weights[rows, relation[rows]] = recency * said * heard / self.scale[relation[rows]] / counts[same.ravel()]
+        pieces = (source * len(candidates) + target) * len(keys) + columns
+        _, same, counts = np.unique(pieces, return_inverse=True, return_counts=True)
+        recency = self.history_weights(len(history))[source]
+        weights[rows, relation] = recency * said * heard / self.scale[relation] / counts[same]
         return weights
 
+    @cached_property
+    def _column_keys(self) -> tuple[np.ndarray, int]:
+        """Relation and node of each column as one number, ascending, and what a relation is multiplied by in it."""
+        width = int(self.column_node.max(initial=0)) + 1
+        return self.column_relation * width + self.column_node, width
+
     @property
-    def _mean_scale(self) -> np.ndarray:
+    def mean_scale(self) -> np.ndarray:
         """What a mean over the items of a history is divided by: `scale` is that of a sum over a long one."""
         return self.scale * (1 - 0.5 ** (1.0 / self.half_life))
 
@@ -235,67 +281,15 @@ class EvidenceIndex:
     def statistics(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """How histories move from item to item along each relation: what the preference module reads. `float32`, shape
         (B, R, len(STATISTICS)); zeros but for the length where there are fewer than two items."""
-        result = np.zeros((len(histories), self.num_relations, len(STATISTICS)), dtype=np.float32)
-        lengths = np.array([len(history) for history in histories])
-        by_length = np.argsort(-lengths, kind="stable")
-        for start in range(0, len(histories), BLOCK):
-            block = by_length[start : start + BLOCK]
-            for place, rows, state in self._walk([histories[row] for row in block]):
-                done = np.flatnonzero(lengths[block[rows]] == place)
-                if len(done):
-                    result[block[rows[done]]] = state.read(done)
-        return result
+        return statistics_of(self, histories)
 
     def statistics_along(self, history: np.ndarray) -> np.ndarray:
         """The statistics of every beginning of one history, shape (len(history) + 1, R, len(STATISTICS)): row `t` is
         of its first `t` items. They come at the price of the last one alone."""
-        return np.concatenate([state.read(slice(None)) for _, _, state in self._walk([history])])
-
-    def _walk(self, histories: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray, _Walk]]:
-        """Read histories together, item by item.
-
-        Yields:
-            how many items have been read, the histories that are at least so long, and what has been seen of those.
-        """
-        order = np.argsort([-len(history) for history in histories], kind="stable")
-        lengths = np.array([len(histories[row]) for row in order])
-        items, flat = np.unique(_joined([histories[row] for row in order], np.int64), return_inverse=True)
-        local = np.zeros((len(order), int(lengths.max(initial=0))), dtype=np.int64)
-        local[np.arange(local.shape[1]) < lengths[:, None]] = flat
-        said, heard = self.history_rows[items], self.candidate_rows[items]
-        columns = np.intersect1d(said.indices, heard.indices)  # in others nothing that is said is heard
-        said, heard, relation = said[:, columns], heard[:, columns], self.column_relation[columns]
-        said.eliminate_zeros()  # an edge of weight 0 ties nothing
-        decay, growth = 0.5 ** (1.0 / self.half_life), 1.0
-        # in place of letting the past fade at each step, what comes is weighed more: by `growth`
-        profile = np.zeros((len(order), len(columns)))
-        newest = np.full(profile.shape, -1, dtype=np.int32)  # where each column was last spoken of
-        state = _Walk.start(len(order), self.num_relations)
-        yield 0, order, state
-        for place in range(local.shape[1]):
-            alive = int((lengths > place).sum())
-            profile, newest, state = profile[:alive], newest[:alive], state.first(alive)
-            item = local[:alive, place]
-            if place:
-                row, at, weights = _entries(heard, item)
-                cells = row * self.num_relations + relation[at]
-                size = alive * self.num_relations
-                strength = np.bincount(cells, weights * profile[row, at], minlength=size)
-                tied = np.bincount(cells, weights * (newest[row, at] == place - 1), minlength=size) > 0
-                strength = strength.reshape(alive, -1) / (growth * state.mass) / self._mean_scale
-                state = state.step(strength, tied.reshape(alive, -1))
-            state = state.read_item(self._expected[items[item]] / self._mean_scale, decay)
-            growth /= decay
-            if growth > 1e100:
-                profile /= growth
-                growth = 1.0
-            row, at, weights = _entries(said, item)
-            profile[row, at] += growth * weights
-            newest[row, at] = place
-            yield place + 1, order[:alive], state
+        return statistics_along(self, history)
 
     @cached_property
-    def _expected(self) -> np.ndarray:
+    def expected(self) -> np.ndarray:
         """Evidence, not yet scaled, that each item gives to an average candidate, shape (num_items + 1, R)."""
         mean = self.candidate_rows.sum(axis=0) / max(self.num_items, 1)
         rows = self.history_rows
@@ -306,73 +300,39 @@ class EvidenceIndex:
 
 
 @dataclass(frozen=True)
-class _Walk:
-    """Running sums over the steps of B histories, each of shape (B, R) unless said otherwise.
+class _Tables:
+    """The candidates' rows in other orders, made when they are asked for."""
 
-    Args:
-        count, recent_count, mass: steps, steps by recency, and items by recency so far; numbers.
-        total, recent, last, tied: strength of the steps, the same by recency, of the last one, and tied steps.
-        expected: evidence for an average item, by recency.
-    """
+    candidate_rows: sparse.csr_array
+    column_relation: np.ndarray
+    num_relations: int
 
-    count: int
-    recent_count: float
-    mass: float
-    total: np.ndarray
-    recent: np.ndarray
-    last: np.ndarray
-    tied: np.ndarray
-    expected: np.ndarray
-    length: int = 0
+    @cached_property
+    def by_column(self) -> sparse.csr_array:
+        """Shape (F, num_items + 1)."""
+        return self.candidate_rows.T.tocsr()
 
-    @classmethod
-    def start(cls, size: int, relations: int) -> _Walk:
-        return cls(0, 0.0, 0.0, *np.zeros((5, size, relations)))
+    @cached_property
+    def uses(self) -> np.ndarray:
+        """How many items hear of each column, shape (F,)."""
+        return np.bincount(self.candidate_rows.indices, minlength=len(self.column_relation))
 
-    def first(self, size: int) -> _Walk:
-        """What has been seen of the first `size` histories."""
-        arrays = ("total", "recent", "last", "tied", "expected")
-        return replace(self, **{name: getattr(self, name)[:size] for name in arrays})
-
-    def step(self, strength: np.ndarray, tied: np.ndarray) -> _Walk:
-        fade = 0.5 ** (1.0 / RECENT_STEPS)
-        return replace(
-            self,
-            count=self.count + 1,
-            recent_count=self.recent_count * fade + 1.0,
-            total=self.total + strength,
-            recent=self.recent * fade + strength,
-            last=strength,
-            tied=self.tied + tied,
-        )
-
-    def read_item(self, expected: np.ndarray, decay: float) -> _Walk:
-        return replace(
-            self,
-            length=self.length + 1,
-            mass=self.mass * decay + 1.0,
-            expected=self.expected * decay + expected,
-        )
-
-    def read(self, rows: np.ndarray | slice) -> np.ndarray:
-        """The statistics of some of the histories, shape (rows, R, len(STATISTICS))."""
-        values = np.zeros((len(STATISTICS), *self.total[rows].shape))
-        values[-1] = np.log1p(self.length) / 5.0
-        if self.count:
-            mean, expected = self.total[rows] / self.count, self.expected[rows] / self.mass
-            logs = np.log1p([self.recent[rows] / self.recent_count, mean, self.last[rows], expected])
-            values[:-1] = [*logs, self.tied[rows] / self.count, np.log((mean + 0.05) / (expected + 0.05))]
-        return np.moveaxis(values, 0, -1).astype(np.float32)
+    @cached_property
+    def by_relation(self) -> sparse.csr_array:
+        """A row for each item and relation, shape ((num_items + 1) * R, F). Columns are ordered by relation, so that
+        the entries stay where they are."""
+        rows, size = self.candidate_rows, self.candidate_rows.shape[0] * self.num_relations
+        owners = np.repeat(np.arange(rows.shape[0]) * self.num_relations, np.diff(rows.indptr))
+        counts = np.bincount(owners + self.column_relation[rows.indices], minlength=size)
+        starts = np.concatenate([[0], counts.cumsum()])
+        return sparse.csr_array((rows.data, rows.indices, starts), shape=(size, rows.shape[1]))
 
 
-def _entries(rows: sparse.csr_array, items: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Index into `items`, column and value of every entry of these rows."""
-    starts = rows.indptr[items]
-    lengths = rows.indptr[items + 1] - starts
-    which = np.repeat(np.arange(len(items)), lengths)
-    entries = np.arange(len(which)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
-    return which, rows.indices[entries], rows.data[entries]
-
-
-def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate([np.zeros(0, dtype), *(np.asarray(array, dtype) for array in arrays)])
+def _values(rows: sparse.csr_array, items: np.ndarray, which: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The value in the rows of `items[which]` at `columns`, 0 where there is none, shape (len(which),)."""
+    of_item, entries = entries_of(rows, np.asarray(items, dtype=np.int64))
+    if not len(entries):
+        return np.zeros(len(which))
+    keys, wanted = of_item * rows.shape[1] + rows.indices[entries], which * rows.shape[1] + columns
+    places = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, rows.data[entries[places]], 0.0)

@@ -9,6 +9,12 @@ import numpy as np
 from scipy import special
 
 from .knowledge_graph import KnowledgeGraph
+from .ranges import ranks
+from .walks import shortest
+
+
+MAX_FRONTIER = 1 << 17
+BLOCK = 32  # lists that are searched at once
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ def find(
     *,
     max_hops: int = 2,
     max_paths_per_pair: int = 16,
+    max_frontier: int = MAX_FRONTIER,
 ) -> Paths:
     """The shortest paths of every (source, target) pair.
 
@@ -60,75 +67,57 @@ def find(
         sources, targets: dense items.
         max_hops: 2 finds item -> entity -> item, 4 goes through another item.
         max_paths_per_pair: of the shortest paths of a pair, how many are kept, rarest entity first.
+        max_frontier: how many edges a search may take from the neighbours of one item, where 3 hops or more are
+            looked for; those of the rarest neighbours come first. It bounds what a hub costs, and does not depend on
+            what else is looked for.
     """
-    sources, targets = np.asarray(sources, dtype=np.int64), np.asarray(targets, dtype=np.int64)
-    target_nodes = graph.item_nodes[targets]
-    found: list[tuple[int, int, tuple[int, ...], tuple[int, ...]]] = []
-    for source_index, source_node in enumerate(graph.item_nodes[sources].tolist()):
-        if source_node < 0:
-            continue
-        levels = _levels(graph, source_node, np.unique(target_nodes[target_nodes >= 0]), max_hops)
-        for target_index, target_node in enumerate(target_nodes.tolist()):
-            pair = _backtrack(levels, target_node)  # none where the target is the source, or has no node
-            if len(pair) > max_paths_per_pair:  # specific entities first: a hub explains little
-                degree = graph.offsets[1:] - graph.offsets[:-1]
-                pair.sort(key=lambda path: (sum(int(degree[node]) for node in path[0][1:-1]), path))
-            found.extend((source_index, target_index, *path) for path in sorted(pair[:max_paths_per_pair]))
-    nodes = np.full((len(found), max_hops + 1), -1, dtype=np.int64)
-    codes = np.full((len(found), max_hops), -1, dtype=np.int64)
-    for row, (_, _, path_nodes, path_codes) in enumerate(found):
-        nodes[row, : len(path_nodes)] = path_nodes
-        codes[row, : len(path_codes)] = path_codes
-    ends = np.array([(source, target) for source, target, _, _ in found], dtype=np.int64).reshape(-1, 2)
-    return Paths(ends[:, 0], ends[:, 1], (codes >= 0).sum(axis=1), nodes, codes)
+    return find_each(
+        graph,
+        [sources],
+        [targets],
+        max_hops=max_hops,
+        max_paths_per_pair=max_paths_per_pair,
+        max_frontier=max_frontier,
+    )[0]
 
 
-def _levels(
-    graph: KnowledgeGraph, source: int, wanted: np.ndarray, max_hops: int
-) -> list[dict[int, list[tuple[int, int]]]]:
-    """Breadth-first search. Level `h` maps each node first reached after `h + 1` edges to its (predecessor, edge code)
-    pairs.
-
-    The last level looked at is cut down to wanted nodes: it is by far the largest.
-    """
-    seen = np.zeros(graph.num_nodes, dtype=bool)
-    seen[source] = True
-    missing = wanted[wanted != source]
-    frontier = np.array([source])
-    levels: list[dict[int, list[tuple[int, int]]]] = []
-    for hop in range(max_hops):
-        if not len(frontier) or not len(missing):
-            break
-        which, codes, reached = graph.neighbours(frontier)
-        fresh = ~seen[reached]
-        if hop == max_hops - 1:
-            fresh &= np.isin(reached, missing)
-        predecessors: dict[int, list[tuple[int, int]]] = {}
-        for node, previous, code in zip(
-            reached[fresh].tolist(), frontier[which[fresh]].tolist(), codes[fresh].tolist(), strict=True
-        ):
-            predecessors.setdefault(node, []).append((previous, code))
-        levels.append(predecessors)
-        frontier = np.array(sorted(predecessors), dtype=np.int64)
-        seen[frontier] = True
-        missing = missing[~seen[missing]]
-    return levels
-
-
-def _backtrack(
-    levels: list[dict[int, list[tuple[int, int]]]], target: int
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    depth = next((hop for hop, level in enumerate(levels) if target in level), None)
-    if depth is None:
-        return []
-    partial: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((target,), ())]
-    for hop in range(depth, -1, -1):
-        partial = [
-            ((previous, *nodes), (code, *codes))
-            for nodes, codes in partial
-            for previous, code in levels[hop][nodes[0]]
-        ]
-    return partial
+def find_each(
+    graph: KnowledgeGraph,
+    sources: Sequence[Sequence[int] | np.ndarray],
+    targets: Sequence[Sequence[int] | np.ndarray],
+    *,
+    max_hops: int = 2,
+    max_paths_per_pair: int = 16,
+    max_frontier: int = MAX_FRONTIER,
+) -> list[Paths]:
+    """The same for each of B lists of sources with its targets, at a lower price than one by one."""
+    found = []
+    for place in range(0, len(sources), BLOCK):
+        block = slice(place, place + BLOCK)
+        lengths = np.array([len(one) for one in sources[block]])
+        ends = lengths.cumsum()
+        lists = np.arange(len(lengths)).repeat(lengths)
+        width = max(1, *map(len, targets[block]))
+        theirs = np.full((len(lengths), width), -1)
+        for row, one in enumerate(targets[block]):
+            theirs[row, : len(one)] = graph.item_nodes[np.asarray(one, dtype=np.int64)]
+        items = np.concatenate([np.asarray(one, dtype=np.int64) for one in sources[block]])
+        pairs, hops, nodes, codes = shortest(
+            graph,
+            graph.item_nodes[items],
+            lists,
+            theirs,
+            max_hops=max_hops,
+            cap=max_paths_per_pair,
+            frontier=max_frontier,
+        )
+        source, target = pairs // width, pairs % width
+        start = first = 0
+        for stop, past in zip(source.searchsorted(ends).tolist(), ends.tolist(), strict=True):
+            own = slice(start, stop)
+            found.append(Paths(source[own] - first, target[own], hops[own], nodes[own], codes[own]))
+            start, first = stop, past
+    return found
 
 
 def tfidf(paths: Paths, num_relations: int) -> np.ndarray:
@@ -160,13 +149,16 @@ def keep_selectable(
     of equal rows the first `count`. With `source_index` (P,), where one path of each history item is taken, one of
     each kind suffices for every history item. With `target_index` (P,) each target has a `count` of its own.
     """
-    groups: dict[tuple[int, int, bytes, bytes], list[int]] = {}
-    for row, weight in enumerate(weights):
-        support = np.flatnonzero(weight)
-        single = len(support) == 1
-        source = -1 if source_index is None else int(source_index[row])
-        target = -1 if target_index is None else int(target_index[row])
-        groups.setdefault((source, target, support.tobytes(), b"" if single else weight.tobytes()), []).append(row)
+    support = weights != 0
+    size = support.sum(axis=1)
+    kind = np.where(size == 1, support.argmax(axis=1), weights.shape[1]) if weights.size else size
+    if len(several := np.flatnonzero(size > 1)):  # equal rows are of one kind
+        rows = np.ascontiguousarray(weights[several])
+        _, same = np.unique(rows.view(f"V{rows.itemsize * rows.shape[1]}").ravel(), return_inverse=True)
+        kind[several] = weights.shape[1] + 1 + same
+    keys = [index for index in (target_index, source_index) if index is not None]
+    order = np.lexsort((-weights.max(axis=1, initial=-np.inf), kind, *keys))  # ties by row
+    group = np.zeros(len(order), dtype=np.int64)
+    group[1:] = np.logical_or.reduce([np.diff(key[order]) != 0 for key in (kind, *keys)]).cumsum()
     each = count if source_index is None else 1
-    kept = [row for rows in groups.values() for row in sorted(rows, key=lambda row: (-weights[row].max(), row))[:each]]
-    return np.array(sorted(kept), dtype=np.int64)
+    return np.sort(order[ranks(group) < each])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data.schema import UNKNOWN_USER
-from ..graph.evidence import STATISTICS
+from ..graph.statistics import STATISTICS
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 
 

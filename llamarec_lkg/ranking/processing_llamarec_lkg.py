@@ -3,7 +3,7 @@ imports the model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from typing import Any, Literal
@@ -402,18 +402,16 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
         return found
 
     def _prompt_parts(self, examples: Sequence[RankingExample], count: int) -> dict[str, torch.Tensor]:
-        prefixes, blocks, suffixes, lines, path_weights, found_paths = [], [], [], [], [], []
+        prefixes, blocks, suffixes, lines = [], [], [], []
+        found_paths, path_weights = zip(*self._candidate_paths(examples), strict=True)
         nothing = np.zeros(0, dtype=np.int64)
-        for example in examples:
+        for example, found in zip(examples, found_paths, strict=True):
             prefixes.append(self.prefix_pieces(example, self.max_length - self.candidates_room(example)))
             if self.readout == "letters":
                 suffixes.append(self.suffix_pieces(example))
             else:
                 blocks += [*self.candidate_pieces(example.candidates), *[nothing] * (count - len(example.candidates))]
-            found, weights = self.candidate_paths(example)
             lines.append(self.path_pieces(example, found))
-            path_weights.append(weights)
-            found_paths.append(found)
         num_paths = max(1, *map(len, lines))
         padded = [line for some in lines for line in [*some, *[nothing] * (num_paths - len(some))]]
         weights = np.zeros((len(examples), num_paths, len(self.relations)), dtype=np.float32)
@@ -435,20 +433,25 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
         return tokens | {name: torch.from_numpy(values) for name, values in arrays.items()}
 
     def candidate_paths(self, example: RankingExample) -> tuple[paths.Paths, np.ndarray]:
-        """Paths from the shown history to the candidates that some preferences could select, with their (P, R)
-        weights."""
-        shown, candidates = self._shown(example), example.candidates
-        found = paths.find(self._path_graph, shown, candidates if self.num_paths else [])
-        if self.path_weighting == "evidence":
-            weights = self.evidence_index.path_weights(found, shown, candidates)
-            carrying = np.flatnonzero(weights.any(axis=1))
-            found, weights = found.take(carrying), weights[carrying]
-        else:
-            weights = paths.tfidf(found, len(self.relations))
-        sources = found.source_index if self.one_path_per_history_item else None
-        targets = found.target_index if self.readout == "candidates" else None
-        kept = paths.keep_selectable(weights, self.num_paths, sources, targets)
-        return found.take(kept), weights[kept]
+        """Paths from the shown history to the candidates that some preferences could select, and (P, R) weights."""
+        return next(self._candidate_paths([example]))
+
+    def _candidate_paths(self, examples: Sequence[RankingExample]) -> Iterator[tuple[paths.Paths, np.ndarray]]:
+        """The same for each of several examples: they are searched together."""
+        shown = [self._shown(example) for example in examples]
+        wanted = [example.candidates if self.num_paths else [] for example in examples]
+        each = paths.find_each(self._path_graph, shown, wanted)
+        for example, history, found in zip(examples, shown, each, strict=True):
+            if self.path_weighting == "evidence":
+                weights = self.evidence_index.path_weights(found, history, example.candidates)
+                carrying = np.flatnonzero(weights.any(axis=1))
+                found, weights = found.take(carrying), weights[carrying]
+            else:
+                weights = paths.tfidf(found, len(self.relations))
+            sources = found.source_index if self.one_path_per_history_item else None
+            targets = found.target_index if self.readout == "candidates" else None
+            kept = paths.keep_selectable(weights, self.num_paths, sources, targets)
+            yield found.take(kept), weights[kept]
 
     def render(self, example: RankingExample, selected: Sequence[Any] | None = None) -> list[str]:
         """The prompt's pieces as text, with the `selected` of its candidate paths (all by default), as of a model's

@@ -16,7 +16,7 @@ from trl import get_quantization_config
 from ..data.schema import RankingExample
 from ..evaluation.report import Report
 from ..evaluation.slices import target_slices
-from ..graph.evidence import STATISTICS
+from ..graph.statistics import STATISTICS
 from ..hub.layout import CARD_FACTS, REPORT_FILE
 from ..hub.model_card import ModelCard, read_record
 from ..ranking.backbones import resolve_backbone

@@ -3,7 +3,7 @@
 import numpy as np
 from graphs import edges_of, triples_of
 
-from llamarec_lkg.graph.builder import UNDATED, merge_inverses
+from llamarec_lkg.graph.builder import OVERLAP, UNDATED, GraphBuilder, merge_inverses
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 
 
@@ -92,3 +92,58 @@ def test_a_graph_of_triples_merges_inverse_relations():
     )
     assert graph.relations == ("a.by",)
     assert graph.num_edges == 4
+
+
+def slow_merge(facts: dict[str, np.ndarray]) -> dict[str, list[tuple[int, int]]]:
+    """`merge_inverses` by sets of pairs."""
+    merged: dict[str, set] = {}
+    for relation in sorted(facts):
+        pairs = {tuple(pair) for pair in facts[relation].tolist()}
+        backwards = {(tail, head) for head, tail in pairs}
+        for name in sorted(merged):
+            few, many = sorted((len(backwards), len(merged[name])))
+            if many <= 2 * few and len(backwards & merged[name]) >= OVERLAP * few:
+                merged[name] |= backwards
+                break
+        else:
+            merged[relation] = pairs
+    return {name: sorted(pairs) for name, pairs in merged.items()}
+
+
+def test_merging_equals_that_of_sets():
+    """Relations that repeat most of each other's facts, in either direction."""
+    generator, joined = np.random.default_rng(3), 0
+    for _ in range(150):
+        facts, common = {}, generator.integers(0, 12, size=(12, 2))
+        for relation in "ABCDE"[: generator.integers(1, 6)]:
+            pairs = common[generator.random(12) < generator.choice([0.5, 0.95, 1.0])]
+            pairs = np.concatenate([pairs[:, :: generator.choice([1, -1])], generator.integers(0, 14, size=(1, 2))])
+            facts[relation] = np.unique(pairs, axis=0)
+        merged = merge_inverses(facts)
+        assert {name: [*map(tuple, pairs.tolist())] for name, pairs in merged.items()} == slow_merge(facts)
+        joined += len(merged) < len(facts)
+    assert joined > 20
+
+
+def test_edges_are_sorted_and_of_a_fact_given_twice_the_earliest_stays():
+    generator = np.random.default_rng(4)
+    for dated, weighted in ((False, False), (True, False), (False, True), (True, True)):
+        builder, given = GraphBuilder(), []
+        nodes = [builder.node("node", str(key), "") for key in range(6)]
+        for relation in (0, 1, 0):
+            ends = generator.integers(0, 6, size=(2, 20))
+            stamps = generator.integers(0, 5, 20) if dated else UNDATED
+            weights = generator.random(20).astype(np.float32) if weighted else np.nan
+            builder.edges(f"R{relation}", *ends, stamps, weights)
+            stamps, weights = np.broadcast_to(stamps, 20).tolist(), np.broadcast_to(weights, 20).tolist()
+            for code, (sources, targets) in ((2 * relation, ends.tolist()), (2 * relation + 1, ends[::-1].tolist())):
+                given += zip(sources, [code] * 20, targets, stamps, weights, strict=True)
+        graph, kept = KnowledgeGraph(**builder.build([-1, *nodes])), {}
+        for source, code, target, stamp, weight in sorted(given, key=lambda edge: edge[:4]):
+            kept.setdefault((source, code, target), (stamp, weight))
+        edges = zip(graph.edge_sources().tolist(), graph.edge_relations.tolist(), graph.targets.tolist(), strict=True)
+        assert list(edges) == list(kept)
+        assert graph.timestamps.tolist() == [stamp for stamp, _ in kept.values()]
+        assert (graph.weights is None) == (not weighted)
+        assert graph.weights is None or graph.weights.tolist() == [weight for _, weight in kept.values()]
+        assert (graph.timestamps.dtype, graph.targets.dtype, graph.edge_relations.dtype) == (np.int64, *[np.int32] * 2)

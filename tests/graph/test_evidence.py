@@ -7,11 +7,13 @@ import pytest
 from graphs import graph_of
 
 from llamarec_lkg.data.schema import CO_RATED
-from llamarec_lkg.graph import evidence as module
+from llamarec_lkg.graph import evidence as evidence_module
 from llamarec_lkg.graph import paths
+from llamarec_lkg.graph import statistics as statistics_module
 from llamarec_lkg.graph.co_ratings import CoRatings
-from llamarec_lkg.graph.evidence import RECENT_STEPS, STATISTICS, EvidenceIndex
+from llamarec_lkg.graph.evidence import EvidenceIndex
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
+from llamarec_lkg.graph.statistics import RECENT_STEPS, STATISTICS
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +179,15 @@ def dense(graph: KnowledgeGraph, relation: int) -> np.ndarray:
     return said
 
 
-@pytest.mark.parametrize("block", [128, 3])
-def test_evidence_equals_a_dense_computation(mixed_graph, mixed, histories, candidates, block, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", block)
+@pytest.mark.parametrize("many", [0, 4, math.inf])  # no list is of the whole catalogue, some are, all are
+@pytest.mark.parametrize("scatter", [0, math.inf])
+@pytest.mark.parametrize("together", [8, 3])
+def test_evidence_equals_a_dense_computation(
+    mixed_graph, mixed, histories, candidates, many, scatter, together, monkeypatch
+):
+    monkeypatch.setattr(evidence_module, "MANY", many)
+    monkeypatch.setattr(evidence_module, "SCATTER", scatter)
+    monkeypatch.setattr(evidence_module, "TOGETHER", together)
     found = mixed.evidence(histories, candidates)
     assert found.shape == (8, 20, 5) and found.dtype == np.float32
     for relation in range(5):
@@ -201,7 +209,9 @@ def test_a_batch_equals_its_rows_one_by_one(mixed, histories, candidates):
     assert mixed.evidence([], []).shape == (0, 0, 5)
 
 
-def test_the_catalogue_is_the_weighted_evidence_of_all_items(mixed, histories):
+@pytest.mark.parametrize("scatter", [0, math.inf])
+def test_the_catalogue_is_the_weighted_evidence_of_all_items(mixed, histories, scatter, monkeypatch):
+    monkeypatch.setattr(evidence_module, "SCATTER", scatter)
     weights = np.random.default_rng(9).normal(size=(8, 5))
     everything = mixed.evidence(histories, [np.arange(21)] * 8)
     found = mixed.catalogue(histories, weights)
@@ -252,9 +262,10 @@ def slow_statistics(index: EvidenceIndex, history: np.ndarray) -> np.ndarray:
     return np.stack([values[name] for name in STATISTICS], axis=1)
 
 
-@pytest.mark.parametrize("block", [128, 3])
-def test_statistics_equal_those_made_place_by_place(mixed, histories, block, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", block)
+@pytest.mark.parametrize(("block", "places"), [(128, 1 << 14), (3, 1 << 14), (128, 20)])
+def test_statistics_equal_those_made_place_by_place(mixed, histories, block, places, monkeypatch):
+    monkeypatch.setattr(statistics_module, "BLOCK", block)
+    monkeypatch.setattr(statistics_module, "PLACES", places)
     found = mixed.statistics(histories)
     assert found.shape == (8, 5, len(STATISTICS)) and found.dtype == np.float32
     for row, history in enumerate(histories):

@@ -9,7 +9,7 @@ import pytest
 from graphs import assert_same, edges_of, triples_of
 
 from llamarec_lkg.data.schema import CO_RATED, RATED
-from llamarec_lkg.graph import knowledge_graph as module
+from llamarec_lkg.graph import graph_files as module
 from llamarec_lkg.graph import paths
 from llamarec_lkg.graph.builder import UNDATED, GraphBuilder
 from llamarec_lkg.graph.co_ratings import CoRatings

@@ -1,10 +1,12 @@
+import itertools
 import math
 
+import networkx as nx
 import numpy as np
 import pytest
 from graphs import graph_of
 
-from llamarec_lkg.graph import paths
+from llamarec_lkg.graph import paths, walks
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.graph.paths import Paths, keep_selectable, tfidf
 
@@ -62,35 +64,91 @@ def test_the_cap_does_not_depend_on_the_order_of_the_facts():
     assert found.nodes[:, 1].tolist() == [2, 3, 4], "of equally rare entities the first ones"
 
 
-def brute_force(graph, source, target, max_hops):
-    """All shortest paths by trying every walk."""
+def brute_force(graph, source, target, max_hops, cap):
+    """The shortest paths by trying every walk: nodes and codes, the rarest up to the cap, in order."""
+    start, end = int(graph.item_nodes[source]), int(graph.item_nodes[target])
+    if start < 0 or end < 0 or start == end:
+        return []
     edges = {}
-    for start, code, end in zip(
+    for one, code, other in zip(
         graph.edge_sources().tolist(), graph.edge_relations.tolist(), graph.targets.tolist(), strict=True
     ):
-        edges.setdefault(start, []).append((code, end))
-    walks = [((graph.item_nodes[source],), ())]
+        edges.setdefault(one, []).append((code, other))
+    walks = [((start,), ())]
     for _ in range(max_hops):
-        walks = [((*n, end), (*c, code)) for n, c in walks for code, end in edges.get(n[-1], ()) if end not in n]
-        if hits := [walk for walk in walks if walk[0][-1] == graph.item_nodes[target]]:
-            return sorted((tuple(map(int, nodes)), codes) for nodes, codes in hits)
+        walks = [((*n, node), (*c, code)) for n, c in walks for code, node in edges.get(n[-1], ()) if node not in n]
+        if hits := [walk for walk in walks if walk[0][-1] == end]:
+            rare = sorted(hits, key=lambda walk: (sum(len(edges.get(node, ())) for node in walk[0][1:-1]), walk))
+            return sorted(rare[:cap])
     return []
 
 
-def test_paths_equal_those_of_a_brute_force_search():
-    """In this order: source, target, nodes, edges. Padding, an item itself and an item without facts have none."""
+def listed(found: Paths) -> list[tuple]:
+    rows = zip(found.source_index, found.target_index, found.nodes, found.edge_codes, found.lengths, strict=True)
+    assert all((nodes[n + 1 :] == -1).all() for nodes, n in zip(found.nodes, found.lengths, strict=True))
+    return [
+        (int(a), int(b), tuple(nodes[: n + 1].tolist()), tuple(codes[:n].tolist())) for a, b, nodes, codes, n in rows
+    ]
+
+
+def random_graph(generator: np.random.Generator) -> KnowledgeGraph:
+    """Items and entities with edges of three relations, some in one direction alone, some of a node to itself; the
+    last item has no node."""
+    graph, nodes = nx.MultiDiGraph(), int(generator.integers(3, 14))
+    items = int(generator.integers(2, nodes + 1))
+    for node in range(nodes):
+        graph.add_node(node, type="item" if node < items else "entity")
+    for one, other, relation in generator.integers(nodes, size=(int(generator.integers(1, 3 * nodes)), 3)).tolist():
+        graph.add_edge(one, other, relation=f"R{relation % 3}", both_ways=bool(generator.integers(2)))
+    return KnowledgeGraph.from_networkx(graph, [*map(str, range(items)), "none"])
+
+
+@pytest.mark.parametrize("at_once", [walks.AT_ONCE, 7])
+def test_paths_equal_those_of_a_brute_force_search(at_once, monkeypatch):
+    """In this order: source, target, nodes, edges. Padding, an item itself and an item without a node have none."""
+    monkeypatch.setattr(walks, "AT_ONCE", at_once)
     generator = np.random.default_rng(2)
-    facts = {
-        (str(generator.integers(1, 9)), f"R{generator.integers(2)}", f"e{generator.integers(9)}") for _ in range(22)
-    } | {("1", "NEXT", "2"), ("3", "NEXT", "4")}
-    graph, items = graph_of(sorted(facts), 9), np.arange(10)
-    for hops in (1, 2, 3, 4):
-        found = paths.find(graph, items, items, max_hops=hops, max_paths_per_pair=1000)
-        rows = zip(found.source_index, found.target_index, found.nodes, found.edge_codes, found.lengths, strict=True)
-        mine = [(a, b, tuple(nodes[: n + 1].tolist()), tuple(codes[:n].tolist())) for a, b, nodes, codes, n in rows]
-        pairs = [(a, b) for a in items for b in items if a != b]
-        assert mine == [(a, b, *path) for a, b in pairs for path in brute_force(graph, a, b, hops)]
-        assert all((nodes[n + 1 :] == -1).all() for nodes, n in zip(found.nodes, found.lengths, strict=True))
+    for _ in range(25):
+        graph = random_graph(generator)
+        sources, targets = (
+            [generator.integers(graph.num_items + 1, size=n) for n in sizes] for sizes in ((3, 0, 4), (5, 1, 2))
+        )
+        for hops, cap in itertools.product((1, 2, 3, 4), (1, 2, 1000)):
+            each = paths.find_each(graph, sources, targets, max_hops=hops, max_paths_per_pair=cap)
+            for ours, theirs, found in zip(sources, targets, each, strict=True):
+                assert listed(found) == [
+                    (a, b, *path)
+                    for a, source in enumerate(ours)
+                    for b, target in enumerate(theirs)
+                    for path in brute_force(graph, source, target, hops, cap)
+                ]
+                assert found.nodes.shape[1] == hops + 1 and found.edge_codes.shape[1] == hops
+                alone = paths.find(graph, ours, theirs, max_hops=hops, max_paths_per_pair=cap)
+                assert listed(alone) == listed(found)
+
+
+def test_lists_that_do_not_fit_into_one_search_are_searched_in_turn(graph, monkeypatch):
+    monkeypatch.setattr(paths, "BLOCK", 2)
+    sources, targets = [[1], [], [1, 3], [5], [2]], [[2, 3], [1], [4], [4], []]
+    each = paths.find_each(graph, sources, targets)
+    assert [texts(graph, found) for found in each] == [
+        texts(graph, paths.find(graph, *ends)) for ends in zip(sources, targets, strict=True)
+    ]
+    assert paths.find_each(graph, [], []) == []
+
+
+def test_a_hub_is_left_out_where_the_search_is_bounded():
+    """1 and 2 share an item each over a hub and over a rare entity; they share no entity."""
+    facts = [("1", "BY", "rare"), ("3", "BY", "rare"), ("3", "IN", "end"), ("2", "IN", "end"), ("1", "BY", "hub")]
+    facts += [(str(item), "BY", "hub") for item in range(4, 20)] + [("4", "IN", "end")]
+    graph = graph_of(facts, 20)
+    all_paths = texts(graph, paths.find(graph, [1], [2], max_hops=4))
+    rare = "1 BY rare ~BY 3 IN end ~IN 2"
+    assert len(all_paths) == 2 and rare in all_paths
+    for others in ([], [3, 5, 7]):  # whatever else is looked for
+        found = paths.find(graph, [1, *others], [2, *others], max_hops=4, max_frontier=5)
+        own = found.take(np.flatnonzero((found.source_index == 0) & (found.target_index == 0)))
+        assert texts(graph, own) == [rare]
 
 
 def test_empty_lists_have_no_path(graph):
@@ -188,3 +246,23 @@ def test_rows_that_can_never_be_selected_are_left_out():
     sources = np.array([0, 0, 0, 0, 0, 0, 1, 1])
     assert keep_selectable(weights, 5, sources).tolist() == [1, 3, 4, 6, 7]
     assert keep_selectable(np.array([[4.0, 1], [3, 3]]), 1).tolist() == [0, 1], "preferences say which is better"
+
+
+def slow_keep(weights, count, source=None, target=None) -> list[int]:
+    """Of each kind of rows the heaviest, ties by row."""
+    kinds: dict[tuple, list[int]] = {}
+    for row, weight in enumerate(weights):
+        support = tuple(np.flatnonzero(weight))
+        key = tuple(None if ends is None else ends[row] for ends in (source, target))
+        kinds.setdefault((key, support, () if len(support) == 1 else tuple(weight)), []).append(row)
+    each = count if source is None else 1
+    return sorted(row for rows in kinds.values() for row in sorted(rows, key=lambda row: -weights[row].max())[:each])
+
+
+def test_what_is_kept_equals_what_is_kept_row_by_row(random_weights):
+    generator = np.random.default_rng(12)
+    for weights in (*random_weights, np.zeros((3, 4)), np.zeros((0, 4)), np.zeros((0, 0))):
+        ends = np.sort(generator.integers(0, 5, len(weights))), generator.integers(0, 5, len(weights))
+        for count, source, target in itertools.product((1, 2, 10), (None, ends[0]), (None, ends[1])):
+            found = keep_selectable(weights.astype(np.float32), count, source, target)
+            assert found.dtype == np.int64 and found.tolist() == slow_keep(weights, count, source, target)

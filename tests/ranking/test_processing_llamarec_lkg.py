@@ -12,8 +12,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from llamarec_lkg.data.schema import ItemTable
-from llamarec_lkg.graph.evidence import STATISTICS
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
+from llamarec_lkg.graph.statistics import STATISTICS
 from llamarec_lkg.ranking.configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
 from llamarec_lkg.ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from llamarec_lkg.ranking.processing_llamarec_lkg import LlamaRecLKGProcessor

@@ -1,0 +1,33 @@
+"""Stretches of different lengths, joined: what takes many rows out of compressed arrays at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import sparse
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ranges `starts[i]:starts[i] + lengths[i]`, one behind the other: which range, and the place, each of shape
+    (sum of lengths,)."""
+    which = np.arange(len(lengths)).repeat(lengths)
+    shifts = starts - lengths.cumsum() + lengths
+    return which, np.arange(len(which)) + shifts.take(which)
+
+
+def ranks(groups: np.ndarray) -> np.ndarray:
+    """The how-manieth of its group each element of a sorted array is, from 0, same shape."""
+    firsts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1)) if len(groups) else np.zeros(0, np.int64)
+    return np.arange(len(groups)) - np.repeat(firsts, np.diff(firsts, append=len(groups)))
+
+
+def entries_of(rows: sparse.csr_array, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index into `items`, and place in `rows.indices` and `rows.data`, of every entry of these rows."""
+    starts = rows.indptr[items]
+    return ranges(starts, rows.indptr[items + 1] - starts)
+
+
+def joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    """The arrays, of which there may be none, as one of this type."""
+    return np.concatenate([np.zeros(0, dtype), *(np.asarray(array, dtype) for array in arrays)])
