@@ -128,8 +128,9 @@ def _rank(args: argparse.Namespace) -> None:
         "shard_rows",
         "batch_size",
     )
-    options = {name: getattr(args, name) for name in names} | {"num_reasons": args.reasons}
-    report = rank_file(args.model, args.input, args.output, progress=not args.no_progress, **options)
+    options = {name: getattr(args, name) for name in (*names, "shard_rows", "batch_size")}
+    options |= {"num_reasons": args.reasons, "progress": not args.no_progress}
+    report = rank_file(args.model, args.input, args.output, **options)
     if PartialState().is_main_process:
         print(f"{report} Written to {args.output}.")
 

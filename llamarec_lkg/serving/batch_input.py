@@ -34,7 +34,7 @@ class InputRows:
         starts: the number, counted from 0 through all files, of the first row of each row group; last how many rows
             there are.
         groups: (place of its file, place in the file) of each row group.
-        user_type: of the column `user`.
+        user_type: of the column `user`: text or whole numbers.
         has_candidates: whether some file has the column `candidates`.
     """
 
@@ -58,7 +58,8 @@ class InputRows:
             with _opened(file) as parquet:
                 schema, about = parquet.schema_arrow, parquet.metadata
                 _check_columns(file, schema)
-                user_types.setdefault(_plain(schema.field(USER).type), file)
+                if not kinds.is_null(kind := _plain(schema.field(USER).type)):
+                    user_types.setdefault(kind, file)
                 with_candidates |= CANDIDATES in schema.names
                 ignored |= {*schema.names} - {USER, HISTORY, CANDIDATES}
                 for group in range(about.num_row_groups):
@@ -70,7 +71,7 @@ class InputRows:
             raise LKGError(f"The column 'user' has several types: {found}. It needs one: cast it alike in all files.")
         if ignored:
             logger.warning(f"Columns of {path} that nothing is done with: {sorted(ignored)}.")
-        return cls(files, tuple(starts), tuple(groups), next(iter(user_types)), with_candidates)
+        return cls(files, tuple(starts), tuple(groups), next(iter(user_types), pa.null()), with_candidates)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -115,11 +116,10 @@ def _check_columns(file: Path, schema: pa.Schema) -> None:
             continue
         kind = schema.field(name).type
         is_list = any(fits(kind) for fits in (kinds.is_list, kinds.is_large_list, kinds.is_fixed_size_list))
-        if is_list != (name != USER) and not (name == CANDIDATES and kinds.is_null(kind)):
+        if is_list != (name != USER) and not kinds.is_null(kind):  # which a column of no value at all may be
             raise LKGError(f"The column {name!r} of {file} is {kind}. The file needs {needed}.")
         ids = _plain(kind.value_type if is_list else kind)
-        allowed = (kinds.is_integer, kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_null)
-        if not any(fits(ids) for fits in allowed):
+        if not any(fits(ids) for fits in (kinds.is_integer, kinds.is_string, kinds.is_null)):
             raise LKGError(
                 f"The column {name!r} of {file} is {kind}. Ids are text or whole numbers, as in the data that the "
                 "model was trained on: cast the column."
@@ -127,8 +127,11 @@ def _check_columns(file: Path, schema: pa.Schema) -> None:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type of the values of a column that may be written as places in a dictionary."""
-    return kind.value_type if kinds.is_dictionary(kind) else kind
+    """The type of ids, however a writer has laid them out."""
+    kind = kind.value_type if kinds.is_dictionary(kind) else kind
+    if kinds.is_large_string(kind) or kinds.is_string_view(kind):
+        return pa.string()
+    return pa.int64() if kinds.is_integer(kind) and kind != pa.uint64() else kind
 
 
 class RowReader:
