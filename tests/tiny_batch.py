@@ -49,10 +49,12 @@ def make_rows(count: int, items: list, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame({"user": [f"u{number}" for number in range(count)], "history": histories})
 
 
-def start(model: Path, path: Path, output: Path, *options: str, launcher: Sequence[str] = ()) -> subprocess.Popen:
+def start(
+    model: Path, path: Path, output: Path, *options: str, launcher: Sequence[str] = (), progress: bool = False
+) -> subprocess.Popen:
     """`llamarec-lkg rank` in a process of its own, of small shards."""
     command = [sys.executable, *launcher, "-m", "llamarec_lkg.cli", "rank", "--model", model, "--input", path]
-    command += ["--output", output, *AS_OPTIONS, "--no-progress", *options]
+    command += ["--output", output, *AS_OPTIONS, *options, *([] if progress else ["--no-progress"])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     return subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
 

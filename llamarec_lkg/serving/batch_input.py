@@ -101,7 +101,7 @@ def _parquet_files(path: Path) -> tuple[Path, ...]:
 @contextmanager
 def _opened(file: Path) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(file, buffer_size=READ_BUFFER) as parquet:
+        with pq.ParquetFile(file, buffer_size=READ_BUFFER, pre_buffer=False) as parquet:
             yield parquet
     except (pa.ArrowInvalid, OSError) as error:
         raise LKGError(f"{file} cannot be read as parquet: {error}. Make or copy it again.") from error
@@ -156,7 +156,8 @@ class RowReader:
                 self._ahead = next(self._batches)
             skipped = min(max(start - self._position, 0), len(self._ahead))
             taken = min(stop - self._position, len(self._ahead))
-            pieces.append(self._ahead.slice(skipped, max(0, taken - skipped)))
+            if taken > skipped:  # an empty piece would keep its whole batch in memory
+                pieces.append(self._ahead.slice(skipped, taken - skipped))
             self._position += taken
             self._ahead = self._ahead.slice(taken) if taken < len(self._ahead) else None
         return _as_input(pieces, self.rows.user_type)

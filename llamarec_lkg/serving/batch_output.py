@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -59,9 +60,9 @@ class BatchReport:
     def __str__(self) -> str:
         told = [f"{self.ranked:,} of {self.rows:,} rows ranked, {self.items:,} items."]
         if self.left_out:
-            told.append(f"{self.left_out:,} unknown ids left out.")
+            told.append(f"{self.left_out:,} unknown item id(s) left out.")
         if self.refused:
-            told.append(f"{self.refused:,} rows refused, see {REFUSED}; the first: {self.first_reason}")
+            told.append(f"{self.refused:,} row(s) refused, see {REFUSED}; the first: {self.first_reason}")
         return " ".join(told)
 
     def __add__(self, other: BatchReport) -> BatchReport:
@@ -145,6 +146,12 @@ class Shards:
             except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
                 logger.warning(f"{self.path(number)} cannot be read ({error}) and is made again.")
         return found
+
+    def wait_for(self, numbers: Iterable[int], seconds: float) -> None:
+        """Until all of these shards are there, looking every so many seconds."""
+        left = list(numbers)
+        while left := [number for number in left if not self.path(number).exists()]:
+            time.sleep(seconds)
 
     def write(self, number: int, content: RankedRows) -> None:
         """The shard of a slice. Its refused rows are there before it, so where it is, both are."""

@@ -7,15 +7,16 @@ from one process and from many, and from one run and from several that were cut 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
 from ..utils.errors import LKGError
@@ -25,7 +26,7 @@ from .batch_rows import BatchOptions, ModelPlace, rank_rows
 from .ray_workers import rank_with_ray, require_ray
 
 
-PATIENCE = timedelta(days=30)  # how long a process that has finished waits for the others
+LOOK_EVERY = 0.2  # seconds, for the shards of other processes
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +69,11 @@ def rank_file(
             or the model has no retriever and the input no candidates.
     """
     chosen = BatchOptions(**options)
-    _check_engine(engine, workers)
+    _check_engine(engine, workers, device)
     folder = Path(output).resolve()
     if Path(input).resolve() in (folder, *folder.parents):
         raise LKGError(f"The output {output} lies in the input {input}. Give a folder outside of it.")
-    state = PartialState(cpu=str(device) == "cpu", timeout=PATIENCE)
+    state = _processes(device)
     if engine == "ray" and state.num_processes > 1:
         raise LKGError("Ray starts its workers itself. Start this as one process, without `accelerate launch`.")
     rows = InputRows.from_path(input)
@@ -108,13 +109,20 @@ def rank_file(
                 shards.write(number, content)
                 shared.done[number] = content.report
                 bar.set_postfix(refused=sum(report.refused for report in shared.done.values()))
+        if state.num_processes > 1:
+            shards.wait_for(missing, LOOK_EVERY)  # with more patience than the messages of processes have
+            shared.done |= dict(gather_object([(number, shared.done[number]) for number in own]))
         with _together(state, shared):
             if state.is_main_process:
-                shared.report = shards.finish(shards.done() if state.num_processes > 1 else shared.done)
+                shared.report = shards.finish(shared.done)
         return shared.report
 
 
-def _check_engine(engine: str, workers: int | None) -> None:
+def _check_engine(engine: str, workers: int | None, device: str | None) -> None:
+    try:
+        torch.device(device or "cpu")
+    except RuntimeError as error:
+        raise LKGError(f'device is {device!r}; it is such as "cpu" or "cuda:1" ({error}).') from error
     if engine not in ("local", "ray"):
         raise LKGError(f"engine is {engine!r}; it is 'local' or 'ray'.")
     if workers is not None and (engine == "local" or workers < 1):
@@ -143,6 +151,13 @@ def _rank_here(
 
 
 # -- several processes ------------------------------------------------------------------------------------------------
+
+
+def _processes(device: str | None) -> PartialState:
+    """This process among those that a launcher has started. On processors accelerate sees the others only where it is
+    told so; of one process it is not, since it would keep the whole session from a GPU."""
+    is_launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return PartialState(cpu=is_launched and (device == "cpu" or not torch.accelerator.is_available()))
 
 
 @dataclass

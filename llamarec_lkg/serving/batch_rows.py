@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from .recommender import Ranking, Recommender, Request
 
 ITEM, RANK, SCORE, REASONS = "item", "rank", "score", "reasons"
 ROW, REASON = "row", "reason"
+PYTHON_ROWS = 1024
 REASONS_TYPE = pa.list_(
     pa.struct(
         {
@@ -123,8 +124,7 @@ def rank_rows(
         told: is called with the number of rows that are done, now and then.
     """
     requests, refused, left_out = {}, {}, 0
-    lists = zip(*(rows.column(name).to_pylist() for name in (USER, HISTORY, CANDIDATES)), strict=True)
-    for row, (user, history, candidates) in enumerate(lists):
+    for row, (user, history, candidates) in enumerate(_each(rows)):
         if options.leave_out_unknown:
             given = sum(len(ids or ()) for ids in (history, candidates))
             history, candidates = (_known(recommender, ids) for ids in (history, candidates))
@@ -157,6 +157,12 @@ def rank_rows(
     }
     report = BatchReport(len(rows), ranked, len(away), len(table), left_out, refused[away[0]] if away else "")
     return RankedRows(table, pa.table(reasons), report)
+
+
+def _each(rows: pa.Table) -> Iterator[tuple[Any, list[str] | None, list[str] | None]]:
+    """User, history and candidates of each row; of few at once, since as Python's they take much room."""
+    for batch in rows.select([USER, HISTORY, CANDIDATES]).to_batches(max_chunksize=PYTHON_ROWS):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def _known(recommender: Recommender, ids: list[str] | None) -> list[str] | None:

@@ -8,12 +8,13 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_batch import AS_OPTIONS, ROOT, SMALL, finish, lost_or_doubled, make_rows, rank_with_kills, save_ranker, start
+from tiny_batch import AS_OPTIONS, ROOT, SMALL, lost_or_doubled, make_rows, rank_with_kills, save_ranker, start
 
 from llamarec_lkg import LKGError, Recommender, rank_file
 from llamarec_lkg.cli import main
@@ -103,7 +104,7 @@ def test_every_row_is_what_the_recommender_says_or_refused_with_its_reason(model
     assert next(lists, None) is None
     counts = (report.rows, report.ranked, report.refused, report.items, report.left_out)
     assert counts == (12, 5, 7, len(found), 0) and len(refused) == 7
-    assert "5 of 12 rows ranked" in str(report) and "7 rows refused, see _refused; the first: 1 item" in str(report)
+    assert "5 of 12 rows ranked" in str(report) and "7 row(s) refused, see _refused; the first: 1 item" in str(report)
     assert json.loads((tmp_path / "ranked" / "_summary.json").read_text()) == asdict(report)
     assert sorted(path.name for path in (tmp_path / "ranked").glob("*.parquet")) == [
         f"part-00000{number}.parquet" for number in range(3)
@@ -154,6 +155,24 @@ def test_rows_are_read_by_their_numbers_from_anywhere(many, tmp_path):
     assert len(found) == 100
     for first, stop in [(0, 3), (3, 10), (30, 40), (95, 100), (5, 6), (5, 90), (90, 90), (99, 100), (0, 100)]:
         assert reader.read(first, stop).column("user").to_pylist() == rows["user"][first:stop].tolist()
+
+
+def test_a_row_group_is_never_in_memory_as_a_whole(tmp_path):
+    """One of 120 MB."""
+    numbers = np.random.default_rng(0).integers(0, 1 << 30, 300_000 * 100, dtype=np.int32)
+    lists = pa.FixedSizeListArray.from_arrays(numbers, 100).cast(pa.list_(pa.int32()))
+    pq.write_table(
+        pa.table({"user": range(300_000), "history": lists}), tmp_path / "a.parquet", row_group_size=300_000
+    )
+    del lists, table
+    before = pa.total_allocated_bytes()
+    rows = InputRows.from_path(tmp_path)
+    assert len(rows.groups) == 1
+    reader = RowReader(rows)
+    for first in (0, 10, 100_000, 290_000):
+        found = reader.read(first, first + 10)
+        assert found.column("user").to_pylist() == list(range(first, first + 10))
+        assert pa.total_allocated_bytes() - before < 25e6
 
 
 def test_a_row_takes_no_other_along(recommender, monkeypatch):
@@ -248,6 +267,8 @@ def test_other_input_that_cannot_be_read_is_refused(model, many, tmp_path):
         rank_file(model, tmp_path / "empty", tmp_path / "ranked")
     with pytest.raises(LKGError, match="k is 0; it is a whole number, 1 or more"):
         rank_file(model, many[0], tmp_path / "ranked", k=0)
+    with pytest.raises(LKGError, match="device is 'gpu'; it is such as"):
+        rank_file(model, many[0], tmp_path / "ranked", device="gpu")
     with pytest.raises(LKGError, match="only for engine='ray'.*accelerate launch"):
         rank_file(model, many[0], tmp_path / "ranked", workers=2)
 
@@ -345,10 +366,14 @@ def test_what_is_lost_or_doubled_is_counted(tmp_path):
 # -- several workers --------------------------------------------------------------------------------------------------
 
 
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
 def test_two_processes_share_the_shards(model, many, wanted, tmp_path):
     output = tmp_path / "ranked"
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
-    finish(start(model, many[0], output, launcher=launcher))
+    process = start(model, many[0], output, launcher=TWO, progress=True)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 0 and "/52 " in said, said  # the bar of the first process, which has 52 of the rows
     pd.testing.assert_frame_equal(pd.read_parquet(output), wanted)
     assert json.loads((output / "_summary.json").read_text())["ranked"] == 100
     (output / "part-000004.parquet").unlink()
@@ -359,10 +384,9 @@ def test_two_processes_share_the_shards(model, many, wanted, tmp_path):
 def test_an_error_of_one_process_ends_all(model, many, tmp_path):
     (tmp_path / "ranked").mkdir()
     (tmp_path / "ranked" / "notes.txt").write_text("mine")
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
-    process = start(model, many[0], tmp_path / "ranked", launcher=launcher)
+    process = start(model, many[0], tmp_path / "ranked", launcher=TWO)
     said = process.communicate(timeout=120)[1]
-    assert process.returncode and "Give a new folder" in said
+    assert process.returncode and said.count("Give a new folder") == 2
 
 
 @pytest.fixture(scope="module")
