@@ -17,7 +17,7 @@ from .runner import Figure, benchmark
 
 TESTS = Path(__file__).resolve().parents[1]
 KILLS, KILLED_ROWS = 10, 800
-RAY_ROWS, RAY_SHARD = 2_000, 50
+RAY_ROWS, RAY_SHARD = 800, 20
 LARGER = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4}
 
 
