@@ -28,6 +28,7 @@ setup(
         "datasets>=4.0",
         "duckdb>=2.0,<3",
         "evaluate>=0.4.6",
+        "filelock>=3.13",
         "gguf>=0.17",
         "huggingface_hub>=1.26",
         "jinja2>=3.1",
@@ -48,6 +49,7 @@ setup(
     ],
     extras_require={
         "quantization": ["bitsandbytes>=0.48"],
+        "ray": ["ray>=2.40"],
         "test": ["pytest>=8", "pytest-cov>=6", "pytest-xdist>=3.6", "ruff>=0.14", "setuptools>=77"],
     },
     entry_points={"console_scripts": ["llamarec-lkg=llamarec_lkg.cli:main"]},

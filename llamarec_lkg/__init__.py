@@ -35,6 +35,7 @@ _NAMES = {
     "retrieval.modeling_lrurec": ["LRURecForRetrieval"],
     "retrieval.modeling_sasrec": ["SASRecForRetrieval"],
     "retrieval.sequential": ["NeuralRetriever"],
+    "serving.batch_ranking": ["rank_file"],
     "serving.pipeline": ["RecommendationPipeline"],
     "serving.reasons": ["Recommendation"],
     "serving.recommender": ["Recommender"],

@@ -111,6 +111,30 @@ def _recommend(args: argparse.Namespace) -> None:
         print(f"drawn in {args.draw}", file=sys.stderr)
 
 
+def _rank(args: argparse.Namespace) -> None:
+    _require_model(args.model)
+    from accelerate import PartialState
+
+    from .serving.batch_ranking import rank_file
+
+    names = (
+        "device",
+        "engine",
+        "workers",
+        "revision",
+        "k",
+        "repeats",
+        "leave_out_unknown",
+        "shard_rows",
+        "batch_size",
+    )
+    options = {name: getattr(args, name) for name in (*names, "shard_rows", "batch_size")}
+    options |= {"num_reasons": args.reasons, "progress": not args.no_progress}
+    report = rank_file(args.model, args.input, args.output, **options)
+    if PartialState().is_main_process:
+        print(f"{report} Written to {args.output}.")
+
+
 def _preferences(args: argparse.Namespace) -> None:
     _require_model(args.model)
     from .ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
@@ -272,6 +296,9 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     command.add_argument("--sentences", action="store_true", help="say in a sentence why each item is there")
     command.add_argument("--draw", metavar="PNG", help="draw the paths from the history to the items")
 
+    text = "rank items for every row of a parquet file, into a folder of parquet files"
+    _add_batch(add("rank", _rank, text, " What was cut off goes on where it was."))
+
     command = add("preferences", _preferences, "print and draw which relations of the graph a user follows")
     _add_request(command, "+")
     text = "where to draw it; by default preferences.png, with --json nowhere"
@@ -325,6 +352,30 @@ def _add_request(command: _Parser, count: str) -> None:
     command.add_argument("--history", nargs=count, action="extend", required=True, metavar="ITEM", help=text)
     command.add_argument("--user", help="raw user id, for a model that has weights of single users")
     command.epilog = command.remedy = DASHED_IDS
+
+
+def _add_batch(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", required=True, help="folder or Hub id of a trained model")
+    command.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
+    text = "parquet file, or folder of them, with columns user, history (list of item ids) and, if any, candidates"
+    command.add_argument("--input", required=True, metavar="PARQUET", help=text)
+    text = "new folder, or one that this command was cut off in"
+    command.add_argument("--output", required=True, metavar="FOLDER", help=text)
+    command.add_argument("-k", "--k", type=int, default=10, help="how many items of each row to write")
+    text = "a column of reasons that names N paths for each item, 3 by default"
+    command.add_argument("--reasons", type=int, nargs="?", const=3, metavar="N", help=text)
+    text = "whether what is in the history may come again; by default as the ranker was trained"
+    command.add_argument("--repeats", choices=("allowed", "excluded"), help=text)
+    text = "pass over ids that the model does not know; by default their rows are refused, which stops no other"
+    command.add_argument("--leave-out-unknown", action="store_true", help=text)
+    command.add_argument("--batch-size", type=int, default=32, help="rows in one forward pass")
+    command.add_argument("--shard-rows", type=int, default=10_000, help="rows of the input in each file of the output")
+    command.add_argument("--device", help='such as "cpu" or "cuda:1"; by default a GPU where there is one')
+    text = "this process (several under `accelerate launch`), or the workers of a Ray cluster"
+    command.add_argument("--engine", choices=("local", "ray"), default="local", help=text)
+    text = "of Ray; by default one for each GPU, or without GPUs one for each machine"
+    command.add_argument("--workers", type=int, metavar="N", help=text)
+    command.add_argument("--no-progress", action="store_true", help="show no bar")
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:

@@ -1,0 +1,195 @@
+"""The output of a batch ranking: shards that are whole or absent, and what they were begun with.
+
+```text
+ranked/
+  part-000000.parquet, ...   the ranked lists of a fixed slice of the input's rows; whichever are there are done
+  _refused/part-000000.parquet, ...   the rows of the same slices that could not be ranked, and why
+  _manifest.json             input, model and settings that the folder was begun with
+  _summary.json              counts; it comes last, so where it is, everything is there
+```
+
+What begins with an underscore is passed over by pandas, pyarrow and Spark when they read the folder as one table.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from ..utils.errors import LKGError
+from ..utils.files import atomic_file, read_json, write_json
+
+
+MANIFEST, SUMMARY, REFUSED, LOCK = "_manifest.json", "_summary.json", "_refused", "_lock"
+COUNTS = b"llamarec_lkg"  # the key under which a shard's counts stand in its metadata
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What came of the rows. Every row of the input is one of the ranked or one of the refused.
+
+    Args:
+        rows (`int`): of the input.
+        ranked (`int`): rows with a ranked list.
+        refused (`int`): rows that could not be ranked; they and their reasons are in `_refused`.
+        items (`int`): rows of the output.
+        left_out (`int`): unknown ids that were left out of histories and candidates, where that was asked for.
+        first_reason (`str`): why the first refused row was refused; empty where none was.
+    """
+
+    rows: int = 0
+    ranked: int = 0
+    refused: int = 0
+    items: int = 0
+    left_out: int = 0
+    first_reason: str = ""
+
+    def __str__(self) -> str:
+        told = [f"{self.ranked:,} of {self.rows:,} rows ranked, {self.items:,} items."]
+        if self.left_out:
+            told.append(f"{self.left_out:,} unknown item id(s) left out.")
+        if self.refused:
+            told.append(f"{self.refused:,} row(s) refused, see {REFUSED}; the first: {self.first_reason}")
+        return " ".join(told)
+
+    def __add__(self, other: BatchReport) -> BatchReport:
+        summed = {
+            field.name: getattr(self, field.name) + getattr(other, field.name)
+            for field in fields(self)
+            if field.name != "first_reason"
+        }
+        return BatchReport(**summed, first_reason=self.first_reason or other.first_reason)
+
+
+@dataclass(frozen=True)
+class RankedRows:
+    """A slice of the input, ranked: the tables of its two files and what stands in them."""
+
+    ranked: pa.Table
+    refused: pa.Table
+    report: BatchReport
+
+
+class Shards:
+    """The output folder of `rows` input rows, `shard_rows` in each shard."""
+
+    def __init__(self, folder: str | Path, rows: int, shard_rows: int):
+        self.folder, self.rows, self.shard_rows = Path(folder), rows, shard_rows
+        self.count = max(1, -(-rows // shard_rows))  # an empty input gives an empty table
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """The slice of the input that a shard covers."""
+        return number * self.shard_rows, min(self.rows, (number + 1) * self.shard_rows)
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"part-{number:06d}.parquet"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else writes to the folder within the block; the lock of a killed process is gone with it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise LKGError(f"Another process is ranking into {self.folder}. Wait for it, or end it.") from error
+        except (OSError, NotImplementedError):  # a file system without locks
+            yield
+            return
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def begin(self, about: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take an empty folder, or one that was begun with the same input, model and settings; what a killed process
+        left half-written goes.
+
+        Raises:
+            LKGError: the folder was begun with others, or holds something else.
+        """
+        for pattern in (".part-*.part", f".{MANIFEST}.*.part", f".{SUMMARY}.*.part", f"{REFUSED}/.part-*.part"):
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
+        manifest = self.folder / MANIFEST
+        if manifest.exists():
+            _require_same(self.folder, read_json(manifest), about)
+            return
+        there = sorted(path.name for path in self.folder.iterdir() if path.name != LOCK)
+        if there:
+            raise LKGError(
+                f"{self.folder} is not empty ({', '.join(there[:3])}) and has no {MANIFEST}. Give a new folder."
+            )
+        write_json(manifest, dict(about))
+
+    def done(self) -> dict[int, BatchReport]:
+        """What stands in each shard that is there. One that cannot be read counts as absent."""
+        found = {}
+        for number in range(self.count):
+            try:
+                found[number] = BatchReport(**json.loads(pq.read_metadata(self.path(number)).metadata[COUNTS]))
+            except FileNotFoundError:
+                continue
+            except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
+                logger.warning(f"{self.path(number)} cannot be read ({error}) and is made again.")
+        return found
+
+    def wait_for(self, numbers: Iterable[int], seconds: float) -> None:
+        """Until all of these shards are there, looking every so many seconds."""
+        left = list(numbers)
+        while left := [number for number in left if not self.path(number).exists()]:
+            time.sleep(seconds)
+
+    def write(self, number: int, content: RankedRows) -> None:
+        """The shard of a slice. Its refused rows are there before it, so where it is, both are."""
+        refused = self.folder / REFUSED / self.path(number).name
+        if len(content.refused):
+            _write_table(content.refused, refused)
+        else:
+            refused.unlink(missing_ok=True)
+        counts = {COUNTS: json.dumps(asdict(content.report)).encode()}
+        _write_table(content.ranked.replace_schema_metadata(counts), self.path(number))
+
+    def finish(self, reports: Mapping[int, BatchReport]) -> BatchReport:
+        """The sum of all shards' counts, written down."""
+        report = sum((reports[number] for number in sorted(reports)), BatchReport())
+        write_json(self.folder / SUMMARY, asdict(report))
+        return report
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    with atomic_file(path) as temporary:
+        with open(temporary, "wb") as stream:
+            pq.write_table(table, stream)
+            stream.flush()
+            os.fsync(stream.fileno())  # else a machine that loses power may keep the name without the content
+
+
+def _require_same(folder: Path, begun: Any, about: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise `LKGError` unless what a folder was begun with is what is asked for."""
+    about = json.loads(json.dumps(about))
+    differing = []
+    for part, asked in about.items():
+        then = {}
+        with suppress(KeyError, TypeError):
+            then = dict(begun[part])
+        names = sorted(name for name in {*asked, *then} if asked.get(name) != then.get(name))
+        differing += [f"{part} {name}: {then.get(name)!r} then, {asked.get(name)!r} now" for name in names]
+    if differing:
+        raise LKGError(
+            f"{folder} was begun with something else ({'; '.join(differing)}). Go on with the same input, model and "
+            "settings, or give a new folder."
+        )
