@@ -24,7 +24,7 @@ help:
 $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e ".[test,quantization]"
+	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e ".[test,quantization,ray]"
 	touch $@
 
 quickstart: $(VENV)/installed
@@ -42,6 +42,7 @@ test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 check: $(VENV)/installed

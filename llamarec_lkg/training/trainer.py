@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import SequentialSampler
 from transformers import AutoConfig, EvalPrediction, ProgressCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..data.examples import as_examples
 from ..data.schema import RankingExample
@@ -33,6 +31,7 @@ from ..utils.files import atomic_file
 from .callbacks import BestSoFarCallback, FiniteStepsCallback, ShortProgressCallback
 from .data_sets import choosing, training_examples, validation_examples
 from .hub_trainer import PushingTrainer, check_push
+from .sampling import SamplingMixin
 from .training_args import LlamaRecLKGTrainingArguments, check_without_language_model
 from .warm_up import fit_heads, heads_batch, weigh_parts
 
@@ -40,7 +39,7 @@ from .warm_up import fit_heads, heads_batch, weigh_parts
 logger = logging.getLogger(__name__)
 
 
-class LlamaRecLKGTrainer(PushingTrainer):
+class LlamaRecLKGTrainer(SamplingMixin, PushingTrainer):
     """Fine-tunes the ranker.
 
     Args:
@@ -187,18 +186,6 @@ class LlamaRecLKGTrainer(PushingTrainer):
         result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.create_model_card()
         return result
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """As upstream; lists are grouped by how long their histories are as text."""
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        lists = as_examples(self.train_dataset if train_dataset is None else train_dataset, "train_dataset")
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(size, lengths=self.processing_class.prefix_lengths(lists))
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """In their order, which the metrics rely on; upstream would group these by length, too."""
-        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
     def warm_up_heads(self) -> list[dict[str, float]]:
         """Fit preferences and fusion on the training lists, the backbone left out; see `warm_up.fit_heads`."""
