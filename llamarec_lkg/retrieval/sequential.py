@@ -1,5 +1,5 @@
 """What every neural retriever has: item vectors that enter a history and score the next item, their loss, and the
-border behind which any of them is a `Retriever`. A model brings `encode_vectors`, and `model_type` in its
+border behind which any of them is a `Retriever`. A model brings `encode_packed`, and `model_type` in its
 configuration.
 """
 
@@ -95,12 +95,20 @@ class SequentialRetrieverModel(PreTrainedModel):
     def encode(self, item_ids: torch.Tensor, item_vectors: torch.Tensor | None = None) -> torch.Tensor:
         """(B, L) dense items, left-padded with 0 -> states (B, L, D)."""
         item_vectors = self.item_vectors() if item_vectors is None else item_vectors
-        return self.encode_vectors(F.embedding(item_ids, item_vectors), item_ids != PADDING_ITEM)
+        mask = item_ids != PADDING_ITEM
+        states = self._states(item_ids, mask, item_vectors)
+        hidden = states.new_zeros(*mask.shape, states.shape[-1])
+        hidden[mask] = states
+        return hidden
 
-    def encode_vectors(self, vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Item vectors (B, L, D), oldest first, and where they are no padding (B, L) -> states (B, L, D), each of
-        which has seen what comes before it and its own item."""
+    def encode_packed(self, vectors: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Item vectors (N, D) of histories of `lengths`, one after the other, oldest item first -> states (N, D), each
+        of which has seen what comes before it in its history, and its own item."""
         raise NotImplementedError
+
+    def _states(self, item_ids: torch.Tensor, mask: torch.Tensor, item_vectors: torch.Tensor) -> torch.Tensor:
+        """States (N, D) of the N places where `mask` (B, L) is true, in its order: of padding nothing is computed."""
+        return self.encode_packed(F.embedding(item_ids[mask], item_vectors), mask.sum(dim=1).tolist())
 
     def forward(
         self,
@@ -119,14 +127,21 @@ class SequentialRetrieverModel(PreTrainedModel):
             [`RetrievalOutput`] with the loss when labels are given, else with the scores after the last position.
         """
         item_vectors = self.item_vectors() if item_vectors is None else item_vectors
-        hidden, bias = self.encode(item_ids, item_vectors), self._bias()
+        bias, mask = self._bias(), item_ids != PADDING_ITEM
+        states = self._states(item_ids, mask, item_vectors)
         if labels is None:
-            return RetrievalOutput(logits=F.linear(hidden[:, -1], item_vectors, bias.to(hidden.dtype)).float())
+            last = states.new_zeros(len(mask), states.shape[-1])
+            lengths = mask.sum(dim=1)
+            last[lengths > 0] = states[lengths.cumsum(0)[lengths > 0] - 1]
+            return RetrievalOutput(logits=F.linear(last, item_vectors, bias.to(last.dtype)).float())
         if self.training and self.id_share is not None:
             # what nobody could choose, nobody refused: it is no negative
             bias = bias.masked_fill(self.id_share == 0, -torch.inf)
+        labels = labels[mask]
         labelled = labels != PADDING_ITEM
-        return RetrievalOutput(loss=catalogue_cross_entropy(hidden[labelled], item_vectors, bias, labels[labelled]))
+        if not labelled.all():
+            states, labels = states[labelled], labels[labelled]
+        return RetrievalOutput(loss=catalogue_cross_entropy(states, item_vectors, bias, labels))
 
     def _bias(self) -> torch.Tensor:
         """Bias of all items, -inf for padding."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -112,15 +113,8 @@ def train_retriever(
     with tqdm(total=args.max_steps, desc="train retriever", unit="step", disable=not progress) as bar:
         for step in range(1, args.max_steps + 1):
             model.train()
-            batch = next(batches)
-            inputs = pad_left([sequence[:-1] for sequence in batch], args.max_length).to(device)
-            labels = pad_left([sequence[1:] for sequence in batch], args.max_length).to(device)
-            loss = model(inputs, labels=labels).loss
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            losses.append(training_step(model, optimizer, next(batches)))
             scheduler.step()
-            losses.append(loss.detach())
             bar.update()
             if step % args.eval_steps == 0 or step == args.max_steps:
                 metrics = evaluate_retriever(retriever, dataset, "validation")
@@ -134,6 +128,23 @@ def train_retriever(
                     break
     model.load_state_dict(best)
     return model.eval(), log
+
+
+def training_step(
+    model: SequentialRetrieverModel, optimizer: torch.optim.Optimizer, batch: Sequence[np.ndarray]
+) -> torch.Tensor:
+    """One step on `batch`, sequences in which each item but the first is to be found from those before it; returns the
+    loss, shape ()."""
+    length = max(map(len, batch))
+    inputs, labels = (
+        pad_left([sequence[part] for sequence in batch], length).to(model.device)
+        for part in (slice(None, -1), slice(1, None))
+    )
+    loss = model(inputs, labels=labels).loss
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
 
 
 def training_windows(dataset: SequenceDataset, max_length: int) -> list[np.ndarray]:
