@@ -11,7 +11,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 
-SCORES_AT_ONCE = {"cpu": 2**19, "cuda": 2**27}  # numbers in a block
+SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}  # numbers in a block
+ROWS_AT_ONCE = {"cpu": 192}  # positions in it, where more would only leave the cache
 
 
 def catalogue_cross_entropy(
@@ -23,7 +24,9 @@ def catalogue_cross_entropy(
         hidden (N, D), vectors (I, D), bias (I,): what scores are made of. A bias of -inf leaves an item out.
         labels (`long`, (N,)): rows of `vectors`.
     """
-    rows = max(1, SCORES_AT_ONCE.get(hidden.device.type, SCORES_AT_ONCE["cpu"]) // max(1, len(vectors)))
+    kind = hidden.device.type
+    rows = max(1, SCORES_AT_ONCE.get(kind, SCORES_AT_ONCE["cpu"]) // max(1, len(vectors)))
+    rows = min(rows, len(labels), ROWS_AT_ONCE.get(kind, rows))
     return _CrossEntropy.apply(hidden, vectors, bias, labels, rows)
 
 
@@ -35,12 +38,16 @@ class _CrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden, grad_vectors = torch.zeros_like(hidden), torch.zeros_like(vectors, dtype=torch.float32)
         grad_bias = torch.zeros(len(vectors), dtype=torch.float32, device=hidden.device)
+        # filled anew by each block: room that is asked for again and again is cleared again and again
+        room, chances = hidden.new_empty((2, rows, len(vectors)), dtype=vectors.dtype)
+        if vectors.dtype != torch.float32:
+            chances = torch.empty_like(chances, dtype=torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(labels), rows):
+            for start in range(0, len(labels), rows or 1):
                 states = hidden[start : start + rows].to(vectors.dtype)
                 targets = labels[start : start + rows, None]
-                scores = torch.addmm(bias, states, vectors.T).float()
-                error = scores.softmax(dim=-1)  # torch's fastest exponential
+                scores = torch.addmm(bias, states, vectors.T, out=room[: len(states)]).float()
+                error = torch.softmax(scores, dim=-1, out=chances[: len(states)])  # torch's fastest exponential
                 # the logarithm of their sum by the likeliest item, whose chance is never too small to have one
                 total += (scores.amax(1) - error.amax(1).log() - scores.gather(1, targets)[:, 0]).sum()
                 if learns:

@@ -37,5 +37,7 @@ def noise(values: torch.Tensor, probability: float) -> torch.Tensor:
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     draws = draws.view(torch.int16)[:count].view(values.shape)
     found = torch.empty(values.shape, dtype=values.dtype)
-    torch.lt(draws, kept - LEVELS // 2, out=found)
-    return found.mul_(LEVELS / max(1, kept))
+    if not kept:
+        return found.zero_()
+    torch.le(draws, kept - 1 - LEVELS // 2, out=found)
+    return found.mul_(LEVELS / kept)

@@ -47,6 +47,49 @@ class Chunks:
         return sum(self.groups)
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Histories of about the same length beside each other, for attention: each group is a block of its own.
+
+    Args:
+        shapes: histories of each group, and the places of the longest of them: n and l.
+        sources (`long`, (S,)): the place in the packed histories that each of the S slots holds. A shorter history is
+            filled up at its end with its last place, which none of its own places sees.
+        slots (`long`, (N,)): where the places of the histories are among the slots, the first of each.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    sources: np.ndarray
+    slots: np.ndarray
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], *, share: float = 0.8, cells: int = 2**17) -> Groups:
+        """Of histories of `lengths`, whose N places follow each other.
+
+        Args:
+            share: no history of a group is shorter than this share of its longest.
+            cells: n times l times l of a group of several histories is at most this.
+        """
+        lengths = np.asarray(lengths, dtype=np.int64)
+        order = np.argsort(-lengths, kind="stable")
+        order = order[lengths[order] > 0]
+        first, shapes, sources = np.cumsum(lengths) - lengths, [], []
+        slots, start, used = np.empty(lengths.sum(), dtype=np.int64), 0, 0
+        while start < len(order):
+            longest = int(lengths[order[start]])
+            size = int((lengths[order[start:]] >= share * longest).sum())
+            size = min(size, max(1, cells // longest**2))
+            members = order[start : start + size, None]
+            places = np.minimum(np.arange(longest), lengths[members] - 1)
+            real = np.arange(longest) < lengths[members]
+            source = first[members] + places
+            slots[source[real]] = used + np.flatnonzero(real)
+            sources.append(source.ravel())
+            shapes.append((size, longest))
+            start, used = start + size, used + source.size
+        return cls(tuple(shapes), np.concatenate([*sources, np.empty(0, np.int64)]), slots)
+
+
 def places_of(lengths: np.ndarray) -> np.ndarray:
     """0, 1, 2 ... for each history of `lengths`, one after the other, (N,)."""
     ends = np.cumsum(lengths)

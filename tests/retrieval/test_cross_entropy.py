@@ -38,10 +38,13 @@ def test_no_block_is_larger_than_allowed(monkeypatch):
     monkeypatch.setattr(module, "SCORES_AT_ONCE", {"cpu": 25})
     sizes = []
     addmm = torch.addmm
-    monkeypatch.setattr(torch, "addmm", lambda *args: sizes.append(addmm(*args).numel()) or addmm(*args))
+    monkeypatch.setattr(torch, "addmm", lambda *args, out: sizes.append(out.numel()) or addmm(*args, out=out))
     tensors, labels = inputs()
     catalogue_cross_entropy(*tensors, labels)
     assert sizes == [22, 22, 22, 11]
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", {"cpu": 1})
+    catalogue_cross_entropy(*tensors, labels)
+    assert sizes[4:] == [11] * 7
 
 
 def test_nothing_is_kept_where_nothing_learns_and_no_position_is_no_loss():
