@@ -141,7 +141,7 @@ def _attend(
     ]
     states = torch.cat(states).index_select(0, layout.back) if states else rows
     weight = attention.dense.weight.unflatten(1, (heads, 2, half)).transpose(2, 3).flatten(1)
-    return F.linear(states.view(len(hidden), -1), weight, attention.dense.bias)
+    return F.linear(states.view(len(hidden), weight.shape[1]), weight, attention.dense.bias)
 
 
 def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, probability: float) -> torch.Tensor:

@@ -101,6 +101,15 @@ class SequentialRetrieverModel(PreTrainedModel):
         hidden[mask] = states
         return hidden
 
+    def last_states(self, item_ids: torch.Tensor, item_vectors: torch.Tensor) -> torch.Tensor:
+        """States (B, D) at the end of histories (B, L), 0 of an empty one."""
+        mask = item_ids != PADDING_ITEM
+        states, ends = self._states(item_ids, mask, item_vectors), mask.sum(dim=1).cumsum(0) - 1
+        last = states.new_zeros(len(mask), states.shape[-1])
+        some = mask.any(dim=1)
+        last[some] = states[ends[some]]
+        return last
+
     def encode_packed(self, vectors: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Item vectors (N, D) of histories of `lengths`, one after the other, oldest item first -> states (N, D), each
         of which has seen what comes before it in its history, and its own item."""
@@ -127,13 +136,12 @@ class SequentialRetrieverModel(PreTrainedModel):
             [`RetrievalOutput`] with the loss when labels are given, else with the scores after the last position.
         """
         item_vectors = self.item_vectors() if item_vectors is None else item_vectors
-        bias, mask = self._bias(), item_ids != PADDING_ITEM
-        states = self._states(item_ids, mask, item_vectors)
+        bias = self.bias()
         if labels is None:
-            last = states.new_zeros(len(mask), states.shape[-1])
-            lengths = mask.sum(dim=1)
-            last[lengths > 0] = states[lengths.cumsum(0)[lengths > 0] - 1]
+            last = self.last_states(item_ids, item_vectors)
             return RetrievalOutput(logits=F.linear(last, item_vectors, bias.to(last.dtype)).float())
+        mask = item_ids != PADDING_ITEM
+        states = self._states(item_ids, mask, item_vectors)
         if self.training and self.id_share is not None:
             # what nobody could choose, nobody refused: it is no negative
             bias = bias.masked_fill(self.id_share == 0, -torch.inf)
@@ -143,7 +151,7 @@ class SequentialRetrieverModel(PreTrainedModel):
             states, labels = states[labelled], labels[labelled]
         return RetrievalOutput(loss=catalogue_cross_entropy(states, item_vectors, bias, labels))
 
-    def _bias(self) -> torch.Tensor:
+    def bias(self) -> torch.Tensor:
         """Bias of all items, -inf for padding."""
         bias = self.item_bias if self.id_share is None else self.item_bias * self.id_share.to(self.item_bias.dtype)
         return bias.masked_fill(torch.arange(len(bias), device=bias.device) == PADDING_ITEM, -torch.inf)
@@ -214,6 +222,7 @@ class NeuralRetriever:
         self.model = model
         self.batch_size = batch_size
         self.num_items = model.config.num_items
+        self._vectors: torch.Tensor | None = None  # of a frozen one
 
     @classmethod
     def from_pretrained(cls, name: str, **hub: Any) -> NeuralRetriever:
@@ -293,16 +302,31 @@ class NeuralRetriever:
         model.config.catalogue = None if item_ids is None else catalogue_fingerprint(item_ids)
         return NeuralRetriever(model, self.batch_size)
 
+    def frozen(self) -> NeuralRetriever:
+        """The retriever with the vectors of all items as they are now: for many calls of `score` in between which
+        nothing is trained."""
+        retriever = copy.copy(self)
+        with torch.inference_mode():
+            retriever._vectors = self.model.item_vectors()
+        return retriever
+
     @torch.inference_mode()
-    def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+    def states(self, histories: Sequence[np.ndarray]) -> torch.Tensor:
+        """States at the end of B histories, (B, D), whose products with item vectors, plus biases, are scores."""
         training = self.model.training
         self.model.eval()
-        vectors = self.model.item_vectors()
-        scores = np.empty((len(histories), self.num_items + 1), dtype=np.float32)
-        order = np.argsort([len(history) for history in histories], kind="stable")  # short with short: less padding
+        vectors = self.model.item_vectors() if self._vectors is None else self._vectors
+        states = vectors.new_zeros(len(histories), vectors.shape[-1])
+        order = np.argsort([len(history) for history in histories], kind="stable")  # alike in length, alike in time
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             batch = pad_left([histories[row] for row in rows], self.model.config.max_length).to(self.model.device)
-            scores[rows] = self.model(batch, item_vectors=vectors).logits.cpu().numpy()
+            states[torch.from_numpy(rows)] = self.model.last_states(batch, vectors)
         self.model.train(training)
-        return scores
+        return states
+
+    @torch.inference_mode()
+    def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        vectors = self.model.item_vectors() if self._vectors is None else self._vectors
+        states = self.states(histories)
+        return torch.addmm(self.model.bias().to(states.dtype), states, vectors.T).float().cpu().numpy()
