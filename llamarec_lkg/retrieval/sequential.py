@@ -26,7 +26,7 @@ from ..utils.fingerprints import catalogue_fingerprint
 from ..utils.hub import fetch
 from .base import pad_left
 from .configuration_sequential import SequentialRetrieverConfig
-from .cross_entropy import catalogue_cross_entropy
+from .cross_entropy import catalogue_cross_entropy, sampled_cross_entropy
 from .item_features import ItemFeatures
 from .item_vectors import ItemContent
 from .text_vectors import TextProjection, text_states, with_padding_row
@@ -124,6 +124,7 @@ class SequentialRetrieverModel(PreTrainedModel):
         item_ids: torch.Tensor,
         labels: torch.Tensor | None = None,
         item_vectors: torch.Tensor | None = None,
+        sample: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> RetrievalOutput:
         """
         Args:
@@ -131,6 +132,8 @@ class SequentialRetrieverModel(PreTrainedModel):
             labels (`torch.Tensor` of `long`, shape (B, L), optional): the next item at each position, 0 where there
                 is none.
             item_vectors (`torch.Tensor`, shape (num_items + 1, D), optional): `item_vectors()`, where it is known.
+            sample (`torch.Tensor` of `long` and of `float32`, each of shape (S,), optional): items, each once, that
+                stand for the whole catalogue in the loss, and the logarithm of how many items each stands for.
 
         Returns:
             [`RetrievalOutput`] with the loss when labels are given, else with the scores after the last position.
@@ -140,16 +143,28 @@ class SequentialRetrieverModel(PreTrainedModel):
         if labels is None:
             last = self.last_states(item_ids, item_vectors)
             return RetrievalOutput(logits=F.linear(last, item_vectors, bias.to(last.dtype)).float())
-        mask = item_ids != PADDING_ITEM
-        states = self._states(item_ids, mask, item_vectors)
         if self.training and self.id_share is not None:
             # what nobody could choose, nobody refused: it is no negative
             bias = bias.masked_fill(self.id_share == 0, -torch.inf)
+        mask = item_ids != PADDING_ITEM
         labels = labels[mask]
         labelled = labels != PADDING_ITEM
-        if not labelled.all():
-            states, labels = states[labelled], labels[labelled]
-        return RetrievalOutput(loss=catalogue_cross_entropy(states, item_vectors, bias, labels))
+        labels = labels[labelled]
+        if sample is None:
+            states = self._states(item_ids, mask, item_vectors)[labelled]
+            return RetrievalOutput(loss=catalogue_cross_entropy(states, item_vectors, bias, labels))
+        sampled, stands_for = sample
+        # looked up together: the gradient of each look-up is a table as large as the catalogue's
+        parts = item_ids[mask], labels, sampled
+        vectors = F.embedding(torch.cat(parts), item_vectors).split([len(part) for part in parts])
+        states, biases = self.encode_packed(vectors[0], mask.sum(dim=1).tolist())[labelled], bias[torch.cat(parts[1:])]
+        own = (states * vectors[1]).sum(dim=-1) + biases[: len(labels)]
+        order = sampled.argsort()
+        near = torch.searchsorted(sampled[order], labels).clamp(max=len(sampled) - 1)
+        hits = order[near].masked_fill(sampled[order][near] != labels, -1)
+        return RetrievalOutput(
+            loss=sampled_cross_entropy(states, vectors[2], biases[len(labels) :] + stands_for, own, hits)
+        )
 
     def bias(self) -> torch.Tensor:
         """Bias of all items, -inf for padding."""

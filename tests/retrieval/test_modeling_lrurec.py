@@ -70,9 +70,7 @@ def test_the_scan_is_accurate_in_single_precision_over_long_histories():
     inputs, eigenvalues = random_recurrence(400, torch.complex64)
     expected = loop(inputs.to(torch.complex128), eigenvalues.to(torch.complex128))
     for size in (1, 7, 400):
-        torch.testing.assert_close(
-            scan(inputs, eigenvalues, size), expected.to(torch.complex64), rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(scan(inputs, eigenvalues, size), expected.to(torch.complex64), rtol=1e-4, atol=1e-4)
 
 
 def test_histories_of_different_lengths_are_scanned_each_by_itself():
