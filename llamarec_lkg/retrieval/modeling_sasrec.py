@@ -134,7 +134,8 @@ def _attend(
     )
     rows = F.linear(hidden, weight, bias).view(-1, 2 * half).index_select(0, layout.rows)
     turned = torch.view_as_complex(rows.float().unflatten(-1, (half, 2))) * layout.turns
-    blocks = torch.view_as_real(turned).flatten(1).to(rows.dtype).split([3 * heads * n * l for n, l in layout.shapes])
+    sizes = [3 * heads * size * length for size, length in layout.shapes]
+    blocks = torch.view_as_real(turned).flatten(1).to(rows.dtype).split(sizes)
     states = [
         _causal(*block.view(3, heads * size, length, 2 * half), probability if training else 0.0).flatten(0, 1)
         for block, (size, length) in zip(blocks, layout.shapes, strict=True)
