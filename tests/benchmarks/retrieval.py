@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -124,9 +125,13 @@ def million() -> tuple[NeuralRetriever, list[np.ndarray]]:
 
 
 def best_of_a_million() -> float:
-    """Finds the best items of all users once, and gives how many it found."""
+    """The most memory held, in GB, while the best items of all users are found; what drawing the weights takes does
+    not count."""
     retriever, histories = million()
-    return float(best_items(retriever, histories, BEST, histories)[0].size)
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    best_items(retriever, histories, BEST, histories)
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
 
 
 @benchmark
@@ -144,4 +149,4 @@ def retrieval() -> Iterator[Figure]:
     )
     name = f"best {BEST} of {CATALOGUE / 1e6:.0f}M items, {USERS} users"
     yield Figure(f"{name}: time", mine, plain, "s", 1.5, "product and torch.topk", overhead=True)
-    yield Figure(f"{name}: memory", alone(best_of_a_million)["gigabytes"], 1, "GB", 1, "bound")
+    yield Figure(f"{name}: memory", alone(best_of_a_million)["found"], 1, "GB", 1, "bound", overhead=True)
