@@ -22,15 +22,7 @@ from ..hub.push import PushOptions, push_folder
 from ..ranking.backbones import resolve_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
-from ..retrieval.base import (
-    Retriever,
-    check_retriever,
-    exclude_history,
-    frozen,
-    never_ranked,
-    rows_at_once,
-    top_k,
-)
+from ..retrieval.base import Retriever, check_retriever, exclude_history, frozen, never_ranked, rows_at_once, top_k
 from ..retrieval.fused import FusedRetriever
 from ..retrieval.item_features import ItemFeatures, item_texts, new_entities
 from ..retrieval.sequential import NeuralRetriever
