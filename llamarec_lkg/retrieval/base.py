@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,10 +15,12 @@ import torch
 from ..data.schema import PADDING_ITEM
 from ..data.sequences import SequenceDataset
 from ..data.splits import EXCLUDED
-from ..evaluation.metrics import target_ranks
 from ..graph.co_ratings import MIN_PEOPLE
 from ..utils.errors import LKGError
 from ..utils.fingerprints import catalogue_fingerprint
+
+
+SCORES_AT_ONCE = 2**25  # numbers: 134 MB
 
 
 class Retriever(Protocol):
@@ -105,11 +108,12 @@ def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         scores end with the padding item and -inf.
     """
     k = min(k, scores.shape[1] - 1)
-    items = np.sort(np.argpartition(scores, -k, axis=1)[:, -k:], axis=1)
-    best = np.take_along_axis(scores, items, axis=1)
-    last = best.min(axis=1, keepdims=True)
-    # of items that tie for the last place, the partition kept any; those with the smallest ids have it
-    for row in np.flatnonzero(((scores >= last).sum(axis=1) > k) & np.isfinite(last[:, 0])):
+    best, items, tied = (found.numpy() for found in _largest(torch.from_numpy(scores), k))
+    order = np.argsort(items, axis=1)
+    items, best = np.take_along_axis(items, order, axis=1), np.take_along_axis(best, order, axis=1)
+    last = best.min(axis=1, initial=np.inf, keepdims=True)
+    # of items that tie for the last place, any were taken; those with the smallest ids have it
+    for row in np.flatnonzero(tied & np.isfinite(last[:, 0])):
         level = np.flatnonzero(scores[row] == last[row])
         above = items[row][best[row] > last[row]]
         items[row] = np.sort(np.concatenate([above, level[: k - len(above)]]))
@@ -119,21 +123,85 @@ def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return np.where(np.isfinite(best), items, PADDING_ITEM), best
 
 
-def retriever_ranks(dataset: SequenceDataset, retriever: Retriever, split: str, *, block: int = 512) -> np.ndarray:
+def _largest(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The `k` largest of each row (B, I), their columns, and whether others tie with the least of them (B,).
+
+    Long rows are parted into groups of columns: the largest numbers of a row are in the `k` groups with the largest
+    maxima, so that but a single pass goes over all numbers.
+    """
+    count = scores.shape[1]
+    size = math.isqrt(count // max(1, k))
+    if size < 8:
+        best, columns = scores.topk(k, dim=1)
+        return best, columns, (scores >= best.amin(1, keepdim=True)).sum(1) > k if k else best.any(1)
+    groups = count // size
+    whole = scores[:, : groups * size].unflatten(1, (size, groups))  # a group is every so-manieth column
+    maxima = whole.amax(dim=1)
+    chosen = maxima.topk(k, dim=1).indices
+    columns = (chosen[:, None] + groups * torch.arange(size)[:, None]).flatten(1)
+    columns = torch.cat([columns, torch.arange(groups * size, count).expand(len(scores), -1)], dim=1)
+    values = scores.gather(1, columns)
+    best, places = values.topk(k, dim=1)
+    last = best.amin(1, keepdim=True)
+    tied = ((values >= last).sum(1) > k) | ((maxima >= last).sum(1) > k)
+    return best, columns.gather(1, places), tied
+
+
+def rows_at_once(num_items: int, most: int = 512) -> int:
+    """How many histories are scored together, so that their scores stay within bounds whatever the catalogue."""
+    return max(1, min(most, SCORES_AT_ONCE // (num_items + 1)))
+
+
+def frozen(retriever: Retriever) -> Retriever:
+    """The retriever as it is now, for many calls of `score`: what does not depend on histories is made once."""
+    freeze = getattr(retriever, "frozen", None)  # a user's own retriever need not have it
+    return freeze() if callable(freeze) else retriever
+
+
+def best_items(
+    retriever: Retriever, histories: Sequence[np.ndarray], k: int, away: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` best items after each of B histories and their scores, each (B, k), as `top_k` orders them, but for
+    those in `away`, dense items for each history. Scores of all items are held for a few histories at a time."""
+    retriever, rows, found = frozen(retriever), rows_at_once(retriever.num_items), []
+    for start in range(0, max(1, len(histories)), rows):
+        part = slice(start, start + rows)
+        found.append(top_k(exclude_history(retriever.score(histories[part]), away[part]), k))
+    items, scores = zip(*found, strict=True)
+    return np.concatenate(items), np.concatenate(scores)
+
+
+def ranks_among(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Rank of each row's target (B,) in `scores` (B, I): 1 is best, ties by column, what is not a number last. As
+    [`~evaluation.metrics.target_ranks`] of a whole table, without tables of its own."""
+    ranks = np.empty(len(scores), dtype=np.int64)
+    for row, target in enumerate(targets):
+        values, own = scores[row], scores[row, target]
+        if np.isnan(own) or own == -np.inf:  # behind all numbers, among what is none or the least
+            ahead = np.count_nonzero(values > -np.inf)
+            ties = target - np.count_nonzero(values[:target] > -np.inf)
+        else:
+            ahead, ties = np.count_nonzero(values > own), np.count_nonzero(values[:target] == own)
+        ranks[row] = 1 + ahead + ties
+    return ranks
+
+
+def retriever_ranks(dataset: SequenceDataset, retriever: Retriever, split: str) -> np.ndarray:
     """Rank of every target of `split` among all items, history excluded unless the data allow repeats, shape (N,)."""
-    return retrieved(dataset, retriever, split, block=block)[0]
+    return retrieved(dataset, retriever, split)[0]
 
 
 def retrieved(
-    dataset: SequenceDataset, retriever: Retriever, split: str, *, count: int = 10, block: int = 512
+    dataset: SequenceDataset, retriever: Retriever, split: str, *, count: int = 10
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of every target of `split`: its rank among all items, history excluded unless the data allow repeats, (N,); and
     the `count` best items, (N, count), 0 where there are fewer."""
     positions, ranks, best = dataset.positions(split), [], []
-    for start in range(0, len(positions), block):
-        part = positions[start : start + block]
+    retriever, rows = frozen(retriever), rows_at_once(retriever.num_items)
+    for start in range(0, len(positions), rows):
+        part = positions[start : start + rows]
         histories = [dataset.item_sequence[dataset.history(position)] for position in part]
         scores = exclude_history(retriever.score(histories), never_ranked(histories, dataset.settings.repeats))
-        ranks.append(target_ranks(scores, dataset.item_sequence[part]))
+        ranks.append(ranks_among(scores, dataset.item_sequence[part]))
         best.append(top_k(scores, count)[0])
     return np.concatenate(ranks), np.concatenate(best)

@@ -21,7 +21,7 @@ from ..data.schema import PADDING_ITEM, RankingExample
 from ..data.sequences import SequenceDataset
 from ..graph.evidence import EvidenceIndex
 from ..utils.errors import LKGError
-from .base import Retriever, exclude_history, never_ranked, top_k
+from .base import Retriever, exclude_history, frozen, never_ranked, rows_at_once, top_k
 from .fused import FusedRetriever
 
 
@@ -29,8 +29,8 @@ from .fused import FusedRetriever
 OF_CANDIDATES = ("retrieval_scores", "evidence", "recent_evidence", "popularity")
 
 
-BLOCK = 512  # lists that are made at once
-# positions, histories, and scores of all items: the retriever's, and those that candidates are chosen by
+# positions, histories, and scores of all items: the retriever's, and those that candidates are chosen by,
+# which may be the same array
 ScoredBlock = tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]
 
 
@@ -284,13 +284,13 @@ def _scored(
     dataset: SequenceDataset, retriever: Retriever, positions: np.ndarray, description: str, progress: bool
 ) -> Iterator[ScoredBlock]:
     """Positions in blocks, with the history before each and the scores of all items."""
-    fused = isinstance(retriever, FusedRetriever)
+    fused, rows, retriever = isinstance(retriever, FusedRetriever), rows_at_once(dataset.num_items), frozen(retriever)
     with tqdm(total=len(positions), desc=description, unit="list", disable=not progress) as bar:
-        for start in range(0, len(positions), BLOCK):
-            block = positions[start : start + BLOCK]
+        for start in range(0, len(positions), rows):
+            block = positions[start : start + rows]
             histories = [dataset.item_sequence[dataset.history(position)] for position in block]
             scores = retriever.retriever.score(histories) if fused else retriever.score(histories)
-            yield block, histories, scores, retriever.join(scores, histories) if fused else scores.copy()
+            yield block, histories, scores, retriever.join(scores, histories) if fused else scores
             bar.update(len(block))
 
 

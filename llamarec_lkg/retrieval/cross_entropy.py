@@ -8,10 +8,12 @@ block that fits the processor's cache is faster than one large product.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 
-SCORES_AT_ONCE = {"cpu": 2**21, "cuda": 2**27}  # numbers in a block
+SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}  # numbers in a block
+ROWS_AT_ONCE = {"cpu": 192}  # positions in it, where more would only leave the cache
 
 
 def catalogue_cross_entropy(
@@ -23,8 +25,38 @@ def catalogue_cross_entropy(
         hidden (N, D), vectors (I, D), bias (I,): what scores are made of. A bias of -inf leaves an item out.
         labels (`long`, (N,)): rows of `vectors`.
     """
-    rows = max(1, SCORES_AT_ONCE.get(hidden.device.type, SCORES_AT_ONCE["cpu"]) // max(1, len(vectors)))
-    return _CrossEntropy.apply(hidden, vectors, bias, labels, rows)
+    return _CrossEntropy.apply(hidden, vectors, bias, labels, _rows(hidden, vectors))
+
+
+def sampled_cross_entropy(
+    hidden: torch.Tensor, vectors: torch.Tensor, bias: torch.Tensor, own: torch.Tensor, hits: torch.Tensor
+) -> torch.Tensor:
+    """Mean of -log (exp(own) / (exp(own) + sum of exp(hidden @ vectors.T + bias) but for the target)), a number of
+    `float32`: the cross-entropy over a catalogue of which S items are a sample.
+
+    Where a bias contains log(times drawn / times expected), the sum is, in the mean of many samples, that of the whole
+    catalogue.
+
+    Args:
+        hidden (N, D), vectors (S, D), bias (S,): what scores of the sample are made of. An item is in it once.
+        own (N,): scores of the targets.
+        hits (`long`, (N,)): where in the sample the target is, -1 where it is not.
+    """
+    return _SampledCrossEntropy.apply(hidden, vectors, bias, own, hits, _rows(hidden, vectors))
+
+
+def _rows(hidden: torch.Tensor, vectors: torch.Tensor) -> int:
+    """Positions in a block."""
+    kind = hidden.device.type
+    rows = max(1, SCORES_AT_ONCE.get(kind, SCORES_AT_ONCE["cpu"]) // max(1, len(vectors)))
+    return max(1, min(rows, len(hidden), ROWS_AT_ONCE.get(kind, rows)))
+
+
+def _room(hidden: torch.Tensor, vectors: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """For the scores of a block and their softmax, filled anew by each: room that is asked for again and again is
+    cleared again and again."""
+    shape = rows, len(vectors)
+    return vectors.new_empty(shape), torch.empty(shape, dtype=torch.float32, device=hidden.device)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -35,14 +67,17 @@ class _CrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden, grad_vectors = torch.zeros_like(hidden), torch.zeros_like(vectors, dtype=torch.float32)
         grad_bias = torch.zeros(len(vectors), dtype=torch.float32, device=hidden.device)
+        room, chances = _room(hidden, vectors, rows)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(labels), rows):
                 states = hidden[start : start + rows].to(vectors.dtype)
                 targets = labels[start : start + rows, None]
-                logs = torch.addmm(bias, states, vectors.T).float().log_softmax(dim=-1)
-                total -= logs.gather(1, targets).sum()
+                scores = torch.addmm(bias, states, vectors.T, out=room[: len(states)]).float()
+                error = torch.softmax(scores, dim=-1, out=chances[: len(states)])  # torch's fastest exponential
+                # the logarithm of their sum by the likeliest item, whose chance is never too small to have one
+                total += (scores.amax(1) - error.amax(1).log() - scores.gather(1, targets)[:, 0]).sum()
                 if learns:
-                    error = logs.exp_().scatter_add_(1, targets, -torch.ones_like(logs[:, :1]))
+                    error.scatter_add_(1, targets, -torch.ones_like(error[:, :1]))
                     grad_bias += error.sum(0)
                     error = error.to(vectors.dtype)
                     grad_hidden[start : start + rows] = error @ vectors
@@ -51,6 +86,43 @@ class _CrossEntropy(torch.autograd.Function):
         if learns:
             ctx.save_for_backward(grad_hidden / count, grad_vectors / count, grad_bias / count)
             ctx.dtypes = hidden.dtype, vectors.dtype, bias.dtype
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        gradients = (grad * found for found in ctx.saved_tensors)
+        return *(found.to(dtype) for found, dtype in zip(gradients, ctx.dtypes, strict=True)), None, None
+
+
+class _SampledCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, vectors, bias, own, hits, rows):
+        bias = bias.to(vectors.dtype)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden, grad_vectors = torch.zeros_like(hidden), torch.zeros_like(vectors, dtype=torch.float32)
+        grad_bias, grad_own = torch.zeros_like(bias, dtype=torch.float32), torch.zeros_like(own, dtype=torch.float32)
+        room, chances = _room(hidden, vectors, rows)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(hits), rows):
+                part = slice(start, start + rows)
+                states, hit = hidden[part].to(vectors.dtype), hits[part]
+                scores = torch.addmm(bias, states, vectors.T, out=room[: len(states)]).float()
+                found = (hit >= 0).nonzero()[:, 0]
+                scores[found, hit[found]] = torch.finfo(scores.dtype).min
+                error = torch.softmax(scores, dim=-1, out=chances[: len(states)])
+                above = scores.amax(1) - error.amax(1).log() - own[part].float()  # of all others together
+                total += F.softplus(above).sum()
+                share = above.sigmoid()
+                error *= share[:, None]
+                grad_own[part] = -share
+                grad_bias += error.sum(0)
+                error = error.to(vectors.dtype)
+                grad_hidden[part] = error @ vectors
+                grad_vectors.addmm_(error.T.float(), states.float())
+        count, gradients = max(1, len(hits)), (grad_hidden, grad_vectors, grad_bias, grad_own)
+        ctx.save_for_backward(*(found / count for found in gradients))
+        ctx.dtypes = hidden.dtype, vectors.dtype, bias.dtype, own.dtype
         return total / count
 
     @staticmethod

@@ -6,8 +6,9 @@ numbers for all users, fitted on training positions whose retriever, co-ratings 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 from ..data.schema import PADDING_ITEM
 from ..data.sequences import SequenceDataset
 from ..graph.evidence import EvidenceIndex
-from .base import Retriever, exclude_history, never_ranked, top_k
+from .base import Retriever, exclude_history, frozen, never_ranked, rows_at_once, top_k
 
 
 POOL = 100  # items of each kind that weights are fitted on beside the target
@@ -63,6 +64,12 @@ class FusedRetriever:
     def catalogue(self) -> str | None:
         return getattr(self.retriever, "catalogue", None)
 
+    def frozen(self) -> FusedRetriever:
+        """As of every retriever that has it ([`~base.frozen`])."""
+        fused = copy.copy(self)
+        fused.retriever = frozen(self.retriever)
+        return fused
+
     def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """As of every [`Retriever`]."""
         return self.join(self.retriever.score(histories), histories)
@@ -82,6 +89,10 @@ class MeanRetriever:
 
     def __init__(self, retrievers: Sequence[Retriever]):
         self.retrievers, self.num_items = retrievers, retrievers[0].num_items
+
+    def frozen(self) -> MeanRetriever:
+        """As of every retriever that has it ([`~base.frozen`])."""
+        return MeanRetriever([frozen(retriever) for retriever in self.retrievers])
 
     def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """Of every item the mean log-probability, (B, num_items + 1)."""
@@ -119,9 +130,10 @@ def fit_candidate_weights(
     total = sum(int(len(fold.positions) * share) for fold in folds)
     with tqdm(total=total, desc="weigh candidates", unit="list", disable=not progress) as bar:
         for fold in folds:
+            fold, rows = replace(fold, retriever=frozen(fold.retriever)), rows_at_once(dataset.num_items, 256)
             positions = generator.permutation(fold.positions)[: int(len(fold.positions) * share)]
-            for start in range(0, len(positions), 256):
-                block = positions[start : start + 256]
+            for start in range(0, len(positions), rows):
+                block = positions[start : start + rows]
                 found.append(_features(dataset, fold, np.sort(block), recent_half_life, generator))
                 bar.update(len(block))
     width = max(features.shape[1] for features, _ in found)

@@ -6,53 +6,70 @@ Resurrecting Recurrent Neural Networks for Long Sequences (Orvieto et al., ICML 
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers import AutoModel
 
 from .configuration_lrurec import LRURecConfig
+from .dropout import add_dropped, dropout
+from .packing import Chunks
 from .sequential import NeuralRetriever, SequentialRetrieverModel
 
 
 class _LinearRecurrence(torch.autograd.Function):
-    """x_t = eigenvalue * x_{t-1} + u_t with x_{-1} = 0, over dimension 1 of a complex (B, L, H) tensor.
+    """x_t = eigenvalue * x_{t-1} + u_t with x_{-1} = 0 over each history, in a complex (C, K, H) tensor of chunks as
+    [`~packing.Chunks`] lays them out.
 
     Forward and backward are both one scan in two levels: all chunks step together, then each chunk receives what its
-    predecessors carry over. That is sqrt(L) + sqrt(L) small steps of vector work in place of L, without the L log L
-    work of a doubling scan, and nothing but the states is kept for the backward pass.
+    predecessor carries over. That is a few dozen steps of vector work in place of L, without the L log L work of a
+    doubling scan, and nothing but the states is kept for the backward pass. A chunk is filled up at its end, where
+    nothing comes after, so no place has to be masked.
     """
 
     @staticmethod
-    def forward(ctx, inputs: torch.Tensor, eigenvalues: torch.Tensor) -> torch.Tensor:
-        states = _scan(inputs, eigenvalues)
-        ctx.save_for_backward(states, eigenvalues)
+    def forward(ctx, inputs: torch.Tensor, eigenvalues: torch.Tensor, groups: tuple[int, ...]) -> torch.Tensor:
+        states, powers = torch.empty_like(inputs), eigenvalues.expand(len(inputs), -1).cumprod(0)
+        states[0] = inputs[0]
+        for step in range(1, len(inputs)):
+            torch.addcmul(inputs[step], states[step - 1], eigenvalues, out=states[step])
+        for before, chunks in _neighbours(groups):
+            states[:, chunks].addcmul_(states[-1, before], powers[:, None])
+        ctx.save_for_backward(states, eigenvalues, powers)
+        ctx.groups = groups
         return states
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: torch.Tensor):
-        states, eigenvalues = ctx.saved_tensors
+        states, eigenvalues, powers = ctx.saved_tensors
         # the adjoint runs backwards in time: a_t = conj(eigenvalue) * a_{t+1} + grad_t
-        adjoint = _scan(grad.flip(1), eigenvalues.conj()).flip(1)
-        grad_eigenvalues = (adjoint[:, 1:] * states[:, :-1].conj()).sum((0, 1))
-        return adjoint, grad_eigenvalues
+        adjoint, factors = torch.empty_like(states), eigenvalues.conj_physical()
+        powers = powers.flip(0).conj_physical()[:, None]
+        adjoint[-1] = grad[-1]
+        for step in range(len(states) - 2, -1, -1):
+            torch.addcmul(grad[step], adjoint[step + 1], factors, out=adjoint[step])
+        neighbours = list(_neighbours(ctx.groups))
+        for before, chunks in reversed(neighbours):
+            adjoint[:, before].addcmul_(adjoint[0, chunks], powers)
+        states = states.conj_physical()
+        grad_eigenvalues = (adjoint[1:] * states[:-1]).sum((0, 1))
+        for before, chunks in neighbours:
+            grad_eigenvalues += (adjoint[0, chunks] * states[-1, before]).sum(0)
+        return adjoint, grad_eigenvalues, None
 
 
-def _scan(inputs: torch.Tensor, eigenvalues: torch.Tensor) -> torch.Tensor:
-    batch, length, width = inputs.shape
-    chunk = max(1, math.isqrt(length))
-    num_chunks = -(-length // chunk)
-    states = inputs.new_zeros(batch, num_chunks * chunk, width)
-    states[:, :length] = inputs
-    states = states.view(batch, num_chunks, chunk, width)
-    for step in range(1, chunk):
-        states[:, :, step].addcmul_(states[:, :, step - 1], eigenvalues)
-    powers = eigenvalues[None, :] ** torch.arange(1, chunk + 1, device=inputs.device)[:, None]
-    for index in range(1, num_chunks):
-        states[:, index].addcmul_(states[:, index - 1, -1:], powers)
-    return states.view(batch, -1, width)[:, :length]
+def _neighbours(groups: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+    """Chunks that have a successor, and their successors, in order of time."""
+    start = 0
+    for size, following in itertools.pairwise(groups):
+        yield slice(start, start + following), slice(start + size, start + size + following)
+        start += size
 
 
 class LRURecRecurrence(nn.Module):
@@ -78,24 +95,24 @@ class LRURecRecurrence(nn.Module):
             self.angle_log.copy_(angle.log())
             self.input_scale_log.copy_(0.5 * torch.log1p(-radius_squared))
 
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(N, D), the N places where `mask` (B, L) is true, in its order -> (N, D)."""
+    def forward(self, hidden: torch.Tensor, groups: tuple[int, ...]) -> torch.Tensor:
+        """(C, K, D), as [`~packing.Chunks`] lays them out, and its `groups` -> (C, K, D)."""
         with torch.autocast(hidden.device.type, enabled=False):  # long products of eigenvalues need float32
             eigenvalues = torch.polar(torch.exp(-torch.exp(self.decay_log.float())), torch.exp(self.angle_log.float()))
-            inputs = self.input_projection(hidden.to(self.input_projection.weight.dtype)).float()
-            real, imaginary = inputs.chunk(2, dim=-1)
             scale = torch.exp(self.input_scale_log.float())
-            inputs = _at(mask, torch.complex(real * scale, imaginary * scale))
-            states = _LinearRecurrence.apply(inputs, eigenvalues)[mask]
-            states = torch.cat([states.real, states.imag], dim=-1)
-            return self.output_projection(states.to(self.output_projection.weight.dtype))
+            # the small weights are brought into the order of complex numbers, and scaled, not the large states
+            weight, bias = self.input_projection.weight.float(), self.input_projection.bias.float()
+            weight = _interleaved(weight.unflatten(0, (2, -1)) * scale[:, None])
+            inputs = F.linear(hidden.float(), weight, _interleaved(bias.unflatten(0, (2, -1)) * scale))
+            inputs = torch.view_as_complex(inputs.unflatten(-1, (-1, 2)))
+            states = torch.view_as_real(_LinearRecurrence.apply(inputs, eigenvalues, groups)).flatten(-2)
+            weight = _interleaved(self.output_projection.weight.T.unflatten(0, (2, -1))).T
+            return F.linear(states.to(weight.dtype), weight, self.output_projection.bias)
 
 
-def _at(mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """(N, D) -> (B, L, D): the rows where `mask` (B, L) is true, in its order, and zeros elsewhere."""
-    dense = rows.new_zeros(*mask.shape, rows.shape[-1])
-    dense[mask] = rows
-    return dense
+def _interleaved(pair: torch.Tensor) -> torch.Tensor:
+    """Real parts, then imaginary ones, (2, H, ...) -> each beside its own, (2 * H, ...)."""
+    return pair.transpose(0, 1).flatten(0, 1)
 
 
 class LRURecBlock(nn.Module):
@@ -107,12 +124,13 @@ class LRURecBlock(nn.Module):
         self.feed_forward_in = nn.Linear(size, 4 * size)
         self.feed_forward_out = nn.Linear(4 * size, size)
         self.feed_forward_norm = nn.LayerNorm(size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = config.hidden_dropout_prob
 
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        hidden = self.recurrence_norm(hidden + self.dropout(self.recurrence(hidden, mask)))
-        inner = self.dropout(F.gelu(self.feed_forward_in(hidden)))
-        return self.feed_forward_norm(hidden + self.dropout(self.feed_forward_out(inner)))
+    def forward(self, hidden: torch.Tensor, groups: tuple[int, ...]) -> torch.Tensor:
+        drop = self.dropout, self.training
+        hidden = self.recurrence_norm(add_dropped(hidden, self.recurrence(hidden, groups), *drop))
+        inner = dropout(F.gelu(self.feed_forward_in(hidden)), *drop)
+        return self.feed_forward_norm(add_dropped(hidden, self.feed_forward_out(inner), *drop))
 
 
 class LRURecForRetrieval(SequentialRetrieverModel):
@@ -125,7 +143,6 @@ class LRURecForRetrieval(SequentialRetrieverModel):
     def __init__(self, config: LRURecConfig):
         super().__init__(config)
         self.embedding_norm = nn.LayerNorm(config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.blocks = nn.ModuleList([LRURecBlock(config) for _ in range(config.num_hidden_layers)])
         self.post_init()
 
@@ -136,12 +153,16 @@ class LRURecForRetrieval(SequentialRetrieverModel):
         else:
             super()._init_weights(module)
 
-    def encode_vectors(self, vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        # padding is left out of all but the recurrence: in a batch of short histories it is most of the places
-        hidden = self.dropout(self.embedding_norm(vectors[mask]))
+    def encode_packed(self, vectors: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        # short chunks waste little, and their number is what the scan takes steps for
+        chunks = Chunks.of(lengths, max(1, math.isqrt(max(lengths, default=0)) // 2))
+        slots = torch.from_numpy(chunks.slots).to(vectors.device)
+        hidden = dropout(self.embedding_norm(vectors), self.config.hidden_dropout_prob, self.training)
+        hidden = hidden.new_zeros(chunks.size * chunks.num_chunks, hidden.shape[-1]).index_copy(0, slots, hidden)
+        hidden = hidden.unflatten(0, (chunks.size, chunks.num_chunks))
         for block in self.blocks:
-            hidden = block(hidden, mask)
-        return _at(mask, hidden)
+            hidden = block(hidden, chunks.groups)
+        return hidden.flatten(0, 1).index_select(0, slots)
 
 
 LRURecRetriever = NeuralRetriever  # its name when there was no other

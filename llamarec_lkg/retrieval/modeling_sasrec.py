@@ -9,12 +9,19 @@ training history, where most of what is learned is learned, sees what one at its
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, GPTNeoXConfig
 
 from ..utils.errors import LKGError
 from .configuration_sasrec import SASRecConfig
+from .dropout import add_dropped, dropout
+from .packing import Groups, places_of
 from .sequential import SequentialRetrieverModel
 
 
@@ -58,38 +65,95 @@ class SASRecForRetrieval(SequentialRetrieverModel):
         self.encoder.set_input_embeddings(None)  # it is given vectors
         self.post_init()
 
-    def encode_vectors(self, vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        # short histories share a row, in which each sees itself alone: else most of a batch would be padding
-        rows, starts = _shared_rows(mask.sum(dim=1).tolist(), mask.shape[1])
-        rows, starts = (torch.tensor(places, device=mask.device) for places in (rows, starts))
-        owner, _ = mask.nonzero(as_tuple=True)
-        order = (mask.cumsum(dim=1) - 1)[mask]
-        row, column = rows[owner], starts[owner] + order
-        shape = int(rows.max()) + 1, mask.shape[1]
-        inputs = vectors.new_zeros(*shape, vectors.shape[-1])
-        inputs[row, column] = self.embedding_norm(vectors[mask])
-        history = torch.full(shape, -1, device=mask.device)
-        history[row, column] = owner
-        places = torch.zeros(shape, dtype=torch.long, device=mask.device)
-        places[row, column] = order
-        seen = (history[:, None, :, None] == history[:, None, None, :]).tril()
-        bias = torch.zeros_like(seen, dtype=inputs.dtype).masked_fill(~seen, torch.finfo(inputs.dtype).min)
-        states = self.encoder(inputs_embeds=inputs, attention_mask=bias, position_ids=places).last_hidden_state
-        hidden = states.new_zeros(*mask.shape, states.shape[-1])
-        hidden[mask] = states[row, column]
-        return hidden
+    def encode_packed(self, vectors: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        # the layers of the encoder, computed by hand: its own forward needs a mask, which rules the quick kernels out,
+        # and rows of the same length
+        drop = self.config.hidden_dropout_prob, self.training
+        layout = _Layout.of(lengths, self.config.num_attention_heads, self.encoder.rotary_emb.inv_freq)
+        hidden = dropout(self.embedding_norm(vectors), *drop)
+        for layer in self.encoder.layers:
+            hidden = add_dropped(hidden, _attend(layer.attention, layer.input_layernorm(hidden), layout, *drop), *drop)
+            update = layer.mlp(layer.post_attention_layernorm(hidden))
+            hidden = add_dropped(hidden, update, *drop)
+        return self.encoder.final_layer_norm(hidden)
 
 
-def _shared_rows(lengths: list[int], width: int) -> tuple[list[int], list[int]]:
-    """Row and first column of each history when as many as fit, in their order, share a row of `width` places."""
-    rows, starts, row, used = [], [], 0, 0
-    for length in lengths:
-        if used + length > width:
-            row, used = row + 1, 0
-        rows.append(row)
-        starts.append(used)
-        used += length
-    return rows, starts
+@dataclass(frozen=True)
+class _Layout:
+    """How queries, keys and values of H heads lie for attention: of each group of [`~packing.Groups`] a block
+    (3, H, n, l, head size), one block after the other.
+
+    Args:
+        shapes: n and l of each group.
+        heads: H.
+        rows (`long`, (R,)): for each row of the blocks, the one of the projection, (N, 3, H).
+        turns (complex, (R, head size / 2)): what it is multiplied by. Queries and keys are turned by their places, and
+            queries scaled besides.
+        back (`long`, (N, H)): rows of the states (H, n, l, head size), block after block, in the packed order.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    heads: int
+    rows: torch.Tensor
+    turns: torch.Tensor
+    back: torch.Tensor
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], heads: int, frequencies: torch.Tensor) -> _Layout:
+        groups, lengths = Groups.of(lengths), np.asarray(lengths, dtype=np.int64)
+        parts, places, longest = np.arange(3 * heads)[:, None], places_of(lengths), int(lengths.max(initial=0))
+        rows, turns, back, start = [], [], np.empty((len(groups.sources), heads), dtype=np.int64), 0
+        for size, length in groups.shapes:
+            sources = groups.sources[start : start + size * length]
+            rows.append((sources * 3 * heads + parts).ravel())
+            # of a table that holds the turns of queries, those of keys, and no turn
+            turns.append(np.where(parts < 2 * heads, places[sources] + parts // heads * longest, 2 * longest).ravel())
+            within = np.arange(heads) * size * length + np.arange(size * length)[:, None]
+            back[start : start + size * length] = start * heads + within
+            start += size * length
+        angles = torch.arange(longest, device=frequencies.device)[:, None] * frequencies.float()
+        keys = torch.polar(torch.ones_like(angles), angles)
+        table = torch.cat([keys * (2 * len(frequencies)) ** -0.5, keys, torch.ones_like(keys[:1])])
+        rows, turns, back = (
+            torch.from_numpy(np.concatenate([*found, np.empty(0, np.int64)])).to(frequencies.device)
+            for found in (rows, turns, [back[groups.slots].ravel()])
+        )
+        return cls(groups.shapes, heads, rows, table[turns], back)
+
+
+def _attend(
+    attention: nn.Module, hidden: torch.Tensor, layout: _Layout, probability: float, training: bool
+) -> torch.Tensor:
+    """What the attention of a GPT-NeoX layer gives for packed histories (N, D), each of which sees itself alone."""
+    heads, half = layout.heads, layout.turns.shape[-1]
+    # in the order (q, k, v), heads, and the two numbers that turn together beside each other; the weights are brought
+    # into it, which are small
+    weight, bias = (
+        values.unflatten(0, (heads, 3, 2, half)).transpose(0, 1).transpose(2, 3).flatten(0, 3)
+        for values in (attention.query_key_value.weight, attention.query_key_value.bias)
+    )
+    rows = F.linear(hidden, weight, bias).view(-1, 2 * half).index_select(0, layout.rows)
+    turned = torch.view_as_complex(rows.float().unflatten(-1, (half, 2))) * layout.turns
+    sizes = [3 * heads * size * length for size, length in layout.shapes]
+    blocks = torch.view_as_real(turned).flatten(1).to(rows.dtype).split(sizes)
+    states = [
+        _causal(*block.view(3, heads * size, length, 2 * half), probability if training else 0.0).flatten(0, 1)
+        for block, (size, length) in zip(blocks, layout.shapes, strict=True)
+    ]
+    states = torch.cat(states).index_select(0, layout.back) if states else rows
+    weight = attention.dense.weight.unflatten(1, (heads, 2, half)).transpose(2, 3).flatten(1)
+    return F.linear(states.view(len(hidden), weight.shape[1]), weight, attention.dense.bias)
+
+
+def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, probability: float) -> torch.Tensor:
+    """Attention of scaled queries to keys no later than they, each (B, L, head size), with dropout of its weights."""
+    if not probability or query.device.type != "cpu":
+        parts = query[None], key[None], value[None]
+        return F.scaled_dot_product_attention(*parts, dropout_p=probability, is_causal=True, scale=1.0)[0]
+    # torch's quick kernel for a CPU knows no dropout
+    later = torch.full((query.shape[1], query.shape[1]), -torch.inf, dtype=query.dtype).triu(1)
+    weights = torch.baddbmm(later, query, key.mT).softmax(dim=-1)
+    return dropout(weights, probability, True) @ value
 
 
 AutoModel.register(SASRecConfig, SASRecForRetrieval, exist_ok=True)

@@ -1,5 +1,5 @@
 """What every neural retriever has: item vectors that enter a history and score the next item, their loss, and the
-border behind which any of them is a `Retriever`. A model brings `encode_vectors`, and `model_type` in its
+border behind which any of them is a `Retriever`. A model brings `encode_packed`, and `model_type` in its
 configuration.
 """
 
@@ -26,7 +26,7 @@ from ..utils.fingerprints import catalogue_fingerprint
 from ..utils.hub import fetch
 from .base import pad_left
 from .configuration_sequential import SequentialRetrieverConfig
-from .cross_entropy import catalogue_cross_entropy
+from .cross_entropy import catalogue_cross_entropy, sampled_cross_entropy
 from .item_features import ItemFeatures
 from .item_vectors import ItemContent
 from .text_vectors import TextProjection, text_states, with_padding_row
@@ -95,18 +95,36 @@ class SequentialRetrieverModel(PreTrainedModel):
     def encode(self, item_ids: torch.Tensor, item_vectors: torch.Tensor | None = None) -> torch.Tensor:
         """(B, L) dense items, left-padded with 0 -> states (B, L, D)."""
         item_vectors = self.item_vectors() if item_vectors is None else item_vectors
-        return self.encode_vectors(F.embedding(item_ids, item_vectors), item_ids != PADDING_ITEM)
+        mask = item_ids != PADDING_ITEM
+        states = self._states(item_ids, mask, item_vectors)
+        hidden = states.new_zeros(*mask.shape, states.shape[-1])
+        hidden[mask] = states
+        return hidden
 
-    def encode_vectors(self, vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Item vectors (B, L, D), oldest first, and where they are no padding (B, L) -> states (B, L, D), each of
-        which has seen what comes before it and its own item."""
+    def last_states(self, item_ids: torch.Tensor, item_vectors: torch.Tensor) -> torch.Tensor:
+        """States (B, D) at the end of histories (B, L), 0 of an empty one."""
+        mask = item_ids != PADDING_ITEM
+        states, ends = self._states(item_ids, mask, item_vectors), mask.sum(dim=1).cumsum(0) - 1
+        last = states.new_zeros(len(mask), states.shape[-1])
+        some = mask.any(dim=1)
+        last[some] = states[ends[some]]
+        return last
+
+    def encode_packed(self, vectors: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Item vectors (N, D) of histories of `lengths`, one after the other, oldest item first -> states (N, D), each
+        of which has seen what comes before it in its history, and its own item."""
         raise NotImplementedError
+
+    def _states(self, item_ids: torch.Tensor, mask: torch.Tensor, item_vectors: torch.Tensor) -> torch.Tensor:
+        """States (N, D) of the N places where `mask` (B, L) is true, in its order: of padding nothing is computed."""
+        return self.encode_packed(F.embedding(item_ids[mask], item_vectors), mask.sum(dim=1).tolist())
 
     def forward(
         self,
         item_ids: torch.Tensor,
         labels: torch.Tensor | None = None,
         item_vectors: torch.Tensor | None = None,
+        sample: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> RetrievalOutput:
         """
         Args:
@@ -114,21 +132,41 @@ class SequentialRetrieverModel(PreTrainedModel):
             labels (`torch.Tensor` of `long`, shape (B, L), optional): the next item at each position, 0 where there
                 is none.
             item_vectors (`torch.Tensor`, shape (num_items + 1, D), optional): `item_vectors()`, where it is known.
+            sample (`torch.Tensor` of `long` and of `float32`, each of shape (S,), optional): items, each once, that
+                stand for the whole catalogue in the loss, and the logarithm of how many items each stands for.
 
         Returns:
             [`RetrievalOutput`] with the loss when labels are given, else with the scores after the last position.
         """
         item_vectors = self.item_vectors() if item_vectors is None else item_vectors
-        hidden, bias = self.encode(item_ids, item_vectors), self._bias()
+        bias = self.bias()
         if labels is None:
-            return RetrievalOutput(logits=F.linear(hidden[:, -1], item_vectors, bias.to(hidden.dtype)).float())
+            last = self.last_states(item_ids, item_vectors)
+            return RetrievalOutput(logits=F.linear(last, item_vectors, bias.to(last.dtype)).float())
         if self.training and self.id_share is not None:
             # what nobody could choose, nobody refused: it is no negative
             bias = bias.masked_fill(self.id_share == 0, -torch.inf)
+        mask = item_ids != PADDING_ITEM
+        labels = labels[mask]
         labelled = labels != PADDING_ITEM
-        return RetrievalOutput(loss=catalogue_cross_entropy(hidden[labelled], item_vectors, bias, labels[labelled]))
+        labels = labels[labelled]
+        if sample is None:
+            states = self._states(item_ids, mask, item_vectors)[labelled]
+            return RetrievalOutput(loss=catalogue_cross_entropy(states, item_vectors, bias, labels))
+        sampled, stands_for = sample
+        # looked up together: the gradient of each look-up is a table as large as the catalogue's
+        parts = item_ids[mask], labels, sampled
+        vectors = F.embedding(torch.cat(parts), item_vectors).split([len(part) for part in parts])
+        states, biases = self.encode_packed(vectors[0], mask.sum(dim=1).tolist())[labelled], bias[torch.cat(parts[1:])]
+        own = (states * vectors[1]).sum(dim=-1) + biases[: len(labels)]
+        order = sampled.argsort()
+        near = torch.searchsorted(sampled[order], labels).clamp(max=len(sampled) - 1)
+        hits = order[near].masked_fill(sampled[order][near] != labels, -1)
+        return RetrievalOutput(
+            loss=sampled_cross_entropy(states, vectors[2], biases[len(labels) :] + stands_for, own, hits)
+        )
 
-    def _bias(self) -> torch.Tensor:
+    def bias(self) -> torch.Tensor:
         """Bias of all items, -inf for padding."""
         bias = self.item_bias if self.id_share is None else self.item_bias * self.id_share.to(self.item_bias.dtype)
         return bias.masked_fill(torch.arange(len(bias), device=bias.device) == PADDING_ITEM, -torch.inf)
@@ -199,6 +237,7 @@ class NeuralRetriever:
         self.model = model
         self.batch_size = batch_size
         self.num_items = model.config.num_items
+        self._vectors: torch.Tensor | None = None  # of a frozen one
 
     @classmethod
     def from_pretrained(cls, name: str, **hub: Any) -> NeuralRetriever:
@@ -278,16 +317,31 @@ class NeuralRetriever:
         model.config.catalogue = None if item_ids is None else catalogue_fingerprint(item_ids)
         return NeuralRetriever(model, self.batch_size)
 
+    def frozen(self) -> NeuralRetriever:
+        """The retriever with the vectors of all items as they are now: for many calls of `score` in between which
+        nothing is trained."""
+        retriever = copy.copy(self)
+        with torch.inference_mode():
+            retriever._vectors = self.model.item_vectors()
+        return retriever
+
     @torch.inference_mode()
-    def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+    def states(self, histories: Sequence[np.ndarray]) -> torch.Tensor:
+        """States at the end of B histories, (B, D), whose products with item vectors, plus biases, are scores."""
         training = self.model.training
         self.model.eval()
-        vectors = self.model.item_vectors()
-        scores = np.empty((len(histories), self.num_items + 1), dtype=np.float32)
-        order = np.argsort([len(history) for history in histories], kind="stable")  # short with short: less padding
+        vectors = self.model.item_vectors() if self._vectors is None else self._vectors
+        states = vectors.new_zeros(len(histories), vectors.shape[-1])
+        order = np.argsort([len(history) for history in histories], kind="stable")  # alike in length, alike in time
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             batch = pad_left([histories[row] for row in rows], self.model.config.max_length).to(self.model.device)
-            scores[rows] = self.model(batch, item_vectors=vectors).logits.cpu().numpy()
+            states[torch.from_numpy(rows)] = self.model.last_states(batch, vectors)
         self.model.train(training)
-        return scores
+        return states
+
+    @torch.inference_mode()
+    def score(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        vectors = self.model.item_vectors() if self._vectors is None else self._vectors
+        states = self.states(histories)
+        return torch.addmm(self.model.bias().to(states.dtype), states, vectors.T).float().cpu().numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -56,6 +57,13 @@ class RetrieverTrainingArguments:
     learning_rate: float = field(default=1e-3, metadata={"help": "Of AdamW."})
     weight_decay: float = field(default=0.01, metadata={"help": "Of AdamW."})
     batch_size: int = field(default=16, metadata={"help": "Sequences in a batch."})
+    sampled_items: int | None = field(
+        default=None,
+        metadata={
+            "help": "Items drawn in each step that stand for the whole catalogue in the loss. 0: all items enter it. "
+            "By default 8,192 where there are more than 100,000 items, else all enter."
+        },
+    )
     max_steps: int = field(default=4000, metadata={"help": "Upper bound on optimiser steps."})
     eval_steps: int = field(default=500, metadata={"help": "Steps between validations."})
     patience: int = field(default=20, metadata={"help": "Validations without a better Recall@10 before stopping."})
@@ -109,18 +117,14 @@ def train_retriever(
     retriever = NeuralRetriever(model)
     best, best_recall, best_step, log, losses = None, -1.0, 0, [], []
     batches = _batches(sequences, args.batch_size, generator)
+    drawn = _sampled_items(args, dataset.num_items)
+    sampler = ItemSampler(dataset.training_counts(), drawn, args.seed) if drawn else None
     with tqdm(total=args.max_steps, desc="train retriever", unit="step", disable=not progress) as bar:
         for step in range(1, args.max_steps + 1):
             model.train()
-            batch = next(batches)
-            inputs = pad_left([sequence[:-1] for sequence in batch], args.max_length).to(device)
-            labels = pad_left([sequence[1:] for sequence in batch], args.max_length).to(device)
-            loss = model(inputs, labels=labels).loss
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            sample = None if sampler is None else sampler.draw(device)
+            losses.append(training_step(model, optimizer, next(batches), sample))
             scheduler.step()
-            losses.append(loss.detach())
             bar.update()
             if step % args.eval_steps == 0 or step == args.max_steps:
                 metrics = evaluate_retriever(retriever, dataset, "validation")
@@ -134,6 +138,59 @@ def train_retriever(
                     break
     model.load_state_dict(best)
     return model.eval(), log
+
+
+def training_step(
+    model: SequentialRetrieverModel,
+    optimizer: torch.optim.Optimizer,
+    batch: Sequence[np.ndarray],
+    sample: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """One step on `batch`, sequences in which each item but the first is to be found from those before it, with the
+    loss over a `sample` of the catalogue where one is given; returns the loss, shape ()."""
+    length = max(map(len, batch))
+    inputs, labels = (
+        pad_left([sequence[part] for sequence in batch], length).to(model.device)
+        for part in (slice(None, -1), slice(1, None))
+    )
+    loss = model(inputs, labels=labels, sample=sample).loss
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+class ItemSampler:
+    """Draws items that stand for a catalogue in the loss, half of them uniformly, half as often as they were trained
+    on: rare items are not forgotten, and frequent ones, which weigh most in a softmax, vary little.
+
+    Args:
+        counts (shape (num_items + 1,)): how often items were trained on; that of padding is not read.
+        size: items a draw; some come twice.
+    """
+
+    def __init__(self, counts: np.ndarray, size: int, seed: int):
+        counts = np.asarray(counts[1:], dtype=np.float64)
+        shares = 0.5 / len(counts) + 0.5 * counts / counts.sum()
+        self.ends, self.size, self.generator = shares.cumsum(), size, np.random.default_rng(seed)
+        self.log_expected = np.log(size * shares)
+
+    def draw(self, device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """Items, each once, `long`, (S,), ascending, and the logarithm of how many items each stands for: how often it
+        was drawn by how often that is to be expected, `float32`, (S,)."""
+        places = np.searchsorted(self.ends, self.generator.random(self.size) * self.ends[-1], side="right")
+        places, times = np.unique(places, return_counts=True)
+        stands_for = (np.log(times) - self.log_expected[places]).astype(np.float32)
+        return torch.from_numpy(places + 1).to(device), torch.from_numpy(stands_for).to(device)
+
+
+def _sampled_items(args: RetrieverTrainingArguments, num_items: int) -> int:
+    """How many items are drawn a step, 0 where all of them enter the loss."""
+    if args.sampled_items is None:
+        return 8192 if num_items > 100_000 else 0
+    if args.sampled_items < 0:
+        raise LKGError(f"sampled_items is {args.sampled_items}; it is a number of items, 0 for all, or None.")
+    return args.sampled_items
 
 
 def training_windows(dataset: SequenceDataset, max_length: int) -> list[np.ndarray]:

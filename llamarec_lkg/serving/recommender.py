@@ -22,7 +22,7 @@ from ..hub.push import PushOptions, push_folder
 from ..ranking.backbones import resolve_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
-from ..retrieval.base import Retriever, check_retriever, exclude_history, never_ranked, top_k
+from ..retrieval.base import Retriever, check_retriever, exclude_history, frozen, never_ranked, rows_at_once, top_k
 from ..retrieval.fused import FusedRetriever
 from ..retrieval.item_features import ItemFeatures, item_texts, new_entities
 from ..retrieval.sequential import NeuralRetriever
@@ -301,29 +301,31 @@ class Recommender:
 
     def retrieve(self, requests: Sequence[Request], k: int = 10) -> list[RankingExample]:
         """The lists to rank, one a request: its candidates, or what the retriever finds."""
-        histories = [request.history for request in requests]
-        if self.retriever is None:
-            scores = np.zeros((len(requests), len(self.item_ids) + 1), dtype=np.float32)
-        else:
-            scores = self.retriever.score(histories)
-        asked = [row for row, request in enumerate(requests) if request.candidates is None]
-        found = dict(zip(asked, self._find(scores[asked], [requests[row] for row in asked], k), strict=True))
-        examples = []
-        for row, (request, first_stage) in enumerate(zip(requests, scores, strict=True)):
-            candidates = found[row] if request.candidates is None else request.candidates
-            ratings = np.ones(len(request.history), dtype=np.float32)
-            values = first_stage[candidates].astype(np.float32)
-            examples.append(RankingExample(request.user, request.history, ratings, candidates, values))
+        retriever = None if self.retriever is None else frozen(self.retriever)
+        finder = None if retriever is None else self.processor.fused_retriever(retriever)
+        examples, rows = [], rows_at_once(len(self.item_ids))
+        for start in range(0, len(requests), rows):  # scores of all items, of a few requests at a time
+            block = requests[start : start + rows]
+            if retriever is None:
+                scores = np.zeros((len(block), len(self.item_ids) + 1), dtype=np.float32)
+            else:
+                scores = retriever.score([request.history for request in block])
+            asked = [row for row, request in enumerate(block) if request.candidates is None]
+            found = self._find(finder, scores[asked], [block[row] for row in asked], k) if asked else []
+            candidates = [request.candidates for request in block]
+            for row, items in zip(asked, found, strict=True):
+                candidates[row] = items
+            for request, items, first_stage in zip(block, candidates, scores, strict=True):
+                ratings = np.ones(len(request.history), dtype=np.float32)
+                values = first_stage[items].astype(np.float32)
+                examples.append(RankingExample(request.user, request.history, ratings, items, values))
         return examples
 
-    def _find(self, scores: np.ndarray, requests: Sequence[Request], k: int) -> list[np.ndarray]:
+    def _find(self, finder: Retriever, scores: np.ndarray, requests: Sequence[Request], k: int) -> list[np.ndarray]:
         """Candidates by the retriever's scores (B, num_items + 1), which are changed, and whatever else finds them,
         history excluded unless the request allows repeats."""
-        if not requests:
-            return []
         histories = [request.history for request in requests]
         away = [never_ranked([one.history], one.repeats)[0] for one in requests]
-        finder = self.processor.fused_retriever(self.retriever)
         chosen_by = finder.join(scores, histories) if isinstance(finder, FusedRetriever) else scores
         found, _ = top_k(exclude_history(chosen_by, away), max(k, self.processor.num_candidates))
         return [items[items > 0] for items in found]

@@ -21,7 +21,7 @@ from ..ranking.configuration_llamarec_lkg import LlamaRecLKGConfig
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..ranking.scoring import longest, ranker_scores, reranked, without_language_model
-from ..retrieval.base import PopularityRetriever, Retriever, retrieved
+from ..retrieval.base import PopularityRetriever, Retriever, frozen, retrieved, rows_at_once
 from ..utils.fingerprints import as_plain, weights_fingerprint
 from .evaluated import Evaluated
 from .lists import TrainingLists
@@ -169,8 +169,9 @@ def _weighed_anew(model: LlamaRecLKGForRanking) -> Iterator[None]:
 def _scores_of(retriever: Retriever, examples: Sequence[RankingExample], width: int) -> np.ndarray:
     """A retriever's scores of the candidates of lists, (N, width), 0 where there is none."""
     scores = np.zeros((len(examples), width), dtype=np.float32)
-    for start in range(0, len(examples), 512):
-        block = examples[start : start + 512]
+    retriever, rows = frozen(retriever), rows_at_once(retriever.num_items)
+    for start in range(0, len(examples), rows):
+        block = examples[start : start + rows]
         found = retriever.score([example.history for example in block])
         for row, example in enumerate(block):
             scores[start + row, : len(example.candidates)] = found[row, example.candidates]

@@ -2,12 +2,17 @@ import numpy as np
 import pytest
 import torch
 
+from llamarec_lkg.evaluation.metrics import target_ranks
 from llamarec_lkg.retrieval.base import (
     PopularityRetriever,
+    best_items,
     exclude_history,
+    frozen,
     log_popularity,
     pad_left,
+    ranks_among,
     retriever_ranks,
+    rows_at_once,
     top_k,
 )
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval, LRURecRetriever
@@ -44,6 +49,59 @@ def test_the_best_are_those_of_a_full_sort():
         wanted = np.take_along_axis(scores, order, axis=1)
         assert np.array_equal(best, wanted)
         assert np.array_equal(items, np.where(np.isfinite(wanted), order, 0))
+
+
+@pytest.mark.parametrize("levels", [1, 3, 40, 10**6])
+def test_the_best_of_long_rows_are_those_of_a_full_sort(levels):
+    """As above, with rows so long that they are parted into groups."""
+    generator = np.random.default_rng(levels)
+    scores = generator.integers(0, levels, size=(40, 3001)).astype(np.float32)
+    scores[generator.random(scores.shape) < generator.random((40, 1)) ** 0.1] = -np.inf
+    scores[:, 0] = scores[7] = -np.inf
+    scores[8, 1:2990] = -np.inf  # what is left is no whole group
+    for k in (1, 2, 5, 20, 46, 47):
+        items, best = top_k(scores, k)
+        order = np.argsort(-scores[:, 1:], axis=1, kind="stable")[:, :k] + 1
+        wanted = np.take_along_axis(scores, order, axis=1)
+        assert np.array_equal(best, wanted)
+        assert np.array_equal(items, np.where(np.isfinite(wanted), order, 0))
+
+
+def test_no_rows_and_no_places_have_no_best():
+    assert top_k(np.zeros((0, 5), np.float32), 3)[0].shape == (0, 3)
+    assert top_k(np.zeros((2, 5), np.float32), 0)[0].shape == (2, 0)
+
+
+def test_ranks_are_those_of_the_metric():
+    generator = np.random.default_rng(0)
+    scores = generator.integers(0, 5, size=(300, 20)).astype(np.float32)
+    scores[generator.random(scores.shape) < 0.3] = -np.inf
+    scores[generator.random(scores.shape) < 0.1] = np.nan
+    targets = generator.integers(0, 20, 300)
+    assert np.array_equal(ranks_among(scores, targets), target_ranks(scores, targets))
+
+
+def test_scores_of_all_items_are_held_for_few_histories_at_a_time(monkeypatch):
+    assert rows_at_once(1349) == 512 and rows_at_once(10**6) == 33 and rows_at_once(10**9) == 1
+    assert rows_at_once(1349, 256) == 256
+    retriever, sizes = PopularityRetriever(np.array([0, 3, 9, 5, 1])), []
+    score = retriever.score
+    monkeypatch.setattr(retriever, "score", lambda histories: sizes.append(len(histories)) or score(histories))
+    histories = [np.array([2]), np.array([], dtype=int), np.array([1, 2, 3, 4]), np.array([3]), np.array([1])]
+    whole = best_items(retriever, histories, 2, histories)
+    assert whole[0].tolist() == [[3, 1], [2, 3], [0, 0], [2, 1], [2, 3]]
+    monkeypatch.setattr("llamarec_lkg.retrieval.base.SCORES_AT_ONCE", 10)
+    for mine, wanted in zip(best_items(retriever, histories, 2, histories), whole, strict=True):
+        assert np.array_equal(mine, wanted)
+    assert sizes == [5, 2, 2, 1]
+    assert best_items(retriever, [], 2, [])[0].shape == (0, 2)
+
+
+def test_a_frozen_retriever_keeps_its_item_vectors(model):
+    retriever = LRURecRetriever(model)
+    still, before = frozen(retriever), retriever.score([np.array([1, 2])])
+    assert np.array_equal(still.score([np.array([1, 2])]), before)
+    assert still is not retriever and frozen(both := PopularityRetriever(np.array([0, 1]))) is both
 
 
 def test_popularity_scores_by_training_counts(film_dataset):

@@ -103,7 +103,7 @@ def test_a_list_is_shorter_where_too_few_items_are_left(data):
 def test_lists_do_not_depend_on_blocks(data, monkeypatch, negatives):
     settings = {"num_candidates": 5, "negatives": negatives, "progress": False}
     whole = to_dataset(training_examples(data, ByItem(12), **settings)).to_dict()
-    monkeypatch.setattr(module, "BLOCK", 2)
+    monkeypatch.setattr(module, "rows_at_once", lambda num_items: 2)
     assert to_dataset(training_examples(data, ByItem(12), **settings)).to_dict() == whole
 
 

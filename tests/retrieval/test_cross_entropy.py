@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from llamarec_lkg.retrieval import cross_entropy as module
-from llamarec_lkg.retrieval.cross_entropy import catalogue_cross_entropy
+from llamarec_lkg.retrieval.cross_entropy import catalogue_cross_entropy, sampled_cross_entropy
 
 
 def inputs(dtype=torch.float64):
@@ -38,10 +38,13 @@ def test_no_block_is_larger_than_allowed(monkeypatch):
     monkeypatch.setattr(module, "SCORES_AT_ONCE", {"cpu": 25})
     sizes = []
     addmm = torch.addmm
-    monkeypatch.setattr(torch, "addmm", lambda *args: sizes.append(addmm(*args).numel()) or addmm(*args))
+    monkeypatch.setattr(torch, "addmm", lambda *args, out: sizes.append(out.numel()) or addmm(*args, out=out))
     tensors, labels = inputs()
     catalogue_cross_entropy(*tensors, labels)
     assert sizes == [22, 22, 22, 11]
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", {"cpu": 1})
+    catalogue_cross_entropy(*tensors, labels)
+    assert sizes[4:] == [11] * 7
 
 
 def test_nothing_is_kept_where_nothing_learns_and_no_position_is_no_loss():
@@ -60,3 +63,31 @@ def test_half_precision_gives_a_loss_in_single_and_gradients_in_its_own():
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(catalogue_cross_entropy(*tensors, labels).item(), rel=0.05)
     assert all(tensor.grad.dtype == torch.bfloat16 for tensor in halves)
+
+
+@pytest.mark.parametrize("rows", [2, 100])
+def test_the_sampled_loss_is_that_of_the_target_and_the_other_items_drawn(monkeypatch, rows):
+    monkeypatch.setattr(module, "SCORES_AT_ONCE", {"cpu": 11 * rows})
+    own = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    hits = torch.tensor([-1, 5, -1, 10, 2, -1, 1])
+
+    def plain(hidden, vectors, bias, own, hits):
+        scores = hidden @ vectors.T + bias
+        scores = scores.masked_fill(torch.arange(11) == hits[:, None], -torch.inf)
+        return F.cross_entropy(torch.cat([own[:, None], scores], 1), torch.zeros(7, dtype=torch.long))
+
+    results = []
+    for function in (sampled_cross_entropy, plain):
+        tensors = [*inputs()[0], own.clone().requires_grad_()]
+        loss = function(*tensors, hits)
+        (3 * loss).backward()
+        results.append((loss.detach(), *(tensor.grad for tensor in tensors)))
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_where_only_the_target_was_drawn_there_is_nothing_to_learn():
+    hidden, vectors = torch.randn(2, 4, requires_grad=True), torch.randn(1, 4)
+    loss = sampled_cross_entropy(hidden, vectors, torch.zeros(1), torch.zeros(2), torch.tensor([0, 0]))
+    loss.backward()
+    assert loss.item() == 0 and not hidden.grad.any()

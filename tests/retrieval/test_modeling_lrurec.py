@@ -1,3 +1,4 @@
+import functools
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ from transformers import AutoConfig, AutoModel
 
 from llamarec_lkg.retrieval.base import pad_left
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval, _LinearRecurrence
+from llamarec_lkg.retrieval.packing import Chunks
 
 
 def loop(inputs: torch.Tensor, eigenvalues: torch.Tensor) -> torch.Tensor:
@@ -16,6 +18,16 @@ def loop(inputs: torch.Tensor, eigenvalues: torch.Tensor) -> torch.Tensor:
         state = eigenvalues * state + inputs[:, step]
         states.append(state)
     return torch.stack(states, dim=1)
+
+
+def scan(inputs: torch.Tensor, eigenvalues: torch.Tensor, size: int = 3) -> torch.Tensor:
+    """The recurrence in chunks, of histories of the same length."""
+    batch, length, width = inputs.shape
+    chunks = Chunks.of([length] * batch, size)
+    slots = torch.from_numpy(chunks.slots)
+    laid_out = inputs.new_zeros(size * chunks.num_chunks, width).index_copy(0, slots, inputs.flatten(0, 1))
+    states = _LinearRecurrence.apply(laid_out.unflatten(0, (size, -1)), eigenvalues, chunks.groups)
+    return states.flatten(0, 1)[slots].view(inputs.shape)
 
 
 @pytest.fixture
@@ -31,10 +43,11 @@ def random_recurrence(length, dtype=torch.complex128, seed=0):
     return inputs, torch.polar(radius.double(), angle.double()).to(dtype)
 
 
+@pytest.mark.parametrize("size", [1, 3, 4, 60])
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 9, 10, 15, 16, 17, 50])
-def test_the_scan_equals_a_loop_over_time_in_values_and_gradients(length):
+def test_the_scan_equals_a_loop_over_time_in_values_and_gradients(length, size):
     results = []
-    for function in (_LinearRecurrence.apply, loop):
+    for function in (functools.partial(scan, size=size), loop):
         inputs, eigenvalues = (tensor.requires_grad_() for tensor in random_recurrence(length))
         states = function(inputs, eigenvalues)
         weights = torch.randn(states.shape, dtype=states.dtype, generator=torch.Generator().manual_seed(1))
@@ -49,16 +62,37 @@ def test_the_scan_equals_a_loop_over_time_in_values_and_gradients(length):
 def test_the_scan_does_not_change_its_inputs():
     inputs, eigenvalues = random_recurrence(10)
     copy = inputs.clone()
-    _LinearRecurrence.apply(inputs, eigenvalues)
+    scan(inputs, eigenvalues)
     assert torch.equal(inputs, copy)
 
 
 def test_the_scan_is_accurate_in_single_precision_over_long_histories():
     inputs, eigenvalues = random_recurrence(400, torch.complex64)
     expected = loop(inputs.to(torch.complex128), eigenvalues.to(torch.complex128))
-    torch.testing.assert_close(
-        _LinearRecurrence.apply(inputs, eigenvalues), expected.to(torch.complex64), rtol=1e-4, atol=1e-4
-    )
+    for size in (1, 7, 400):
+        torch.testing.assert_close(scan(inputs, eigenvalues, size), expected.to(torch.complex64), rtol=1e-4, atol=1e-4)
+
+
+def test_histories_of_different_lengths_are_scanned_each_by_itself():
+    """Also their gradients; in the places that fill the chunks up stands something."""
+    lengths = [3, 0, 11, 1, 7, 7]
+    inputs, eigenvalues = random_recurrence(sum(lengths))
+    inputs = inputs[0]
+    wanted, given = [], (inputs.clone().requires_grad_(), eigenvalues.clone().requires_grad_())
+    for part in given[0].split(lengths):
+        wanted += [loop(part[None], given[1])[0]] if len(part) else []
+    wanted = torch.cat(wanted)
+    chunks = Chunks.of(lengths, 4)
+    slots = torch.from_numpy(chunks.slots)
+    mine = inputs.clone().requires_grad_(), eigenvalues.clone().requires_grad_()
+    laid_out = inputs.new_ones(4 * chunks.num_chunks, 5).index_copy(0, slots, mine[0])
+    found = _LinearRecurrence.apply(laid_out.unflatten(0, (4, -1)), mine[1], chunks.groups).flatten(0, 1)[slots]
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    weights = torch.randn(found.shape, dtype=found.dtype)
+    for states in (found, wanted):
+        (states * weights).real.sum().backward()
+    for one, other in zip(mine, given, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9)
 
 
 def test_eigenvalues_start_on_the_ring_and_inputs_are_scaled_to_it():
@@ -86,7 +120,7 @@ def test_the_configuration_carries_the_sizes():
     config = LRURecConfig(num_items=9, hidden_size=16, num_hidden_layers=3, hidden_dropout_prob=0.1)
     model = LRURecForRetrieval(config)
     assert model.item_embedding.weight.shape == (10, 16)
-    assert len(model.blocks) == 3 and model.blocks[0].dropout.p == 0.1
+    assert len(model.blocks) == 3 and model.blocks[0].dropout == 0.1
     assert model.blocks[0].recurrence.decay_log.shape == (32,)
     assert (LRURecConfig().hidden_size, LRURecConfig().max_length) == (64, 200)
 

@@ -1,31 +1,53 @@
-"""SASRec's own: histories that share a row. What it does as every retriever does is in `test_sequential`."""
+"""SASRec's own: attention over packed histories. What it does as every retriever does is in `test_sequential`."""
 
 import pytest
 import torch
 
-from llamarec_lkg.retrieval.modeling_sasrec import SASRecConfig, SASRecForRetrieval, _shared_rows
+from llamarec_lkg.retrieval.modeling_sasrec import SASRecConfig, SASRecForRetrieval, _causal
 from llamarec_lkg.utils.errors import LKGError
 
 
-def test_as_many_histories_share_a_row_as_fit_in_their_order():
-    assert _shared_rows([2, 1, 2, 5, 0, 3, 2, 1], 5) == ([0, 0, 0, 1, 1, 2, 2, 3], [0, 2, 3, 0, 5, 0, 3, 0])
-    assert _shared_rows([0, 0], 1) == ([0, 0], [0, 0])
-    assert _shared_rows([], 4) == ([], [])
+def random_model(**sizes) -> SASRecForRetrieval:
+    torch.manual_seed(0)
+    model = SASRecForRetrieval(SASRecConfig(num_items=50, hidden_size=16, initializer_range=0.3, **sizes)).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter)
+    return model
 
 
-def test_the_encoder_is_given_no_padding_to_speak_of(monkeypatch):
-    model = SASRecForRetrieval(SASRecConfig(num_items=9, hidden_size=8)).eval()
-    seen = []
-    forward = model.encoder.forward
-    monkeypatch.setattr(
-        model.encoder, "forward", lambda **inputs: seen.append(inputs["inputs_embeds"].shape) or forward(**inputs)
-    )
-    items = torch.zeros(8, 10, dtype=torch.long)
-    items[:, -2:] = torch.arange(16).view(8, 2) % 9 + 1
-    items[0] = 3
-    hidden = model.encode(items)
-    assert seen == [(3, 10, 8)], "ten, and seven times two, in rows of ten"
-    assert hidden.shape == (8, 10, 8) and not hidden[1:, :8].any() and hidden[:, 8:].abs().sum(-1).min() > 0
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_packed_histories_give_what_the_encoder_gives_for_each_alone(heads):
+    """Values and gradients; the encoder's own forward is the plain one."""
+    model, lengths = random_model(num_attention_heads=heads), [7, 0, 3, 12, 11, 1, 6]
+    vectors = torch.randn(sum(lengths), 16)
+    found = model.encode_packed(vectors, lengths)
+    parts = [model.embedding_norm(part)[None] for part in vectors.split(lengths) if len(part)]
+    wanted = torch.cat([model.encoder(inputs_embeds=part).last_hidden_state[0] for part in parts])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    parameters = dict(model.encoder.named_parameters())
+    weights = torch.randn(found.shape)
+    mine, plain = (torch.autograd.grad((one * weights).sum(), parameters.values()) for one in (found, wanted))
+    for name, one, other in zip(parameters, mine, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_in_training_attention_drops_weights_and_keeps_their_mean(monkeypatch):
+    torch.manual_seed(0)
+    query, key, value = torch.rand(3, 4, 9, 8, dtype=torch.float64).unbind()
+    wanted = _causal(query, key, value, 0.0)
+    monkeypatch.setattr("llamarec_lkg.retrieval.modeling_sasrec.dropout", lambda weights, *_: weights)
+    torch.testing.assert_close(_causal(query, key, value, 0.2), wanted)
+    monkeypatch.undo()
+    many = torch.stack([_causal(query, key, value, 0.2) for _ in range(2000)])
+    assert (many[0] - wanted).abs().max() > 0.1, "one is off"
+    torch.testing.assert_close(many.mean(0), wanted, rtol=0, atol=0.05)
+
+
+def test_no_history_has_no_states():
+    model = random_model()
+    for lengths in ([], [0, 0]):
+        assert model.encode_packed(torch.empty(0, 16), lengths).shape == (0, 16)
 
 
 def test_the_encoder_is_pre_norm_with_rotary_positions_and_has_no_table_of_words():

@@ -7,8 +7,10 @@ import torch
 from llamarec_lkg.retrieval import training as module
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecRetriever
 from llamarec_lkg.retrieval.training import (
+    ItemSampler,
     LRURecTrainingArguments,
     _batches,
+    _sampled_items,
     _schedule,
     evaluate_retriever,
     train_lrurec,
@@ -146,6 +148,42 @@ def test_the_schedule_reaches_the_optimizer(cycle_dataset, monkeypatch):
 def test_an_unknown_schedule_is_refused(cycle_dataset):
     with pytest.raises(LKGError, match="lr_scheduler_type is 'cosine'; it is 'constant' or 'one_cycle'"):
         train_lrurec(cycle_dataset, arguments(lr_scheduler_type="cosine"), progress=False)
+
+
+def test_a_sample_that_is_the_catalogue_gives_the_whole_loss(cycle_dataset):
+    """Also its gradients, with targets in the sample."""
+    model = module._new_model(cycle_dataset, arguments(), None)
+    items, labels = torch.tensor([[0, 3, 5], [1, 2, 9]]), torch.tensor([[0, 5, 2], [2, 0, 4]])
+    sample = torch.randperm(30) + 1, torch.zeros(30)
+    losses = [model(items, labels=labels, sample=one).loss for one in (None, sample)]
+    torch.testing.assert_close(*losses)
+    for mine, whole in zip(*(torch.autograd.grad(loss, model.parameters()) for loss in losses), strict=True):
+        torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_sum_over_samples_is_that_over_the_catalogue_in_the_mean():
+    generator = np.random.default_rng(0)
+    counts, values = generator.integers(0, 50, 201), generator.random(201)
+    sampler = ItemSampler(counts, 40, seed=1)
+    draws = [sampler.draw() for _ in range(4000)]
+    items, stands_for = draws[0]
+    assert items.dtype == torch.long and stands_for.dtype == torch.float32 and len(items) == len(items.unique()) <= 40
+    assert all(1 <= items.min() and items.max() <= 200 for items, _ in draws)
+    mean = np.mean([(values[items] * stands_for.exp().numpy()).sum() for items, stands_for in draws])
+    assert mean == pytest.approx(values[1:].sum(), rel=0.01)
+
+
+def test_the_loss_over_a_sample_learns_the_planted_order(cycle_dataset):
+    settings = arguments(max_steps=150, eval_steps=150, sampled_items=8)
+    model, _ = train_lrurec(cycle_dataset, settings, progress=False)
+    assert evaluate_retriever(LRURecRetriever(model), cycle_dataset, "test")["recall@1"] > 0.9
+
+
+def test_only_large_catalogues_are_sampled_unless_asked_for():
+    assert [_sampled_items(arguments(), count) for count in (10, 100_000, 100_001)] == [0, 0, 8192]
+    assert [_sampled_items(arguments(sampled_items=count), 10**6) for count in (0, 50)] == [0, 50]
+    with pytest.raises(LKGError, match="sampled_items is -1"):
+        _sampled_items(arguments(sampled_items=-1), 10)
 
 
 def test_data_without_a_transition_is_refused(make_dataset):
