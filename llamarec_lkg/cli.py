@@ -113,9 +113,7 @@ def _recommend(args: argparse.Namespace) -> None:
 
 def _rank(args: argparse.Namespace) -> None:
     _require_model(args.model)
-    from accelerate import PartialState
-
-    from .serving.batch_ranking import rank_file
+    from .serving.batch_ranking import end_processes, rank_file
 
     names = (
         "device",
@@ -128,10 +126,10 @@ def _rank(args: argparse.Namespace) -> None:
         "shard_rows",
         "batch_size",
     )
-    options = {name: getattr(args, name) for name in (*names, "shard_rows", "batch_size")}
+    options = {name: getattr(args, name) for name in names}
     options |= {"num_reasons": args.reasons, "progress": not args.no_progress}
     report = rank_file(args.model, args.input, args.output, **options)
-    if PartialState().is_main_process:
+    if end_processes():
         print(f"{report} Written to {args.output}.")
 
 

@@ -160,6 +160,15 @@ def _processes(device: str | None) -> PartialState:
     return PartialState(cpu=is_launched and (device == "cpu" or not torch.accelerator.is_available()))
 
 
+def end_processes() -> bool:
+    """Wait for the others and end the group, whose threads would abort a process at the end of Python; whether this is
+    the main process."""
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
+    return state.is_main_process
+
+
 @dataclass
 class _Shared:
     """What the main process finds out for all."""
