@@ -60,9 +60,9 @@ def processor(**settings: Any) -> LlamaRecLKGProcessor:
 
 
 @cache
-def pair(readout: str) -> tuple[LlamaRecLKGProcessor, LlamaRecLKGForRanking]:
+def pair(readout: str, **settings: Any) -> tuple[LlamaRecLKGProcessor, LlamaRecLKGForRanking]:
     """A processor and a ranker that has not been trained."""
-    one = processor(readout=readout)
+    one = processor(readout=readout, **settings)
     ranker = LlamaRecLKGForRanking.from_backbone(world().backbone, one.model_config(), dtype=torch.float32)
     return one, ranker
 
@@ -141,8 +141,11 @@ def scoring() -> Iterator[Figure]:
 def cross_encoder() -> Iterator[Figure]:
     from sentence_transformers import CrossEncoder
 
-    one, ranker = pair("candidates")
-    encoder = CrossEncoder(str(world().backbone), num_labels=1, device="cpu", local_files_only=True)
+    one, ranker = pair("candidates", num_paths=0)  # what the other reads, too: histories and titles
+    precise = {"dtype": torch.float32}
+    encoder = CrossEncoder(
+        str(world().backbone), num_labels=1, device="cpu", local_files_only=True, model_kwargs=precise
+    )
     encoder.tokenizer.pad_token = encoder.tokenizer.pad_token or encoder.tokenizer.eos_token
     encoder.model.config.pad_token_id = encoder.tokenizer.pad_token_id
     for length in (8, 10, 20):
