@@ -24,7 +24,7 @@ from scipy import sparse
 from .cells import Cells
 from .knowledge_graph import KnowledgeGraph
 from .paths import Paths
-from .ranges import entries_of
+from .ranges import entries_of, joined
 from .statistics import statistics_along, statistics_of
 
 
@@ -241,8 +241,10 @@ class EvidenceIndex:
         some = np.flatnonzero(weights)
         return places[some], columns[some], weights[some]
 
-    def path_weights(self, paths: Paths, history: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """The part of the evidence that runs through each path, shape (P, R).
+    def path_weights(
+        self, paths: Paths, histories: Sequence[np.ndarray], candidates: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """The part of the evidence that runs through each path of B lists (`paths.find_together`), shape (P, R).
 
         Summed over all paths of a candidate that lie on one relation, it is that candidate's evidence. A path that
         changes its relation on the way, or is longer than two edges, carries none.
@@ -254,6 +256,8 @@ class EvidenceIndex:
         if not len(rows):
             return weights
         relation, source, target = relation[rows], paths.source_index[rows], paths.target_index[rows]
+        recency = np.concatenate([self.history_weights(len(history)) for history in histories])
+        history, candidates = joined(histories, np.int64), joined(candidates, np.int64)
         keys, width = self._column_keys
         columns = keys.searchsorted(relation * width + paths.nodes[rows, 1])
         said = _values(self.history_rows, history, source, columns)
@@ -261,8 +265,7 @@ class EvidenceIndex:
         # a fact stated in both directions makes several paths of one piece of evidence: they share it
         pieces = (source * len(candidates) + target) * len(keys) + columns
         _, same, counts = np.unique(pieces, return_inverse=True, return_counts=True)
-        recency = self.history_weights(len(history))[source]
-        weights[rows, relation] = recency * said * heard / self.scale[relation] / counts[same]
+        weights[rows, relation] = recency[source] * said * heard / self.scale[relation] / counts[same]
         return weights
 
     @cached_property

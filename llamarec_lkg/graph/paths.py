@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special
@@ -36,7 +36,7 @@ class Paths:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def take(self, rows: np.ndarray) -> Paths:
+    def take(self, rows: np.ndarray | slice) -> Paths:
         return Paths(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     def relation_counts(self, num_relations: int) -> np.ndarray:
@@ -71,17 +71,17 @@ def find(
             looked for; those of the rarest neighbours come first. It bounds what a hub costs, and does not depend on
             what else is looked for.
     """
-    return find_each(
+    return find_together(
         graph,
         [sources],
         [targets],
         max_hops=max_hops,
         max_paths_per_pair=max_paths_per_pair,
         max_frontier=max_frontier,
-    )[0]
+    )
 
 
-def find_each(
+def find_together(
     graph: KnowledgeGraph,
     sources: Sequence[Sequence[int] | np.ndarray],
     targets: Sequence[Sequence[int] | np.ndarray],
@@ -89,15 +89,15 @@ def find_each(
     max_hops: int = 2,
     max_paths_per_pair: int = 16,
     max_frontier: int = MAX_FRONTIER,
-) -> list[Paths]:
-    """The same for each of B lists of sources with its targets, at a lower price than one by one."""
-    found = []
+) -> Paths:
+    """The same for each of B lists of sources with its targets, at a lower price than one by one: `source_index` and
+    `target_index` count through all lists, one behind the other."""
+    found, before = [], np.zeros(2, dtype=np.int64)
     for place in range(0, len(sources), BLOCK):
         block = slice(place, place + BLOCK)
-        lengths = np.array([len(one) for one in sources[block]])
-        ends = lengths.cumsum()
+        lengths, counts = (np.array([len(one) for one in lists[block]]) for lists in (sources, targets))
         lists = np.arange(len(lengths)).repeat(lengths)
-        width = max(1, *map(len, targets[block]))
+        width = max(1, int(counts.max()))
         theirs = np.full((len(lengths), width), -1)
         for row, one in enumerate(targets[block]):
             theirs[row, : len(one)] = graph.item_nodes[np.asarray(one, dtype=np.int64)]
@@ -112,11 +112,21 @@ def find_each(
             frontier=max_frontier,
         )
         source, target = pairs // width, pairs % width
-        start = first = 0
-        for stop, past in zip(source.searchsorted(ends).tolist(), ends.tolist(), strict=True):
-            own = slice(start, stop)
-            found.append(Paths(source[own] - first, target[own], hops[own], nodes[own], codes[own]))
-            start, first = stop, past
+        target += (counts.cumsum() - counts)[lists[source]]
+        found.append(Paths(before[0] + source, before[1] + target, hops, nodes, codes))
+        before += lengths.sum(), counts.sum()
+    return Paths(*(np.concatenate([getattr(part, name) for part in found]) for name in Paths.__dataclass_fields__))
+
+
+def apart(paths: Paths, num_sources: Sequence[int], num_targets: Sequence[int]) -> list[Paths]:
+    """Paths of `find_together`, or some of them in their order, list by list."""
+    ends = np.cumsum(num_sources)
+    stops = paths.source_index.searchsorted(ends)
+    found, start, source, target = [], 0, 0, 0
+    for stop, end, count in zip(stops.tolist(), ends.tolist(), num_targets, strict=True):
+        own = paths.take(slice(start, stop))
+        found.append(replace(own, source_index=own.source_index - source, target_index=own.target_index - target))
+        start, source, target = stop, end, target + count
     return found
 
 

@@ -3,7 +3,7 @@ imports the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from typing import Any, Literal
@@ -403,7 +403,7 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
 
     def _prompt_parts(self, examples: Sequence[RankingExample], count: int) -> dict[str, torch.Tensor]:
         prefixes, blocks, suffixes, lines = [], [], [], []
-        found_paths, path_weights = zip(*self._candidate_paths(examples), strict=True)
+        found_paths, path_weights = self._candidate_paths(examples)
         nothing = np.zeros(0, dtype=np.int64)
         for example, found in zip(examples, found_paths, strict=True):
             prefixes.append(self.prefix_pieces(example, self.max_length - self.candidates_room(example)))
@@ -434,24 +434,27 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
 
     def candidate_paths(self, example: RankingExample) -> tuple[paths.Paths, np.ndarray]:
         """Paths from the shown history to the candidates that some preferences could select, and (P, R) weights."""
-        return next(self._candidate_paths([example]))
+        (found,), (weights,) = self._candidate_paths([example])
+        return found, weights
 
-    def _candidate_paths(self, examples: Sequence[RankingExample]) -> Iterator[tuple[paths.Paths, np.ndarray]]:
-        """The same for each of several examples: they are searched together."""
+    def _candidate_paths(self, examples: Sequence[RankingExample]) -> tuple[list[paths.Paths], list[np.ndarray]]:
+        """The same for each of several examples, which are looked at together."""
         shown = [self._shown(example) for example in examples]
-        wanted = [example.candidates if self.num_paths else [] for example in examples]
-        each = paths.find_each(self._path_graph, shown, wanted)
-        for example, history, found in zip(examples, shown, each, strict=True):
-            if self.path_weighting == "evidence":
-                weights = self.evidence_index.path_weights(found, history, example.candidates)
-                carrying = np.flatnonzero(weights.any(axis=1))
-                found, weights = found.take(carrying), weights[carrying]
-            else:
-                weights = paths.tfidf(found, len(self.relations))
-            sources = found.source_index if self.one_path_per_history_item else None
-            targets = found.target_index if self.readout == "candidates" else None
-            kept = paths.keep_selectable(weights, self.num_paths, sources, targets)
-            yield found.take(kept), weights[kept]
+        wanted = [example.candidates if self.num_paths else example.candidates[:0] for example in examples]
+        found = paths.find_together(self._path_graph, shown, wanted)
+        if self.path_weighting == "evidence":
+            weights = self.evidence_index.path_weights(found, shown, wanted)
+            carrying = np.flatnonzero(weights.any(axis=1))
+            found, weights = found.take(carrying), weights[carrying]
+        else:
+            weights = paths.tfidf(found, len(self.relations))
+        lengths = [len(history) for history in shown]
+        lists = np.arange(len(shown)).repeat(lengths)[found.source_index]
+        sources = found.source_index if self.one_path_per_history_item else None
+        targets = found.target_index if self.readout == "candidates" else lists
+        kept = paths.keep_selectable(weights, self.num_paths, sources, targets)
+        each = paths.apart(found.take(kept), lengths, [len(one) for one in wanted])
+        return each, np.split(weights[kept], np.cumsum([len(one) for one in each])[:-1])
 
     def render(self, example: RankingExample, selected: Sequence[Any] | None = None) -> list[str]:
         """The prompt's pieces as text, with the `selected` of its candidate paths (all by default), as of a model's

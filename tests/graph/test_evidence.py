@@ -312,7 +312,7 @@ def test_the_weights_of_all_paths_sum_to_the_evidence(random_graph):
     index = EvidenceIndex.from_graph(random_graph, half_life=2.0).with_scale([0.5, 2.0, 3.0])
     for hops in (2, 3):
         listed = paths.find(random_graph, history, candidates, max_hops=hops, max_paths_per_pair=10_000)
-        weights = index.path_weights(listed, history, candidates)
+        weights = index.path_weights(listed, [history], [candidates])
         assert weights.shape == (len(listed), 3)
         sums = np.zeros((len(candidates), 3))
         np.add.at(sums, listed.target_index, weights)
@@ -326,7 +326,7 @@ def test_a_direct_path_carries_the_evidence_of_its_edge():
     history, candidates = np.array([1, 2]), np.array([1, 2, 3])
     for hops in (1, 2):
         listed = paths.find(graph, history, candidates, max_hops=hops, max_paths_per_pair=100)
-        weights = index.path_weights(listed, history, candidates)
+        weights = index.path_weights(listed, [history], [candidates])
         sums = np.zeros((3, 2))
         np.add.at(sums, listed.target_index, weights)
         assert sums == pytest.approx(evidence(index, history, candidates))
@@ -338,7 +338,7 @@ def test_the_paths_of_a_fact_stated_in_both_directions_share_its_evidence():
     index = EvidenceIndex.from_graph(graph)
     history, candidates = np.array([1]), np.array([2])
     listed = paths.find(graph, history, candidates, max_paths_per_pair=100)
-    weights = index.path_weights(listed, history, candidates)
+    weights = index.path_weights(listed, [history], [candidates])
     assert weights.sum(axis=0) == pytest.approx(evidence(index, history, candidates)[0])
 
 
@@ -347,14 +347,14 @@ def test_a_path_that_changes_its_relation_or_is_long_carries_no_evidence():
     graph = graph_of(facts, 3)
     listed = paths.find(graph, [1], [2, 3], max_hops=4)
     assert listed.lengths.tolist() == [2, 4]
-    assert not EvidenceIndex.from_graph(graph).path_weights(listed, np.array([1]), np.array([2, 3])).any()
+    assert not EvidenceIndex.from_graph(graph).path_weights(listed, [np.array([1])], [np.array([2, 3])]).any()
     graph = graph_of([("1", "BY", "x"), ("2", "BY", "x"), ("2", "IN", "x"), ("3", "IN", "x")], 3)
     listed, index = paths.find(graph, [1], [2]), EvidenceIndex.from_graph(graph)
     assert listed.edge_codes.tolist() == [[0, 1], [0, 3]]
-    assert index.path_weights(listed, [1], [2]).tolist() == [[evidence(index, [1], [2])[0, 0], 0], [0, 0]]
+    assert index.path_weights(listed, [[1]], [[2]]).tolist() == [[evidence(index, [1], [2])[0, 0], 0], [0, 0]]
 
 
 def test_no_paths_have_no_weights(random_graph):
     none = paths.find(random_graph, [], [1, 2])
-    weights = EvidenceIndex.from_graph(random_graph).path_weights(none, np.array([]), np.array([1, 2]))
+    weights = EvidenceIndex.from_graph(random_graph).path_weights(none, [np.array([])], [np.array([1, 2])])
     assert weights.shape == (0, 3)

@@ -114,7 +114,8 @@ def test_paths_equal_those_of_a_brute_force_search(at_once, monkeypatch):
             [generator.integers(graph.num_items + 1, size=n) for n in sizes] for sizes in ((3, 0, 4), (5, 1, 2))
         )
         for hops, cap in itertools.product((1, 2, 3, 4), (1, 2, 1000)):
-            each = paths.find_each(graph, sources, targets, max_hops=hops, max_paths_per_pair=cap)
+            found = paths.find_together(graph, sources, targets, max_hops=hops, max_paths_per_pair=cap)
+            each = paths.apart(found, [*map(len, sources)], [*map(len, targets)])
             for ours, theirs, found in zip(sources, targets, each, strict=True):
                 assert listed(found) == [
                     (a, b, *path)
@@ -130,11 +131,11 @@ def test_paths_equal_those_of_a_brute_force_search(at_once, monkeypatch):
 def test_lists_that_do_not_fit_into_one_search_are_searched_in_turn(graph, monkeypatch):
     monkeypatch.setattr(paths, "BLOCK", 2)
     sources, targets = [[1], [], [1, 3], [5], [2]], [[2, 3], [1], [4], [4], []]
-    each = paths.find_each(graph, sources, targets)
+    found = paths.find_together(graph, sources, targets)
+    each = paths.apart(found, [*map(len, sources)], [*map(len, targets)])
     assert [texts(graph, found) for found in each] == [
         texts(graph, paths.find(graph, *ends)) for ends in zip(sources, targets, strict=True)
     ]
-    assert paths.find_each(graph, [], []) == []
 
 
 def test_a_hub_is_left_out_where_the_search_is_bounded():
