@@ -138,11 +138,10 @@ def tfidf(paths: Paths, num_relations: int) -> np.ndarray:
     follows, so that a relation that does not occur keeps a share, too.
     """
     counts = paths.relation_counts(num_relations)
-    weights = np.zeros_like(counts)
-    for source in np.unique(paths.source_index):
-        rows = paths.source_index == source
-        frequency = (counts[rows] > 0).sum(axis=0)
-        weights[rows] = counts[rows] * (np.log(rows.sum() / (frequency + 1.0)) + 1.0)
+    _, source, totals = np.unique(paths.source_index, return_inverse=True, return_counts=True)
+    frequency = np.zeros((len(totals), num_relations))
+    np.add.at(frequency, source, counts > 0)
+    weights = (counts * (np.log(totals[:, None] / (frequency + 1.0)) + 1.0)[source]).astype(counts.dtype)
     return special.softmax(weights, axis=1) if len(weights) else weights
 
 

@@ -131,7 +131,7 @@ def _largest(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, 
     """
     count = scores.shape[1]
     size = math.isqrt(count // max(1, k))
-    if size < 8:
+    if size < 8 or not k:
         best, columns = scores.topk(k, dim=1)
         return best, columns, (scores >= best.amin(1, keepdim=True)).sum(1) > k if k else best.any(1)
     groups = count // size

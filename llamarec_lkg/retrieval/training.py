@@ -171,7 +171,7 @@ class ItemSampler:
 
     def __init__(self, counts: np.ndarray, size: int, seed: int):
         counts = np.asarray(counts[1:], dtype=np.float64)
-        shares = 0.5 / len(counts) + 0.5 * counts / counts.sum()
+        shares = 0.5 / len(counts) + 0.5 * (counts / counts.sum() if counts.any() else 1 / len(counts))
         self.ends, self.size, self.generator = shares.cumsum(), size, np.random.default_rng(seed)
         self.log_expected = np.log(size * shares)
 

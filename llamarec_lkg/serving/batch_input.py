@@ -36,6 +36,7 @@ class InputRows:
         groups: (place of its file, place in the file) of each row group.
         user_type: of the column `user`: text or whole numbers.
         has_candidates: whether some file has the column `candidates`.
+        stamps: size and time of the last change of each file, before it was looked at.
     """
 
     files: tuple[Path, ...]
@@ -43,6 +44,7 @@ class InputRows:
     groups: tuple[tuple[int, int], ...]
     user_type: pa.DataType
     has_candidates: bool
+    stamps: tuple[tuple[int, int], ...]
 
     @classmethod
     def from_path(cls, path: str | Path) -> InputRows:
@@ -53,6 +55,7 @@ class InputRows:
                 their place.
         """
         files = _parquet_files(Path(path))
+        stamps = tuple(map(_stamp, files))
         starts, groups, user_types, with_candidates, ignored = [0], [], {}, False, set()
         for place, file in enumerate(files):
             with _opened(file) as parquet:
@@ -71,14 +74,32 @@ class InputRows:
             raise LKGError(f"The column 'user' has several types: {found}. It needs one: cast it alike in all files.")
         if ignored:
             logger.warning(f"Columns of {path} that nothing is done with: {sorted(ignored)}.")
-        return cls(files, tuple(starts), tuple(groups), next(iter(user_types), pa.null()), with_candidates)
+        return cls(files, tuple(starts), tuple(groups), next(iter(user_types), pa.null()), with_candidates, stamps)
 
     def __len__(self) -> int:
         return self.starts[-1]
 
+    def require_unchanged(self, *places: int) -> None:
+        """Raise `LKGError` where files, all unless some are named, are not what they were when they were found."""
+        for place in places or range(len(self.files)):
+            if _stamp(self.files[place]) != self.stamps[place]:
+                raise LKGError(
+                    f"{self.files[place]} was changed while it was ranked. What stands in the output is of the file "
+                    "before: give a new output folder, and leave the input as it is."
+                )
+
     def identity(self) -> dict[str, Any]:
         """What tells this input from another: a hash of the content of all files, which is read for it once."""
         return {"rows": len(self), "content": fingerprint([hash_file(file) for file in self.files])}
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Size and time of the last change; of a file that is gone, none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _parquet_files(path: Path) -> tuple[Path, ...]:
@@ -92,6 +113,7 @@ def _parquet_files(path: Path) -> tuple[Path, ...]:
 
     names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*.parquet"))
     files = [path / name for name in names if is_meant(name) and "/_" not in name and "/." not in name]
+    files = [file for file in files if file.is_file()]  # Spark calls folders so
     if not files:
         found = sorted(entry.name for entry in path.iterdir())[:5]
         raise LKGError(f"The folder {path} holds no parquet file (found: {found}). Write the rows to rank as parquet.")
@@ -114,6 +136,8 @@ def _check_columns(file: Path, schema: pa.Schema) -> None:
     for name in (USER, HISTORY, CANDIDATES):
         if name not in schema.names:
             continue
+        if schema.names.count(name) > 1:
+            raise LKGError(f"{file} has several columns {name!r}. Drop or rename all but one.")
         kind = schema.field(name).type
         is_list = any(fits(kind) for fits in (kinds.is_list, kinds.is_large_list, kinds.is_fixed_size_list))
         if is_list != (name != USER) and not kinds.is_null(kind):  # which a column of no value at all may be
@@ -153,7 +177,9 @@ class RowReader:
         pieces = []
         while self._position < stop:
             if self._ahead is None:
-                self._ahead = next(self._batches)
+                self._ahead = next(self._batches, None)
+                if self._ahead is None:
+                    raise LKGError("The input has fewer rows than it said. Leave it as it is while it is ranked.")
             skipped = min(max(start - self._position, 0), len(self._ahead))
             taken = min(stop - self._position, len(self._ahead))
             if taken > skipped:  # an empty piece would keep its whole batch in memory
@@ -173,6 +199,7 @@ class RowReader:
         """Batches from a row group on."""
         groups = self.rows.groups[first:]
         for place in dict.fromkeys(place for place, _ in groups):
+            self.rows.require_unchanged(place)
             with _opened(self.rows.files[place]) as parquet:
                 columns = [name for name in (USER, HISTORY, CANDIDATES) if name in parquet.schema_arrow.names]
                 for group in (group for other, group in groups if other == place):

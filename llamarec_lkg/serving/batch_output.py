@@ -127,6 +127,7 @@ class Shards:
         manifest = self.folder / MANIFEST
         if manifest.exists():
             _require_same(self.folder, read_json(manifest), about)
+            (self.folder / SUMMARY).unlink(missing_ok=True)  # it says that everything is there
             return
         there = sorted(path.name for path in self.folder.iterdir() if path.name != LOCK)
         if there:
@@ -136,12 +137,17 @@ class Shards:
         write_json(manifest, dict(about))
 
     def done(self) -> dict[int, BatchReport]:
-        """What stands in each shard that is there. One that cannot be read counts as absent."""
+        """What stands in each shard that is there. One whose end cannot be read, or whose refused rows are gone, is
+        absent."""
         found = {}
         for number in range(self.count):
             try:
-                found[number] = BatchReport(**json.loads(pq.read_metadata(self.path(number)).metadata[COUNTS]))
-            except FileNotFoundError:
+                report = BatchReport(**json.loads(pq.read_metadata(self.path(number)).metadata[COUNTS]))
+                refused = self.folder / REFUSED / self.path(number).name
+                if report.refused and pq.read_metadata(refused).num_rows != report.refused:
+                    raise ValueError(f"{refused} has other rows than it says")
+                found[number] = report
+            except FileNotFoundError:  # the shard, or its refused rows
                 continue
             except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
                 logger.warning(f"{self.path(number)} cannot be read ({error}) and is made again.")
@@ -176,6 +182,10 @@ def _write_table(table: pa.Table, path: Path) -> None:
             pq.write_table(table, stream)
             stream.flush()
             os.fsync(stream.fileno())  # else a machine that loses power may keep the name without the content
+    with suppress(OSError, AttributeError):  # and a later name without this one; not every system can
+        folder = os.open(path.parent, os.O_DIRECTORY)
+        os.fsync(folder)
+        os.close(folder)
 
 
 def _require_same(folder: Path, begun: Any, about: Mapping[str, Mapping[str, Any]]) -> None:

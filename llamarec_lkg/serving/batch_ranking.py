@@ -114,6 +114,7 @@ def rank_file(
             shared.done |= dict(gather_object([(number, shared.done[number]) for number in own]))
         with _together(state, shared):
             if state.is_main_process:
+                rows.require_unchanged()
                 shared.report = shards.finish(shared.done)
         return shared.report
 

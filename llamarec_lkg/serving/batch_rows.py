@@ -13,7 +13,9 @@ import torch
 
 from ..data.splits import check_repeats
 from ..hub.layout import PARTS, PRIVATE_PARTS
+from ..ranking.backbones import resolve_backbone
 from ..utils.errors import LKGError
+from ..utils.files import read_json
 from ..utils.fingerprints import fingerprint, hash_file
 from ..utils.hub import pinned
 from .batch_input import CANDIDATES, HISTORY, USER
@@ -97,7 +99,7 @@ class ModelPlace:
         patterns = [pattern for parts in (PARTS, PRIVATE_PARTS) for part in parts.values() for pattern in part]
         files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
         content = [(path.relative_to(folder).as_posix(), hash_file(path)) for path in files]
-        return cls(name, hub, {"content": fingerprint(content)})
+        return cls(name, hub, {"content": fingerprint(content), **_backbone_of(folder)})
 
     def load(self, device: str | None, has_candidates: bool) -> Recommender:
         """The model, on a device; an `LKGError` where it finds no candidates and the input brings none."""
@@ -107,6 +109,19 @@ class ModelPlace:
                 f"{self.name} has no retriever to find candidates. Give the input a column 'candidates' of lists."
             )
         return recommender
+
+
+def _backbone_of(folder: Path) -> dict[str, Any]:
+    """Which backbone a ranker loads that does not lie in its folder: the content of another, or id and commit."""
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    name = config.get("backbone_name_or_path")
+    if not (name and config.get("external_backbone") and config.get("use_language_model", True)):
+        return {}
+    place = Path(resolve_backbone(name))
+    if not place.is_dir():
+        return {"backbone": name, "backbone commit": config.get("backbone_revision")}
+    files = sorted(path for path in place.iterdir() if path.suffix in (".safetensors", ".json"))
+    return {"backbone": fingerprint([(path.name, hash_file(path)) for path in files])}
 
 
 def rank_rows(

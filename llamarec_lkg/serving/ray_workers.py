@@ -95,8 +95,8 @@ def rank_with_ray(
         given = model, device, rows.has_candidates, threads
         actors = [kind(RankingWorker).remote(*given) for _ in range(workers)]
         running: dict[Any, tuple[Any, int | None]] = {actor.ready.remote(): (actor, None) for actor in actors}
-        left = iter(numbers)
-        while running:
+        left, missing = iter(numbers), len(numbers)
+        while missing:  # not for workers that could not be started or are late
             (task,), _ = ray.wait(list(running), num_returns=1)
             actor, number = running.pop(task)
             content = _result(ray, task)
@@ -105,6 +105,7 @@ def rank_with_ray(
                     first, stop = shards.bounds(coming)
                     running[actor.rank.remote(reader.read(first, stop), options, first)] = actor, coming
             if number is not None:
+                missing -= 1
                 told(content.report.rows)
                 yield number, content
     finally:

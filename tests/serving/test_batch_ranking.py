@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sys
 from dataclasses import asdict
@@ -14,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tiny import backbone
 from tiny_batch import AS_OPTIONS, ROOT, SMALL, lost_or_doubled, make_rows, rank_with_kills, save_ranker, start
 
 from llamarec_lkg import LKGError, Recommender, rank_file
 from llamarec_lkg.cli import main
 from llamarec_lkg.serving.batch_input import InputRows, RowReader
 from llamarec_lkg.serving.batch_output import Shards
-from llamarec_lkg.serving.batch_rows import BatchOptions, rank_rows
+from llamarec_lkg.serving.batch_rows import BatchOptions, ModelPlace, rank_rows
 
 
 ITEMS = [1, 2, 3, 4, 5, 6]
@@ -465,3 +467,43 @@ def test_the_command_says_what_came_of_the_rows(model, mixed, tmp_path, capsys):
     assert "num_reasons: 3 then, None now" in capsys.readouterr().err
     assert main(["rank", "--model", str(tmp_path), *command[3:]]) == 1
     assert "holds no trained model" in capsys.readouterr().err
+
+
+def test_an_input_that_changes_while_it_is_ranked_is_no_longer_ranked(model, many, tmp_path):
+    folder, output = tmp_path / "users", tmp_path / "ranked"
+    folder.mkdir()
+    table = pd.read_parquet(many[0])
+    table[:50].to_parquet(folder / "1.parquet")
+    table[50:].to_parquet(folder / "2.parquet")
+    rows = InputRows.from_path(folder)
+    table[:10].to_parquet(folder / "2.parquet")
+    with pytest.raises(LKGError, match=r"2.parquet was changed while it was ranked"):
+        RowReader(rows).read(60, 62)
+    with pytest.raises(LKGError, match="was changed"):
+        rows.require_unchanged()
+    assert rank_file(model, folder, output, **QUIET).rows == 60
+
+
+def test_what_was_finished_and_is_not_whole_any_more_is_made_again(model, many, tmp_path):
+    table = pd.read_parquet(many[0])
+    table.at[3, "history"] = ["nothing that is known"]
+    table.to_parquet(tmp_path / "users.parquet")
+    output = tmp_path / "ranked"
+    report = rank_file(model, tmp_path / "users.parquet", output, **QUIET)
+    (refused,) = (output / "_refused").glob("part-*.parquet")
+    before = pd.read_parquet(output)
+    refused.unlink()
+    assert rank_file(model, tmp_path / "users.parquet", output, **QUIET) == report and refused.exists()
+    pd.testing.assert_frame_equal(pd.read_parquet(output), before)
+
+
+def test_another_backbone_of_the_same_ranker_is_another_model(model, many, tmp_path):
+    copied = tmp_path / "model"
+    shutil.copytree(model.parent, copied)
+    config = copied / "run" / "config.json"
+    config.write_text(config.read_text().replace(str(model.parent), str(copied)))
+    first = ModelPlace.find(str(copied / "run")).identity
+    other = backbone()
+    torch.nn.init.normal_(other.get_input_embeddings().weight)
+    other.save_pretrained(copied / "backbone")
+    assert ModelPlace.find(str(copied / "run")).identity != first
