@@ -14,6 +14,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerFast
 from llamarec_lkg.data.schema import ItemTable
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.graph.statistics import STATISTICS
+from llamarec_lkg.ranking import prompts
 from llamarec_lkg.ranking.configuration_llamarec_lkg import LETTERS, LlamaRecLKGConfig
 from llamarec_lkg.ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from llamarec_lkg.ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
@@ -472,3 +473,13 @@ def test_a_damaged_file_is_named(proc, tmp_path, name):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(LKGError, match="damaged|not readable|do not fit"):
         LlamaRecLKGProcessor.from_pretrained(tmp_path)
+
+
+def test_a_table_of_tokens_that_has_grown_too_large_starts_anew(film_dataset, monkeypatch):
+    lists, proc = examples(film_dataset, count=4), processor(film_dataset)
+    before, table = proc(lists), proc.token_table
+    monkeypatch.setattr(prompts, "MOST_TEXTS", 3)
+    again = proc(lists)
+    assert proc.token_table is not table and before.keys() == again.keys()
+    assert all(torch.equal(before[name], again[name]) for name in before)
+    assert proc.render(lists[0]) == processor(film_dataset).render(lists[0])
