@@ -94,14 +94,13 @@ class PromptMixin:
         """Instruction and history, whose oldest items are left out until the rest fits into `room` tokens."""
         head, tail = self._head, self._tail
         shown = self._shown(example)
-        titles, ends = self._titles(shown), self._entry("\n")
         if self.path_style == "published":
             ratings = example.ratings[len(example.ratings) - len(shown) :]
             stars = [self._entry(f" {rating:.1f} stars.\n") for rating in ratings]
             begins = np.full(len(shown), self._entry("The user rated the"))
-            lines = np.stack([begins, titles, np.array(stars, dtype=np.int64)], axis=1)
+            lines = np.stack([begins, self._titles(shown), np.array(stars, dtype=np.int64)], axis=1)
         else:
-            lines = np.stack([titles, np.full(len(shown), ends)], axis=1)
+            lines = self._title_lines(shown)
         room -= len(self._opening_ids) + int(self.token_table.lengths(tail).sum())
         if room < 0:
             raise LKGError(
@@ -126,7 +125,7 @@ class PromptMixin:
 
     def candidate_pieces(self, items: np.ndarray) -> np.ndarray:
         """The starts of candidates' blocks, which their paths follow, (C, 2)."""
-        return np.stack([self._titles(items), np.full(len(items), self._entry("\n"))], axis=1)
+        return self._title_lines(items)
 
     def candidates_room(self, example: RankingExample) -> int:
         """How many of `max_length` tokens the candidates take without their paths."""
@@ -212,6 +211,10 @@ class PromptMixin:
     def _titles(self, items: np.ndarray) -> np.ndarray:
         """The entries of items' titles, in the shape of `items`, (N,)."""
         return self.token_table.entries(items.tolist(), self._title_text, self.max_title_tokens)
+
+    def _title_lines(self, items: np.ndarray) -> np.ndarray:
+        """A title and the end of its line for each item, (N, 2)."""
+        return np.stack([self._titles(items), np.full(len(items), self._entry("\n"))], axis=1)
 
     def _title_text(self, item: int) -> str:
         return f" {sanitize(self.titles[item - 1])}"

@@ -59,7 +59,17 @@ def _room(hidden: torch.Tensor, vectors: torch.Tensor, rows: int) -> tuple[torch
     return vectors.new_empty(shape), torch.empty(shape, dtype=torch.float32, device=hidden.device)
 
 
-class _CrossEntropy(torch.autograd.Function):
+class _Learned(torch.autograd.Function):
+    """A loss whose gradients were taken with it: its forward saves them, and what types they come back in."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        gradients = (grad * found for found in ctx.saved_tensors)
+        return *(found.to(dtype) for found, dtype in zip(gradients, ctx.dtypes, strict=True)), None, None
+
+
+class _CrossEntropy(_Learned):
     @staticmethod
     def forward(ctx, hidden, vectors, bias, labels, rows):
         learns = any(ctx.needs_input_grad[:3])
@@ -88,14 +98,8 @@ class _CrossEntropy(torch.autograd.Function):
             ctx.dtypes = hidden.dtype, vectors.dtype, bias.dtype
         return total / count
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        gradients = (grad * found for found in ctx.saved_tensors)
-        return *(found.to(dtype) for found, dtype in zip(gradients, ctx.dtypes, strict=True)), None, None
 
-
-class _SampledCrossEntropy(torch.autograd.Function):
+class _SampledCrossEntropy(_Learned):
     @staticmethod
     def forward(ctx, hidden, vectors, bias, own, hits, rows):
         bias = bias.to(vectors.dtype)
@@ -124,9 +128,3 @@ class _SampledCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(*(found / count for found in gradients))
         ctx.dtypes = hidden.dtype, vectors.dtype, bias.dtype, own.dtype
         return total / count
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        gradients = (grad * found for found in ctx.saved_tensors)
-        return *(found.to(dtype) for found, dtype in zip(gradients, ctx.dtypes, strict=True)), None, None
