@@ -9,6 +9,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.compiler import is_compiling
 from transformers.utils import logging
 
 from ..data.schema import CO_RATED
@@ -52,6 +53,7 @@ class BackboneCheckMixin:
             if self.config.readout == "candidates":
                 self._check_blocks(self.config.candidate_attention == "isolated")
             self._check_gate()
+            self._try_packing()
         finally:
             self.config = in_use
 
@@ -63,7 +65,7 @@ class BackboneCheckMixin:
 
     def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
         """As upstream; raises `LKGError`, and keeps the kernel, where the backbone cannot be read with the new one."""
-        before = None if self.language_model is None else self.language_model.config._attn_implementation
+        before = None if self.language_model is None else self._kernel
         super().set_attn_implementation(*args, **kwargs)
         try:
             self.check_reading()
@@ -77,8 +79,33 @@ class BackboneCheckMixin:
         return any(getattr(model, "is_quantized", False) for model in (self.language_model, self))
 
     @property
+    def _kernel(self) -> str:
+        return self.language_model.config._attn_implementation
+
+    @property
     def _tolerance(self) -> float:
         return TOLERANCE if self.language_model.dtype in EXACT else HALF_TOLERANCE
+
+    def _packs(self, device: torch.device) -> bool:
+        """Whether prompts on a device are read one behind the other without padding. On a GPU the attention of many
+        small pieces would wait for their launch, and a compiled backbone be compiled for each batch."""
+        return self._packs_prompts and device.type == "cpu" and self._kernel == "sdpa" and not is_compiling()
+
+    @torch.no_grad()
+    def _try_packing(self) -> None:
+        """Finds out whether the backbone reads packed prompts as it reads padded ones."""
+        self._packs_prompts, device = False, self.get_input_embeddings().weight.device
+        if device.type != "cpu" or self._kernel != "sdpa" or self._narrow_window():
+            return
+        with self._trying_out():
+            padded = self._read_a_little(None)
+            try:
+                self._packs_prompts = True
+                works = _distance(self._read_a_little(None), padded) <= self._tolerance
+            except Exception as error:  # whatever an architecture does with a mask that it did not expect
+                logger.debug(f"Prompts are read with padding: {error!r}")
+                works = False
+        self._packs_prompts = works
 
     def _check_positions(self) -> None:
         """Positions that are fewer than `max_length`. Rotary ones go on, but nobody has trained what lies beyond."""
@@ -103,7 +130,7 @@ class BackboneCheckMixin:
 
     def _check_blocks(self, isolated: bool) -> None:
         """What a candidate's state needs: it can be read at all and, of an isolated one, does not depend on others."""
-        name, kernel = type(self.language_model).__name__, self.language_model.config._attn_implementation
+        name, kernel = type(self.language_model).__name__, self._kernel
         # what takes no mask of ours can be loaded with one of those that do
         remedy = "Use " if kernel in ("sdpa", "eager") else "Load it with attn_implementation='sdpa', or use "
         remedy += ISOLATED_REMEDY if isolated else REMEDY
@@ -137,7 +164,7 @@ class BackboneCheckMixin:
             return
         if (fault := self._gate_fault()) is None:
             return
-        kernel = self.language_model.config._attn_implementation
+        kernel = self._kernel
         found = f"path_gate={config.path_gate!r} does not work on {name} with the attention kernel {kernel!r}: {fault}"
         if self._is_quantized:
             logger.warning(f"{found}. It is quantized: perhaps it can be read so on another device.")
@@ -152,7 +179,7 @@ class BackboneCheckMixin:
 
     def _gate_works(self, kernel: str, path_gate: str | None = None) -> bool:
         """Whether the gate would work with another kernel, or another kind of gate."""
-        in_use, before = self.config, self.language_model.config._attn_implementation
+        in_use, before = self.config, self._kernel
         self.config = copy(in_use)
         self.config.path_gate = path_gate or in_use.path_gate
         try:
@@ -182,19 +209,24 @@ class BackboneCheckMixin:
         return f"what is read moves by {moved:.1%} while all gates are 1" if moved > self._tolerance else None
 
     def _read_a_little(self, gate: torch.Tensor | None) -> torch.Tensor:
-        """What is read of a few tokens, two paths among them, (1, N) in float32. `gate` (1, 2): what opens each path,
-        its score with letters, else the logarithm of its gate; None is no gate."""
-        tokens = self._few_tokens(9)[None]
-        ones = torch.ones_like(tokens)
+        """What is read of two rows of a few tokens, of which the second is shorter, with two paths among them, (2, N)
+        in float32. `gate` (1, 2): what opens each path, its score with letters, else the logarithm of its gate; None
+        is no gate."""
+        tokens = self._few_tokens(9).expand(2, -1)
+        mask = torch.ones_like(tokens)
+        mask[1, 0] = 0
+        gate = None if gate is None else gate.expand(2, -1)
         if self.config.readout == "letters":
-            ranks = torch.tensor([[-1, -1, -1, 0, 0, 1, 1, -1, -1]], device=tokens.device)
-            scores = torch.zeros(1, 0, device=tokens.device) if gate is None else gate
-            return self._letter_logits(AssembledPrompt(tokens, ones, ranks), scores, self.config.num_candidates)
-        prefix, title = (tokens[:, :3], ones[:, :3]), (tokens[:, None, 3:5], ones[:, None, 3:5])
-        paths, selected = (tokens[:, 5:].view(1, 2, 2), ones[:, 5:].view(1, 2, 2)), torch.arange(2).view(1, 1, 2)
+            ranks = torch.tensor([-1, -1, -1, 0, 0, 1, 1, -1, -1], device=tokens.device).expand(2, -1)
+            scores = torch.zeros(2, 0, device=tokens.device) if gate is None else gate
+            return self._letter_logits(AssembledPrompt(tokens, mask, ranks), scores, self.config.num_candidates)
+        parts = (tokens, mask)
+        prefix, title = [part[:, :3] for part in parts], [part[:, None, 3:5] for part in parts]
+        paths = [part[:, 5:].reshape(2, 2, 2) for part in parts]
+        selected = torch.arange(2, device=tokens.device).expand(2, 1, 2)
         isolated = self.config.candidate_attention == "isolated"
-        prompt = assemble_blocks(*prefix, *title, *paths, selected.to(tokens.device), isolated=isolated)
-        return self._states(prompt, gate, isolated)[:, -1].float()
+        prompt = assemble_blocks(*prefix, *title, *paths, selected, isolated=isolated)
+        return self._end_states(prompt, gate, isolated)[:, -1].float()
 
     @contextmanager
     def warned_of_change(self, cause: str) -> Iterator[None]:
@@ -212,19 +244,27 @@ class BackboneCheckMixin:
 
     def _check_windows(self) -> None:
         """Layers that see only the last tokens: kernels leave that to whoever makes the mask."""
-        config, length = self.language_model.config.get_text_config(), self.config.max_length
-        if "local" in getattr(config, "attention_layers", ()):
+        if "local" in getattr(self.language_model.config.get_text_config(), "attention_layers", ()):
             raise LKGError(
                 f"The backbone has local layers, which count tokens and not positions. Use {ISOLATED_REMEDY}."
             )
+        if window := self._narrow_window():
+            raise LKGError(
+                f"The backbone's sliding window is {window} tokens wide, and max_length is {self.config.max_length}: "
+                "blocks would be read through another window than it was trained with. Set max_length to "
+                f"{window} or less, or use {ISOLATED_REMEDY}."
+            )
+
+    def _narrow_window(self) -> int | None:
+        """How many tokens its layers see that do not see a whole prompt; None where all do."""
+        config = self.language_model.config.get_text_config()
         kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
         slides = getattr(config, "use_sliding_window", True) and (kinds is None or "sliding_attention" in kinds)
-        if window and slides and window < length:
-            raise LKGError(
-                f"The backbone's sliding window is {window} tokens wide, and max_length is {length}: blocks would be "
-                f"read through another window than it was trained with. Set max_length to {window} or less, or use "
-                f"{ISOLATED_REMEDY}."
-            )
+        if "local" in getattr(config, "attention_layers", ()):
+            window, slides = config.window_size, True
+        if "chunked_attention" in (kinds or ()):
+            window, slides = config.attention_chunk_size, True
+        return window if window and slides and window < self.config.max_length else None
 
     @torch.no_grad()
     def _moved_by_company(self, isolated: bool) -> float:
@@ -242,9 +282,7 @@ class BackboneCheckMixin:
         parts = (prefix, torch.ones_like(prefix), candidates, mask, path, path, none)
         prompt = assemble_blocks(*parts, isolated=isolated)
         with self._trying_out():
-            states = self._states(prompt, None, isolated).float()
-        rows = torch.arange(2, device=states.device)[:, None]
-        ends = states[rows, prompt.ends[:, 1:].to(states.device)]
+            ends = self._end_states(prompt, None, isolated)[:, 1:].float()
         if not ends.isfinite().all():
             raise ValueError("its states are not finite")
         return _distance(ends[0], ends[1].flip(0))

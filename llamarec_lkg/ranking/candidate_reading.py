@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from .backbone_check import BackboneCheckMixin
 from .candidate_blocks import BlockPrompt, assemble_blocks, block_attention, fitting, select_block_paths
+from .packed_prompts import block_pieces, causal_pieces
 from .path_gate import PathGateMixin, log_path_gate
 
 
@@ -30,20 +31,20 @@ class CandidateMixin(BackboneCheckMixin, PathGateMixin):
             weights = texts["path_relation_weights"]
             with torch.autocast(weights.device.type, enabled=False):
                 log_gate = log_path_gate(path_scores, weights, config.path_gate_temperature)
-        size = config.candidates_per_pass or (10 if path_scores.device.type == "cpu" else 64)
+        packs = config.candidates_per_pass is None and self._packs(path_scores.device)
+        size = config.candidates_per_pass or (128 if packs else 10 if path_scores.device.type == "cpu" else 64)
         size = size if isolated else count
         parts = [slice(first, first + size) for first in range(0, count, size)]
-        prefix = self._remembered(texts) if len(parts) > 1 and not self._recomputes() else None
+        remembers = len(parts) > 1 and not packs and not self._recomputes()
+        prefix = self._remembered(texts) if remembers else None
         scores = []
         for part in parts:
             prompt = _assembled(texts, selected, part, isolated, prefix is None)
-            states = self._states(prompt, log_gate, isolated, prefix)
-            rows = torch.arange(len(states), device=states.device)
-            ends = prompt.ends.to(states.device)
-            query = states[rows, ends[:, 0]] if prefix is None else prefix[2]
+            states = self._end_states(prompt, log_gate, isolated, prefix)
+            query = states[:, 0] if prefix is None else prefix[2]
             with torch.autocast(states.device.type, enabled=False):
                 device = self.readout.out.weight.device
-                scores.append(self.readout(query.to(device), states[rows[:, None], ends[:, 1:]].to(device)))
+                scores.append(self.readout(query.to(device), states[:, 1:].to(device)))
         return selected, torch.cat(scores, dim=1)
 
     def _decoder(self) -> nn.Module:
@@ -73,38 +74,49 @@ class CandidateMixin(BackboneCheckMixin, PathGateMixin):
             fits = fitting(lengths.flatten(1), scores.flatten(1), room - titles.sum(1))
         return selected.masked_fill(~fits.view_as(selected), -1)
 
-    def _states(
+    def _end_states(
         self,
         prompt: BlockPrompt,
         log_gate: torch.Tensor | None,
         isolated: bool,
         prefix: tuple[DynamicCache, torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """The backbone's last states of a prompt's tokens, (B, L, D); with `prefix`, from `_remembered`, the prompt
-        holds the blocks alone."""
+        """The backbone's last states where the prefix and each block end, (B, C + 1, D); with `prefix`, from
+        `_remembered`, the prompt holds the blocks alone."""
         token_gate = None
         if log_gate is not None:
             token_gate = log_gate.gather(1, prompt.path.clamp(min=0)).masked_fill(prompt.path < 0, 0.0)
+        if prefix is None and self._packs(prompt.owner.device):
+            return self._packed_states(prompt, token_gate, isolated)
         options = {"position_ids": prompt.position_ids, "use_cache": False}
         if not isolated:
             inputs = self._gated_inputs(prompt.input_ids, token_gate)
-            mask = (prompt.owner >= 0).long()
-            return self._decoder()(**inputs, **options, attention_mask=mask).last_hidden_state
-        owner, inputs, bias = prompt.owner, {"input_ids": prompt.input_ids}, token_gate
-        if prefix is not None:
-            owner = torch.cat([prefix[1], owner], dim=1)
-            options |= {"past_key_values": prefix[0], "use_cache": True}
-        if token_gate is not None and self.config.path_gate == "straight_through":
-            inputs, bias = self._gated_embeddings(prompt.input_ids, token_gate), None
-        mask = self._attention_mask(block_attention(owner, prompt.owner.shape[1]), bias)
-        states = self._decoder()(**inputs, **options, attention_mask=mask).last_hidden_state
+            options["attention_mask"] = (prompt.owner >= 0).long()
+        else:
+            owner, inputs, bias = prompt.owner, {"input_ids": prompt.input_ids}, token_gate
+            if prefix is not None:
+                owner = torch.cat([prefix[1], owner], dim=1)
+                options |= {"past_key_values": prefix[0], "use_cache": True}
+            if token_gate is not None and self.config.path_gate == "straight_through":
+                inputs, bias = self._gated_embeddings(prompt.input_ids, token_gate), None
+            options["attention_mask"] = self._attention_mask(block_attention(owner, prompt.owner.shape[1]), bias)
+        states = self._decoder()(**inputs, **options).last_hidden_state
         if prefix is not None:
             prefix[0].crop(-prompt.owner.shape[1])
-        return states
+        return states[torch.arange(len(states), device=states.device)[:, None], prompt.ends.to(states.device)]
+
+    def _packed_states(self, prompt: BlockPrompt, token_gate: torch.Tensor | None, isolated: bool) -> torch.Tensor:
+        """The same, of all prompts one behind the other."""
+        real = prompt.owner >= 0
+        pieces = block_pieces(prompt.owner) if isolated else causal_pieces(real.sum(1).tolist())
+        inputs = self._packed_inputs(prompt.input_ids, prompt.position_ids, real, token_gate, pieces)
+        states = self._decoder()(**inputs).last_hidden_state[0]
+        places = (real.flatten().cumsum(0) - 1).view_as(real)
+        return states[places.gather(1, prompt.ends)]
 
     def _attention_mask(self, seen: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """What attention kernels take: what is `seen` (B, 1, Q, L), with a `bias` (B, Q) on the last Q keys."""
-        if bias is None and self.language_model.config._attn_implementation == "sdpa":
+        if bias is None and self._kernel == "sdpa":
             return seen
         dtype = self._bias_dtype
         added = torch.zeros(1, dtype=dtype, device=seen.device)

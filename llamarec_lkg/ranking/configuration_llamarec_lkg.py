@@ -49,7 +49,8 @@ class LlamaRecLKGConfig(Registered, PreTrainedConfig):
         candidate_attention (`"isolated"` or `"causal"`): what a candidate sees beside the history: itself alone, so
             that scores do not depend on the other candidates and a list may be of any length; or all before it, too.
         candidates_per_pass (`int`, optional): isolated candidates of a longer list are read in so many at a time,
-            behind a prefix that is read once. By default 64, and 10 on a CPU, where attention is paid by its square.
+            behind a prefix that is read once. By default 64; on a CPU 128, read again behind their prefix, or 10 where
+            the backbone cannot do without padding.
         use_evidence_fusion (`bool`): gradient route 1, the evidence term.
         use_path_gate (`bool`): gradient route 2, preferences weigh the paths inside the backbone.
         path_gate (`"attention_bias"` or `"straight_through"`): how; the second works with every attention kernel.

@@ -78,6 +78,8 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
         # first weights of those whose initialisation changed the backbone
         self._adapter_starts: dict[str, dict[str, torch.Tensor]] = {}
         self._own_backbone = False  # whether its weights are others than those of the base it names
+        self._kept_prior: tuple[Any, torch.Tensor] | None = None  # of the letters, and by what weights
+        self._packs_prompts = False  # whether its backbone can read prompts without padding
         self._left_backbone_out = False  # whether it was loaded without the one it was trained around
         if config.use_language_model and language_model is None:
             cut_config(config.text_config, config.num_hidden_layers)

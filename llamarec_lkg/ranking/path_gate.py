@@ -3,9 +3,13 @@ loss reaches them through the backbone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from .heads import straight_through
+from .packed_prompts import PackedMask, Piece
 
 
 def log_path_gate(path_scores: torch.Tensor, path_relation_weights: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -38,6 +42,24 @@ class PathGateMixin:
         if self.config.path_gate == "straight_through":
             return self._gated_embeddings(input_ids, log_gate)
         return {"input_ids": input_ids, "position_bias": log_gate[:, None, None, :].to(self._bias_dtype)}
+
+    def _packed_inputs(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        real: torch.Tensor,
+        log_gate: torch.Tensor | None,
+        pieces: Sequence[Piece],
+    ) -> dict[str, Any]:
+        """The same for the tokens that are `real` (`bool`, (B, L)) alone, one row behind the other, L' in all:
+        everything the backbone takes, each tensor (1, L')."""
+        inputs, bias = {"input_ids": input_ids[real][None]}, None
+        if log_gate is not None and self.config.path_gate == "straight_through":
+            inputs = self._gated_embeddings(inputs["input_ids"], log_gate[real][None])
+        elif log_gate is not None:
+            bias = log_gate[real]
+        mask = PackedMask.of(pieces, int(real.sum()), bias)
+        return {**inputs, "attention_mask": mask, "position_ids": position_ids[real][None], "use_cache": False}
 
     def _gated_embeddings(self, input_ids: torch.Tensor, log_gate: torch.Tensor) -> dict[str, torch.Tensor]:
         embeds = self.get_input_embeddings()(input_ids)

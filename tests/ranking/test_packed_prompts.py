@@ -1,0 +1,138 @@
+"""Prompts without padding, one behind the other, say what padded ones say; the letters' prior is kept no longer than
+the weights."""
+
+import pytest
+import torch
+from peft import LoraConfig
+from test_backbone_check import FAMILIES, made
+from tiny import LORA, examples, model, processor
+
+from llamarec_lkg.ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
+from llamarec_lkg.ranking.packed_prompts import block_pieces
+
+
+READ = [
+    {"readout": "candidates"},
+    {"readout": "candidates", "candidate_attention": "causal", "num_candidates": 6},
+    {"readout": "letters"},
+]
+
+
+def moved(ranker):
+    """As training would move it."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for head in (ranker.preference, ranker.readout):
+            for weight in () if head is None else head.parameters():
+                weight.add_(0.2 * torch.randn_like(weight))
+    return ranker.eval()
+
+
+def said(ranker, batch, packs):
+    """The language model's scores, and the gradients of their squares."""
+    ranker._packs_prompts = packs
+    ranker.zero_grad()
+    scores = ranker(**batch).lm_logits
+    scores.square().sum().backward()
+    gradients = {name: weight.grad for name, weight in ranker.named_parameters() if weight.grad is not None}
+    return scores.detach(), gradients
+
+
+@pytest.mark.parametrize("gate", ["attention_bias", "straight_through", None])
+@pytest.mark.parametrize("settings", READ, ids=["isolated", "causal", "letters"])
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_scores_and_gradients_are_those_of_padded_prompts(film_dataset, settings, gate, checkpoints):
+    proc = processor(film_dataset, **settings).fit(examples(film_dataset))
+    gated = {"use_path_gate": False} if gate is None else {"path_gate": gate}
+    ranker = moved(model(proc, **gated))
+    assert ranker._packs_prompts
+    if checkpoints:
+        ranker.gradient_checkpointing_enable()
+        ranker.language_model.train()
+    batch = proc(examples(film_dataset, count=4))
+    assert not batch["prefix_attention_mask"].all(), "some row is shorter"
+    lengths = []
+    ranker.get_input_embeddings().register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape))
+    (packed, gradients), (padded, expected) = said(ranker, batch, True), said(ranker, batch, False)
+    assert lengths[0][0] == 1 and lengths[0].numel() < lengths[-1 if settings["readout"] != "letters" else -2].numel()
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("readout", ["candidates", "letters"])
+def test_every_family_reads_packed_prompts_as_padded_ones_or_not_at_all(film_dataset, family, readout):
+    proc = processor(film_dataset, readout=readout).fit(examples(film_dataset))
+    config = proc.model_config(use_path_gate=readout == "candidates")  # letters' gate is not for every family
+    ranker = moved(LlamaRecLKGForRanking.from_backbone(made(family, FAMILIES[family]), config))
+    batch, packs = proc(examples(film_dataset, count=4)), ranker._packs_prompts
+    assert packs == (ranker.language_model.config._attn_implementation == "sdpa")
+    scores = ranker.score(batch)
+    ranker._packs_prompts = False
+    torch.testing.assert_close(scores, ranker.score(batch), rtol=1e-4, atol=1e-4)
+
+
+def test_a_window_that_a_prompt_outgrows_is_left_to_the_backbone(film_dataset):
+    proc = processor(film_dataset, readout="letters")
+    windowed = {**FAMILIES["llama"], "sliding_window": 16}
+    assert not LlamaRecLKGForRanking.from_backbone(made("mistral", windowed), proc.model_config())._packs_prompts
+    wide = {**windowed, "sliding_window": proc.max_length}
+    assert LlamaRecLKGForRanking.from_backbone(made("mistral", wide), proc.model_config())._packs_prompts
+
+
+def test_pieces_hold_whole_blocks_and_see_what_a_block_sees(monkeypatch):
+    monkeypatch.setattr("llamarec_lkg.ranking.packed_prompts.PIECE", 3)
+    owner = torch.tensor([[-1, 0, 0, 1, 1, 2, 2, 3], [0, 0, 0, 2, 2, 2, 2, 3]])  # of the second, a block is empty
+    found = [
+        (piece.queries, piece.keys, None if piece.seen is None else piece.seen.int().tolist())
+        for piece in block_pieces(owner)
+    ]
+    assert found == [
+        (slice(0, 2), (slice(0, 2),), None),
+        (
+            slice(2, 6),
+            (slice(0, 6),),
+            [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 1, 0], [1, 1, 0, 0, 1, 1]],
+        ),
+        (slice(6, 7), (slice(0, 2), slice(6, 7)), [[1, 1, 1]]),
+        (slice(7, 10), (slice(7, 10),), None),
+        (
+            slice(10, 14),
+            (slice(7, 14),),
+            [[1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1]],
+        ),
+        (slice(14, 15), (slice(7, 10), slice(14, 15)), [[1, 1, 1, 1]]),
+    ]
+
+
+def test_the_letters_prior_is_read_again_when_the_backbone_says_something_else(letters, film_dataset):
+    ranker, batch = model(letters), letters(examples(film_dataset))
+    ranker.add_adapter(LoraConfig(**LORA, init_lora_weights=False))
+    passes = []
+    ranker.get_input_embeddings().register_forward_hook(lambda *_: passes.append(1))
+
+    def fresh():
+        """Scores by a prior that is read now, and whether one was read without asking for it."""
+        passes.clear()
+        scores, read = ranker.score(batch), len(passes) == 2
+        ranker._kept_prior = None
+        torch.testing.assert_close(scores, ranker.score(batch), rtol=0, atol=0)
+        return read
+
+    assert fresh() and not fresh() and not fresh()
+    weight = next(weight for weight in ranker.language_model.parameters() if weight.requires_grad)
+    with torch.no_grad():
+        weight.mul_(1.5)
+    assert fresh() and not fresh()
+    weight.data = weight.data * 1.5
+    assert fresh() and not fresh()
+    ranker.language_model.base_model.disable_adapter_layers()
+    assert fresh() and not fresh()
+    ranker.language_model.base_model.enable_adapter_layers()
+    assert fresh() and not fresh()
+    fused = torch.optim.AdamW([weight], lr=0.1, fused=True)  # which writes without being counted
+    ranker(**batch).loss.backward()
+    fused.step()
+    assert fresh() and not fresh()
