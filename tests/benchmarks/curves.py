@@ -75,7 +75,7 @@ def draw(path: Path) -> None:
     """Draw what `Curves.write` wrote to `path` into the PNG beside it: both axes logarithmic, each thing in a colour
     and with a mark of its own, peers broken, their names where the lines end."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
+    from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullFormatter, NullLocator
 
     found = read_json(path)
     things = list(dict.fromkeys(line["what"] for line in found["lines"]))
@@ -96,14 +96,16 @@ def draw(path: Path) -> None:
     axes.xaxis.set_major_locator(FixedLocator(sizes))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([f"{size:,}" for size in sizes])
+    low, high = np.log10(axes.get_ylim())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 2 else (1,)))
     axes.yaxis.set_major_formatter(EngFormatter(unit="s"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     figure.suptitle(found["title"], fontsize=11)
     figure.supxlabel(f"solid: this library; broken: peers; {found['machine']}", fontsize=8, color="#666666")
     figure.draw_without_rendering()  # which settles where the axes lie
     height = axes.get_window_extent().height * 72 / figure.dpi
-    low, high = np.log10(axes.get_ylim())
     for end in {end[0] for end in ends}:
         here = sorted((one for one in ends if one[0] == end), key=lambda one: one[1])
         wanted = [(np.log10(one[1]) - low) / (high - low) * height for one in here]
