@@ -15,7 +15,7 @@ from llamarec_lkg.utils.files import atomic_file, read_json, write_json
 
 TURNS, TURN = 7, 0.02  # of each line at a size, and seconds that a turn of short calls takes
 ALLOWANCE = 3.0  # seconds in which a line has its turns; a call that is longer is made once
-PATIENCE = 15.0  # a peer's line ends before a call that would take longer
+PATIENCE = 10.0  # a peer's line ends before a call that would take longer
 COLORS, MARKS = ("#1f6feb", "#d4380d", "#117733", "#882255"), "osD^"  # one of each a thing: not by colour alone
 STYLES = ("-", "--", ":")  # ours, and peers
 LABEL = 14.0  # points from one label to the next
@@ -75,6 +75,7 @@ def draw(path: Path) -> None:
     """Draw what `Curves.write` wrote to `path` into the PNG beside it: both axes logarithmic, each thing in a colour
     and with a mark of its own, peers broken, their names where the lines end."""
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullFormatter, NullLocator
 
     found = read_json(path)
@@ -111,6 +112,7 @@ def draw(path: Path) -> None:
         wanted = [(np.log10(one[1]) - low) / (high - low) * height for one in here]
         for (x, y, name, color, peer), at, free in zip(here, wanted, apart(wanted, LABEL), strict=True):
             style = {"fontsize": 9, "color": color, "fontweight": "normal" if peer else "bold", "va": "center"}
+            style["path_effects"] = [withStroke(linewidth=4, foreground="white")]  # other lines may go on below
             axes.annotate(name, (x, y), (9, free - at), textcoords="offset points", parse_math=False, **style)
     with atomic_file(path.with_suffix(".png")) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
