@@ -194,8 +194,8 @@ def main() -> None:
                 for size in sizes:
                     bar.set_description(f"{name} {size:,}")
                     curves.measure(size, runs_at(size, partial(curves.goes_on, size=size)))
+                    curves.write(path, machine())  # so that what is killed at a large size leaves the smaller ones
                     bar.update()
-                curves.write(path, machine())
             draw(path)
 
 
