@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 CONFIG ?= examples/configs/quickstart.yaml
 # set = value pairs for the run, for example ARGS="data.dataset=path/to/folder backbone.model_name_or_path=owner/model"
 ARGS ?=
-# benchmarks to run, all by default
+# benchmarks, or pictures of costs, to run, all by default
 BENCH ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help quickstart data test test-slow bench check clean
+.PHONY: help quickstart data test test-slow bench bench-growth check clean
 
 help:
 	@echo "make quickstart   train, evaluate and explain a ranker on MovieLens-100K, into outputs/quickstart"
@@ -18,6 +18,7 @@ help:
 	@echo "make test         run the tests; some are skipped without \`make data\`"
 	@echo "make test-slow    run the long ones as well"
 	@echo "make bench        measure time and memory beside peers, into outputs/benchmarks; BENCH=scale for one"
+	@echo "make bench-growth draw costs as graph, history, list and catalogue grow, into examples/results; BENCH=list for one"
 	@echo "make check        ruff"
 
 # torch comes first and from its own pin: a CPU machine needs no CUDA packages
@@ -41,9 +42,9 @@ test: $(VENV)/installed
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/installed
+bench bench-growth: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e ".[bench]"
-	$(BIN)/python -m tests.benchmarks $(BENCH)
+	$(BIN)/python -m tests.benchmarks$(if $(filter %growth,$@),.growth) $(BENCH)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import os
 import pkgutil
-import platform
 from pathlib import Path
 
 import torch
@@ -15,7 +13,7 @@ import torch
 from llamarec_lkg.utils.files import read_json, write_json
 
 from . import __path__ as folder
-from .runner import BENCHMARKS, Figure
+from .runner import BENCHMARKS, Figure, machine
 
 
 def main() -> None:
@@ -30,8 +28,7 @@ def main() -> None:
         parser.error(f"no benchmark {unknown}; there are {', '.join(BENCHMARKS)}")
     logging.getLogger("llamarec_lkg").setLevel(logging.ERROR)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    threads = torch.get_num_threads()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads of torch, GPU: {device}")
+    print(f"{machine()}, GPU: {device}")
     print(HEADER, "-" * len(HEADER), sep="\n")
     given.output.mkdir(parents=True, exist_ok=True)
     path = given.output / "report.json"

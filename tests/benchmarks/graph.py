@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -67,12 +67,9 @@ def of_paths(
     peer.add_nodes_from(range(facts.num_nodes))
     peer.add_edges_from(zip(facts.edge_sources().tolist(), facts.targets.tolist(), strict=True))
 
-    def searched() -> None:
-        for ours, theirs in zip(sources, targets, strict=True):
-            for one in facts.item_nodes[ours].tolist():
-                for other in facts.item_nodes[theirs].tolist():
-                    with suppress(nx.NetworkXNoPath):
-                        nx.shortest_path(peer, one, other)
+    def search() -> None:
+        for ends in zip(sources, targets, strict=True):
+            searched(peer, *(facts.item_nodes[items].tolist() for items in ends))
 
     def one_by_one() -> None:
         for ends in zip(sources, targets, strict=True):
@@ -83,8 +80,16 @@ def of_paths(
         ("", one_by_one),
         (f", {USERS} users at once", lambda: paths.find_together(facts, sources, targets)),
     ):
-        ours, theirs = (1e3 * seconds / USERS for seconds in in_turns(run, searched, 7))
+        ours, theirs = (1e3 * seconds / USERS for seconds in in_turns(run, search, 7))
         yield Figure(f"{name}{how}", ours, theirs, "ms", 200, "networkx.shortest_path")
+
+
+def searched(peer: nx.Graph, sources: Sequence[Hashable], targets: Sequence[Hashable]) -> None:
+    """A path from each node of some to each of others, where there is one."""
+    for one in sources:
+        for other in targets:
+            with suppress(nx.NetworkXNoPath):
+                nx.shortest_path(peer, one, other)
 
 
 def of_evidence(index: EvidenceIndex, histories: Sequence[np.ndarray]) -> Iterator[Figure]:
@@ -123,20 +128,24 @@ def products_of(index: EvidenceIndex) -> Callable[[np.ndarray], np.ndarray]:
     return products
 
 
-def build(folder: str) -> dict[str, float]:
-    """A graph of items by chance, which is saved: its edges, and the seconds to build it of its facts."""
+def facts_by_chance(count: int) -> tuple[Triples, list[str]]:
+    """Five facts an item, of as many entities to an item as in a graph of a million, and the items' ids."""
     generator = np.random.default_rng(0)
-    items = np.array([str(item) for item in range(1, ITEMS + 1)], dtype=object)
+    items = np.array([str(item) for item in range(1, count + 1)], dtype=object)
     heads, relations, tails = [], [], []
-    for name, each, size, power in RELATIONS:
+    for name, each, most, power in RELATIONS:
+        size = max(min(most, 50), most * count // ITEMS)
         entities = np.array([f"{name[:2]}{entity}" for entity in range(size)], dtype=object)
         heads.append(items.repeat(each))
-        relations.append(np.full(ITEMS * each, name, dtype=object))
-        tails.append(entities[(generator.random(ITEMS * each) ** power * size).astype(int)])
+        relations.append(np.full(count * each, name, dtype=object))
+        tails.append(entities[(generator.random(count * each) ** power * size).astype(int)])
     links = dict(zip(items, items, strict=True))
-    triples = Triples(*map(np.concatenate, (heads, relations, tails)), item_of_entity=links)
-    del heads, relations, tails
-    ids = items.tolist()
+    return Triples(*map(np.concatenate, (heads, relations, tails)), item_of_entity=links), items.tolist()
+
+
+def build(folder: str) -> dict[str, float]:
+    """A graph of items by chance, which is saved: its edges, and the seconds to build it of its facts."""
+    triples, ids = facts_by_chance(ITEMS)
     start = time.perf_counter()
     made = KnowledgeGraph.from_triples(triples, ids)
     seconds = time.perf_counter() - start

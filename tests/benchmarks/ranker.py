@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from llamarec_lkg.retrieval.sequential import NeuralRetriever
 
 from .runner import Figure, benchmark, in_turns, timed
 
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
 
 BACKBONE = "smollm2-135m-instruct-q4_1"
 
@@ -139,25 +142,37 @@ def scoring() -> Iterator[Figure]:
 
 @benchmark
 def cross_encoder() -> Iterator[Figure]:
-    from sentence_transformers import CrossEncoder
-
     one, ranker = pair("candidates", num_paths=0)  # what the other reads, too: histories and titles
-    precise = {"dtype": torch.float32}
-    encoder = CrossEncoder(
-        str(world().backbone), num_labels=1, device="cpu", local_files_only=True, model_kwargs=precise
-    )
-    encoder.tokenizer.pad_token = encoder.tokenizer.pad_token or encoder.tokenizer.eos_token
-    encoder.model.config.pad_token_id = encoder.tokenizer.pad_token_id
+    encoder = cross_encoder_of()
     for length in (8, 10, 20):
         example = shortened(world().lists[0], length)
-        history = "\n".join(one.titles[item - 1] for item in example.history)
-        pairs = [(history, one.titles[item - 1]) for item in example.candidates]
+        pairs = pairs_of(one, example)
         took = in_turns(
             lambda example=example: ranker.score(one([example])),
             lambda pairs=pairs: encoder.predict(pairs, batch_size=20, show_progress_bar=False),
         )
         target = {8: 3.5, 10: 3.7, 20: 8}[length]
         yield Figure(f"score 20 candidates, history of {length}", *took, "s", target, "CrossEncoder, 20 pairs")
+
+
+@cache
+def cross_encoder_of() -> CrossEncoder:
+    """The backbone as the other library's ranker of pairs."""
+    from sentence_transformers import CrossEncoder
+
+    precise = {"dtype": torch.float32}
+    encoder = CrossEncoder(
+        str(world().backbone), num_labels=1, device="cpu", local_files_only=True, model_kwargs=precise
+    )
+    encoder.tokenizer.pad_token = encoder.tokenizer.pad_token or encoder.tokenizer.eos_token
+    encoder.model.config.pad_token_id = encoder.tokenizer.pad_token_id
+    return encoder
+
+
+def pairs_of(one: LlamaRecLKGProcessor, example: RankingExample) -> list[tuple[str, str]]:
+    """The titles of the history, and that of each candidate."""
+    history = "\n".join(one.titles[item - 1] for item in example.history)
+    return [(history, one.titles[item - 1]) for item in example.candidates]
 
 
 @benchmark

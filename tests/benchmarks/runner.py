@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ def benchmark(function: Benchmark) -> Benchmark:
     """Makes `python -m tests.benchmarks NAME` run a function, which yields figures, under its name."""
     BENCHMARKS[function.__name__] = function
     return function
+
+
+def machine() -> str:
+    """What figures were measured on, but for its GPU."""
+    return f"{platform.machine()}, {os.cpu_count()} cores, threads of torch: {torch.get_num_threads()}"
 
 
 def timed(run: Callable[[], Any], repeats: int = 5) -> float:
