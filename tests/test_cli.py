@@ -13,7 +13,7 @@ from test_entry import HEAVY, run_python
 from tiny import processor
 
 from llamarec_lkg import LlamaRecLKGForRanking
-from llamarec_lkg.cli import main
+from llamarec_lkg.cli import COMMANDS, main
 
 
 LIGHT = {
@@ -45,6 +45,12 @@ except SystemExit as error:
     assert run_python(code, *arguments).splitlines()[-1] == f"{status} []"
     if arguments[0] in ("convert", "export-metrics") and "--help" not in arguments:
         assert list((tmp_path / arguments[-1]).iterdir())
+
+
+def test_every_command_has_options_and_a_function(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "{" + ",".join(COMMANDS) + "}" in "".join(capsys.readouterr().out.split())
 
 
 def save(folder, dataset, **config):

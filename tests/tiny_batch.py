@@ -50,13 +50,19 @@ def make_rows(count: int, items: list, seed: int = 0) -> pd.DataFrame:
 
 
 def start(
-    model: Path, path: Path, output: Path, *options: str, launcher: Sequence[str] = (), progress: bool = False
+    model: Path,
+    path: Path,
+    output: Path,
+    *options: str,
+    launcher: Sequence[str] = (),
+    progress: bool = False,
+    folder: Path | None = None,
 ) -> subprocess.Popen:
-    """`llamarec-lkg rank` in a process of its own, of small shards."""
+    """`llamarec-lkg rank` in a process of its own, of small shards, in a folder."""
     command = [sys.executable, *launcher, "-m", "llamarec_lkg.cli", "rank", "--model", model, "--input", path]
     command += ["--output", output, *AS_OPTIONS, *options, *([] if progress else ["--no-progress"])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    return subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True, cwd=folder)
 
 
 def finish(process: subprocess.Popen) -> None:

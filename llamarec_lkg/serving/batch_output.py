@@ -2,8 +2,9 @@
 
 ```text
 ranked/
-  part-000000.parquet, ...   the ranked lists of a fixed slice of the input's rows; whichever are there are done
+  part-000000.parquet, ...   the ranked lists of a fixed slice of the input's rows
   _refused/part-000000.parquet, ...   the rows of the same slices that could not be ranked, and why
+  _done/part-000000.json, ...   counts, and hashes of those files: a slice is done when this is there
   _manifest.json             input, model and settings that the folder was begun with
   _summary.json              counts; it comes last, so where it is, everything is there
 ```
@@ -17,7 +18,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -29,10 +30,10 @@ from filelock import FileLock, Timeout
 
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file, read_json, write_json
+from ..utils.fingerprints import hash_file
 
 
-MANIFEST, SUMMARY, REFUSED, LOCK = "_manifest.json", "_summary.json", "_refused", "_lock"
-COUNTS = b"llamarec_lkg"  # the key under which a shard's counts stand in its metadata
+MANIFEST, SUMMARY, REFUSED, DONE, LOCK = "_manifest.json", "_summary.json", "_refused", "_done", "_lock"
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,14 @@ class Shards:
         return number * self.shard_rows, min(self.rows, (number + 1) * self.shard_rows)
 
     def path(self, number: int) -> Path:
-        return self.folder / f"part-{number:06d}.parquet"
+        """In the order of names shards are in the order of rows, however many there are."""
+        return self.folder / f"part-{number:0{max(6, len(str(self.count - 1)))}d}.parquet"
+
+    def _refused(self, number: int) -> Path:
+        return self.folder / REFUSED / self.path(number).name
+
+    def _record(self, number: int) -> Path:
+        return self.folder / DONE / f"{self.path(number).stem}.json"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -121,7 +129,8 @@ class Shards:
         Raises:
             LKGError: the folder was begun with others, or holds something else.
         """
-        for pattern in (".part-*.part", f".{MANIFEST}.*.part", f".{SUMMARY}.*.part", f"{REFUSED}/.part-*.part"):
+        shards = [f"{folder}.part-*.part" for folder in ("", f"{REFUSED}/", f"{DONE}/")]
+        for pattern in (*shards, f".{MANIFEST}.*.part", f".{SUMMARY}.*.part"):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
         manifest = self.folder / MANIFEST
@@ -137,37 +146,39 @@ class Shards:
         write_json(manifest, dict(about))
 
     def done(self) -> dict[int, BatchReport]:
-        """What stands in each shard that is there. One whose end cannot be read, or whose refused rows are gone, is
-        absent."""
+        """What stands in each shard that is done. One that is not, byte for byte, what was written is done no more."""
         found = {}
         for number in range(self.count):
-            try:
-                report = BatchReport(**json.loads(pq.read_metadata(self.path(number)).metadata[COUNTS]))
-                refused = self.folder / REFUSED / self.path(number).name
-                if report.refused and pq.read_metadata(refused).num_rows != report.refused:
-                    raise ValueError(f"{refused} has other rows than it says")
-                found[number] = report
-            except FileNotFoundError:  # the shard, or its refused rows
+            if not (record := self._record(number)).exists():
                 continue
-            except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
-                logger.warning(f"{self.path(number)} cannot be read ({error}) and is made again.")
+            try:
+                told = read_json(record)
+                if told["hashes"] != self._hashes(number):
+                    raise ValueError("it is not what was written")
+                found[number] = BatchReport(**told["counts"])
+            except (LKGError, OSError, KeyError, TypeError, ValueError) as error:
+                logger.warning(f"{self.path(number)} is damaged or gone ({error}), and its rows are ranked again.")
+                record.unlink()
         return found
 
+    def _hashes(self, number: int) -> list[str | None]:
+        """Of a shard and of its refused rows, where there are some."""
+        return [hash_file(path) if path.exists() else None for path in (self.path(number), self._refused(number))]
+
     def wait_for(self, numbers: Iterable[int], seconds: float) -> None:
-        """Until all of these shards are there, looking every so many seconds."""
+        """Until all of these shards are done, looking every so many seconds."""
         left = list(numbers)
-        while left := [number for number in left if not self.path(number).exists()]:
+        while left := [number for number in left if not self._record(number).exists()]:
             time.sleep(seconds)
 
     def write(self, number: int, content: RankedRows) -> None:
-        """The shard of a slice. Its refused rows are there before it, so where it is, both are."""
-        refused = self.folder / REFUSED / self.path(number).name
+        """The shard of a slice. Its refused rows are there before it and its record comes last."""
         if len(content.refused):
-            _write_table(content.refused, refused)
+            _write_table(content.refused, self._refused(number))
         else:
-            refused.unlink(missing_ok=True)
-        counts = {COUNTS: json.dumps(asdict(content.report)).encode()}
-        _write_table(content.ranked.replace_schema_metadata(counts), self.path(number))
+            self._refused(number).unlink(missing_ok=True)
+        _write_table(content.ranked, self.path(number))
+        write_json(self._record(number), {"hashes": self._hashes(number), "counts": asdict(content.report)})
 
     def finish(self, reports: Mapping[int, BatchReport]) -> BatchReport:
         """The sum of all shards' counts, written down."""
@@ -188,18 +199,34 @@ def _write_table(table: pa.Table, path: Path) -> None:
         os.close(folder)
 
 
+def require_alike(abouts: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+    """Raise `LKGError` unless input, model and settings of all machines are those of the first."""
+    for about in abouts[1:]:
+        if differing := _differing(abouts[0], about, "on the main machine", "on another"):
+            raise LKGError(
+                f"Machines rank different things ({differing}). Copy the input and the folder of the model to all of "
+                "them, or give a Hub id, and start the same command on each."
+            )
+
+
 def _require_same(folder: Path, begun: Any, about: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise `LKGError` unless what a folder was begun with is what is asked for."""
-    about = json.loads(json.dumps(about))
-    differing = []
-    for part, asked in about.items():
-        then = {}
-        with suppress(KeyError, TypeError):
-            then = dict(begun[part])
-        names = sorted(name for name in {*asked, *then} if asked.get(name) != then.get(name))
-        differing += [f"{part} {name}: {then.get(name)!r} then, {asked.get(name)!r} now" for name in names]
-    if differing:
+    if differing := _differing(begun, json.loads(json.dumps(about)), "then", "now"):
         raise LKGError(
-            f"{folder} was begun with something else ({'; '.join(differing)}). Go on with the same input, model and "
-            "settings, or give a new folder."
+            f"{folder} was begun with something else ({differing}). Go on with the same input, model and settings, or "
+            "give a new folder."
         )
+
+
+def _differing(one: Any, other: Mapping[str, Mapping[str, Any]], when_one: str, when_other: str) -> str:
+    """What differs between two inputs, models and settings; empty where nothing does."""
+    found = []
+    for part, second in other.items():
+        first = {}
+        with suppress(KeyError, TypeError):
+            first = dict(one[part])
+        names = sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
+        found += [
+            f"{part} {name}: {first.get(name)!r} {when_one}, {second.get(name)!r} {when_other}" for name in names
+        ]
+    return "; ".join(found)

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..utils.errors import LKGError
 from .batch_input import InputRows, RowReader
-from .batch_output import BatchReport, RankedRows, Shards
+from .batch_output import BatchReport, RankedRows, Shards, require_alike
 from .batch_rows import BatchOptions, ModelPlace, rank_rows
 from .ray_workers import rank_with_ray, require_ray
 
@@ -52,7 +52,7 @@ def rank_file(
     with its number and the reason.
 
     Called again after it was cut off, it goes on with the shards that are not there. Under `accelerate launch` the
-    processes share the shards. The input is read in pieces and hashed once.
+    processes share the shards. The input is read in pieces, and hashed once on each machine.
 
     Args:
         model: folder or Hub id of a trained model.
@@ -65,8 +65,9 @@ def rank_file(
         options: fields of [`BatchOptions`].
 
     Raises:
-        LKGError: the input lacks a column or has another type in it, the output folder was begun with something else,
-            or the model has no retriever and the input no candidates.
+        LKGError: the input lacks a column or has another type in it, input, model or settings are not the same on
+            all machines, the output folder was begun with something else, or the model has no retriever and the input
+            no candidates.
     """
     chosen = BatchOptions(**options)
     _check_engine(engine, workers, device)
@@ -84,7 +85,9 @@ def rank_file(
             if state.is_main_process:
                 stack.enter_context(shards.locked())
                 shared.model = ModelPlace.find(str(model), revision)
-                about = {"input": rows.identity(), "model": shared.model.identity, "settings": chosen.identity()}
+        about = _about(state, shared.model, rows, chosen)
+        with _together(state, shared):
+            if state.is_main_process:
                 shards.begin(about)
                 shared.done = shards.done()
         missing = [number for number in range(shards.count) if number not in shared.done]
@@ -168,6 +171,20 @@ def end_processes() -> bool:
     state.wait_for_everyone()
     state.destroy_process_group()
     return state.is_main_process
+
+
+def _about(
+    state: PartialState, model: ModelPlace, rows: InputRows, options: BatchOptions
+) -> dict[str, dict[str, Any]]:
+    """Input, model and settings, which are the same on all machines, or an `LKGError`. The first process of each
+    machine looks, since the others read the same files."""
+    found = []
+    if state.is_local_main_process:
+        here = model if state.is_main_process else ModelPlace.find(model.name, model.hub.get("revision"))
+        found = [{"input": rows.identity(), "model": here.identity, "settings": options.identity()}]
+    found = gather_object(found) if state.num_processes > 1 else found
+    require_alike(found)
+    return found[0]
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
 from ..data.splits import check_repeats
 from ..hub.layout import PARTS, PRIVATE_PARTS
@@ -189,7 +190,9 @@ def _rank(recommender: Recommender, requests: Sequence[Request], k: int) -> list
     takes no other along."""
     try:
         return recommender.rank(recommender.retrieve(requests, k))
-    except (LKGError, torch.OutOfMemoryError) as error:
+    except Exception as error:
+        if not (_is_for_memory(error) or isinstance(error, LKGError)):
+            raise
         if len(requests) == 1:
             if isinstance(error, LKGError):
                 return [str(error)]
@@ -199,6 +202,14 @@ def _rank(recommender: Recommender, requests: Sequence[Request], k: int) -> list
             ) from error
     half = len(requests) // 2
     return [ranking for part in (requests[:half], requests[half:]) for ranking in _rank(recommender, part, k)]
+
+
+def _is_for_memory(error: Exception) -> bool:
+    """Whether memory was lacking: on a device, whose libraries have words of their own for it, or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error):
+        return True
+    words = "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _why_not(ranking: Ranking | str, request: Request, k: int) -> str:

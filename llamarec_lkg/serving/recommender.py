@@ -19,16 +19,15 @@ from ..data.schema import UNKNOWN_USER, ItemTable, RankingExample, raw_id_list
 from ..data.splits import EXCLUDED, check_repeats
 from ..hub.layout import CARD_FACTS, PARTS, REPORT_FILE, RETRIEVER_FOLDER
 from ..hub.push import PushOptions, push_folder
-from ..ranking.backbones import resolve_backbone
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..retrieval.base import Retriever, check_retriever, exclude_history, frozen, never_ranked, rows_at_once, top_k
 from ..retrieval.fused import FusedRetriever
-from ..retrieval.item_features import ItemFeatures, item_texts, new_entities
 from ..retrieval.sequential import NeuralRetriever
 from ..utils.errors import LKGError
 from ..utils.hub import hub_options, pinned
 from ..utils.upstream import quiet_upstream
+from .new_items import with_items
 from .reasons import LANGUAGE_MODEL, PATH, POPULARITY, RETRIEVER, WINDOW, Recommendation, reasons_for
 from .sliding_windows import rank_windows
 
@@ -62,44 +61,15 @@ class Ranking:
     preferences: np.ndarray | None
 
 
-def _with_items(
-    retriever: Retriever,
-    items: ItemTable,
-    before: LlamaRecLKGProcessor,
-    after: LlamaRecLKGProcessor,
-    text_backbone: str | Path | None,
-) -> Retriever:
-    """A retriever that finds the further items that a processor knows afterwards, too."""
-    config = retriever.model.config if isinstance(retriever, NeuralRetriever) else None
-    if config is None or not (config.text_size or config.num_entities):
-        raise LKGError(
-            "This retriever knows items by their ids alone, so it cannot find one that it has not been trained on. "
-            "Train one whose item vectors know more (`retriever.item_vectors=text`), or use none."
-        )
-    entities = None
-    if config.num_entities:
-        entities = new_entities(before.knowledge_graph, after.knowledge_graph, config.num_trained_items)
-    features = ItemFeatures(None, entities)
-    if config.text_size:
-        name = text_backbone or config.text_backbone
-        if name is None:
-            raise LKGError(
-                "The language model that read the items' texts for the retriever was a folder, and has no name by "
-                "which it could be loaded. Give it as `text_backbone`."
-            )
-        features = retriever.read_items(item_texts(items), resolve_backbone(str(name)), entities, progress=False)
-    return retriever.add_items(features, after.item_ids)
-
-
 class Recommender:
     """Retriever, processor and ranker of one saved folder or Hub repository, ready to answer.
 
     Recommenders may share a model with several adapters (`load_adapter`): each switches to its own whenever it
-    answers, so not from several threads at once.
+    answers, so not from several threads at once. A recommender with a model of its own may answer several threads.
 
     Args:
-        retriever: finds candidates; a neural one is moved to the model's device. None: every request brings its
-            candidates.
+        retriever: finds candidates; a neural one is moved to the model's device and put in eval mode, as the model
+            is. None: every request brings its candidates.
 
     Raises:
         LKGError: model, processor and retriever do not belong together.
@@ -112,7 +82,7 @@ class Recommender:
         if retriever is not None:
             check_retriever(retriever, processor.item_ids)
         if isinstance(retriever, NeuralRetriever):
-            retriever.model.to(model.device)
+            retriever.model.to(model.device).eval()  # once: calls that switch modes would disturb each other
         self.model, self.processor, self.retriever = model.eval(), processor, retriever
         self.adapter_name = model.active_adapter
 
@@ -242,7 +212,7 @@ class Recommender:
         items = items if isinstance(items, ItemTable) else ItemTable.from_frame(items)
         processor = self.processor.with_items(items)
         if self.retriever is not None:
-            self.retriever = _with_items(self.retriever, items, self.processor, processor, text_backbone)
+            self.retriever = with_items(self.retriever, items, self.processor, processor, text_backbone)
         self.model.config.catalogue, self.processor = processor.catalogue, processor
 
     @property

@@ -5,8 +5,14 @@ from __future__ import annotations
 import importlib.util
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from llamarec_lkg import rank_file
 from llamarec_lkg.data.sequences import PreprocessingSettings, SequenceDataset
@@ -17,14 +23,47 @@ from .runner import Figure, benchmark
 
 TESTS = Path(__file__).resolve().parents[1]
 KILLS, KILLED_ROWS = 10, 800
-RAY_ROWS, RAY_SHARD = 800, 20
+RAY_ROWS, RAY_SHARD, RAY_WORKERS = 400, 10, 2
 LARGER = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4}
 
 
-def pace(output: Path) -> float:
-    """Seconds from the first shard of a folder to its last: neither starts nor the loading of models."""
-    times = [path.stat().st_mtime for path in output.glob("part-*.parquet")]
-    return max(times) - min(times)
+@dataclass(frozen=True)
+class Took:
+    """Seconds of a ranking: the whole, and without starts, in which Ray loads Python and the model for each worker."""
+
+    whole: float
+    started: float
+
+    @classmethod
+    def of(cls, rank: Callable[..., Any], output: Path, workers: int = 1, **options: Any) -> Took:
+        start = time.perf_counter()
+        rank(output=output, **options)
+        whole = time.perf_counter() - start
+        times = sorted(path.stat().st_mtime for path in output.glob("part-*.parquet"))
+        # each worker has ranked its first shard; what comes then is shared among all of them
+        pace = (times[-1] - times[workers - 1]) / (len(times) - workers)
+        return cls(whole, pace * len(times))
+
+
+def on_ray(rank: Callable[..., Any], **options: Any) -> None:
+    """Rank on a cluster of this machine that has as many cores as workers: each has one thread."""
+    import ray
+
+    ray.init(num_cpus=RAY_WORKERS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        rank(engine="ray", workers=RAY_WORKERS, **options)
+    finally:
+        ray.shutdown()
+
+
+def with_threads(count: int, rank: Callable[..., Any], **options: Any) -> None:
+    """Rank in this process, with so many threads for its products."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        rank(**options)
+    finally:
+        torch.set_num_threads(before)
 
 
 @benchmark
@@ -51,7 +90,12 @@ def batch() -> Iterator[Figure]:
         make_rows(RAY_ROWS, list(dataset.items.ids)).to_parquet(room / "users.parquet")
         model = save_ranker(dataset, room / "larger", **LARGER)
         options = {"shard_rows": RAY_SHARD, "batch_size": 10, "progress": False, "device": "cpu"}
-        rank_file(model, room / "users.parquet", room / "alone", **options)
-        rank_file(model, room / "users.parquet", room / "ray", engine="ray", workers=2, **options)
-        seconds = pace(room / "ray"), pace(room / "alone")
-        yield Figure(f"rank {RAY_ROWS} rows on two workers of Ray", *seconds, "s", 1.6, "one process")
+        rank = partial(rank_file, model, room / "users.parquet", **options)
+        ray = Took.of(partial(on_ray, rank), room / "ray", RAY_WORKERS)
+        peers = (1, 1.6, "one thread"), (RAY_WORKERS, 1.0, "as many threads")
+        for threads, target, peer in peers:
+            alone = Took.of(partial(with_threads, threads, rank), room / f"alone-{threads}")
+            name, peer = f"rank {RAY_ROWS} rows, {RAY_WORKERS} workers of Ray", f"one process, {peer}"
+            yield Figure(f"{name}, after their start", ray.started, alone.started, "s", target, peer)
+            # told without a target: so few rows are not what one starts a cluster for
+            yield Figure(f"{name}, with their start", ray.whole, alone.whole, "s", 0, peer)

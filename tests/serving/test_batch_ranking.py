@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -177,15 +178,28 @@ def test_a_row_group_is_never_in_memory_as_a_whole(tmp_path):
         assert pa.total_allocated_bytes() - before < 25e6
 
 
-def test_a_row_takes_no_other_along(recommender, monkeypatch):
-    """A batch that is too large for the device, or that holds something that cannot be ranked, is halved."""
+LACKING = {
+    "a GPU": lambda: torch.OutOfMemoryError("out of memory"),
+    "a library of a GPU": lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+    "torch on the CPU": lambda: torch.empty(10**15),
+    "numpy": lambda: np.empty(10**15),
+}
+
+
+@pytest.mark.parametrize("lack", LACKING.values(), ids=LACKING.keys())
+def test_a_row_takes_no_other_along(recommender, monkeypatch, lack):
+    """A batch that is too large for the memory, or that holds something that cannot be ranked, is halved."""
+
+    def too_large():
+        raise lack()  # or it is raised by asking for so much
+
     rows = pa.table({"user": list("abcde"), "history": [["1"]] * 2 + [["2"]] + [["1"]] * 2, "candidates": [None] * 5})
     rows = rows.set_column(2, "candidates", pa.nulls(5, pa.list_(pa.string())))
     rank, wanted = recommender.rank, rank_rows(recommender, rows, BatchOptions())
 
     def small(examples):
         if len(examples) > 2:
-            raise torch.OutOfMemoryError("out of memory")
+            too_large()
         if any(2 in example.history for example in examples):
             raise LKGError("not with 2")
         return rank(examples)
@@ -195,12 +209,23 @@ def test_a_row_takes_no_other_along(recommender, monkeypatch):
     assert found.refused.to_pylist() == [{"row": 12, "user": "c", "reason": "not with 2"}]
     assert (found.report.ranked, found.report.items) == (4, wanted.report.items - 5)
 
-    def full(examples):
-        raise torch.OutOfMemoryError("out of memory")
-
-    monkeypatch.setattr(recommender, "rank", full)
+    monkeypatch.setattr(recommender, "rank", lambda examples: too_large())
     with pytest.raises(LKGError, match="Not even one row fits into the memory of cpu"):
         rank_rows(recommender, rows, BatchOptions())
+
+
+def test_what_is_no_lack_of_memory_is_no_business_of_batches(recommender, monkeypatch):
+    rows = pa.table({"user": ["a", "b"], "history": [["1"]] * 2, "candidates": pa.nulls(2, pa.list_(pa.string()))})
+    calls = []
+
+    def wrong(examples):
+        calls.append(examples)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(recommender, "rank", wrong)
+    with pytest.raises(RuntimeError, match="a bug"):
+        rank_rows(recommender, rows, BatchOptions())
+    assert len(calls) == 1
 
 
 def test_scores_that_are_no_numbers_are_refused(recommender, monkeypatch, mixed):
@@ -329,6 +354,33 @@ def test_what_was_left_half_written_is_made_again(model, many, wanted, tmp_path)
     assert not any(path.exists() for path in left) and not list((output / "_refused").iterdir())
 
 
+@pytest.mark.parametrize("name", ["part-000005.parquet", "_refused/part-000005.parquet", "_done/part-000005.json"])
+def test_what_is_damaged_in_its_middle_is_made_again(model, many, tmp_path, caplog, name):
+    many[1].assign(history=[["404"] if row % 8 == 3 else ["1"] for row in range(100)]).to_parquet(
+        tmp_path / "in.parquet"
+    )
+    output = tmp_path / "ranked"
+    report = rank_file(model, tmp_path / "in.parquet", output, **QUIET)
+    files = {path: path.read_bytes() for path in output.rglob("part-*")}
+    times = {path: path.stat().st_mtime_ns for path in files}
+    damaged = bytearray(files[output / name])
+    damaged[len(damaged) // 3] ^= 1
+    (output / name).write_bytes(damaged)
+    assert rank_file(model, tmp_path / "in.parquet", output, **QUIET) == report
+    assert caplog.text.count("its rows are ranked again") == 1 and "part-000005.parquet is damaged" in caplog.text
+    assert {path: path.read_bytes() for path in output.rglob("part-*")} == files
+    again = {path.stem for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert again == {"part-000005"}
+
+
+def test_shards_are_named_in_the_order_of_rows(tmp_path):
+    for count in (5, 999_999, 1_000_000, 1_000_001, 12_345_678):
+        shards = Shards(tmp_path, count, 1)
+        names = [shards.path(number).name for number in (0, 1, count // 2, count - 1)]
+        assert names == sorted(names)
+    assert Shards(tmp_path, 1_000_000, 1).path(7).name == "part-000007.parquet"
+
+
 def test_refused_rows_are_there_before_the_shard_that_counts_them(model, mixed, tmp_path, monkeypatch):
     path, output, replace = write(tmp_path, mixed[0]), tmp_path / "ranked", os.replace
 
@@ -356,7 +408,7 @@ def test_nothing_is_lost_or_doubled_by_kills(kills, rows, model, tmp_path):
     found, wanted = (pd.read_parquet(tmp_path / name) for name in ("killed", "whole"))
     pd.testing.assert_frame_equal(found, wanted)
     left = {entry.name for entry in (tmp_path / "killed").iterdir() if not entry.name.startswith("part-")}
-    assert left - {"_lock"} == {"_manifest.json", "_summary.json"}
+    assert left - {"_lock"} == {"_manifest.json", "_summary.json", "_done"}
 
 
 def test_what_is_lost_or_doubled_is_counted(tmp_path):
@@ -389,6 +441,31 @@ def test_an_error_of_one_process_ends_all(model, many, tmp_path):
     process = start(model, many[0], tmp_path / "ranked", launcher=TWO)
     said = process.communicate(timeout=120)[1]
     assert process.returncode and said.count("Give a new folder") == 2
+
+
+def test_machines_that_rank_different_things_do_not_begin(model, many, film_dataset, tmp_path):
+    """Two launchers stand for two machines, which see other content under their paths."""
+    other = save_ranker(film_dataset, tmp_path / "other", retriever=False)
+    many[1][:90].to_parquet(tmp_path / "other.parquet")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank, place, path in ((0, model, many[0]), (1, other, tmp_path / "other.parquet")):
+        there = tmp_path / f"machine-{rank}"
+        there.mkdir()
+        (there / "model").symlink_to(place)
+        (there / "users.parquet").symlink_to(path)
+        launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(rank), "--nproc_per_node", "1"]
+        launcher += ["--master_addr", "localhost", "--master_port", str(port)]
+        processes.append(
+            start(Path("model"), Path("users.parquet"), tmp_path / "ranked", launcher=launcher, folder=there)
+        )
+    for process in processes:
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode and "Machines rank different things (input content: " in said, said
+        assert "input rows: 100 on the main machine, 90 on another; model content: " in said
+    assert {path.name for path in (tmp_path / "ranked").iterdir()} <= {"_lock"}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Recommending for one user: raw ids in, titles, scores and paths out; lists of any length."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -99,6 +100,18 @@ def test_model_and_retriever_are_on_one_device(saved):
     assert {part.device.type for part in (recommender.model, recommender.retriever.model)} == {"cpu"}
     recommender = Recommender(recommender.model.to("meta"), recommender.processor, recommender.retriever)
     assert recommender.retriever.model.device.type == "meta", "the retriever follows"
+
+
+def test_threads_share_a_recommender_whatever_mode_its_parts_came_in(saved):
+    """Else one thread would put the retriever back in train mode, with dropout, while another scores with it."""
+    parts = Recommender.from_pretrained(saved)
+    parts.model.train(), parts.retriever.model.train()
+    recommender = Recommender(parts.model, parts.processor, parts.retriever)
+    assert not any(part.training for model in (parts.model, parts.retriever.model) for part in model.modules())
+    histories = [["1"], ["2", "3"], [], ["4", "5", "1"]] * 10
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(recommender.recommend, histories))
+    assert found == list(map(recommender.recommend, histories))
 
 
 def test_candidate_weights_are_asked_where_candidates_are_to_be_found(film_dataset, saved, monkeypatch):
