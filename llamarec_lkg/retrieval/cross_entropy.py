@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from .products import ROUND, add_product, is_quick, product
+
 
 SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}  # numbers in a block
 ROWS_AT_ONCE = {"cpu": 192}  # positions in it, where more would only leave the cache
@@ -49,6 +51,7 @@ def _rows(hidden: torch.Tensor, vectors: torch.Tensor) -> int:
     """Positions in a block."""
     kind = hidden.device.type
     rows = max(1, SCORES_AT_ONCE.get(kind, SCORES_AT_ONCE["cpu"]) // max(1, len(vectors)))
+    rows = rows // ROUND * ROUND or rows  # a quick product's
     return max(1, min(rows, len(hidden), ROWS_AT_ONCE.get(kind, rows)))
 
 
@@ -57,6 +60,18 @@ def _room(hidden: torch.Tensor, vectors: torch.Tensor, rows: int) -> tuple[torch
     cleared again and again."""
     shape = rows, len(vectors)
     return vectors.new_empty(shape), torch.empty(shape, dtype=torch.float32, device=hidden.device)
+
+
+def _zeros(like: torch.Tensor) -> torch.Tensor:
+    """For a gradient that is summed up."""
+    return torch.zeros(like.shape, dtype=torch.float32, device=like.device)
+
+
+def _scores(bias: torch.Tensor, states: torch.Tensor, vectors: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    """Of all `vectors` for each of the `states`, in the `room` where a product can be told to use it."""
+    if is_quick(len(states), states, vectors):
+        return product(states, vectors, bias)
+    return torch.addmm(bias, states, vectors.T, out=room[: len(states)])
 
 
 class _Learned(torch.autograd.Function):
@@ -75,14 +90,15 @@ class _CrossEntropy(_Learned):
         learns = any(ctx.needs_input_grad[:3])
         bias = bias.to(vectors.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden, grad_vectors = torch.zeros_like(hidden), torch.zeros_like(vectors, dtype=torch.float32)
-        grad_bias = torch.zeros(len(vectors), dtype=torch.float32, device=hidden.device)
+        # vectors are the columns of their gradient: its products are a third quicker than with rows
+        grad_hidden, grad_vectors = torch.zeros_like(hidden), _zeros(vectors.T)
+        grad_bias = _zeros(bias)
         room, chances = _room(hidden, vectors, rows)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(labels), rows):
                 states = hidden[start : start + rows].to(vectors.dtype)
                 targets = labels[start : start + rows, None]
-                scores = torch.addmm(bias, states, vectors.T, out=room[: len(states)]).float()
+                scores = _scores(bias, states, vectors, room).float()
                 error = torch.softmax(scores, dim=-1, out=chances[: len(states)])  # torch's fastest exponential
                 # the logarithm of their sum by the likeliest item, whose chance is never too small to have one
                 total += (scores.amax(1) - error.amax(1).log() - scores.gather(1, targets)[:, 0]).sum()
@@ -90,11 +106,11 @@ class _CrossEntropy(_Learned):
                     error.scatter_add_(1, targets, -torch.ones_like(error[:, :1]))
                     grad_bias += error.sum(0)
                     error = error.to(vectors.dtype)
-                    grad_hidden[start : start + rows] = error @ vectors
-                    grad_vectors.addmm_(error.T.float(), states.float())
+                    grad_hidden[start : start + rows] = product(error, vectors.T)
+                    add_product(grad_vectors, states, error)
         count = max(1, len(labels))
         if learns:
-            ctx.save_for_backward(grad_hidden / count, grad_vectors / count, grad_bias / count)
+            ctx.save_for_backward(grad_hidden / count, grad_vectors.T / count, grad_bias / count)
             ctx.dtypes = hidden.dtype, vectors.dtype, bias.dtype
         return total / count
 
@@ -104,14 +120,15 @@ class _SampledCrossEntropy(_Learned):
     def forward(ctx, hidden, vectors, bias, own, hits, rows):
         bias = bias.to(vectors.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden, grad_vectors = torch.zeros_like(hidden), torch.zeros_like(vectors, dtype=torch.float32)
-        grad_bias, grad_own = torch.zeros_like(bias, dtype=torch.float32), torch.zeros_like(own, dtype=torch.float32)
+        # vectors are the columns of their gradient: its products are a third quicker than with rows
+        grad_hidden, grad_vectors = torch.zeros_like(hidden), _zeros(vectors.T)
+        grad_bias, grad_own = _zeros(bias), _zeros(own)
         room, chances = _room(hidden, vectors, rows)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hits), rows):
                 part = slice(start, start + rows)
                 states, hit = hidden[part].to(vectors.dtype), hits[part]
-                scores = torch.addmm(bias, states, vectors.T, out=room[: len(states)]).float()
+                scores = _scores(bias, states, vectors, room).float()
                 found = (hit >= 0).nonzero()[:, 0]
                 scores[found, hit[found]] = torch.finfo(scores.dtype).min
                 error = torch.softmax(scores, dim=-1, out=chances[: len(states)])
@@ -122,9 +139,9 @@ class _SampledCrossEntropy(_Learned):
                 grad_own[part] = -share
                 grad_bias += error.sum(0)
                 error = error.to(vectors.dtype)
-                grad_hidden[part] = error @ vectors
-                grad_vectors.addmm_(error.T.float(), states.float())
-        count, gradients = max(1, len(hits)), (grad_hidden, grad_vectors, grad_bias, grad_own)
+                grad_hidden[part] = product(error, vectors.T)
+                add_product(grad_vectors, states, error)
+        count, gradients = max(1, len(hits)), (grad_hidden, grad_vectors.T, grad_bias, grad_own)
         ctx.save_for_backward(*(found / count for found in gradients))
         ctx.dtypes = hidden.dtype, vectors.dtype, bias.dtype, own.dtype
         return total / count

@@ -19,6 +19,7 @@ from transformers import AutoModel
 from .configuration_lrurec import LRURecConfig
 from .dropout import add_dropped, dropout
 from .packing import Chunks
+from .products import ROUND, linear
 from .sequential import NeuralRetriever, SequentialRetrieverModel
 
 
@@ -103,11 +104,11 @@ class LRURecRecurrence(nn.Module):
             # the small weights are brought into the order of complex numbers, and scaled, not the large states
             weight, bias = self.input_projection.weight.float(), self.input_projection.bias.float()
             weight = _interleaved(weight.unflatten(0, (2, -1)) * scale[:, None])
-            inputs = F.linear(hidden.float(), weight, _interleaved(bias.unflatten(0, (2, -1)) * scale))
+            inputs = linear(hidden.float(), weight, _interleaved(bias.unflatten(0, (2, -1)) * scale))
             inputs = torch.view_as_complex(inputs.unflatten(-1, (-1, 2)))
             states = torch.view_as_real(_LinearRecurrence.apply(inputs, eigenvalues, groups)).flatten(-2)
             weight = _interleaved(self.output_projection.weight.T.unflatten(0, (2, -1))).T
-            return F.linear(states.to(weight.dtype), weight, self.output_projection.bias)
+            return linear(states.to(weight.dtype), weight, self.output_projection.bias)
 
 
 def _interleaved(pair: torch.Tensor) -> torch.Tensor:
@@ -129,8 +130,9 @@ class LRURecBlock(nn.Module):
     def forward(self, hidden: torch.Tensor, groups: tuple[int, ...]) -> torch.Tensor:
         drop = self.dropout, self.training
         hidden = self.recurrence_norm(add_dropped(hidden, self.recurrence(hidden, groups), *drop))
-        inner = dropout(F.gelu(self.feed_forward_in(hidden)), *drop)
-        return self.feed_forward_norm(add_dropped(hidden, self.feed_forward_out(inner), *drop))
+        inner = linear(hidden, self.feed_forward_in.weight, self.feed_forward_in.bias)
+        update = linear(dropout(F.gelu(inner), *drop), self.feed_forward_out.weight, self.feed_forward_out.bias)
+        return self.feed_forward_norm(add_dropped(hidden, update, *drop))
 
 
 class LRURecForRetrieval(SequentialRetrieverModel):
@@ -155,7 +157,7 @@ class LRURecForRetrieval(SequentialRetrieverModel):
 
     def encode_packed(self, vectors: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         # short chunks waste little, and their number is what the scan takes steps for
-        chunks = Chunks.of(lengths, max(1, math.isqrt(max(lengths, default=0)) // 2))
+        chunks = Chunks.of(lengths, max(1, math.isqrt(max(lengths, default=0)) // 2), multiple=ROUND)
         slots = torch.from_numpy(chunks.slots).to(vectors.device)
         hidden = dropout(self.embedding_norm(vectors), self.config.hidden_dropout_prob, self.training)
         hidden = hidden.new_zeros(chunks.size * chunks.num_chunks, hidden.shape[-1]).index_copy(0, slots, hidden)

@@ -22,7 +22,11 @@ from ..utils.errors import LKGError
 from .configuration_sasrec import SASRecConfig
 from .dropout import add_dropped, dropout
 from .packing import Groups, places_of
+from .products import ROUND, linear
 from .sequential import SequentialRetrieverModel
+
+
+FILLED = 4 * ROUND  # a batch has a multiple of so many places: few lengths, which come again, for quick products
 
 
 class SASRecForRetrieval(SequentialRetrieverModel):
@@ -70,12 +74,14 @@ class SASRecForRetrieval(SequentialRetrieverModel):
         # and rows of the same length
         drop = self.config.hidden_dropout_prob, self.training
         layout = _Layout.of(lengths, self.config.num_attention_heads, self.encoder.rotary_emb.inv_freq)
+        count, vectors = len(vectors), F.pad(vectors, (0, 0, 0, -len(vectors) % FILLED))
         hidden = dropout(self.embedding_norm(vectors), *drop)
         for layer in self.encoder.layers:
             hidden = add_dropped(hidden, _attend(layer.attention, layer.input_layernorm(hidden), layout, *drop), *drop)
-            update = layer.mlp(layer.post_attention_layernorm(hidden))
-            hidden = add_dropped(hidden, update, *drop)
-        return self.encoder.final_layer_norm(hidden)
+            enter, leave = layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h
+            inner = layer.mlp.act(linear(layer.post_attention_layernorm(hidden), enter.weight, enter.bias))
+            hidden = add_dropped(hidden, linear(inner, leave.weight, leave.bias), *drop)
+        return self.encoder.final_layer_norm(hidden[:count])
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ class _Layout:
         rows (`long`, (R,)): for each row of the blocks, the one of the projection, (N, 3, H).
         turns (complex, (R, head size / 2)): what it is multiplied by. Queries and keys are turned by their places, and
             queries scaled besides.
-        back (`long`, (N, H)): rows of the states (H, n, l, head size), block after block, in the packed order.
+        back (`long`, (N' * H,)): rows of the states (H, n, l, head size), block after block, in the packed order, N
+            filled up to a multiple of `FILLED`.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -116,7 +123,11 @@ class _Layout:
         table = torch.cat([keys * (2 * len(frequencies)) ** -0.5, keys, torch.ones_like(keys[:1])])
         rows, turns, back = (
             torch.from_numpy(np.concatenate([*found, np.empty(0, np.int64)])).to(frequencies.device)
-            for found in (rows, turns, [back[groups.slots].ravel()])
+            for found in (
+                rows,
+                turns,
+                [np.pad(back[groups.slots].ravel(), (0, heads * (-len(groups.slots) % FILLED)))],
+            )
         )
         return cls(groups.shapes, heads, rows, table[turns], back)
 
@@ -132,7 +143,7 @@ def _attend(
         values.unflatten(0, (heads, 3, 2, half)).transpose(0, 1).transpose(2, 3).flatten(0, 3)
         for values in (attention.query_key_value.weight, attention.query_key_value.bias)
     )
-    rows = F.linear(hidden, weight, bias).view(-1, 2 * half).index_select(0, layout.rows)
+    rows = linear(hidden, weight, bias).view(-1, 2 * half).index_select(0, layout.rows)
     turned = torch.view_as_complex(rows.float().unflatten(-1, (half, 2))) * layout.turns
     sizes = [3 * heads * size * length for size, length in layout.shapes]
     blocks = torch.view_as_real(turned).flatten(1).to(rows.dtype).split(sizes)
@@ -142,7 +153,7 @@ def _attend(
     ]
     states = torch.cat(states).index_select(0, layout.back) if states else rows
     weight = attention.dense.weight.unflatten(1, (heads, 2, half)).transpose(2, 3).flatten(1)
-    return F.linear(states.view(len(hidden), weight.shape[1]), weight, attention.dense.bias)
+    return linear(states.view(len(hidden), weight.shape[1]), weight, attention.dense.bias)
 
 
 def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, probability: float) -> torch.Tensor:

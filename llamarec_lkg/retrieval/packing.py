@@ -21,16 +21,18 @@ class Chunks:
     Args:
         size: places of a chunk, C.
         groups: how many chunks are the first, the second ... of their history; it never grows.
-        slots (`long`, (N,)): where the places of the histories are among the C x K slots of K chunks.
+        num_chunks: K, of which those behind all groups are nobody's.
+        slots (`long`, (N,)): where the places of the histories are among the C x K slots.
     """
 
     size: int
     groups: tuple[int, ...]
+    num_chunks: int
     slots: np.ndarray
 
     @classmethod
-    def of(cls, lengths: Sequence[int], size: int) -> Chunks:
-        """Of histories of `lengths`, whose N places follow each other."""
+    def of(cls, lengths: Sequence[int], size: int, *, multiple: int = 1) -> Chunks:
+        """Of histories of `lengths`, whose N places follow each other, in a `multiple` of chunks."""
         lengths = np.asarray(lengths, dtype=np.int64)
         counts = -(-lengths // size)
         rank = np.empty(len(counts), dtype=np.int64)
@@ -40,11 +42,8 @@ class Chunks:
         first = np.cumsum(groups) - groups
         places = places_of(lengths)
         chunks = first[places // size] + np.repeat(rank, lengths) if len(places) else places
-        return cls(size, tuple(groups.tolist()), places % size * int(groups.sum()) + chunks)
-
-    @property
-    def num_chunks(self) -> int:
-        return sum(self.groups)
+        num_chunks = -(-int(groups.sum()) // multiple) * multiple
+        return cls(size, tuple(groups.tolist()), num_chunks, places % size * num_chunks + chunks)
 
 
 @dataclass(frozen=True)

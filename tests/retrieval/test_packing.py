@@ -27,6 +27,12 @@ def test_no_history_has_no_chunks():
         assert chunks.groups == () and chunks.num_chunks == 0 and len(chunks.slots) == 0
 
 
+def test_chunks_are_filled_up_to_a_multiple():
+    plain, filled = Chunks.of([5, 0, 1, 3], 2), Chunks.of([5, 0, 1, 3], 2, multiple=4)
+    assert filled.groups == plain.groups and filled.num_chunks == 8
+    assert filled.slots.tolist() == (plain.slots % 6 + plain.slots // 6 * 8).tolist()
+
+
 def test_places_count_within_each_history():
     assert places_of(np.array([2, 0, 3])).tolist() == [0, 1, 0, 1, 2]
     assert places_of(np.array([], dtype=int)).tolist() == []

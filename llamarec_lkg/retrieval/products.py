@@ -1,0 +1,61 @@
+"""Products of matrices by oneDNN, which is part of torch, on a CPU with AVX-512.
+
+torch multiplies `float32` by MKL, which uses half the width of the vectors of AMD's processors; there oneDNN takes
+half the time. It prepares anew for each shape, in 0.3 ms, so only shapes that come again are worth it: see `ROUND`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+
+ROUND = 16  # products of a multiple of so many rows are oneDNN's: who lays out a batch fills it up to that
+# the operator that torch.compile puts in place of a linear layer; it knows all strides, and no gradient
+_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_QUICK = _LINEAR is not None and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`left` (M, K) times the transposed `right` (N, K), plus `bias` (N,), as `F.linear`; without a gradient."""
+    if is_quick(len(left), left, right):
+        return _LINEAR(left, right, bias, "none", [], "")
+    return F.linear(left, right, bias)
+
+
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Adds to `total` (M, N) the product of the transposed `left` (K, M) and `right` (K, N), in `total`'s type."""
+    if is_quick(len(left), left, right, total):
+        total += _LINEAR(left.T, right.T, None, "none", [], "")
+    else:
+        total.addmm_(left.T.to(total.dtype), right.to(total.dtype))
+
+
+def is_quick(rows: int, *tensors: torch.Tensor) -> bool:
+    """Whether a product of so many rows of these tensors is oneDNN's."""
+    plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    return _QUICK and rows > 0 and rows % ROUND == 0 and plain and not torch.is_autocast_enabled("cpu")
+
+
+def linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """`F.linear` of `hidden` (..., K), `weight` (N, K) and `bias` (N,), whose gradient can be taken once."""
+    if is_quick(hidden.numel() // max(1, hidden.shape[-1]), hidden, weight):
+        return _Linear.apply(hidden.flatten(0, -2), weight, bias).unflatten(0, hidden.shape[:-1])
+    return F.linear(hidden, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias):
+        ctx.save_for_backward(hidden, weight)
+        return product(hidden, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        hidden, weight = ctx.saved_tensors
+        grad_hidden = product(grad, weight.T) if ctx.needs_input_grad[0] else None
+        # few long rows are quicker than many short ones
+        grad_weight = product(hidden.T, grad.T).T if len(weight) > weight.shape[1] else product(grad.T, hidden.T)
+        return grad_hidden, grad_weight, grad.sum(0)
