@@ -6,6 +6,8 @@ half the time. It prepares anew for each shape, in 0.3 ms, so only shapes that c
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
@@ -14,7 +16,17 @@ from torch.autograd.function import once_differentiable
 ROUND = 16  # products of a multiple of so many rows are oneDNN's: who lays out a batch fills it up to that
 # the operator that torch.compile puts in place of a linear layer; it knows all strides, and no gradient
 _LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-_QUICK = _LINEAR is not None and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+@cache
+def _works() -> bool:
+    """Whether the operator, whose name torch keeps for itself, is there, takes what we give it, and is worth it."""
+    if _LINEAR is None or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
+    try:
+        return bool(_LINEAR(torch.ones(1, 1), torch.ones(1, 1), None, "none", [], "") == 1)
+    except (RuntimeError, TypeError):
+        return False
 
 
 def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -35,7 +47,7 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
 def is_quick(rows: int, *tensors: torch.Tensor) -> bool:
     """Whether a product of so many rows of these tensors is oneDNN's."""
     plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-    return _QUICK and rows > 0 and rows % ROUND == 0 and plain and not torch.is_autocast_enabled("cpu")
+    return _works() and rows > 0 and rows % ROUND == 0 and plain and not torch.is_autocast_enabled("cpu")
 
 
 def linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ def random(*shape, dtype=torch.float32):
 @pytest.fixture(params=["as it is", "without oneDNN"])
 def either(request, monkeypatch):
     if request.param == "without oneDNN":
-        monkeypatch.setattr(products, "_QUICK", False)
+        monkeypatch.setattr(products, "_works", lambda: False)
 
 
 @pytest.mark.parametrize("sizes", [(8, 12), (12, 8)])
@@ -45,9 +45,19 @@ def test_products_of_any_strides(either):
 
 def test_what_is_not_of_single_precision_or_comes_once_is_left_to_torch():
     plain = random(ROUND, 3)
-    assert is_quick(ROUND, plain) == products._QUICK
+    assert is_quick(ROUND, plain) == products._works()
     assert not is_quick(ROUND + 1, plain) and not is_quick(0, plain) and not is_quick(ROUND, plain.double())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not is_quick(ROUND, plain) and linear(plain, random(4, 3), random(4)).dtype == torch.bfloat16
     found = linear(plain.bfloat16(), random(4, 3).bfloat16(), random(4).bfloat16())
     assert found.dtype == torch.bfloat16
+
+
+def test_an_operator_that_takes_something_else_is_left_alone(monkeypatch):
+    def changed(*args):
+        raise TypeError("got an unexpected argument")
+
+    products._works.cache_clear()
+    monkeypatch.setattr(products, "_LINEAR", changed)
+    assert not products._works()
+    products._works.cache_clear()
