@@ -22,6 +22,18 @@ def ranks(groups: np.ndarray) -> np.ndarray:
     return np.arange(len(groups)) - np.repeat(firsts, np.diff(firsts, append=len(groups)))
 
 
+def order_of(keys: np.ndarray) -> np.ndarray:
+    """The stable order of whole numbers from 0 on: `keys.argsort(kind="stable")`, several times as fast where a number
+    and its row fit into one."""
+    bits = len(keys).bit_length()
+    if int(keys.max(initial=0)) >> (63 - bits):
+        return keys.argsort(kind="stable")
+    packed = (keys.astype(np.int64) << bits) + np.arange(len(keys))
+    packed.sort()
+    packed &= (1 << bits) - 1
+    return packed
+
+
 def entries_of(rows: sparse.csr_array, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Index into `items`, and place in `rows.indices` and `rows.data`, of every entry of these rows."""
     starts = rows.indptr[items]

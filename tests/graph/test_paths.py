@@ -129,7 +129,7 @@ def test_paths_equal_those_of_a_brute_force_search(at_once, monkeypatch):
 
 
 def test_lists_that_do_not_fit_into_one_search_are_searched_in_turn(graph, monkeypatch):
-    monkeypatch.setattr(paths, "BLOCK", 2)
+    monkeypatch.setattr(paths, "PAIRS", 4)
     sources, targets = [[1], [], [1, 3], [5], [2]], [[2, 3], [1], [4], [4], []]
     found = paths.find_together(graph, sources, targets)
     each = paths.apart(found, [*map(len, sources)], [*map(len, targets)])
