@@ -152,9 +152,7 @@ def ways(
         which, place = np.divmod(pairs, width)
         found.append((which + source, place + first_target.take(lists.take(which)), *edges))
         source, target = source + len(nodes), int(first_target[-1])
-    which, place, *edges = (
-        parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*found, strict=True)
-    )
+    which, place, *edges = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
     return Ways(np.concatenate(ours), which, place, tuple(edges))
 
 
@@ -194,6 +192,30 @@ def tfidf(paths: Paths, num_relations: int) -> np.ndarray:
     np.add.at(frequency, source, counts > 0)
     weights = (counts * (np.log(totals[:, None] / (frequency + 1.0)) + 1.0)[source]).astype(counts.dtype)
     return special.softmax(weights, axis=1) if len(weights) else weights
+
+
+def heaviest(groups: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
+    """Rows that weigh more than 0 and no less than the `count` heaviest of their group, in ascending order: what
+    [`keep_selectable`] leaves of paths that lie on one relation, and few others.
+
+    Args:
+        groups (shape (P,)): whole numbers from 0 on.
+        weights (`float32`, shape (P,)): from 0 up.
+    """
+    rows = weights.nonzero()[0]
+    if int(groups.max(initial=0)) >> 31:
+        groups = np.unique(groups, return_inverse=True)[1]
+    # the bits of numbers from 0 up are in their order, so that one sort brings the heaviest of each group to its front
+    keys = (groups.take(rows).astype(np.int64) << 32) - weights.take(rows).view(np.int32)
+    order = keys.argsort()
+    keys = keys.take(order)
+    sorted_groups = -(-keys >> 32)
+    firsts = np.flatnonzero(np.diff(sorted_groups, prepend=-1))
+    ends = np.append(firsts[1:], len(keys))
+    lightest = keys.take(np.minimum(firsts + count, ends) - 1)
+    kept = rows.take(order[keys <= lightest.repeat(ends - firsts)])
+    kept.sort()
+    return kept
 
 
 def keep_selectable(

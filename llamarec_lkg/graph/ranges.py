@@ -40,6 +40,14 @@ def entries_of(rows: sparse.csr_array, items: np.ndarray) -> tuple[np.ndarray, n
     return ranges(starts, rows.indptr[items + 1] - starts)
 
 
+def looked_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The value at each key that is wanted, 0 where it is not among the ascending `keys`."""
+    if not len(keys):
+        return np.zeros(len(wanted))
+    places = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, values[places], 0.0)
+
+
 def joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
     """The arrays, of which there may be none, as one of this type."""
     return np.concatenate([np.zeros(0, dtype), *(np.asarray(array, dtype) for array in arrays)])

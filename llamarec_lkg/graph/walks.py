@@ -81,8 +81,8 @@ def shortest(
         targets (shape (L, T)): nodes of items; -1 is none.
 
     Returns:
-        pair (source times T plus place of the target) of each path, and its edges, as places in the graph's, `max_hops`
-        times shape (P,), -1 behind the end; ordered by pair, nodes and codes.
+        pair (source times T plus place of the target) of each path, shape (P,), and its edges, as places in the
+        graph's, `max_hops` times shape (P,), -1 behind the end; ordered by pair, nodes and codes.
     """
     width = targets.shape[1]
     theirs, ours = targets.take(lists, axis=0), sources[:, None]

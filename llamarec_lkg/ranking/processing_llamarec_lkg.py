@@ -13,9 +13,8 @@ import torch
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..data.examples import as_examples
-from ..data.schema import CO_RATED, UNKNOWN_USER, ItemTable, RankingExample, raw_id_list
+from ..data.schema import UNKNOWN_USER, ItemTable, RankingExample, raw_id_list
 from ..data.splits import EXCLUDED, check_repeats
-from ..graph import paths
 from ..graph.evidence import EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
 from ..hub.mixin import HubMixin
@@ -24,6 +23,7 @@ from ..retrieval.candidates import evidence_scale
 from ..retrieval.fused import CandidateWeights, FusedRetriever
 from ..utils.errors import LKGError
 from ..utils.fingerprints import catalogue_fingerprint
+from .candidate_paths import CandidatePathsMixin
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .processor_files import ProcessorFilesMixin
 from .prompts import PromptMixin
@@ -46,7 +46,7 @@ SHARED_SETTINGS = (
 )
 
 
-class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, ProcessorMixin):
+class LlamaRecLKGProcessor(CandidatePathsMixin, PromptMixin, ProcessorFilesMixin, HubMixin, ProcessorMixin):
     """Tokenizer, knowledge graph and item titles -> batches for [`LlamaRecLKGForRanking`].
 
     Args:
@@ -190,7 +190,7 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
             raise LKGError(f"The graph has the relations {graph.relations}; this processor needs {self.relations}.")
         other = copy(self)
         other.knowledge_graph, other.reads_carried_features = _without_people(graph), False
-        for name in ("evidence_index", "recent_index", "_path_graph"):
+        for name in ("evidence_index", "recent_index", "_path_graph", "_path_evidence"):
             other.__dict__.pop(name, None)
         other._forget_texts()  # of paths, which are known by their nodes
         return other
@@ -218,11 +218,6 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
             **self.settings,
         )
 
-    @property
-    def writes_paths(self) -> bool:
-        """Whether paths of the graph can stand in the prompt."""
-        return self.num_paths > 0 and self._path_graph.num_edges > 0
-
     @cached_property
     def evidence_index(self) -> EvidenceIndex:
         index = EvidenceIndex.from_graph(self.knowledge_graph, half_life=self.evidence_half_life)
@@ -241,11 +236,6 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
             retriever, self.evidence_index, self.log_counts, self.candidate_weights, self.recent_half_life
         )
 
-    @cached_property
-    def _path_graph(self) -> KnowledgeGraph:
-        # through co-ratings run thousands of paths without a word to say; what they know is in the evidence
-        return self.knowledge_graph.without_relations([CO_RATED])
-
     def fit(self, examples: Sequence[RankingExample | Mapping[str, Any]]) -> LlamaRecLKGProcessor:
         """Set the scale of each relation's evidence to its standard deviation over the candidates of examples."""
         self.set_evidence_scale(evidence_scale(as_examples(examples), self.evidence_index))
@@ -254,7 +244,7 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
     def set_evidence_scale(self, scale: Sequence[float]) -> None:
         """What each relation's evidence is divided by, R positive numbers."""
         self.evidence_scale = [float(value) for value in scale]
-        for name in ("evidence_index", "recent_index"):
+        for name in ("evidence_index", "recent_index", "_path_evidence"):
             self.__dict__.pop(name, None)
 
     # -- examples from raw ids --------------------------------------------------------------------------------------
@@ -431,30 +421,6 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
         tokens |= {f"{name}_attention_mask": mask for name, (_, mask) in parts.items()}
         arrays = {"path_relation_weights": weights, "path_sources": sources, "path_candidates": targets}
         return tokens | {name: torch.from_numpy(values) for name, values in arrays.items()}
-
-    def candidate_paths(self, example: RankingExample) -> tuple[paths.Paths, np.ndarray]:
-        """Paths from the shown history to the candidates that some preferences could select, and (P, R) weights."""
-        (found,), (weights,) = self._candidate_paths([example])
-        return found, weights
-
-    def _candidate_paths(self, examples: Sequence[RankingExample]) -> tuple[list[paths.Paths], list[np.ndarray]]:
-        """The same for each of several examples, which are looked at together."""
-        shown = [self._shown(example) for example in examples]
-        wanted = [example.candidates if self.num_paths else example.candidates[:0] for example in examples]
-        found = paths.find_together(self._path_graph, shown, wanted)
-        if self.path_weighting == "evidence":
-            weights = self.evidence_index.path_weights(found, shown, wanted)
-            carrying = np.flatnonzero(weights.any(axis=1))
-            found, weights = found.take(carrying), weights[carrying]
-        else:
-            weights = paths.tfidf(found, len(self.relations))
-        lengths = [len(history) for history in shown]
-        lists = np.arange(len(shown)).repeat(lengths)[found.source_index]
-        sources = found.source_index if self.one_path_per_history_item else None
-        targets = found.target_index if self.readout == "candidates" else lists
-        kept = paths.keep_selectable(weights, self.num_paths, sources, targets)
-        each = paths.apart(found.take(kept), lengths, [len(one) for one in wanted])
-        return each, np.split(weights[kept], np.cumsum([len(one) for one in each])[:-1])
 
     def render(self, example: RankingExample, selected: Sequence[Any] | None = None) -> list[str]:
         """The prompt's pieces as text, with the `selected` of its candidate paths (all by default), as of a model's

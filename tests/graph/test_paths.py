@@ -8,7 +8,7 @@ from graphs import graph_of
 
 from llamarec_lkg.graph import paths, walks
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
-from llamarec_lkg.graph.paths import Paths, keep_selectable, tfidf
+from llamarec_lkg.graph.paths import Paths, heaviest, keep_selectable, tfidf
 
 
 def texts(graph: KnowledgeGraph, found: Paths) -> list[str]:
@@ -267,3 +267,17 @@ def test_what_is_kept_equals_what_is_kept_row_by_row(random_weights):
         for count, source, target in itertools.product((1, 2, 10), (None, ends[0]), (None, ends[1])):
             found = keep_selectable(weights.astype(np.float32), count, source, target)
             assert found.dtype == np.int64 and found.tolist() == slow_keep(weights, count, source, target)
+
+
+@pytest.mark.parametrize("wide", [1, 1 << 40])
+def test_the_heaviest_of_each_group_are_found_with_all_that_tie(wide):
+    generator = np.random.default_rng(5)
+    for size, count in itertools.product((0, 1, 60), (1, 2, 5)):
+        groups = generator.integers(5, size=size)
+        weights = generator.integers(6, size=size).astype(np.float32) / 3
+        kept = [
+            row
+            for row in range(size)
+            if weights[row] and (weights[groups == groups[row]] > weights[row]).sum() < count
+        ]
+        assert heaviest(groups * wide, weights, count).tolist() == kept
