@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
@@ -165,18 +165,6 @@ def _blocks(lengths: Sequence[int], counts: Sequence[int]) -> Iterator[slice]:
             yield slice(start, row)
             start, sources, width = row, length, max(1, count)
     yield slice(start, len(lengths))
-
-
-def apart(paths: Paths, num_sources: Sequence[int], num_targets: Sequence[int]) -> list[Paths]:
-    """Paths of `find_together`, or some of them in their order, list by list."""
-    ends = np.cumsum(num_sources)
-    stops = paths.source_index.searchsorted(ends)
-    found, start, source, target = [], 0, 0, 0
-    for stop, end, count in zip(stops.tolist(), ends.tolist(), num_targets, strict=True):
-        own = paths.take(slice(start, stop))
-        found.append(replace(own, source_index=own.source_index - source, target_index=own.target_index - target))
-        start, source, target = stop, end, target + count
-    return found
 
 
 def tfidf(paths: Paths, num_relations: int) -> np.ndarray:

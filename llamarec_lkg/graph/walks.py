@@ -90,6 +90,8 @@ def shortest(
     forward, backward = Walks.start(sources), Walks.start(targets.ravel())
     found = []
     for length in range(1, max_hops + 1):
+        if not is_open.any():
+            break
         if length > 2:  # whoever has all paths goes no further
             source, target = np.divmod(np.flatnonzero(is_open), width)
             forward = forward.take(np.flatnonzero(np.isin(forward.owners, source)))

@@ -32,11 +32,10 @@ class CandidatePathsMixin:
 
     def candidate_paths(self, example: RankingExample) -> tuple[paths.Paths, np.ndarray]:
         """Paths from the shown history to the candidates that some preferences could select, and (P, R) weights."""
-        (found,), (weights,) = self._candidate_paths([example])
-        return found, weights
+        return self._candidate_paths([example])
 
-    def _candidate_paths(self, examples: Sequence[RankingExample]) -> tuple[list[paths.Paths], list[np.ndarray]]:
-        """The same for each of several examples, which are looked at together."""
+    def _candidate_paths(self, examples: Sequence[RankingExample]) -> tuple[paths.Paths, np.ndarray]:
+        """The same of several examples, one behind the other; their items are counted through (`paths.ways`)."""
         shown = [self._shown(example) for example in examples]
         wanted = [example.candidates if self.num_paths else example.candidates[:0] for example in examples]
         ways, lengths = paths.ways(self._path_graph, shown, wanted), [len(history) for history in shown]
@@ -56,5 +55,4 @@ class CandidatePathsMixin:
             weights = paths.tfidf(ways.named(self._path_graph), len(self.relations))
         sources = ways.source_index if self.one_path_per_history_item else None
         kept = paths.keep_selectable(weights, self.num_paths, sources, targets)
-        each = paths.apart(ways.take(kept).named(self._path_graph), lengths, [len(one) for one in wanted])
-        return each, np.split(weights[kept], np.cumsum([len(one) for one in each])[:-1])
+        return ways.take(kept).named(self._path_graph), weights[kept]

@@ -17,6 +17,7 @@ from ..data.schema import UNKNOWN_USER, ItemTable, RankingExample, raw_id_list
 from ..data.splits import EXCLUDED, check_repeats
 from ..graph.evidence import EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
+from ..graph.ranges import ranks
 from ..hub.mixin import HubMixin
 from ..retrieval.base import Retriever, log_popularity
 from ..retrieval.candidates import evidence_scale
@@ -314,8 +315,9 @@ class LlamaRecLKGProcessor(CandidatePathsMixin, PromptMixin, ProcessorFilesMixin
                     f"The {name} holds dense item {int(items.min() if items.min() < 1 else items.max())}; this "
                     f"catalogue has items 1 to {len(self.item_ids)}. Make the examples from its data set."
                 )
-        values, counts = np.unique(candidates, return_counts=True)
-        if counts.max() > 1:
+        ordered = np.sort(candidates)
+        if (ordered[1:] == ordered[:-1]).any():
+            values, counts = np.unique(candidates, return_counts=True)
             twice = self.item_ids[values[counts.argmax()] - 1]
             raise LKGError(f"Candidate {twice!r} appears {counts.max()} times. Give each candidate once.")
         if len(example.retrieval_scores) != len(candidates) or not np.isfinite(example.retrieval_scores).all():
@@ -392,31 +394,33 @@ class LlamaRecLKGProcessor(CandidatePathsMixin, PromptMixin, ProcessorFilesMixin
         return found
 
     def _prompt_parts(self, examples: Sequence[RankingExample], count: int) -> dict[str, torch.Tensor]:
-        prefixes, blocks, suffixes, lines = [], [], [], []
-        found_paths, path_weights = self._candidate_paths(examples)
-        nothing = np.zeros(0, dtype=np.int64)
-        for example, found in zip(examples, found_paths, strict=True):
-            prefixes.append(self.prefix_pieces(example, self.max_length - self.candidates_room(example)))
-            if self.readout == "letters":
-                suffixes.append(self.suffix_pieces(example))
-            else:
-                blocks += [*self.candidate_pieces(example.candidates), *[nothing] * (count - len(example.candidates))]
-            lines.append(self.path_pieces(example, found))
-        num_paths = max(1, *map(len, lines))
-        padded = [line for some in lines for line in [*some, *[nothing] * (num_paths - len(some))]]
-        weights = np.zeros((len(examples), num_paths, len(self.relations)), dtype=np.float32)
-        sources = np.full((len(examples), num_paths), -1, dtype=np.int64)
-        targets = np.zeros_like(sources)
-        for row, found in enumerate(found_paths):
-            weights[row, : len(found)] = path_weights[row]
-            sources[row, : len(found)], targets[row, : len(found)] = found.source_index, found.target_index
-        table, rows = self.token_table, len(examples)
-        parts = {"prefix": table.padded(prefixes, left=True)}
-        parts["path"] = [tensor.view(rows, num_paths, -1) for tensor in table.padded(padded, left=False)]
+        found, found_weights = self._candidate_paths(examples)
+        lengths, sizes = (
+            np.array([0, *(len(one) for one in some)]).cumsum()
+            for some in ([self._shown(one) for one in examples], [one.candidates for one in examples])
+        )
+        row = np.arange(len(examples)).repeat(np.diff(lengths)).take(found.source_index)
+        place, each = ranks(row), np.bincount(row, minlength=len(examples))
+        shape = len(examples), max(1, int(each.max()))
+        weights = np.zeros((*shape, len(self.relations)), dtype=np.float32)
+        sources, targets = np.full(shape, -1), np.zeros(shape, dtype=np.int64)
+        weights[row, place] = found_weights
+        sources[row, place] = found.source_index - lengths.take(row)
+        targets[row, place] = found.target_index - sizes.take(row)
+        table = self.token_table
+        prefixes = [self.prefix_pieces(one, self.max_length - self.candidates_room(one)) for one in examples]
+        parts = {"prefix": table.padded(np.concatenate(prefixes), [len(one) for one in prefixes], left=True)}
+        lines = self.path_pieces(examples, found)
+        counts = (np.arange(shape[1]) < each[:, None]).ravel() * lines.shape[1]
+        parts["path"] = [tensor.view(*shape, -1) for tensor in table.padded(lines.ravel(), counts, left=False)]
         if self.readout == "letters":
-            parts["suffix"] = table.padded(suffixes, left=False)
+            suffixes = [self.suffix_pieces(example) for example in examples]
+            parts["suffix"] = table.padded(np.concatenate(suffixes), [len(one) for one in suffixes], left=False)
         else:
-            parts["candidate"] = [tensor.view(rows, count, -1) for tensor in table.padded(blocks, left=False)]
+            blocks = self.candidate_pieces(np.concatenate([example.candidates for example in examples]))
+            counts = (np.arange(count) < np.diff(sizes)[:, None]).ravel() * blocks.shape[1]
+            padded = table.padded(blocks.ravel(), counts, left=False)
+            parts["candidate"] = [tensor.view(len(examples), count, -1) for tensor in padded]
         tokens = {f"{name}_input_ids": ids for name, (ids, _) in parts.items()}
         tokens |= {f"{name}_attention_mask": mask for name, (_, mask) in parts.items()}
         arrays = {"path_relation_weights": weights, "path_sources": sources, "path_candidates": targets}
@@ -427,7 +431,7 @@ class LlamaRecLKGProcessor(CandidatePathsMixin, PromptMixin, ProcessorFilesMixin
         `selected_paths`: one list, or one for each candidate."""
         with self._own_texts():
             found, _ = self.candidate_paths(example)
-            lines = self.path_pieces(example, found)
+            lines = self.path_pieces([example], found)
             pieces = [self.prefix_pieces(example, self.max_length - self.candidates_room(example))]
             if self.readout == "letters":
                 shown = range(len(found)) if selected is None else [row for row in selected if row >= 0]

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -103,6 +104,18 @@ def random_graph(generator: np.random.Generator) -> KnowledgeGraph:
     return KnowledgeGraph.from_networkx(graph, [*map(str, range(items)), "none"])
 
 
+def apart(found: Paths, num_sources: list[int], num_targets: list[int]) -> list[Paths]:
+    """Paths of `find_together`, or some of them in their order, list by list."""
+    ends = np.cumsum(num_sources)
+    stops = found.source_index.searchsorted(ends)
+    parts, start, source, target = [], 0, 0, 0
+    for stop, end, count in zip(stops.tolist(), ends.tolist(), num_targets, strict=True):
+        own = found.take(slice(start, stop))
+        parts.append(replace(own, source_index=own.source_index - source, target_index=own.target_index - target))
+        start, source, target = stop, end, target + count
+    return parts
+
+
 @pytest.mark.parametrize("at_once", [walks.AT_ONCE, 7])
 def test_paths_equal_those_of_a_brute_force_search(at_once, monkeypatch):
     """In this order: source, target, nodes, edges. Padding, an item itself and an item without a node have none."""
@@ -115,7 +128,7 @@ def test_paths_equal_those_of_a_brute_force_search(at_once, monkeypatch):
         )
         for hops, cap in itertools.product((1, 2, 3, 4), (1, 2, 1000)):
             found = paths.find_together(graph, sources, targets, max_hops=hops, max_paths_per_pair=cap)
-            each = paths.apart(found, [*map(len, sources)], [*map(len, targets)])
+            each = apart(found, [*map(len, sources)], [*map(len, targets)])
             for ours, theirs, found in zip(sources, targets, each, strict=True):
                 assert listed(found) == [
                     (a, b, *path)
@@ -132,7 +145,7 @@ def test_lists_that_do_not_fit_into_one_search_are_searched_in_turn(graph, monke
     monkeypatch.setattr(paths, "PAIRS", 4)
     sources, targets = [[1], [], [1, 3], [5], [2]], [[2, 3], [1], [4], [4], []]
     found = paths.find_together(graph, sources, targets)
-    each = paths.apart(found, [*map(len, sources)], [*map(len, targets)])
+    each = apart(found, [*map(len, sources)], [*map(len, targets)])
     assert [texts(graph, found) for found in each] == [
         texts(graph, paths.find(graph, *ends)) for ends in zip(sources, targets, strict=True)
     ]
