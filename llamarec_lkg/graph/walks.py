@@ -17,7 +17,7 @@ from .ranges import order_of, ranges, ranks
 
 
 AT_ONCE = 1 << 20  # joined walks that are held at a time
-MARKS = 1 << 16  # least places of the table that tells which meetings there may be
+FEW = 1 << 10  # walks that are not worth a look at which may meet
 
 
 Columns = tuple[np.ndarray, ...]  # one array for each step of all walks: those are few, and walks are many
@@ -149,12 +149,13 @@ def _met(
     """The walks of open pairs that meet, at most `cap` of each pair, which are in order."""
     ahead = lists.take(forward.owners) * graph.num_nodes + forward.tips
     behind = backward.owners // width * graph.num_nodes + backward.tips
-    some, others = _may_meet(ahead, behind)
+    if len(ahead) + len(behind) > FEW:
+        some, others = _may_meet(ahead, behind)
+        forward, ahead = forward.take(some), ahead.take(some)
+        backward, behind = backward.take(others), behind.take(others)
+    # neighbouring questions are fast to answer, and the walks of a pair get into order
+    some, others = order_of(ahead), order_of(behind)
     ahead, behind = ahead.take(some), behind.take(others)
-    order = order_of(ahead)  # neighbouring questions are fast to answer, and the walks of a pair get into order
-    some, ahead = some.take(order), ahead.take(order)
-    order = order_of(behind)
-    others, behind = others.take(order), behind.take(order)
     starts = behind.searchsorted(ahead)
     counts = behind.searchsorted(ahead, side="right") - starts
     forward, backward = forward.take(some), backward.take(others)
@@ -174,7 +175,7 @@ def _met(
 def _may_meet(ahead: np.ndarray, behind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of both among which are all that have an equal in the other. Most walks lead to what nobody shares: a table
     of marks, in which two numbers seldom have one place, is faster than to sort them."""
-    last = max(MARKS, 1 << (4 * max(len(ahead), len(behind))).bit_length()) - 1
+    last = (8 << max(len(ahead), len(behind)).bit_length()) - 1
     places, their_places = ((keys * 0x9E3779B1 >> 12) & last for keys in (ahead, behind))
     marked = np.zeros(last + 1, dtype=bool)
     marked[their_places] = True
