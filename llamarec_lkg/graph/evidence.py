@@ -23,8 +23,7 @@ from scipy import sparse
 
 from .cells import Cells
 from .knowledge_graph import KnowledgeGraph
-from .paths import Paths
-from .ranges import entries_of, joined
+from .ranges import entries_of, looked_up
 from .statistics import statistics_along, statistics_of
 
 
@@ -241,39 +240,6 @@ class EvidenceIndex:
         some = np.flatnonzero(weights)
         return places[some], columns[some], weights[some]
 
-    def path_weights(
-        self, paths: Paths, histories: Sequence[np.ndarray], candidates: Sequence[np.ndarray]
-    ) -> np.ndarray:
-        """The part of the evidence that runs through each path of B lists (`paths.find_together`), shape (P, R).
-
-        Summed over all paths of a candidate that lie on one relation, it is that candidate's evidence. A path that
-        changes its relation on the way, or is longer than two edges, carries none.
-        """
-        weights = np.zeros((len(paths), self.num_relations), dtype=np.float32)
-        relation = paths.edge_codes[:, 0] // 2
-        second = paths.edge_codes[:, 1] // 2 if paths.edge_codes.shape[1] > 1 else np.full(len(paths), -1)
-        rows = np.flatnonzero((paths.lengths == 1) | ((paths.lengths == 2) & (relation == second)))
-        if not len(rows):
-            return weights
-        relation, source, target = relation[rows], paths.source_index[rows], paths.target_index[rows]
-        recency = np.concatenate([self.history_weights(len(history)) for history in histories])
-        history, candidates = joined(histories, np.int64), joined(candidates, np.int64)
-        keys, width = self._column_keys
-        columns = keys.searchsorted(relation * width + paths.nodes[rows, 1])
-        said = _values(self.history_rows, history, source, columns)
-        heard = _values(self.candidate_rows, candidates, target, columns)
-        # a fact stated in both directions makes several paths of one piece of evidence: they share it
-        pieces = (source * len(candidates) + target) * len(keys) + columns
-        _, same, counts = np.unique(pieces, return_inverse=True, return_counts=True)
-        weights[rows, relation] = recency[source] * said * heard / self.scale[relation] / counts[same]
-        return weights
-
-    @cached_property
-    def _column_keys(self) -> tuple[np.ndarray, int]:
-        """Relation and node of each column as one number, ascending, and what a relation is multiplied by in it."""
-        width = int(self.column_node.max(initial=0)) + 1
-        return self.column_relation * width + self.column_node, width
-
     @property
     def mean_scale(self) -> np.ndarray:
         """What a mean over the items of a history is divided by: `scale` is that of a sum over a long one."""
@@ -334,8 +300,5 @@ class _Tables:
 def _values(rows: sparse.csr_array, items: np.ndarray, which: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """The value in the rows of `items[which]` at `columns`, 0 where there is none, shape (len(which),)."""
     of_item, entries = entries_of(rows, np.asarray(items, dtype=np.int64))
-    if not len(entries):
-        return np.zeros(len(which))
     keys, wanted = of_item * rows.shape[1] + rows.indices[entries], which * rows.shape[1] + columns
-    places = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, rows.data[entries[places]], 0.0)
+    return looked_up(keys, rows.data[entries], wanted)

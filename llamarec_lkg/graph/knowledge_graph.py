@@ -211,24 +211,30 @@ class KnowledgeGraph:
 
     def neighbours(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All edges out of `nodes`: index into `nodes` (which one), edge code, and target, each of shape (M,)."""
-        starts = self.offsets[nodes]
-        which, edges = ranges(starts, self.offsets[np.asarray(nodes) + 1] - starts)
-        return which, self.edge_relations[edges], self.targets[edges]
+        which, edges, targets = self.edges_from(nodes)
+        return which, self.edge_relations[edges], targets
 
-    def predecessors(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All edges into `nodes`: index into `nodes` (which one), edge code, and source, each of shape (M,). Those of
-        a node are ordered by source and edge code."""
-        offsets, sources, codes = self._incoming
-        starts = offsets[nodes]
-        which, edges = ranges(starts, offsets[np.asarray(nodes) + 1] - starts)
-        return which, codes[edges], sources[edges]
+    def edges_from(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All edges out of `nodes`: index into `nodes` (which one), place among the graph's edges, and target, each of
+        shape (M,). Those of a node are ordered by edge code and target."""
+        starts = self.offsets.take(nodes)
+        which, edges = ranges(starts, self.offsets.take(nodes + 1) - starts)
+        return which, edges, self.targets.take(edges)
+
+    def edges_into(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All edges into `nodes`: index into `nodes` (which one), place among the graph's edges, and source, each of
+        shape (M,). Those of a node are ordered by source and edge code."""
+        offsets, sources, edges = self._incoming
+        starts = offsets.take(nodes)
+        which, places = ranges(starts, offsets.take(nodes + 1) - starts)
+        return which, edges.take(places), sources.take(places)
 
     @cached_property
     def _incoming(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The edges by their target: where those of each node begin, their sources and codes."""
+        """The edges by their target: where those of each node begin, their sources and places."""
         shape = (self.num_nodes, self.num_nodes)
         # its conversion counts where a sort would compare
-        edges = sparse.csr_array((self.edge_relations, self.targets, self.offsets), shape=shape).tocsc()
+        edges = sparse.csr_array((np.arange(self.num_edges), self.targets, self.offsets), shape=shape).tocsc()
         return edges.indptr.astype(np.int64), edges.indices, edges.data
 
     def item_of_node(self) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
@@ -14,7 +14,8 @@ from .walks import shortest
 
 
 MAX_FRONTIER = 1 << 17
-BLOCK = 32  # lists that are searched at once
+PAIRS = 1 << 21  # that are searched at once
+NOBODY = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,36 @@ class Paths:
         return counts
 
 
+@dataclass(frozen=True)
+class Ways:
+    """P paths as the edges that they take: what is cheap to choose among before their nodes are looked up.
+
+    Args:
+        starts (`np.ndarray`, shape (S,)): nodes of the sources.
+        source_index, target_index (`np.ndarray`, shape (P,)): as of [`Paths`].
+        edges (`max_hops` times shape (P,)): places in the graph's edges, -1 behind the end.
+    """
+
+    starts: np.ndarray
+    source_index: np.ndarray
+    target_index: np.ndarray
+    edges: tuple[np.ndarray, ...]
+
+    def take(self, rows: np.ndarray) -> Ways:
+        edges = tuple(column.take(rows) for column in self.edges)
+        return Ways(self.starts, self.source_index.take(rows), self.target_index.take(rows), edges)
+
+    def named(self, graph: KnowledgeGraph) -> Paths:
+        """The paths with their nodes and edge codes."""
+        edges = np.stack(self.edges, axis=1)
+        nodes, codes = np.full((len(edges), edges.shape[1] + 1), -1), np.full(edges.shape, -1)
+        nodes[:, 0] = self.starts.take(self.source_index)
+        there = edges >= 0
+        taken = edges[there]
+        nodes[:, 1:][there], codes[there] = graph.targets.take(taken), graph.edge_relations.take(taken)
+        return Paths(self.source_index, self.target_index, there.sum(axis=1), nodes, codes)
+
+
 def find(
     graph: KnowledgeGraph,
     sources: Sequence[int] | np.ndarray,
@@ -71,17 +102,28 @@ def find(
             looked for; those of the rarest neighbours come first. It bounds what a hub costs, and does not depend on
             what else is looked for.
     """
-    return find_together(
+    return ways(
         graph,
         [sources],
         [targets],
         max_hops=max_hops,
         max_paths_per_pair=max_paths_per_pair,
         max_frontier=max_frontier,
-    )
+    ).named(graph)
 
 
 def find_together(
+    graph: KnowledgeGraph,
+    sources: Sequence[Sequence[int] | np.ndarray],
+    targets: Sequence[Sequence[int] | np.ndarray],
+    **limits: int,
+) -> Paths:
+    """The same for each of B lists of sources with its targets, at a lower price than one by one: `source_index` and
+    `target_index` count through all lists, one behind the other."""
+    return ways(graph, sources, targets, **limits).named(graph)
+
+
+def ways(
     graph: KnowledgeGraph,
     sources: Sequence[Sequence[int] | np.ndarray],
     targets: Sequence[Sequence[int] | np.ndarray],
@@ -89,45 +131,40 @@ def find_together(
     max_hops: int = 2,
     max_paths_per_pair: int = 16,
     max_frontier: int = MAX_FRONTIER,
-) -> Paths:
-    """The same for each of B lists of sources with its targets, at a lower price than one by one: `source_index` and
-    `target_index` count through all lists, one behind the other."""
-    found, before = [], np.zeros(2, dtype=np.int64)
-    for place in range(0, len(sources), BLOCK):
-        block = slice(place, place + BLOCK)
-        lengths, counts = (np.array([len(one) for one in lists[block]]) for lists in (sources, targets))
-        lists = np.arange(len(lengths)).repeat(lengths)
-        width = max(1, int(counts.max()))
-        theirs = np.full((len(lengths), width), -1)
-        for row, one in enumerate(targets[block]):
-            theirs[row, : len(one)] = graph.item_nodes[np.asarray(one, dtype=np.int64)]
-        items = np.concatenate([np.asarray(one, dtype=np.int64) for one in sources[block]])
-        pairs, hops, nodes, codes = shortest(
-            graph,
-            graph.item_nodes[items],
-            lists,
-            theirs,
-            max_hops=max_hops,
-            cap=max_paths_per_pair,
-            frontier=max_frontier,
+) -> Ways:
+    """The paths of `find_together`, not yet named."""
+    ours, theirs = (
+        [graph.item_nodes.take(one) if len(one) else NOBODY for one in some] for some in (sources, targets)
+    )
+    lengths, counts = [len(one) for one in ours], [len(one) for one in theirs]
+    found, source, target = [], 0, 0
+    for block in _blocks(lengths, counts):
+        first_target = np.array([0, *counts[block]]).cumsum() + target
+        lists = np.arange(len(counts[block])).repeat(lengths[block])
+        width = max(1, *counts[block])
+        table = np.full((len(counts[block]), width), -1)
+        for row, one in enumerate(theirs[block]):
+            table[row, : len(one)] = one
+        nodes = np.concatenate(ours[block])
+        pairs, edges = shortest(
+            graph, nodes, lists, table, max_hops=max_hops, cap=max_paths_per_pair, frontier=max_frontier
         )
-        source, target = pairs // width, pairs % width
-        target += (counts.cumsum() - counts)[lists[source]]
-        found.append(Paths(before[0] + source, before[1] + target, hops, nodes, codes))
-        before += lengths.sum(), counts.sum()
-    return Paths(*(np.concatenate([getattr(part, name) for part in found]) for name in Paths.__dataclass_fields__))
+        which, place = np.divmod(pairs, width)
+        found.append((which + source, place + first_target.take(lists.take(which)), *edges))
+        source, target = source + len(nodes), int(first_target[-1])
+    which, place, *edges = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
+    return Ways(np.concatenate(ours), which, place, tuple(edges))
 
 
-def apart(paths: Paths, num_sources: Sequence[int], num_targets: Sequence[int]) -> list[Paths]:
-    """Paths of `find_together`, or some of them in their order, list by list."""
-    ends = np.cumsum(num_sources)
-    stops = paths.source_index.searchsorted(ends)
-    found, start, source, target = [], 0, 0, 0
-    for stop, end, count in zip(stops.tolist(), ends.tolist(), num_targets, strict=True):
-        own = paths.take(slice(start, stop))
-        found.append(replace(own, source_index=own.source_index - source, target_index=own.target_index - target))
-        start, source, target = stop, end, target + count
-    return found
+def _blocks(lengths: Sequence[int], counts: Sequence[int]) -> Iterator[slice]:
+    """Stretches of lists whose table of sources and targets has at most `PAIRS` cells, or of one list."""
+    start, sources, width = 0, 0, 1
+    for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        sources, width = sources + length, max(width, count)
+        if row > start and sources * width > PAIRS:
+            yield slice(start, row)
+            start, sources, width = row, length, max(1, count)
+    yield slice(start, len(lengths))
 
 
 def tfidf(paths: Paths, num_relations: int) -> np.ndarray:
@@ -143,6 +180,30 @@ def tfidf(paths: Paths, num_relations: int) -> np.ndarray:
     np.add.at(frequency, source, counts > 0)
     weights = (counts * (np.log(totals[:, None] / (frequency + 1.0)) + 1.0)[source]).astype(counts.dtype)
     return special.softmax(weights, axis=1) if len(weights) else weights
+
+
+def heaviest(groups: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
+    """Rows that weigh more than 0 and no less than the `count` heaviest of their group, in ascending order: what
+    [`keep_selectable`] leaves of paths that lie on one relation, and few others.
+
+    Args:
+        groups (shape (P,)): whole numbers from 0 on.
+        weights (`float32`, shape (P,)): from 0 up.
+    """
+    rows = weights.nonzero()[0]
+    if int(groups.max(initial=0)) >> 31:
+        groups = np.unique(groups, return_inverse=True)[1]
+    # the bits of numbers from 0 up are in their order, so that one sort brings the heaviest of each group to its front
+    keys = (groups.take(rows).astype(np.int64) << 32) - weights.take(rows).view(np.int32)
+    order = keys.argsort()
+    keys = keys.take(order)
+    sorted_groups = -(-keys >> 32)
+    firsts = np.flatnonzero(np.diff(sorted_groups, prepend=-1))
+    ends = np.append(firsts[1:], len(keys))
+    lightest = keys.take(np.minimum(firsts + count, ends) - 1)
+    kept = rows.take(order[keys <= lightest.repeat(ends - firsts)])
+    kept.sort()
+    return kept
 
 
 def keep_selectable(

@@ -22,10 +22,30 @@ def ranks(groups: np.ndarray) -> np.ndarray:
     return np.arange(len(groups)) - np.repeat(firsts, np.diff(firsts, append=len(groups)))
 
 
+def order_of(keys: np.ndarray) -> np.ndarray:
+    """The stable order of whole numbers from 0 on: `keys.argsort(kind="stable")`, several times as fast for many
+    whose number and row fit into one."""
+    bits = len(keys).bit_length()
+    if len(keys) < 512 or int(keys.max(initial=0)) >> (63 - bits):
+        return keys.argsort(kind="stable")
+    packed = (keys.astype(np.int64) << bits) + np.arange(len(keys))
+    packed.sort()
+    packed &= (1 << bits) - 1
+    return packed
+
+
 def entries_of(rows: sparse.csr_array, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Index into `items`, and place in `rows.indices` and `rows.data`, of every entry of these rows."""
     starts = rows.indptr[items]
     return ranges(starts, rows.indptr[items + 1] - starts)
+
+
+def looked_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The value at each key that is wanted, 0 where it is not among the ascending `keys`."""
+    if not len(keys):
+        return np.zeros(len(wanted))
+    places = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, values[places], 0.0)
 
 
 def joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:

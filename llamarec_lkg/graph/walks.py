@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from .knowledge_graph import KnowledgeGraph
-from .ranges import ranges, ranks
+from .ranges import order_of, ranges, ranks
 
 
 AT_ONCE = 1 << 20  # joined walks that are held at a time
+FEW = 1 << 10  # walks that are not worth a look at which may meet
 
 
 Columns = tuple[np.ndarray, ...]  # one array for each step of all walks: those are few, and walks are many
@@ -28,32 +29,34 @@ class Walks:
 
     Args:
         owners (`np.ndarray`, shape (M,)): which source or target each belongs to.
-        nodes (n + 1 times shape (M,)), codes (n times shape (M,)): along the walk, from its owner on.
+        tips (`np.ndarray`, shape (M,)): the node that each has come to.
+        edges (n times shape (M,)): places in the graph's edges, along the walk from its owner on.
     """
 
     owners: np.ndarray
-    nodes: Columns
-    codes: Columns
+    tips: np.ndarray
+    edges: Columns
 
     @classmethod
     def start(cls, nodes: np.ndarray) -> Walks:
         """A walk of no edge from each of the nodes that is there (not -1)."""
         owners = (nodes >= 0).nonzero()[0]
-        return cls(owners, (nodes.take(owners),), ())
+        return cls(owners, nodes.take(owners), ())
 
     def take(self, rows: np.ndarray) -> Walks:
-        return Walks(self.owners.take(rows), _taken(self.nodes, rows), _taken(self.codes, rows))
+        return Walks(self.owners.take(rows), self.tips.take(rows), _taken(self.edges, rows))
 
     def extended(self, graph: KnowledgeGraph, frontier: int, *, backward: bool) -> Walks:
-        """Every walk by one more edge, ordered as these are, then by node and code. Where an owner's walks would go on
-        over more than `frontier` edges, those from the rarest nodes are taken, and no more."""
-        walks = self.take(_rarest_tips(self, graph, frontier)) if self.codes else self
-        which, codes, nodes = (graph.predecessors if backward else graph.neighbours)(walks.nodes[-1])
-        if not backward:  # those are ordered by code first
-            order = (which * graph.num_nodes + nodes).argsort(kind="stable")
-            which, codes, nodes = which.take(order), codes.take(order), nodes.take(order)
-        longer = walks.take(which)
-        return Walks(longer.owners, (*longer.nodes, nodes), (*longer.codes, codes))
+        """Every walk by one more edge, ordered as these are, then by code and node or, backward, by node and code.
+        Where an owner's walks would go on over more than `frontier` edges, those from the rarest nodes are taken, and
+        no more."""
+        walks = self.take(_rarest_tips(self, graph, frontier)) if self.edges else self
+        which, edges, tips = (graph.edges_into if backward else graph.edges_from)(walks.tips)
+        return Walks(walks.owners.take(which), tips, (*_taken(walks.edges, which), edges))
+
+    def in_order(self, graph: KnowledgeGraph) -> Walks:
+        """Walks of one edge in the order of their owners, nodes and codes."""
+        return self.take(order_of(self.owners * graph.num_nodes + self.tips))
 
 
 def _taken(columns: Columns, rows: np.ndarray) -> Columns:
@@ -69,7 +72,7 @@ def shortest(
     max_hops: int,
     cap: int,
     frontier: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, Columns]:
     """The shortest paths from each source to each target of its list, as [`paths.find`] keeps them.
 
     Args:
@@ -78,19 +81,23 @@ def shortest(
         targets (shape (L, T)): nodes of items; -1 is none.
 
     Returns:
-        pair (source times T plus place of the target), length, nodes and edge codes of each path, of shape (P,), (P,),
-        (P, max_hops + 1) and (P, max_hops), -1 behind the end; ordered by pair, nodes and codes.
+        pair (source times T plus place of the target) of each path, shape (P,), and its edges, as places in the
+        graph's, `max_hops` times shape (P,), -1 behind the end; ordered by pair, nodes and codes.
     """
     width = targets.shape[1]
-    theirs = targets[lists]
-    is_open = ((sources[:, None] != theirs) & (theirs >= 0) & (sources[:, None] >= 0)).ravel()
+    theirs, ours = targets.take(lists, axis=0), sources[:, None]
+    is_open = ((ours != theirs) & (theirs >= 0) & (ours >= 0)).ravel()
     forward, backward = Walks.start(sources), Walks.start(targets.ravel())
     found = []
     for length in range(1, max_hops + 1):
+        if not is_open.any():
+            break
         if length > 2:  # whoever has all paths goes no further
             source, target = np.divmod(np.flatnonzero(is_open), width)
             forward = forward.take(np.flatnonzero(np.isin(forward.owners, source)))
             backward = backward.take(np.flatnonzero(np.isin(backward.owners, lists[source] * width + target)))
+        if length == 3:
+            forward = forward.in_order(graph)
         if length % 2:
             forward = forward.extended(graph, frontier, backward=False)
         else:
@@ -98,23 +105,21 @@ def shortest(
         if length == 1 < max_hops and not graph.ties_items:
             continue
         joined = _met(graph, forward, backward, lists, width, is_open, cap)
-        found.append(joined)
-        if length < max_hops:
+        if len(joined.pairs):
+            found.append(joined)
             is_open[joined.pairs] = False
-    pairs = found[0].pairs if len(found) == 1 else np.concatenate([joined.pairs for joined in found])
-    order = pairs.argsort(kind="stable")  # the paths of a pair are of one length, and in order
-    place, lengths = np.empty((2, len(pairs)), dtype=np.int64)
-    place[order] = np.arange(len(pairs))
-    nodes, codes = np.full((len(pairs), max_hops + 1), -1), np.full((len(pairs), max_hops), -1)
+    # the paths of a pair are of one length, and in order
+    pairs = np.concatenate([np.zeros(0, dtype=np.int64), *(joined.pairs for joined in found)])
+    order = order_of(pairs)
+    if len(found) == 1 and len(found[0].edges) == max_hops:
+        return pairs.take(order), _taken(found[0].edges, order)
+    edges = np.full((max_hops, len(pairs)), -1)
     start = 0
     for joined in found:
-        rows = place[start : start + len(joined.pairs)]
-        start += len(rows)
-        lengths[rows] = len(joined.codes)
-        for table, columns in ((nodes, joined.nodes), (codes, joined.codes)):
-            for step, column in enumerate(columns):
-                table[rows, step] = column
-    return pairs.take(order), lengths, nodes, codes
+        for step, column in enumerate(joined.edges):
+            edges[step, start : start + len(column)] = column
+        start += len(joined.pairs)
+    return pairs.take(order), _taken(tuple(edges), order)
 
 
 @dataclass(frozen=True)
@@ -122,18 +127,14 @@ class _Joined:
     """Walks between the ends of pairs."""
 
     pairs: np.ndarray
-    nodes: Columns
-    codes: Columns
+    edges: Columns
 
     def take(self, rows: np.ndarray) -> _Joined:
-        return _Joined(self.pairs.take(rows), _taken(self.nodes, rows), _taken(self.codes, rows))
+        return _Joined(self.pairs.take(rows), _taken(self.edges, rows))
 
     def and_more(self, other: _Joined) -> _Joined:
-        pairs, *columns = map(np.concatenate, zip(self._columns(), other._columns(), strict=True))
-        return _Joined(pairs, tuple(columns[: len(self.nodes)]), tuple(columns[len(self.nodes) :]))
-
-    def _columns(self) -> Columns:
-        return self.pairs, *self.nodes, *self.codes
+        pairs, *edges = map(np.concatenate, zip((self.pairs, *self.edges), (other.pairs, *other.edges), strict=True))
+        return _Joined(pairs, tuple(edges))
 
 
 def _met(
@@ -146,23 +147,42 @@ def _met(
     cap: int,
 ) -> _Joined:
     """The walks of open pairs that meet, at most `cap` of each pair, which are in order."""
-    ahead = lists.take(forward.owners) * graph.num_nodes + forward.nodes[-1]
-    behind = backward.owners // width * graph.num_nodes + backward.nodes[-1]
-    order = behind.argsort(kind="stable")
-    behind = behind.take(order)
+    ahead = lists.take(forward.owners) * graph.num_nodes + forward.tips
+    behind = backward.owners // width * graph.num_nodes + backward.tips
+    if len(ahead) + len(behind) > FEW:
+        some, others = _may_meet(ahead, behind)
+        forward, ahead = forward.take(some), ahead.take(some)
+        backward, behind = backward.take(others), behind.take(others)
+    # neighbouring questions are fast to answer, and the walks of a pair get into order
+    some, others = order_of(ahead), order_of(behind)
+    ahead, behind = ahead.take(some), behind.take(others)
     starts = behind.searchsorted(ahead)
     counts = behind.searchsorted(ahead, side="right") - starts
-    none, length = np.zeros(0, dtype=np.int64), len(forward.codes) + len(backward.codes)
-    best = _Joined(none, (none,) * (length + 1), (none,) * length)
+    forward, backward = forward.take(some), backward.take(others)
+    owners, places_of = forward.owners * width, backward.owners % width
+    best = _Joined(np.zeros(0, dtype=np.int64), ())
     for rows in _blocks(counts):
-        which, places = ranges(starts[rows], counts[rows])
-        one, other = which + rows.start, order.take(places)
-        pairs = forward.owners.take(one) * width + backward.owners.take(other) % width
+        one, other = ranges(starts[rows], counts[rows])
+        one += rows.start
+        pairs = owners.take(one) + places_of.take(other)
         of_open = is_open.take(pairs).nonzero()[0]
-        ours, theirs = forward.take(one.take(of_open)), backward.take(other.take(of_open))
-        joined = _Joined(pairs.take(of_open), ours.nodes + theirs.nodes[-2::-1], ours.codes + theirs.codes[::-1])
+        one, other = one.take(of_open), other.take(of_open)
+        joined = _Joined(pairs.take(of_open), _taken(forward.edges, one) + _taken(backward.edges[::-1], other))
         best = _rarest_paths(graph, best.and_more(joined) if len(best.pairs) else joined, cap)
     return best
+
+
+def _may_meet(ahead: np.ndarray, behind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of both among which are all that have an equal in the other. Most walks lead to what nobody shares: a table
+    of marks, in which two numbers seldom have one place, is faster than to sort them."""
+    last = (8 << max(len(ahead), len(behind)).bit_length()) - 1
+    places, their_places = ((keys * 0x9E3779B1 >> 12) & last for keys in (ahead, behind))
+    marked = np.zeros(last + 1, dtype=bool)
+    marked[their_places] = True
+    some = marked.take(places).nonzero()[0]
+    marked = np.zeros(last + 1, dtype=bool)
+    marked[places.take(some)] = True
+    return some, marked.take(their_places).nonzero()[0]
 
 
 def _blocks(counts: np.ndarray) -> Iterator[slice]:
@@ -181,15 +201,16 @@ def _blocks(counts: np.ndarray) -> Iterator[slice]:
 def _rarest_paths(graph: KnowledgeGraph, joined: _Joined, cap: int) -> _Joined:
     """Of each pair the `cap` paths whose inner nodes have the fewest edges in all, ties by nodes and codes; each
     pair's in order of nodes and codes."""
-    in_order = len(joined.codes) < 3  # as the walks that they are made of
+    in_order = len(joined.edges) < 3  # as the walks that they are made of
     counts = np.bincount(joined.pairs)
     if counts.max(initial=0) > cap:
         crowded = counts.take(joined.pairs) > cap
         some, others = crowded.nonzero()[0], (~crowded).nonzero()[0]
         pairs = joined.pairs[some]
         degrees = np.zeros(len(some), dtype=np.int64)
-        for inner in joined.nodes[1:-1]:
-            degrees += graph.offsets[inner[some] + 1] - graph.offsets[inner[some]]
+        for edges in joined.edges[:-1]:
+            inner = graph.targets[edges[some]]
+            degrees += graph.offsets[inner + 1] - graph.offsets[inner]
         if not in_order:  # sorting by all columns is dear: what is behind the last that fits need not be
             order = np.lexsort((degrees, pairs))
             last = order[ranks(pairs[order]) == cap - 1]
@@ -197,7 +218,7 @@ def _rarest_paths(graph: KnowledgeGraph, joined: _Joined, cap: int) -> _Joined:
             most[pairs[last]] = degrees[last]
             fits = degrees <= most[pairs]
             some, degrees = some[fits], degrees[fits]
-            by_path = np.lexsort((*_taken(joined.codes, some)[::-1], *_taken(joined.nodes, some)[::-1]))
+            by_path = np.lexsort(_by_path(graph, _taken(joined.edges, some)))
             some, degrees = some[by_path], degrees[by_path]
             pairs = joined.pairs[some]
         order = np.lexsort((degrees, pairs))
@@ -206,12 +227,21 @@ def _rarest_paths(graph: KnowledgeGraph, joined: _Joined, cap: int) -> _Joined:
         joined = joined.take(rows)
     if in_order:
         return joined
-    return joined.take(np.lexsort((*joined.codes[::-1], *joined.nodes[::-1], joined.pairs)))
+    return joined.take(np.lexsort((*_by_path(graph, joined.edges), joined.pairs)))
+
+
+def _by_path(graph: KnowledgeGraph, edges: Columns) -> Columns:
+    """Keys of a lexsort by nodes, then by codes."""
+    return *_taken_from(graph.edge_relations, edges), *_taken_from(graph.targets, edges)
+
+
+def _taken_from(values: np.ndarray, edges: Columns) -> Iterator[np.ndarray]:
+    return (values.take(column) for column in edges[::-1])
 
 
 def _rarest_tips(walks: Walks, graph: KnowledgeGraph, frontier: int) -> np.ndarray:
     """Rows of the walks that go on, in order."""
-    tips = walks.nodes[-1]
+    tips = walks.tips
     degrees = graph.offsets[tips + 1] - graph.offsets[tips]
     if degrees.sum() <= frontier:
         return np.arange(len(degrees))

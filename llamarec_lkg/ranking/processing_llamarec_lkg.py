@@ -13,17 +13,18 @@ import torch
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..data.examples import as_examples
-from ..data.schema import CO_RATED, UNKNOWN_USER, ItemTable, RankingExample, raw_id_list
+from ..data.schema import UNKNOWN_USER, ItemTable, RankingExample, raw_id_list
 from ..data.splits import EXCLUDED, check_repeats
-from ..graph import paths
 from ..graph.evidence import EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
+from ..graph.ranges import ranks
 from ..hub.mixin import HubMixin
 from ..retrieval.base import Retriever, log_popularity
 from ..retrieval.candidates import evidence_scale
 from ..retrieval.fused import CandidateWeights, FusedRetriever
 from ..utils.errors import LKGError
 from ..utils.fingerprints import catalogue_fingerprint
+from .candidate_paths import CandidatePathsMixin
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .processor_files import ProcessorFilesMixin
 from .prompts import PromptMixin
@@ -46,7 +47,7 @@ SHARED_SETTINGS = (
 )
 
 
-class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, ProcessorMixin):
+class LlamaRecLKGProcessor(CandidatePathsMixin, PromptMixin, ProcessorFilesMixin, HubMixin, ProcessorMixin):
     """Tokenizer, knowledge graph and item titles -> batches for [`LlamaRecLKGForRanking`].
 
     Args:
@@ -190,7 +191,7 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
             raise LKGError(f"The graph has the relations {graph.relations}; this processor needs {self.relations}.")
         other = copy(self)
         other.knowledge_graph, other.reads_carried_features = _without_people(graph), False
-        for name in ("evidence_index", "recent_index", "_path_graph"):
+        for name in ("evidence_index", "recent_index", "_path_graph", "_path_evidence"):
             other.__dict__.pop(name, None)
         other._forget_texts()  # of paths, which are known by their nodes
         return other
@@ -218,11 +219,6 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
             **self.settings,
         )
 
-    @property
-    def writes_paths(self) -> bool:
-        """Whether paths of the graph can stand in the prompt."""
-        return self.num_paths > 0 and self._path_graph.num_edges > 0
-
     @cached_property
     def evidence_index(self) -> EvidenceIndex:
         index = EvidenceIndex.from_graph(self.knowledge_graph, half_life=self.evidence_half_life)
@@ -241,11 +237,6 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
             retriever, self.evidence_index, self.log_counts, self.candidate_weights, self.recent_half_life
         )
 
-    @cached_property
-    def _path_graph(self) -> KnowledgeGraph:
-        # through co-ratings run thousands of paths without a word to say; what they know is in the evidence
-        return self.knowledge_graph.without_relations([CO_RATED])
-
     def fit(self, examples: Sequence[RankingExample | Mapping[str, Any]]) -> LlamaRecLKGProcessor:
         """Set the scale of each relation's evidence to its standard deviation over the candidates of examples."""
         self.set_evidence_scale(evidence_scale(as_examples(examples), self.evidence_index))
@@ -254,7 +245,7 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
     def set_evidence_scale(self, scale: Sequence[float]) -> None:
         """What each relation's evidence is divided by, R positive numbers."""
         self.evidence_scale = [float(value) for value in scale]
-        for name in ("evidence_index", "recent_index"):
+        for name in ("evidence_index", "recent_index", "_path_evidence"):
             self.__dict__.pop(name, None)
 
     # -- examples from raw ids --------------------------------------------------------------------------------------
@@ -324,8 +315,9 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
                     f"The {name} holds dense item {int(items.min() if items.min() < 1 else items.max())}; this "
                     f"catalogue has items 1 to {len(self.item_ids)}. Make the examples from its data set."
                 )
-        values, counts = np.unique(candidates, return_counts=True)
-        if counts.max() > 1:
+        ordered = np.sort(candidates)
+        if (ordered[1:] == ordered[:-1]).any():
+            values, counts = np.unique(candidates, return_counts=True)
             twice = self.item_ids[values[counts.argmax()] - 1]
             raise LKGError(f"Candidate {twice!r} appears {counts.max()} times. Give each candidate once.")
         if len(example.retrieval_scores) != len(candidates) or not np.isfinite(example.retrieval_scores).all():
@@ -402,66 +394,44 @@ class LlamaRecLKGProcessor(PromptMixin, ProcessorFilesMixin, HubMixin, Processor
         return found
 
     def _prompt_parts(self, examples: Sequence[RankingExample], count: int) -> dict[str, torch.Tensor]:
-        prefixes, blocks, suffixes, lines = [], [], [], []
-        found_paths, path_weights = self._candidate_paths(examples)
-        nothing = np.zeros(0, dtype=np.int64)
-        for example, found in zip(examples, found_paths, strict=True):
-            prefixes.append(self.prefix_pieces(example, self.max_length - self.candidates_room(example)))
-            if self.readout == "letters":
-                suffixes.append(self.suffix_pieces(example))
-            else:
-                blocks += [*self.candidate_pieces(example.candidates), *[nothing] * (count - len(example.candidates))]
-            lines.append(self.path_pieces(example, found))
-        num_paths = max(1, *map(len, lines))
-        padded = [line for some in lines for line in [*some, *[nothing] * (num_paths - len(some))]]
-        weights = np.zeros((len(examples), num_paths, len(self.relations)), dtype=np.float32)
-        sources = np.full((len(examples), num_paths), -1, dtype=np.int64)
-        targets = np.zeros_like(sources)
-        for row, found in enumerate(found_paths):
-            weights[row, : len(found)] = path_weights[row]
-            sources[row, : len(found)], targets[row, : len(found)] = found.source_index, found.target_index
-        table, rows = self.token_table, len(examples)
-        parts = {"prefix": table.padded(prefixes, left=True)}
-        parts["path"] = [tensor.view(rows, num_paths, -1) for tensor in table.padded(padded, left=False)]
+        found, found_weights = self._candidate_paths(examples)
+        lengths, sizes = (
+            np.array([0, *(len(one) for one in some)]).cumsum()
+            for some in ([self._shown(one) for one in examples], [one.candidates for one in examples])
+        )
+        row = np.arange(len(examples)).repeat(np.diff(lengths)).take(found.source_index)
+        place, each = ranks(row), np.bincount(row, minlength=len(examples))
+        shape = len(examples), max(1, int(each.max()))
+        weights = np.zeros((*shape, len(self.relations)), dtype=np.float32)
+        sources, targets = np.full(shape, -1), np.zeros(shape, dtype=np.int64)
+        weights[row, place] = found_weights
+        sources[row, place] = found.source_index - lengths.take(row)
+        targets[row, place] = found.target_index - sizes.take(row)
+        table = self.token_table
+        prefixes = [self.prefix_pieces(one, self.max_length - self.candidates_room(one)) for one in examples]
+        parts = {"prefix": table.padded(np.concatenate(prefixes), [len(one) for one in prefixes], left=True)}
+        lines = self.path_pieces(examples, found)
+        counts = (np.arange(shape[1]) < each[:, None]).ravel() * lines.shape[1]
+        parts["path"] = [tensor.view(*shape, -1) for tensor in table.padded(lines.ravel(), counts, left=False)]
         if self.readout == "letters":
-            parts["suffix"] = table.padded(suffixes, left=False)
+            suffixes = [self.suffix_pieces(example) for example in examples]
+            parts["suffix"] = table.padded(np.concatenate(suffixes), [len(one) for one in suffixes], left=False)
         else:
-            parts["candidate"] = [tensor.view(rows, count, -1) for tensor in table.padded(blocks, left=False)]
+            blocks = self.candidate_pieces(np.concatenate([example.candidates for example in examples]))
+            counts = (np.arange(count) < np.diff(sizes)[:, None]).ravel() * blocks.shape[1]
+            padded = table.padded(blocks.ravel(), counts, left=False)
+            parts["candidate"] = [tensor.view(len(examples), count, -1) for tensor in padded]
         tokens = {f"{name}_input_ids": ids for name, (ids, _) in parts.items()}
         tokens |= {f"{name}_attention_mask": mask for name, (_, mask) in parts.items()}
         arrays = {"path_relation_weights": weights, "path_sources": sources, "path_candidates": targets}
         return tokens | {name: torch.from_numpy(values) for name, values in arrays.items()}
-
-    def candidate_paths(self, example: RankingExample) -> tuple[paths.Paths, np.ndarray]:
-        """Paths from the shown history to the candidates that some preferences could select, and (P, R) weights."""
-        (found,), (weights,) = self._candidate_paths([example])
-        return found, weights
-
-    def _candidate_paths(self, examples: Sequence[RankingExample]) -> tuple[list[paths.Paths], list[np.ndarray]]:
-        """The same for each of several examples, which are looked at together."""
-        shown = [self._shown(example) for example in examples]
-        wanted = [example.candidates if self.num_paths else example.candidates[:0] for example in examples]
-        found = paths.find_together(self._path_graph, shown, wanted)
-        if self.path_weighting == "evidence":
-            weights = self.evidence_index.path_weights(found, shown, wanted)
-            carrying = np.flatnonzero(weights.any(axis=1))
-            found, weights = found.take(carrying), weights[carrying]
-        else:
-            weights = paths.tfidf(found, len(self.relations))
-        lengths = [len(history) for history in shown]
-        lists = np.arange(len(shown)).repeat(lengths)[found.source_index]
-        sources = found.source_index if self.one_path_per_history_item else None
-        targets = found.target_index if self.readout == "candidates" else lists
-        kept = paths.keep_selectable(weights, self.num_paths, sources, targets)
-        each = paths.apart(found.take(kept), lengths, [len(one) for one in wanted])
-        return each, np.split(weights[kept], np.cumsum([len(one) for one in each])[:-1])
 
     def render(self, example: RankingExample, selected: Sequence[Any] | None = None) -> list[str]:
         """The prompt's pieces as text, with the `selected` of its candidate paths (all by default), as of a model's
         `selected_paths`: one list, or one for each candidate."""
         with self._own_texts():
             found, _ = self.candidate_paths(example)
-            lines = self.path_pieces(example, found)
+            lines = self.path_pieces([example], found)
             pieces = [self.prefix_pieces(example, self.max_length - self.candidates_room(example))]
             if self.readout == "letters":
                 shown = range(len(found)) if selected is None else [row for row in selected if row >= 0]

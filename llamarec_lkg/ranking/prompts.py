@@ -39,13 +39,14 @@ import numpy as np
 from ..data.schema import RankingExample
 from ..data.values import clean_text
 from ..graph.paths import Paths
+from ..graph.ranges import joined
 from ..utils.errors import LKGError
 from .configuration_llamarec_lkg import LETTERS
 from .token_table import TokenTable
 
 
 MOST_TEXTS = 1 << 20  # whose tokens are kept
-_OPENING, _PATH = "opening", "path"  # keys of the token table
+_OPENING, _TITLE = "opening", "title"  # keys of the token table, of which those of paths are numbers
 # by readout
 INSTRUCTIONS = {
     "candidates": "### Instruction: Given what the user liked, oldest first, tell what the user will like next.",
@@ -73,6 +74,7 @@ class PromptMixin:
         for name in ("_head", "_tail", "_letters"):
             self.__dict__.pop(name, None)
         self.token_table = TokenTable(self._tokenize)
+        self._title_entries = np.full(len(self.titles) + 1, -1)  # of those that have been read
 
     @contextmanager
     def _own_texts(self) -> Iterator[None]:
@@ -135,24 +137,41 @@ class PromptMixin:
             return self.max_title_tokens + len(self._ids("\n"))
         return int(self.token_table.lengths(self.candidate_pieces(example.candidates)).sum())
 
-    def path_pieces(self, example: RankingExample, found: Paths) -> np.ndarray:
-        """Paths as text, (P, pieces): from a candidate, which each stands behind, to an item of the history; with
-        letters from the item to the candidate's letter."""
-        letters = self.readout == "letters"
-        targets = found.target_index.tolist() if letters else [None] * len(found)
-        lengths, codes, nodes = found.lengths.tolist(), found.edge_codes.tolist(), found.nodes.tolist()
-        keys = [
-            (_PATH, *code[:length], *node[1:length], target)
-            for code, node, length, target in zip(codes, nodes, lengths, targets, strict=True)
-        ]
-        ways = self.token_table.entries(keys, lambda key: self._path_text(key[1:-1], key[-1]))
-        sources = self._titles(self._shown(example)[found.source_index])
-        if not letters:
+    def path_pieces(self, examples: Sequence[RankingExample], found: Paths) -> np.ndarray:
+        """Paths of all examples together (`paths.ways`) as text, (P, pieces): from a candidate, which each stands
+        behind, to an item of the history; with letters from the item to the candidate's letter."""
+        shown = joined([self._shown(example) for example in examples], np.int64)
+        sources = self._titles(shown).take(found.source_index)
+        if self.readout == "candidates":
+            ways = self._path_entries(found, np.full(len(found), -1))
             return np.stack([ways, sources, np.full(len(found), self._entry("\n"))], axis=1)
+        places = joined([np.arange(len(example.candidates)) for example in examples], np.int64)
+        ways = self._path_entries(found, places.take(found.target_index))
         if self.path_style == "published":
+            titles = self._titles(joined([example.candidates for example in examples], np.int64))
             ends = np.full(len(found), self._entry(" \n "))
-            return np.stack([sources, ways, self._titles(example.candidates[found.target_index]), ends], axis=1)
+            return np.stack([sources, ways, titles.take(found.target_index), ends], axis=1)
         return np.stack([sources, ways], axis=1)
+
+    def _path_entries(self, found: Paths, letters: np.ndarray) -> np.ndarray:
+        """What stands between the ends of paths, (P,). One or two edges and a letter (-1 for none) are told by one
+        number, which is faster to look up than a tuple."""
+        sizes = 2 * len(self.knowledge_graph.relations) + 1, self.knowledge_graph.num_nodes + 1, len(LETTERS) + 1
+        (first, second), middle = found.edge_codes.T, np.where(found.lengths > 1, found.nodes[:, 1], -1)
+        keys = first
+        for size, values in zip(sizes, (second, middle, letters), strict=True):
+            keys = keys * size + (values + 1)
+
+        def text(key: int) -> str:
+            values = []
+            for size in sizes[::-1]:
+                key, value = divmod(key, size)
+                values.append(value - 1)
+            letter, node, code = values
+            steps = (key,) if code < 0 else (key, code, node)
+            return self._path_text(steps, None if letter < 0 else letter)
+
+        return self.token_table.entries(keys.tolist(), text)
 
     def _path_text(self, steps: Sequence[int], target: int | None) -> str:
         """What stands between the ends of a path: its relations, and the names between them.
@@ -210,14 +229,21 @@ class PromptMixin:
 
     def _titles(self, items: np.ndarray) -> np.ndarray:
         """The entries of items' titles, in the shape of `items`, (N,)."""
-        return self.token_table.entries(items.tolist(), self._title_text, self.max_title_tokens)
+        found = self._title_entries.take(items)
+        if len(new := items[found < 0]):
+            entries = self.token_table.entries(
+                [(_TITLE, item) for item in new.tolist()], self._title_text, self.max_title_tokens
+            )
+            self._title_entries[new] = entries
+            found[found < 0] = entries
+        return found
 
     def _title_lines(self, items: np.ndarray) -> np.ndarray:
         """A title and the end of its line for each item, (N, 2)."""
         return np.stack([self._titles(items), np.full(len(items), self._entry("\n"))], axis=1)
 
-    def _title_text(self, item: int) -> str:
-        return f" {sanitize(self.titles[item - 1])}"
+    def _title_text(self, key: tuple[str, int]) -> str:
+        return f" {sanitize(self.titles[key[1] - 1])}"
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.token_table.tokens(np.array([self._entry(text)])).tolist())

@@ -41,7 +41,8 @@ class TokenTable:
 
     def entry(self, text: str) -> int:
         """The entry of a text."""
-        return int(self.entries([text])[0])
+        known = self._entries.get(text)
+        return int(self.entries([text])[0]) if known is None else known
 
     def entries(
         self, keys: Sequence[Hashable], text_of: Callable[[Any], str] = str, longest: int | None = None
@@ -86,11 +87,17 @@ class TokenTable:
         places = np.repeat(self._starts[entries] - ends + lengths, lengths)
         return self._tokens[places + np.arange(len(places))]
 
-    def padded(self, rows: Sequence[np.ndarray], *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of entries as token ids and mask, `long`, (B, longest); padding is id 0 under mask 0."""
-        entries = np.concatenate(rows) if len(rows) else np.zeros(0, dtype=np.int64)
-        row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-        lengths = np.bincount(row_of, weights=self._lengths[entries], minlength=len(rows)).astype(np.int64)
+    def padded(
+        self, entries: np.ndarray, counts: Sequence[int] | np.ndarray, *, left: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of entries as token ids and mask, `long`, (B, longest); padding is id 0 under mask 0.
+
+        Args:
+            entries (N,): of all rows, one behind the other.
+            counts (B,): how many each row has.
+        """
+        ends = np.append(0, self._lengths[entries]).cumsum()[np.cumsum(counts)]
+        lengths = np.diff(ends, prepend=0)
         width = max(1, int(lengths.max(initial=0)))
         places = np.arange(width)
         mask = places >= width - lengths[:, None] if left else places < lengths[:, None]

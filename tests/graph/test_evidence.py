@@ -13,6 +13,7 @@ from llamarec_lkg.graph import statistics as statistics_module
 from llamarec_lkg.graph.co_ratings import CoRatings
 from llamarec_lkg.graph.evidence import EvidenceIndex
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
+from llamarec_lkg.graph.path_evidence import PathEvidence
 from llamarec_lkg.graph.statistics import RECENT_STEPS, STATISTICS
 
 
@@ -306,13 +307,20 @@ def test_an_edge_of_weight_zero_ties_nothing():
 # -- paths ------------------------------------------------------------------------------------------------------------
 
 
+def weighed(graph, index, history, candidates, **limits):
+    """Paths, and what each carries of the evidence along each relation."""
+    ways = paths.ways(graph, [history], [candidates], **limits)
+    relations, shares = PathEvidence.of(graph, index).of_ways(ways, [history])
+    assert shares.dtype == np.float32
+    return ways.named(graph), shares[:, None] * (relations[:, None] == np.arange(len(graph.relations)))
+
+
 def test_the_weights_of_all_paths_sum_to_the_evidence(random_graph):
     history = np.array([3, 8, 8, 1])
     candidates = np.setdiff1d(np.arange(1, 21), history)
     index = EvidenceIndex.from_graph(random_graph, half_life=2.0).with_scale([0.5, 2.0, 3.0])
     for hops in (2, 3):
-        listed = paths.find(random_graph, history, candidates, max_hops=hops, max_paths_per_pair=10_000)
-        weights = index.path_weights(listed, [history], [candidates])
+        listed, weights = weighed(random_graph, index, history, candidates, max_hops=hops, max_paths_per_pair=10_000)
         assert weights.shape == (len(listed), 3)
         sums = np.zeros((len(candidates), 3))
         np.add.at(sums, listed.target_index, weights)
@@ -325,8 +333,7 @@ def test_a_direct_path_carries_the_evidence_of_its_edge():
     index = EvidenceIndex.from_graph(graph)
     history, candidates = np.array([1, 2]), np.array([1, 2, 3])
     for hops in (1, 2):
-        listed = paths.find(graph, history, candidates, max_hops=hops, max_paths_per_pair=100)
-        weights = index.path_weights(listed, [history], [candidates])
+        listed, weights = weighed(graph, index, history, candidates, max_hops=hops, max_paths_per_pair=100)
         sums = np.zeros((3, 2))
         np.add.at(sums, listed.target_index, weights)
         assert sums == pytest.approx(evidence(index, history, candidates))
@@ -337,24 +344,22 @@ def test_the_paths_of_a_fact_stated_in_both_directions_share_its_evidence():
     graph = graph_of([("1", "ALSO", "2"), ("2", "ALSO", "1")], 2)
     index = EvidenceIndex.from_graph(graph)
     history, candidates = np.array([1]), np.array([2])
-    listed = paths.find(graph, history, candidates, max_paths_per_pair=100)
-    weights = index.path_weights(listed, [history], [candidates])
+    _, weights = weighed(graph, index, history, candidates, max_paths_per_pair=100)
     assert weights.sum(axis=0) == pytest.approx(evidence(index, history, candidates)[0])
 
 
 def test_a_path_that_changes_its_relation_or_is_long_carries_no_evidence():
     facts = [("1", "BY", "x"), ("2", "LIKE", "x"), ("2", "BY", "y"), ("3", "BY", "y")]
     graph = graph_of(facts, 3)
-    listed = paths.find(graph, [1], [2, 3], max_hops=4)
-    assert listed.lengths.tolist() == [2, 4]
-    assert not EvidenceIndex.from_graph(graph).path_weights(listed, [np.array([1])], [np.array([2, 3])]).any()
+    listed, weights = weighed(graph, EvidenceIndex.from_graph(graph), [1], [2, 3], max_hops=4)
+    assert listed.lengths.tolist() == [2, 4] and not weights.any()
     graph = graph_of([("1", "BY", "x"), ("2", "BY", "x"), ("2", "IN", "x"), ("3", "IN", "x")], 3)
-    listed, index = paths.find(graph, [1], [2]), EvidenceIndex.from_graph(graph)
+    index = EvidenceIndex.from_graph(graph)
+    listed, weights = weighed(graph, index, [1], [2])
     assert listed.edge_codes.tolist() == [[0, 1], [0, 3]]
-    assert index.path_weights(listed, [[1]], [[2]]).tolist() == [[evidence(index, [1], [2])[0, 0], 0], [0, 0]]
+    assert weights.tolist() == [[evidence(index, [1], [2])[0, 0], 0], [0, 0]]
 
 
 def test_no_paths_have_no_weights(random_graph):
-    none = paths.find(random_graph, [], [1, 2])
-    weights = EvidenceIndex.from_graph(random_graph).path_weights(none, [np.array([])], [np.array([1, 2])])
+    _, weights = weighed(random_graph, EvidenceIndex.from_graph(random_graph), [], [1, 2])
     assert weights.shape == (0, 3)

@@ -133,13 +133,15 @@ def test_neighbours_say_which_node_they_belong_to(graph):
     assert reached.tolist() == [1, 3, 1, 3, 1]
 
 
-def test_predecessors_are_the_edges_read_from_their_ends(graph, published):
-    which, codes, sources = graph.predecessors(np.array([1, 3, 3]))
+def test_edges_into_nodes_are_the_edges_read_from_their_ends(graph, published):
+    which, places, sources = graph.edges_into(np.array([1, 3, 3]))
     assert which.tolist() == [0, 0, 0, 1, 1, 2, 2]
-    assert sources.tolist() == [0, 3, 4, 0, 1, 0, 1] and codes.tolist() == [2, 1, 1, 0, 0, 0, 0]
+    assert sources.tolist() == [0, 3, 4, 0, 1, 0, 1] and graph.edge_relations[places].tolist() == [2, 1, 1, 0, 0, 0, 0]
     edges = np.stack([published.targets, published.edge_sources(), published.edge_relations])
-    which, codes, sources = published.predecessors(np.arange(published.num_nodes))
-    assert np.array_equal(edges[:, np.lexsort(edges[::-1])], np.stack([which, sources, codes]))
+    which, places, sources = published.edges_into(np.arange(published.num_nodes))
+    assert np.array_equal(
+        edges[:, np.lexsort(edges[::-1])], np.stack([which, sources, published.edge_relations[places]])
+    )
 
 
 def test_items_are_found_by_node(graph):

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -8,7 +9,7 @@ from graphs import graph_of
 
 from llamarec_lkg.graph import paths, walks
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
-from llamarec_lkg.graph.paths import Paths, keep_selectable, tfidf
+from llamarec_lkg.graph.paths import Paths, heaviest, keep_selectable, tfidf
 
 
 def texts(graph: KnowledgeGraph, found: Paths) -> list[str]:
@@ -103,6 +104,18 @@ def random_graph(generator: np.random.Generator) -> KnowledgeGraph:
     return KnowledgeGraph.from_networkx(graph, [*map(str, range(items)), "none"])
 
 
+def apart(found: Paths, num_sources: list[int], num_targets: list[int]) -> list[Paths]:
+    """Paths of `find_together`, or some of them in their order, list by list."""
+    ends = np.cumsum(num_sources)
+    stops = found.source_index.searchsorted(ends)
+    parts, start, source, target = [], 0, 0, 0
+    for stop, end, count in zip(stops.tolist(), ends.tolist(), num_targets, strict=True):
+        own = found.take(slice(start, stop))
+        parts.append(replace(own, source_index=own.source_index - source, target_index=own.target_index - target))
+        start, source, target = stop, end, target + count
+    return parts
+
+
 @pytest.mark.parametrize("at_once", [walks.AT_ONCE, 7])
 def test_paths_equal_those_of_a_brute_force_search(at_once, monkeypatch):
     """In this order: source, target, nodes, edges. Padding, an item itself and an item without a node have none."""
@@ -115,7 +128,7 @@ def test_paths_equal_those_of_a_brute_force_search(at_once, monkeypatch):
         )
         for hops, cap in itertools.product((1, 2, 3, 4), (1, 2, 1000)):
             found = paths.find_together(graph, sources, targets, max_hops=hops, max_paths_per_pair=cap)
-            each = paths.apart(found, [*map(len, sources)], [*map(len, targets)])
+            each = apart(found, [*map(len, sources)], [*map(len, targets)])
             for ours, theirs, found in zip(sources, targets, each, strict=True):
                 assert listed(found) == [
                     (a, b, *path)
@@ -129,10 +142,10 @@ def test_paths_equal_those_of_a_brute_force_search(at_once, monkeypatch):
 
 
 def test_lists_that_do_not_fit_into_one_search_are_searched_in_turn(graph, monkeypatch):
-    monkeypatch.setattr(paths, "BLOCK", 2)
+    monkeypatch.setattr(paths, "PAIRS", 4)
     sources, targets = [[1], [], [1, 3], [5], [2]], [[2, 3], [1], [4], [4], []]
     found = paths.find_together(graph, sources, targets)
-    each = paths.apart(found, [*map(len, sources)], [*map(len, targets)])
+    each = apart(found, [*map(len, sources)], [*map(len, targets)])
     assert [texts(graph, found) for found in each] == [
         texts(graph, paths.find(graph, *ends)) for ends in zip(sources, targets, strict=True)
     ]
@@ -267,3 +280,17 @@ def test_what_is_kept_equals_what_is_kept_row_by_row(random_weights):
         for count, source, target in itertools.product((1, 2, 10), (None, ends[0]), (None, ends[1])):
             found = keep_selectable(weights.astype(np.float32), count, source, target)
             assert found.dtype == np.int64 and found.tolist() == slow_keep(weights, count, source, target)
+
+
+@pytest.mark.parametrize("wide", [1, 1 << 40])
+def test_the_heaviest_of_each_group_are_found_with_all_that_tie(wide):
+    generator = np.random.default_rng(5)
+    for size, count in itertools.product((0, 1, 60), (1, 2, 5)):
+        groups = generator.integers(5, size=size)
+        weights = generator.integers(6, size=size).astype(np.float32) / 3
+        kept = [
+            row
+            for row in range(size)
+            if weights[row] and (weights[groups == groups[row]] > weights[row]).sum() < count
+        ]
+        assert heaviest(groups * wide, weights, count).tolist() == kept

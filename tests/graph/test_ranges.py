@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 from scipy import sparse
 
 from llamarec_lkg.graph.cells import Cells
-from llamarec_lkg.graph.ranges import entries_of, joined, ranges, ranks
+from llamarec_lkg.graph.ranges import entries_of, joined, order_of, ranges, ranks
 
 
 NONE = np.zeros(0, dtype=np.int64)
@@ -40,3 +41,10 @@ def test_cells_tell_one_list_from_the_next():
     assert not set(first.tolist()) & set(second.tolist())
     some, _ = cells.find(np.array([4, 1, 5]))
     assert some.tolist() == [1, 2], "4 was asked about before"
+
+
+@pytest.mark.parametrize("most", [3, 1 << 40, 1 << 62])
+def test_numbers_are_put_in_order_and_ties_stay_as_they_were(most):
+    keys = np.random.default_rng(0).integers(0, 4, size=50) * (most // 3)
+    assert order_of(keys).tolist() == np.argsort(keys, kind="stable").tolist()
+    assert order_of(keys[:0]).tolist() == []

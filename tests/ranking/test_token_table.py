@@ -25,11 +25,11 @@ def test_a_text_is_tokenized_once_and_known_again():
 def test_rows_of_entries_are_padded_to_the_longest():
     table, entries = filled(["ab", "", "c"])
     nothing = np.zeros(0, dtype=np.int64)
-    ids, mask = table.padded([entries, nothing, entries[2:]], left=True)
+    ids, mask = table.padded(np.append(entries, entries[2:]), [3, 0, 1], left=True)
     assert ids.tolist() == [[97, 98, 99], [0, 0, 0], [0, 0, 99]] and mask.tolist() == [[1, 1, 1], [0, 0, 0], [0, 0, 1]]
-    ids, mask = table.padded([entries[2:], entries[:1]], left=False)
+    ids, mask = table.padded(entries[[2, 0]], [1, 1], left=False)
     assert ids.tolist() == [[99, 0], [97, 98]] and mask.tolist() == [[1, 0], [1, 1]]
-    assert table.padded([nothing], left=False)[0].shape == (1, 1)
+    assert table.padded(nothing, [0], left=False)[0].shape == (1, 1)
 
 
 def test_many_texts_of_any_length_come_back_as_they_were():
