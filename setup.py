@@ -51,7 +51,14 @@ setup(
         "quantization": ["bitsandbytes>=0.48"],
         "ray": ["ray>=2.40"],
         "bench": ["sentence-transformers>=5"],
-        "test": ["pytest>=8", "pytest-cov>=6", "pytest-xdist>=3.6", "ruff>=0.14", "setuptools>=77"],
+        "test": [
+            "pytest>=8",
+            "pytest-cov>=6",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+            "setuptools>=77",
+            "tensorboard>=2.18",
+        ],
     },
     entry_points={"console_scripts": ["llamarec-lkg=llamarec_lkg.cli:main"]},
     classifiers=[

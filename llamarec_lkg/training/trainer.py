@@ -34,12 +34,13 @@ from .hub_trainer import PushingTrainer, check_push
 from .sampling import SamplingMixin
 from .training_args import LlamaRecLKGTrainingArguments, check_without_language_model
 from .warm_up import fit_heads, heads_batch, weigh_parts
+from .watching import WatchingMixin
 
 
 logger = logging.getLogger(__name__)
 
 
-class LlamaRecLKGTrainer(SamplingMixin, PushingTrainer):
+class LlamaRecLKGTrainer(SamplingMixin, WatchingMixin, PushingTrainer):
     """Fine-tunes the ranker.
 
     Args:
@@ -249,18 +250,14 @@ class LlamaRecLKGTrainer(SamplingMixin, PushingTrainer):
                     optimizer.add_param_group({**settings, "params": own, "lr": rate, "name": part})
         return optimizer
 
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """As upstream; `args.label_smoothing_factor` smooths over the real candidates of each list."""
-        return super().compute_loss(model, {**inputs, "smoothing": self.args.label_smoothing_factor}, *args, **kwargs)
-
     # -- evaluation -------------------------------------------------------------------------------------------------
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Loss over the re-ranked lists, and metrics over all lists: `eval_ndcg@10`, beside
-        `eval_retriever_ndcg@10`; of several data sets `eval_{name}_ndcg@10`, as upstream. A name is that of one of
-        the trainer's own."""
+        """Loss over the re-ranked lists, and metrics over all lists: `eval_ndcg@10`, beside it
+        `eval_retriever_ndcg@10`, and what the first is ahead of the second, `eval_gain_ndcg@10`; of several data sets
+        `eval_{name}_ndcg@10`, as upstream. A name is that of one of the trainer's own."""
         given = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(given, str) and isinstance(self.eval_dataset, Mapping):
             if given not in self.eval_dataset:
@@ -329,7 +326,9 @@ class LlamaRecLKGTrainer(SamplingMixin, PushingTrainer):
         metrics = {name: value * share for name, value in mean_metrics(ranks).items()}
         if len(self._retriever_ranks) == len(ranks):
             first_stage = mean_metrics(self._retriever_ranks)
-            metrics |= {f"retriever_{name}": value * share for name, value in first_stage.items()}
+            first_stage = {name: value * share for name, value in first_stage.items()}
+            ahead = {f"gain_{name}": metrics[name] - value for name, value in first_stage.items()}
+            metrics |= ahead | {f"retriever_{name}": value for name, value in first_stage.items()}
         return metrics | own
 
     # -- saving -----------------------------------------------------------------------------------------------------

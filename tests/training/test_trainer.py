@@ -130,7 +130,7 @@ def test_the_terminal_shows_few_metrics_and_the_log_has_all(proc, lists, tmp_pat
     trainer = LlamaRecLKGTrainer(model(proc), args, lists, lists, proc)
     trainer.train()
     (shown,) = [line for line in capsys.readouterr().out.splitlines() if "eval_loss" in line]
-    assert "'eval_ndcg@10'" in shown and "'eval_retriever_ndcg@10'" in shown and shown.count("@") == 2
+    assert "'eval_ndcg@10'" in shown and "'eval_retriever_ndcg@10'" in shown and shown.count("@") == 3
     record = next(record for record in trainer.state.log_history if "eval_loss" in record)
     assert {"eval_recall@1", "eval_mrr@5", "eval_retriever_recall@10"} <= record.keys()
 
