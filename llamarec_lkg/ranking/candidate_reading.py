@@ -30,10 +30,12 @@ class CandidateMixin(BackboneCheckMixin, PathGateMixin):
             weights = texts["path_relation_weights"]
             with torch.autocast(weights.device.type, enabled=False):
                 log_gate = log_path_gate(path_scores, weights, config.path_gate_temperature)
-        size = config.candidates_per_pass or (10 if path_scores.device.type == "cpu" else 64)
+        # compiled layers read the prefix each time: with a cache each would be compiled by itself, too many of them
+        few = path_scores.device.type == "cpu" and not self.compiled
+        size = config.candidates_per_pass or (10 if few else 64)
         size = size if isolated else count
         parts = [slice(first, first + size) for first in range(0, count, size)]
-        prefix = self._remembered(texts) if len(parts) > 1 and not self._recomputes() else None
+        prefix = self._remembered(texts) if len(parts) > 1 and not (self.compiled or self._recomputes()) else None
         scores = []
         for part in parts:
             prompt = _assembled(texts, selected, part, isolated, prefix is None)
