@@ -9,7 +9,6 @@ from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.compiler import is_compiling
 from transformers.utils import logging
 
 from ..data.schema import CO_RATED
@@ -48,6 +47,8 @@ class BackboneCheckMixin:
             self._check_tokens(max([*self.config.prior_input_ids, *self.config.letter_token_ids], default=0))
             if any(weight.is_meta for weight in self.language_model.parameters()):
                 return
+            if self._check_kernel() and self.get_input_embeddings().weight.device.type == "cpu":
+                return  # it may not run there
             if self._is_quantized and self.get_input_embeddings().weight.device.type == "cpu":
                 return  # bitsandbytes would pack the weights for inference, and no gradient passes those
             if self.config.readout == "candidates":
@@ -89,7 +90,7 @@ class BackboneCheckMixin:
     def _packs(self, device: torch.device) -> bool:
         """Whether prompts on a device are read one behind the other without padding. On a GPU the attention of many
         small pieces would wait for their launch, and a compiled backbone be compiled for each batch."""
-        return self._packs_prompts and device.type == "cpu" and self._kernel == "sdpa" and not is_compiling()
+        return self._packs_prompts and device.type == "cpu" and self._kernel == "sdpa" and not self.compiled
 
     @torch.no_grad()
     def _try_packing(self) -> None:
@@ -128,6 +129,30 @@ class BackboneCheckMixin:
                 "`backbone.resize_token_embeddings(len(tokenizer))`, save both to a folder and build on that."
             )
 
+    def _check_kernel(self) -> bool:
+        """Whether the attention kernel is one that takes neither a mask of ours nor a bias on keys: nothing tries out
+        what it would do with them."""
+        config, kernel = self.config, self._kernel
+        if not any(name in kernel for name in ("flash", "flex")):
+            return False
+        if config.readout == "candidates" and config.candidate_attention == "isolated":
+            raise LKGError(
+                f"The attention kernel {kernel!r} takes no mask made by others, and isolated candidates need one. "
+                f"Load the backbone with attn_implementation='sdpa', or use {ISOLATED_REMEDY}."
+            )
+        if self._writes_gated_paths and config.path_gate == "attention_bias":
+            raise LKGError(
+                f"path_gate='attention_bias' does not work with the attention kernel {kernel!r}, which takes no bias. "
+                "To mend it, load the backbone with attn_implementation='sdpa', or set path_gate='straight_through', "
+                "or set use_path_gate=False."
+            )
+        return True
+
+    @property
+    def _writes_gated_paths(self) -> bool:
+        config = self.config
+        return bool(config.use_path_gate and config.num_paths and not {CO_RATED}.issuperset(config.relations))
+
     def _check_blocks(self, isolated: bool) -> None:
         """What a candidate's state needs: it can be read at all and, of an isolated one, does not depend on others."""
         name, kernel = type(self.language_model).__name__, self._kernel
@@ -136,8 +161,6 @@ class BackboneCheckMixin:
         remedy += ISOLATED_REMEDY if isolated else REMEDY
         if isolated:
             self._check_windows()
-        if isolated and kernel == "flex_attention":
-            raise LKGError(f"The kernel {kernel!r} of {name} takes no mask made by others. {remedy}.")
         try:
             moved = self._moved_by_company(isolated)
         except Exception as error:  # whatever an architecture does with a mask that it did not expect
@@ -159,8 +182,7 @@ class BackboneCheckMixin:
     def _check_gate(self) -> None:
         """What the path gate needs: at its start it changes nothing, and a gradient reaches it, so that it moves."""
         config, name = self.config, type(self.language_model).__name__
-        writes_paths = config.num_paths and not {CO_RATED}.issuperset(config.relations)
-        if not (config.use_path_gate and writes_paths) or torch.is_inference_mode_enabled():
+        if not self._writes_gated_paths or torch.is_inference_mode_enabled():
             return
         if (fault := self._gate_fault()) is None:
             return

@@ -32,10 +32,12 @@ class CandidateMixin(BackboneCheckMixin, PathGateMixin):
             with torch.autocast(weights.device.type, enabled=False):
                 log_gate = log_path_gate(path_scores, weights, config.path_gate_temperature)
         packs = config.candidates_per_pass is None and self._packs(path_scores.device)
-        size = config.candidates_per_pass or (128 if packs else 10 if path_scores.device.type == "cpu" else 64)
+        # compiled layers read the prefix each time: with a cache each would be compiled by itself, too many of them
+        few = path_scores.device.type == "cpu" and not self.compiled
+        size = config.candidates_per_pass or (128 if packs else 10 if few else 64)
         size = size if isolated else count
         parts = [slice(first, first + size) for first in range(0, count, size)]
-        remembers = len(parts) > 1 and not packs and not self._recomputes()
+        remembers = len(parts) > 1 and not (packs or self.compiled or self._recomputes())
         prefix = self._remembered(texts) if remembers else None
         scores = []
         for part in parts:

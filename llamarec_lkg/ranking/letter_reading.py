@@ -79,7 +79,7 @@ class LetterMixin(PathGateMixin):
         and which adapters are on. None where that is not counted. (What is written past the count, through
         `weight.data` or by a fused optimiser, is seen after the next pass with a gradient.)"""
         weights = list(self.language_model.parameters())
-        if torch.compiler.is_compiling() or any(weight.is_inference() for weight in weights):
+        if any(weight.is_inference() for weight in weights):
             return None
         layers = [module for module in self.language_model.modules() if isinstance(module, BaseTunerLayer)]
         adapters = [(*layer.active_adapters, layer.disable_adapters, *layer.merged_adapters) for layer in layers]

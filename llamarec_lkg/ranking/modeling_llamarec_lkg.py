@@ -8,8 +8,9 @@ Here both gradient routes from the ranking loss to the preferences are real; see
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,20 @@ class RankingOutput(ModelOutput):
     lm_scores: torch.Tensor | None = None
 
 
+def _compiling_layers(forward: Callable[..., RankingOutput]) -> Callable[..., RankingOutput]:
+    """What `torch.compile(ranker)` compiles: what `ranker.compile()` does, and nothing else."""
+    eager = torch.compiler.disable(forward)
+    compile_layers = torch.compiler.disable(lambda ranker: ranker.compiled or ranker.compile())
+
+    @wraps(forward)
+    def entered(self: LlamaRecLKGForRanking, *args: Any, **kwargs: Any) -> RankingOutput:
+        if torch.compiler.is_compiling():
+            compile_layers(self)
+        return eager(self, *args, **kwargs)
+
+    return entered
+
+
 class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMixin, LetterMixin, PreTrainedModel):
     """Ranks the candidates of a list in one forward pass. `AutoModel.from_pretrained` returns it."""
 
@@ -69,6 +84,7 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
+    compiled = False
 
     def __init__(self, config: LlamaRecLKGConfig, language_model: PreTrainedModel | None = None):
         super().__init__(config)
@@ -167,6 +183,15 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
     def get_output_embeddings(self) -> nn.Module | None:
         return None if self.language_model is None else self.language_model.get_output_embeddings()
 
+    def compile(self, *args: Any, dynamic: bool | None = True, **kwargs: Any) -> None:
+        """As upstream, but of the backbone's layers alone, for sequences of any length: they compute nearly all, what
+        one was compiled to serves for all of them, and the steps around them would break into many small graphs."""
+        if self.language_model is not None:
+            layers = next(part for part in self._decoder().modules() if isinstance(part, nn.ModuleList))
+            for layer in layers:
+                layer.compile(*args, dynamic=dynamic, **kwargs)
+            self.compiled = True
+
     # -- the computation --------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -207,6 +232,7 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
             logits = self.preference(batch["user_ids"].to(self.device), batch["history_relations"].to(self.device))
         return logits.softmax(-1)
 
+    @_compiling_layers
     def forward(
         self,
         evidence: torch.Tensor,

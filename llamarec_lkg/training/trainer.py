@@ -138,6 +138,8 @@ class LlamaRecLKGTrainer(SamplingMixin, WatchingMixin, PushingTrainer):
             model.enable_input_require_grads()
         if args.push_to_hub:
             check_push(args, model)
+        if args.torch_compile:
+            model.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
         self._heads_are_warm = False
         self._own_metrics = compute_metrics
         self._expect([])

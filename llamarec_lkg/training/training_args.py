@@ -75,7 +75,9 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
 
 def check_without_language_model(args: LlamaRecLKGTrainingArguments) -> None:
     """Raise `LKGError` where arguments are about what this ranker does not have."""
-    asked = {name: getattr(args, name) for name in ("neftune_noise_alpha", "activation_checkpointing")}
+    asked = {
+        name: getattr(args, name) for name in ("neftune_noise_alpha", "activation_checkpointing", "torch_compile")
+    }
     asked["include_for_metrics"] = "inputs" in args.include_for_metrics  # the prompt's tokens
     if names := [name for name, value in asked.items() if value]:
         raise LKGError(f"{names} are about the language model, which this ranker does not use. Leave them out.")

@@ -234,8 +234,22 @@ def test_a_kernel_that_ignores_the_mask_is_found_out(film_dataset, tmp_path):
     LlamaRecLKGForRanking.from_backbone(plain, proc.model_config()).save_pretrained(tmp_path / "whole")
     with pytest.raises(LKGError, match=APART):
         AutoModel.from_pretrained(tmp_path / "whole", attn_implementation="deaf")
-    with pytest.raises(LKGError, match="'flex_attention' of .* takes no mask.*with attn_implementation='sdpa'"):
+    with pytest.raises(LKGError, match="'flex_attention' takes no mask.*with attn_implementation='sdpa'"):
         AutoModel.from_pretrained(tmp_path / "whole", attn_implementation="flex_attention")
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "flash_attention_3", "flex_attention"])
+def test_kernels_without_masks_and_biases_are_refused_where_those_are_needed(film_dataset, kernel):
+    """The rest of the table in examples/train.md; they need not run where the ranker is built."""
+    plain = made("llama", {**SIZES, "hidden_size": 64})
+    plain.config._attn_implementation = kernel
+    with pytest.raises(LKGError, match=f"{kernel}' takes no mask made by others.*candidate_attention='causal'"):
+        LlamaRecLKGForRanking.from_backbone(plain, processor(film_dataset).model_config())
+    for reading in READINGS.values():
+        proc = processor(film_dataset, **reading).fit(examples(film_dataset))
+        with pytest.raises(LKGError, match=f"{kernel}', which takes no bias.*'sdpa', or set path_gate='straight_"):
+            LlamaRecLKGForRanking.from_backbone(plain, proc.model_config())
+        LlamaRecLKGForRanking.from_backbone(plain, proc.model_config(path_gate="straight_through"))
 
 
 @pytest.mark.parametrize("gate", ["attention_bias", "straight_through"])

@@ -1,0 +1,131 @@
+"""Training with LoRA beside TRL's SFTTrainer: the same lists, backbone, adapter, batches and precision.
+
+TRL reads each list as a letter prompt in text, with its own defaults of padding and of what it logs; gradient
+checkpointing, which it turns on by default, is off on both sides.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from llamarec_lkg import LlamaRecLKGTrainer, LlamaRecLKGTrainingArguments
+from llamarec_lkg.data.schema import RankingExample
+
+from . import ranker
+from .runner import Figure, alone, benchmark
+
+
+WARM_UP = 2  # steps
+SMALL = {"per_device_train_batch_size": 4, "bf16": False, "use_cpu": True}
+LISTS, ROUNDS = 32, 2
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def some_lists(count: int) -> list[RankingExample]:
+    return [ranker.shortened(example, 20) for example in ranker.world().lists[:count]]
+
+
+def arguments(how: dict[str, Any]) -> dict[str, Any]:
+    quiet = {"report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
+    return {"output_dir": "outputs/benchmarks/training", "activation_checkpointing": False, **quiet, **how}
+
+
+def our_trainer(
+    readout: str, lists: list[RankingExample], kind: type[LlamaRecLKGTrainer] = LlamaRecLKGTrainer, **how: Any
+) -> LlamaRecLKGTrainer:
+    name = str(ranker.world().backbone)
+    own = {"train_sampling_strategy": "group_by_length", "heads_warm_up_epochs": 0}
+    return kind(
+        model=name,
+        args=LlamaRecLKGTrainingArguments(**arguments(how), **own),
+        train_dataset=lists,
+        processing_class=ranker.processor(readout=readout, num_paths=0),  # titles alone, as the other reads
+        peft_config=lora(),
+    )
+
+
+def trl_trainer(lists: list[RankingExample], **how: Any) -> SFTTrainer:
+    one = ranker.processor(readout="letters", num_paths=0)
+    rows = {"prompt": ["".join(one.render(example)) for example in lists]}
+    rows["completion"] = [chr(ord("A") + example.label) for example in lists]
+    dtype = torch.bfloat16 if how["bf16"] else torch.float32
+    return SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(ranker.world().backbone, dtype=dtype),
+        args=SFTConfig(**arguments(how), max_length=None, completion_only_loss=True),
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=ranker.world().tokenizer,
+        peft_config=lora(),
+    )
+
+
+class StepClock(TrainerCallback):
+    """Seconds from the first step's begin to the last one's end, fetching of batches between them included."""
+
+    def on_step_begin(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            synchronise()
+            self.begin = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        synchronise()
+        self.seconds = time.perf_counter() - self.begin
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def per_example(trainers: list[Trainer], rounds: int) -> list[float]:
+    """Seconds an example of each trainer, over whole epochs in turns, the best of them, after some steps that do not
+    count."""
+    clocks = [StepClock() for _ in trainers]
+    for trainer, clock in zip(trainers, clocks, strict=True):
+        trainer.add_callback(clock)
+        trainer.args.max_steps = WARM_UP
+        trainer.train()
+        trainer.args.max_steps = -1
+        trainer.args.num_train_epochs = 1
+    best = [float("inf")] * len(trainers)
+    for _ in range(rounds):
+        for place, (trainer, clock) in enumerate(zip(trainers, clocks, strict=True)):
+            trainer.train()
+            best[place] = min(best[place], clock.seconds / len(trainer.train_dataset))
+    return best
+
+
+def train_alone(kind: str) -> None:
+    """Two steps of one trainer, for its peak of memory."""
+    lists = some_lists(WARM_UP * SMALL["per_device_train_batch_size"])
+    trainer = trl_trainer(lists, **SMALL) if kind == "trl" else our_trainer(kind, lists, **SMALL)
+    trainer.train()
+
+
+def against_trl(how: dict[str, Any], count: int, rounds: int, target: float, where: str) -> Iterator[Figure]:
+    lists = some_lists(count)
+    made = [partial(our_trainer, "candidates"), partial(our_trainer, "letters"), trl_trainer]
+    *ours, theirs = per_example([make(lists, **how) for make in made], rounds)
+    for readout, took in zip(("candidates", "letters"), ours, strict=True):
+        name = f"training examples a second against TRL, {readout}, {where}"
+        yield Figure(name, took, theirs, "s", target, "SFTTrainer, seconds an example")
+
+
+@benchmark
+def training() -> Iterator[Figure]:
+    yield from against_trl(SMALL, LISTS, ROUNDS, 3, "CPU")
+    theirs = alone(train_alone, "trl")["gigabytes"]
+    for readout in ("candidates", "letters"):
+        held = alone(train_alone, readout)["gigabytes"]
+        yield Figure(f"peak memory of training, {readout}, CPU", held, theirs, "GB", 1, "SFTTrainer")

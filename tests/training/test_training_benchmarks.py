@@ -1,0 +1,46 @@
+"""The benchmarks of training run with a tiny backbone on a CPU, so that a GPU meets no slip of a pen."""
+
+from types import SimpleNamespace
+
+import pytest
+import tiny
+
+from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
+from tests.benchmarks import cuda, ranker, training
+
+
+@pytest.fixture(autouse=True)
+def small_world(film_dataset, tmp_path, monkeypatch):
+    tiny.backbone(vocab_size=1000).save_pretrained(tmp_path / "backbone")
+    tokenizer = tiny.tokenizer()
+    tokenizer.eos_token = tokenizer.pad_token
+    lists = tiny.examples(film_dataset, count=12)
+    world = SimpleNamespace(
+        dataset=film_dataset, graph=KnowledgeGraph.from_dataset(film_dataset), backbone=tmp_path / "backbone",
+        tokenizer=tokenizer, lists=lists,
+    )  # fmt: skip
+    monkeypatch.setattr(ranker, "world", lambda: world)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cuda, "HOW", {**cuda.HOW, "per_device_train_batch_size": 4, "use_cpu": True, "bf16": False})
+
+
+def test_training_beside_trl():
+    figures = list(training.against_trl(training.SMALL, 12, 1, 3, "CPU"))
+    assert len(figures) == 2 and all(figure.ours > 0 and figure.theirs > 0 for figure in figures)
+    for kind in ("trl", "letters"):
+        training.train_alone(kind)
+
+
+def test_both_read_the_same_prompt_of_letters():
+    (one,) = training.trl_trainer(training.some_lists(1), **training.SMALL).train_dataset
+    batch = ranker.processor(readout="letters", num_paths=0)(training.some_lists(1))
+    prompt = batch["prefix_input_ids"][0].tolist() + batch["suffix_input_ids"][0].tolist()
+    assert one["input_ids"][: len(prompt)] == prompt and len(one["input_ids"]) == len(prompt) + 2  # a letter, the end
+
+
+@pytest.mark.parametrize("name", ["cuda_loading", "cuda_scoring", "cuda_four_bits"])
+def test_what_runs_on_a_gpu(name, monkeypatch):
+    monkeypatch.setattr(cuda, "FOUR_BITS", {})  # on a CPU they are packed for inference alone
+    assert not list(getattr(cuda, name)()), "without one it has nothing to tell"
+    figures = list(getattr(cuda, name).__wrapped__())
+    assert figures and all(figure.as_row()["ours"] > 0 for figure in figures)
