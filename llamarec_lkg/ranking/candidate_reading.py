@@ -110,7 +110,8 @@ class CandidateMixin(BackboneCheckMixin, PathGateMixin):
     def _packed_states(self, prompt: BlockPrompt, token_gate: torch.Tensor | None, isolated: bool) -> torch.Tensor:
         """The same, of all prompts one behind the other."""
         real = prompt.owner >= 0
-        pieces = block_pieces(prompt.owner) if isolated else causal_pieces(real.sum(1).tolist())
+        gated = None if token_gate is None else prompt.path
+        pieces = block_pieces(prompt.owner) if isolated else causal_pieces(real, gated)
         inputs = self._packed_inputs(prompt.input_ids, prompt.position_ids, real, token_gate, pieces)
         states = self._decoder()(**inputs).last_hidden_state[0]
         places = (real.flatten().cumsum(0) - 1).view_as(real)

@@ -45,10 +45,9 @@ class LetterMixin(PathGateMixin):
         # the last positions only: one row of the vocabulary is a thousandth of the pass, and going through the model's
         # own head keeps what some of them do to it (soft caps, scales)
         if self._packs(real.device):
-            lengths = real.sum(1)
-            pieces = causal_pieces(lengths.tolist())
+            pieces = causal_pieces(real, None if token_gate is None else prompt.path_rank)
             inputs = self._packed_inputs(prompt.input_ids, position_ids, real, token_gate, pieces)
-            logits = self.language_model(**inputs, logits_to_keep=lengths.cumsum(0) - 1).logits[0]
+            logits = self.language_model(**inputs, logits_to_keep=real.sum(1).cumsum(0) - 1).logits[0]
         else:
             logits = self.language_model(
                 **self._gated_inputs(prompt.input_ids, token_gate),

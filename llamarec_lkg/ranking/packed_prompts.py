@@ -26,7 +26,7 @@ class Piece:
         queries: which tokens of the row they are.
         keys: the tokens of the row that are before them, one stretch or two, the last of which ends where they end.
         seen (`bool`, (Q, K)): which of the keys each of them sees; None where it is all up to itself.
-        gated: whether a bias can be other than 0 among the keys.
+        gated: whether a bias can be other than 0 among the keys; `seen` is given then.
     """
 
     queries: slice
@@ -41,13 +41,24 @@ class PackedMask(torch.Tensor):
 
     pieces: Sequence[Piece]
     bias: torch.Tensor | None
+    _added: dict[int, torch.Tensor]
 
     @staticmethod
     def of(pieces: Sequence[Piece], length: int, bias: torch.Tensor | None = None) -> PackedMask:
         """The mask of a row of `length` tokens; `bias` (L,) is added wherever a key is looked at."""
         mask = torch.empty(1, 1, 1, length, dtype=torch.bool).as_subclass(PackedMask)
-        mask.pieces, mask.bias = pieces, bias
+        mask.pieces, mask.bias, mask._added = pieces, bias, {}
         return mask
+
+    def added(self, place: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """What is added where a piece's keys are looked at, (Q, K), the same in all layers; or which are `seen`."""
+        piece = self.pieces[place]
+        if self.bias is None or not piece.gated:
+            return piece.seen
+        if place not in self._added:
+            bias = torch.cat([self.bias[keys] for keys in piece.keys]).to(dtype)
+            self._added[place] = torch.where(piece.seen, bias, -torch.inf)
+        return self._added[place]
 
     @classmethod
     def __torch_function__(
@@ -71,40 +82,41 @@ def _read_pieces(
     """`scaled_dot_product_attention` of a packed row: query, key and value are (1, H, L, D)."""
     size, bias = query.shape[-1], attn_mask.bias
     scale = size**-0.5 if scale is None else scale
-    wide = None
-    if bias is not None:
-        # one more place in each vector, 1 in queries: kernels that take no bias with a gradient add it all the same
+    learns = bias is not None and bias.requires_grad
+    if learns:
+        # kernels take no bias with a gradient; one more place in each vector, 1 in queries, comes to the same
         gates = (bias / scale).to(key.dtype)[None, None, :, None].expand(*key.shape[:3], 1)
         wide = F.pad(query, (0, 1), value=1.0), torch.cat([key, gates], dim=-1), F.pad(value, (0, 1))
     read = []
-    for piece in attn_mask.pieces:
-        queries, keys, values = wide if piece.gated and wide is not None else (query, key, value)
-        keys, values = (
-            torch.cat([part[:, :, one] for one in piece.keys], dim=2)
-            if len(piece.keys) > 1
-            else part[:, :, piece.keys[0]]
-            for part in (keys, values)
-        )
-        states = F.scaled_dot_product_attention(
-            queries[:, :, piece.queries],
-            keys,
-            values,
-            piece.seen,
-            dropout_p,
-            piece.seen is None,
-            scale=scale,
-            enable_gqa=enable_gqa,
-        )
+    for place, piece in enumerate(attn_mask.pieces):
+        queries, keys, values = wide if learns and piece.gated else (query, key, value)
+        keys, values = (_stretches(part, piece.keys) for part in (keys, values))
+        mask = piece.seen if learns else attn_mask.added(place, query.dtype)
+        queries, how = queries[:, :, piece.queries], {"scale": scale, "enable_gqa": enable_gqa}
+        states = F.scaled_dot_product_attention(queries, keys, values, mask, dropout_p, mask is None, **how)
         read.append(states[..., :size])
     return torch.cat(read, dim=2)
 
 
-def causal_pieces(lengths: Sequence[int]) -> list[Piece]:
-    """Prompts of these lengths, in which each token sees all before it."""
+def _stretches(tensor: torch.Tensor, places: Sequence[slice]) -> torch.Tensor:
+    parts = [tensor[:, :, one] for one in places]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def causal_pieces(real: torch.Tensor, path: torch.Tensor | None) -> list[Piece]:
+    """Prompts in which each token sees all before it, from which tokens are `real` (`bool`, (B, L)) and, where paths
+    are gated, which belong to a `path` ((B, L), -1 to none)."""
     pieces, start = [], 0
-    for length in lengths:
-        own = slice(start, start + length)
-        pieces.append(Piece(own, (own,), gated=True))
+    for row, mask in enumerate(real):
+        length = int(mask.sum())
+        gated = torch.zeros(0, dtype=torch.long) if path is None else torch.nonzero(path[row, mask] >= 0)
+        first, whole = int(gated[0]) if len(gated) else length, slice(start, start + length)
+        if first:
+            plain = slice(start, start + first)
+            pieces.append(Piece(plain, (plain,)))
+        if first < length:
+            seen = torch.ones(length - first, length, dtype=torch.bool).tril(first)
+            pieces.append(Piece(slice(start + first, whole.stop), (whole,), seen, gated=True))
         start += length
     return pieces
 

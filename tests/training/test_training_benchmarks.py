@@ -1,4 +1,4 @@
-"""The benchmarks of training run with a tiny backbone on a CPU, so that a GPU meets no slip of a pen."""
+"""The benchmarks of training run in miniature on a CPU, so that a first run on a GPU meets no slip of the pen."""
 
 from types import SimpleNamespace
 
