@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -17,7 +16,7 @@ from llamarec_lkg.retrieval.modeling_sasrec import SASRecConfig, SASRecForRetrie
 from llamarec_lkg.retrieval.sequential import NeuralRetriever
 from llamarec_lkg.retrieval.training import training_step
 
-from .runner import Figure, alone, benchmark, in_turns
+from .runner import Figure, alone, benchmark, forget_peak, in_turns, peak
 
 
 ITEMS, LENGTH, BATCH, SIZE, LAYERS, DROPOUT = 1349, 200, 16, 64, 2, 0.2  # MovieLens-100K and the default settings
@@ -128,10 +127,9 @@ def best_of_a_million() -> float:
     """The most memory held, in GB, while the best items of all users are found; what drawing the weights takes does
     not count."""
     retriever, histories = million()
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    forget_peak()
     best_items(retriever, histories, BEST, histories)
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+    return peak()
 
 
 @benchmark

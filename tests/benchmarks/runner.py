@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -104,6 +105,16 @@ def alone(function: Callable[..., Any], *args: str, **environment: str) -> dict[
         check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def forget_peak() -> None:
+    """The most memory of this process is counted from here on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> float:
+    """The most memory that this process has held since then, in GB."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9
 
 
 def measured(module: str, name: str) -> None:
