@@ -50,8 +50,9 @@ setup(
     extras_require={
         "quantization": ["bitsandbytes>=0.48"],
         "ray": ["ray>=2.40"],
+        "remote": ["httpx>=0.27"],
         "bench": ["sentence-transformers>=5"],
-        "test": ["pytest>=8", "pytest-cov>=6", "pytest-xdist>=3.6", "ruff>=0.14", "setuptools>=77"],
+        "test": ["httpx>=0.27", "pytest>=8", "pytest-cov>=6", "pytest-xdist>=3.6", "ruff>=0.14", "setuptools>=77"],
     },
     entry_points={"console_scripts": ["llamarec-lkg=llamarec_lkg.cli:main"]},
     classifiers=[

@@ -20,6 +20,7 @@ from .utils.errors import LKGError
 
 if TYPE_CHECKING:
     from .data.raw_dataset import RawDataset
+    from .serving.remote import RemoteScorer
     from .training.workflow import Workflow
 
 
@@ -96,7 +97,7 @@ def _recommend(args: argparse.Namespace) -> None:
     from .serving.drawings import draw_reasons
     from .serving.recommender import Recommender
 
-    recommender = Recommender.from_pretrained(args.model)
+    recommender = Recommender.from_pretrained(args.model, remote=_remote(args))
     if args.user is not None and not recommender.processor.user_index(args.user):
         print(f"The model has no weights for user {args.user!r}: the history alone decides.", file=sys.stderr)
     asked = {name: getattr(args, name) for name in ("user", "candidates", "repeats", "k")}
@@ -108,6 +109,14 @@ def _recommend(args: argparse.Namespace) -> None:
     if args.draw:
         draw_reasons(items, args.draw)
         print(f"drawn in {args.draw}", file=sys.stderr)
+
+
+def _remote(args: argparse.Namespace) -> RemoteScorer | None:
+    if args.remote is None:
+        return None
+    from .serving.remote import RemoteScorer
+
+    return RemoteScorer(args.remote, args.remote_model, top_logprobs=args.top_logprobs)
 
 
 def _rank(args: argparse.Namespace) -> None:
@@ -179,6 +188,23 @@ def _push(args: argparse.Namespace) -> None:
     print(done.pr_url or done.commit_url)
 
 
+def _export(args: argparse.Namespace) -> None:
+    _require_model(args.model)
+    from .ranking.merged import export_merged
+
+    print(export_merged(args.model, args.output, dtype=args.dtype, revision=args.revision))
+
+
+def _prompts(args: argparse.Namespace) -> None:
+    _require_model(args.model)
+    from .serving.prompt_files import write_prompts
+
+    report = write_prompts(args.model, args.input, args.output, revision=args.revision)
+    print(f"{args.output}: prompts of {report.written:,} of {report.rows:,} rows")
+    if report.first_reason:
+        print(f"The first row without one: {report.first_reason}", file=sys.stderr)
+
+
 # -- data sets and metrics --------------------------------------------------------------------------------------------
 
 
@@ -234,6 +260,8 @@ COMMANDS = {
     "recommend": _recommend,
     "rank": _rank,
     "preferences": _preferences,
+    "export": _export,
+    "prompts": _prompts,
     "push": _push,
     "convert": _convert,
     "push-dataset": _push_dataset,
