@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .cli_arguments import parse
 from .utils.errors import LKGError
@@ -20,7 +20,6 @@ from .utils.errors import LKGError
 
 if TYPE_CHECKING:
     from .data.raw_dataset import RawDataset
-    from .serving.remote import RemoteScorer
     from .training.workflow import Workflow
 
 
@@ -96,8 +95,10 @@ def _recommend(args: argparse.Namespace) -> None:
     _require_model(args.model)
     from .serving.drawings import draw_reasons
     from .serving.recommender import Recommender
+    from .serving.remote import RemoteScorer
 
-    recommender = Recommender.from_pretrained(args.model, remote=_remote(args))
+    remote = _remote(args)
+    recommender = Recommender.from_pretrained(args.model, remote=remote and RemoteScorer(**remote))
     if args.user is not None and not recommender.processor.user_index(args.user):
         print(f"The model has no weights for user {args.user!r}: the history alone decides.", file=sys.stderr)
     asked = {name: getattr(args, name) for name in ("user", "candidates", "repeats", "k")}
@@ -111,12 +112,11 @@ def _recommend(args: argparse.Namespace) -> None:
         print(f"drawn in {args.draw}", file=sys.stderr)
 
 
-def _remote(args: argparse.Namespace) -> RemoteScorer | None:
+def _remote(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Arguments of a `RemoteScorer`, where a server is named."""
     if args.remote is None:
         return None
-    from .serving.remote import RemoteScorer
-
-    return RemoteScorer(args.remote, args.remote_model, top_logprobs=args.top_logprobs)
+    return {"base_url": args.remote, "model": args.remote_model, "top_logprobs": args.top_logprobs}
 
 
 def _rank(args: argparse.Namespace) -> None:
@@ -135,7 +135,7 @@ def _rank(args: argparse.Namespace) -> None:
         "batch_size",
     )
     options = {name: getattr(args, name) for name in names}
-    options |= {"num_reasons": args.reasons, "progress": not args.no_progress}
+    options |= {"num_reasons": args.reasons, "progress": not args.no_progress, "remote": _remote(args)}
     report = rank_file(args.model, args.input, args.output, **options)
     if end_processes():
         print(f"{report} Written to {args.output}.")

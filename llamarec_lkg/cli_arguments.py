@@ -193,6 +193,7 @@ def _add_batch(command: argparse.ArgumentParser) -> None:
     text = "of Ray; by default one for each GPU, or without GPUs one for each machine"
     command.add_argument("--workers", type=int, metavar="N", help=text)
     command.add_argument("--no-progress", action="store_true", help="show no bar")
+    _add_remote(command)
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:

@@ -43,6 +43,10 @@ OTHER_REMEDY = (
 logger = logging.getLogger(__name__)
 
 
+class ServerError(LKGError):
+    """A server did not answer as it should: no fault of what it was asked about."""
+
+
 class RemoteScorer:
     """Asks a server what the language model says of candidates: vLLM, SGLang, or another with the same API.
 
@@ -116,7 +120,7 @@ class RemoteScorer:
             model: whose preferences choose the paths; its language model need not be there.
 
         Raises:
-            LKGError: the server cannot be reached or refuses, or answers without log-probabilities.
+            ServerError: the server cannot be reached or refuses, or answers without log-probabilities.
         """
         prompt, _ = model.letter_prompts(batch)
         rows = [ids[mask].tolist() for ids, mask in zip(prompt.input_ids, prompt.attention_mask.bool(), strict=True)]
@@ -161,13 +165,13 @@ class RemoteScorer:
 
     def _count(self, letters: int, bounded: int) -> None:
         with self._lock:
-            first = bounded and not self.bounded
-            self.letters, self.bounded = self.letters + letters, self.bounded + bounded
-        if first:
+            before, self.letters, self.bounded = self.bounded, self.letters + letters, self.bounded + bounded
+        # when they are ten times as many it is worth saying again
+        if self.bounded and (not before or len(str(self.bounded)) > len(str(before))):
             logger.warning(
-                f"{bounded} of {letters} letters were not among the {self.top_logprobs} log-probabilities that "
-                f"{self.base_url} gave; they are given the least of those. Raise top_logprobs, and the server's bound "
-                "on it. Further ones are only counted (`bounded`)."
+                f"{self.bounded:,} of {self.letters:,} letters so far were not among the {self.top_logprobs} "
+                f"log-probabilities that {self.base_url} gives; they are given the least of those. Raise "
+                "top_logprobs, and the server's bound on it."
             )
 
     # -- the server -------------------------------------------------------------------------------------------------
@@ -178,7 +182,7 @@ class RemoteScorer:
             return self._model
         models = self._ask("GET", "models").get("data")
         if not models:
-            raise LKGError(f"{self.base_url} names no model. Give the name that it is served under.")
+            raise ServerError(f"{self.base_url} names no model. Give the name that it is served under.")
         return models[0]["id"]
 
     def _complete(self, prompts: Sequence[Sequence[int]], letters: Sequence[int]) -> list[dict[str, float]]:
@@ -200,7 +204,7 @@ class RemoteScorer:
         except (KeyError, IndexError, TypeError):
             tops = []
         if len(tops) != len(prompts) or not all(tops):
-            raise LKGError(
+            raise ServerError(
                 f"{self.base_url} gave no log-probabilities with its completions. Serve the model with vLLM or "
                 "SGLang, which give them; TGI does not."
             )
@@ -216,16 +220,16 @@ class RemoteScorer:
             except self._lost as error:
                 trouble, asked = f"could not be reached ({type(error).__name__}: {error})", None
             except ValueError as error:
-                raise LKGError(f"{url} did not answer with json. {REMEDIES[404]}") from error
+                raise ServerError(f"{url} did not answer with json. {REMEDIES[404]}") from error
             else:
                 trouble, asked = f"answered {answer.status_code}: {answer.text[:300]}", _retry_after(answer.headers)
                 if answer.status_code != 429 and answer.status_code < 500:
-                    raise LKGError(f"{url} {trouble}. {REMEDIES.get(answer.status_code, OTHER_REMEDY)}")
+                    raise ServerError(f"{url} {trouble}. {REMEDIES.get(answer.status_code, OTHER_REMEDY)}")
             if attempt < self.attempts:
                 # those that were turned away together do not come again together
                 time.sleep(min(LONGEST_WAIT, wait * random.uniform(0.5, 1) if asked is None else asked))
                 wait *= 2
-        raise LKGError(f"{url} {trouble}, {self.attempts} times. Start the server, or give it less at a time.")
+        raise ServerError(f"{url} {trouble}, {self.attempts} times. Start the server, or give it less at a time.")
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -246,12 +250,12 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 def _require_own_texts(
     names: Sequence[tuple[str, str]], letters: Sequence[int], processor: LlamaRecLKGProcessor
 ) -> None:
-    """Raise `LKGError` where a letter's text is that of another token, too, for a server that names tokens by text."""
+    """For a server that names tokens by text: raise `ServerError` where a letter's text is another token's, too."""
     tokenizer = processor.tokenizer
     for (_, text), letter in zip(names, letters, strict=True):
         spaced = tokenizer.convert_tokens_to_ids(f"▁{text}")
         if spaced not in (None, tokenizer.unk_token_id, letter) and tokenizer.decode([spaced]) == text:
-            raise LKGError(
+            raise ServerError(
                 f"The server names tokens by their text, and with this tokenizer {text!r} is that of the tokens "
                 f"{letter} and {spaced}. Serve the model with vLLM, which names them by number."
             )

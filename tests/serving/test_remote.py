@@ -10,9 +10,10 @@ import torch
 from completions_stand_in import CompletionsServer
 from peft import LoraConfig
 from tiny import LORA, backbone, examples, processor
+from tiny_batch import SMALL, make_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llamarec_lkg import LKGError, LlamaRecLKGForRanking, Recommender
+from llamarec_lkg import LKGError, LlamaRecLKGForRanking, Recommender, rank_file
 from llamarec_lkg.cli import main
 from llamarec_lkg.ranking.merged import export_merged
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval
@@ -123,7 +124,8 @@ def test_letters_outside_of_the_most_likely_tokens_are_bounded_and_counted(run, 
     if kind == "older-vllm":  # whose names are one for each token
         torch.testing.assert_close(found, torch.maximum(exact, twentieth[:, None]), atol=1e-4, rtol=0)
     assert (scorer.bounded, scorer.letters) == (int(outside.sum()), outside.numel())
-    assert f"{int(outside.sum())} of {outside.numel()} letters were not among the 20" in caplog.text
+    assert f"{int(outside.sum())} of {outside.numel()} letters so far were not among the 20" in caplog.text
+    assert len(caplog.records) == 1
 
 
 @pytest.fixture
@@ -237,3 +239,23 @@ def test_the_commands_export_and_ask(run, tmp_path, capsys):
         assert len(server.requests) == 2
     assert [item["item_id"] for item in here] == [item["item_id"] for item in away]
     np.testing.assert_allclose([item["score"] for item in here], [item["score"] for item in away], atol=1e-3)
+
+
+def test_a_user_base_is_ranked_over_the_wire_and_a_server_that_fails_refuses_no_row(run, merged, tmp_path, waits):
+    rows = make_rows(12, ["1", "2", "3", "4", "5", "6"])
+    rows.to_parquet(tmp_path / "rows.parquet")
+    given = {"input": tmp_path / "rows.parquet", "progress": False, **SMALL}
+    assert rank_file(run, output=tmp_path / "here", **given).refused == 0
+    with CompletionsServer(merged).running() as server:
+        remote = {"base_url": server.url, "attempts": 2}
+        away = {**given, "output": tmp_path / "away", "remote": remote}
+        server.troubles = [None] * 4 + [(503, {})] * 2  # it fails in the first shard or the second
+        with pytest.raises(LKGError, match="answered 503"):
+            rank_file(run, **away)
+        server.troubles = []
+        assert rank_file(run, **{**away, "remote": {**remote, "model": "films"}}).ranked == 12
+    here, away = (pd.read_parquet(tmp_path / name) for name in ("here", "away"))
+    assert here[["user", "item", "rank"]].equals(away[["user", "item", "rank"]])
+    np.testing.assert_allclose(here["score"], away["score"], atol=1e-3)
+    with pytest.raises(LKGError, match="begun with"):
+        rank_file(run, output=tmp_path / "away", **given)
