@@ -50,8 +50,10 @@ setup(
     extras_require={
         "quantization": ["bitsandbytes>=0.48"],
         "ray": ["ray>=2.40"],
+        "remote": ["httpx>=0.27"],
         "bench": ["sentence-transformers>=5"],
         "test": [
+            "httpx>=0.27",
             "pytest>=8",
             "pytest-cov>=6",
             "pytest-xdist>=3.6",

@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .cli_arguments import parse
 from .utils.errors import LKGError
@@ -95,8 +95,10 @@ def _recommend(args: argparse.Namespace) -> None:
     _require_model(args.model)
     from .serving.drawings import draw_reasons
     from .serving.recommender import Recommender
+    from .serving.remote import RemoteScorer
 
-    recommender = Recommender.from_pretrained(args.model)
+    remote = _remote(args)
+    recommender = Recommender.from_pretrained(args.model, remote=remote and RemoteScorer(**remote))
     if args.user is not None and not recommender.processor.user_index(args.user):
         print(f"The model has no weights for user {args.user!r}: the history alone decides.", file=sys.stderr)
     asked = {name: getattr(args, name) for name in ("user", "candidates", "repeats", "k")}
@@ -108,6 +110,13 @@ def _recommend(args: argparse.Namespace) -> None:
     if args.draw:
         draw_reasons(items, args.draw)
         print(f"drawn in {args.draw}", file=sys.stderr)
+
+
+def _remote(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Arguments of a `RemoteScorer`, where a server is named."""
+    if args.remote is None:
+        return None
+    return {"base_url": args.remote, "model": args.remote_model, "top_logprobs": args.top_logprobs}
 
 
 def _rank(args: argparse.Namespace) -> None:
@@ -126,7 +135,7 @@ def _rank(args: argparse.Namespace) -> None:
         "batch_size",
     )
     options = {name: getattr(args, name) for name in names}
-    options |= {"num_reasons": args.reasons, "progress": not args.no_progress}
+    options |= {"num_reasons": args.reasons, "progress": not args.no_progress, "remote": _remote(args)}
     report = rank_file(args.model, args.input, args.output, **options)
     if end_processes():
         print(f"{report} Written to {args.output}.")
@@ -177,6 +186,23 @@ def _push(args: argparse.Namespace) -> None:
     options = {name: getattr(args, name) for name in names}
     done = push_folder(args.folder, args.repo_id, private=args.private or None, **options)
     print(done.pr_url or done.commit_url)
+
+
+def _export(args: argparse.Namespace) -> None:
+    _require_model(args.model)
+    from .ranking.merged import export_merged
+
+    print(export_merged(args.model, args.output, dtype=args.dtype, revision=args.revision))
+
+
+def _prompts(args: argparse.Namespace) -> None:
+    _require_model(args.model)
+    from .serving.prompt_files import write_prompts
+
+    report = write_prompts(args.model, args.input, args.output, revision=args.revision)
+    print(f"{args.output}: prompts of {report.written:,} of {report.rows:,} rows")
+    if report.first_reason:
+        print(f"The first row without one: {report.first_reason}", file=sys.stderr)
 
 
 # -- data sets and metrics --------------------------------------------------------------------------------------------
@@ -234,6 +260,8 @@ COMMANDS = {
     "recommend": _recommend,
     "rank": _rank,
     "preferences": _preferences,
+    "export": _export,
+    "prompts": _prompts,
     "push": _push,
     "convert": _convert,
     "push-dataset": _push_dataset,

@@ -79,6 +79,7 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print records for machines")
     command.add_argument("--sentences", action="store_true", help="say in a sentence why each item is there")
     command.add_argument("--draw", metavar="PNG", help="draw the paths from the history to the items")
+    _add_remote(command)
 
     text = "rank items for every row of a parquet file, into a folder of parquet files"
     _add_batch(add("rank", text, " What was cut off goes on where it was."))
@@ -88,6 +89,21 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     text = "where to draw it; by default preferences.png, with --json nowhere"
     command.add_argument("--output", metavar="PNG", help=text)
     command.add_argument("--json", action="store_true", help="print a record for machines")
+
+    text = "write a ranker's language model for servers that know nothing of rankers"
+    command = add("export", text, " It is a plain folder of transformers, in a new or empty folder.")
+    _add_model(command)
+    text = "with its adapter merged into it, the one form there is"
+    command.add_argument("--merged", action="store_true", required=True, help=text)
+    command.add_argument("--output", required=True, metavar="FOLDER", help="new or empty folder")
+    text = "of the weights, such as bfloat16; by default what the ranker was saved in"
+    command.add_argument("--dtype", help=text)
+
+    text = "write the prompt of every row of a parquet file, of a ranker with letters"
+    command = add("prompts", text, " A letter's log-probability after it is what the model says of a candidate.")
+    _add_model(command)
+    _add_input(command)
+    command.add_argument("--output", required=True, metavar="FILE", help="a name that ends in .jsonl or .parquet")
 
     text = "push a trained ranker, with its processor and retriever, to the Hub, as one commit"
     command = add("push", text, " What is about single users stays here unless it is asked for.")
@@ -138,11 +154,28 @@ def _add_request(command: _Parser, count: str) -> None:
     command.epilog = command.remedy = DASHED_IDS
 
 
-def _add_batch(command: argparse.ArgumentParser) -> None:
+def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", required=True, help="folder or Hub id of a trained model")
     command.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
+
+
+def _add_input(command: argparse.ArgumentParser) -> None:
     text = "parquet file, or folder of them, with columns user, history (list of item ids) and, if any, candidates"
     command.add_argument("--input", required=True, metavar="PARQUET", help=text)
+
+
+def _add_remote(command: argparse.ArgumentParser) -> None:
+    text = "address of a server that holds the exported language model, such as http://localhost:8000/v1"
+    command.add_argument("--remote", metavar="URL", help=text)
+    text = "the name it is served under; by default the first that the server names"
+    command.add_argument("--remote-model", metavar="NAME", help=text)
+    text = "log-probabilities to ask it for"
+    command.add_argument("--top-logprobs", type=int, default=20, metavar="N", help=text)
+
+
+def _add_batch(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    _add_input(command)
     text = "new folder, or one that this command was cut off in"
     command.add_argument("--output", required=True, metavar="FOLDER", help=text)
     command.add_argument("-k", "--k", type=int, default=10, help="how many items of each row to write")
@@ -160,6 +193,7 @@ def _add_batch(command: argparse.ArgumentParser) -> None:
     text = "of Ray; by default one for each GPU, or without GPUs one for each machine"
     command.add_argument("--workers", type=int, metavar="N", help=text)
     command.add_argument("--no-progress", action="store_true", help="show no bar")
+    _add_remote(command)
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:

@@ -11,31 +11,47 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from .heads import evaluating
 from .packed_prompts import causal_pieces
 from .path_gate import PathGateMixin
-from .prompt_assembly import AssembledPrompt, assemble_prompt, select_paths
+from .prompt_assembly import AssembledPrompt, assemble_prompt, score_paths, select_paths
 
 
 class LetterMixin(PathGateMixin):
     """How a [`LlamaRecLKGForRanking`] with `readout="letters"` reads a prompt."""
 
+    @torch.inference_mode()
+    def letter_prompts(self, batch: Mapping[str, torch.Tensor]) -> tuple[AssembledPrompt, torch.Tensor]:
+        """The prompts of a batch as `forward` reads them, and the paths in them, best first (`long`, (B, K), -1 where
+        there is none). The language model is not run, and need not be there."""
+        batch = {name: value.to(self.device) for name, value in batch.items()}
+        scores = score_paths(batch["path_relation_weights"], batch["path_attention_mask"], self.preferences(batch))
+        sources = batch["path_sources"] if self.config.one_path_per_history_item else None
+        selected, _, prompt = self._assemble_letters(batch, scores, sources)
+        return prompt, selected.masked_fill(~prompt.holds(selected.shape[1]), -1)
+
     def _read_letters(
         self, texts: Mapping[str, torch.Tensor], path_scores: torch.Tensor, sources: torch.Tensor | None, count: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Selected paths (B, K), and the logits of the first `count` letters (B, count)."""
+        selected, scores, prompt = self._assemble_letters(texts, path_scores, sources)
+        return selected, self._letter_logits(prompt, scores, count)
+
+    def _assemble_letters(
+        self, texts: Mapping[str, torch.Tensor], path_scores: torch.Tensor, sources: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, AssembledPrompt]:
+        """Selected paths and their scores, both (B, K), and the prompt with them."""
         selected, scores = select_paths(path_scores, self.config.num_paths, sources)
         names = ("prefix", "path", "suffix")
         parts = {
             f"{name}_{kind}": texts[f"{name}_{kind}"] for name in names for kind in ("input_ids", "attention_mask")
         }
         prompt = assemble_prompt(**parts, selected_paths=selected, max_length=self.config.max_length)
-        return selected, self._letter_logits(prompt, scores, count)
+        return selected, scores, prompt
 
     def _letter_logits(self, prompt: AssembledPrompt, path_scores: torch.Tensor, count: int) -> torch.Tensor:
         """The backbone's logits of the first `count` letters after the last token, (B, count) in float32."""
         token_gate = None
         if self.config.use_path_gate and path_scores.shape[1]:
             # K * w_p is 1 for every path when all score alike, so an untrained gate changes nothing
-            places = torch.arange(path_scores.shape[1], device=path_scores.device)
-            present = (prompt.path_rank[:, None, :] == places[None, :, None]).any(-1)  # not left out for length
+            present = prompt.holds(path_scores.shape[1])
             scores = path_scores.clamp(min=-1e4) / self.config.path_gate_temperature
             share = scores.masked_fill(~present, -1e4).log_softmax(-1)
             log_gate = share + present.sum(1, keepdim=True).clamp(min=1).float().log()

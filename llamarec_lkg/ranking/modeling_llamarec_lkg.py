@@ -30,6 +30,7 @@ from .checkpoints import CheckpointMixin
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .heads import CandidateReadout, PartWeights, ScoreFusion, UserPreferenceModule, evaluating
 from .letter_reading import LetterMixin
+from .prompt_assembly import score_paths
 
 
 @dataclass
@@ -303,8 +304,7 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
                 "suffix_attention_mask": suffix_attention_mask,
             }
             with exact:
-                path_scores = torch.einsum("bpr,br->bp", path_relation_weights.float(), preferences)
-            path_scores = path_scores.masked_fill(~path_attention_mask.bool().any(-1), -torch.inf)
+                path_scores = score_paths(path_relation_weights, path_attention_mask, preferences)
             sources = path_sources if self.config.one_path_per_history_item else None
             if self.config.readout == "candidates":
                 selected, lm_logits = self._read_candidates(texts, path_scores, sources)

@@ -15,6 +15,20 @@ class AssembledPrompt:
     attention_mask: torch.Tensor
     path_rank: torch.Tensor
 
+    def holds(self, count: int) -> torch.Tensor:
+        """Which of the `count` best paths are in it, not left out for length (`bool`, (B, count))."""
+        places = torch.arange(count, device=self.path_rank.device)
+        return (self.path_rank[:, None, :] == places[None, :, None]).any(-1)
+
+
+def score_paths(
+    path_relation_weights: torch.Tensor, path_attention_mask: torch.Tensor, preferences: torch.Tensor
+) -> torch.Tensor:
+    """How much each path is preferred, (B, P) in float32: its relations' weights (B, P, R) under the preferences
+    (B, R); -inf where the mask (B, P, Lr) has no token, so no path."""
+    scores = torch.einsum("bpr,br->bp", path_relation_weights.float(), preferences)
+    return scores.masked_fill(~path_attention_mask.bool().any(-1), -torch.inf)
+
 
 def select_paths(
     scores: torch.Tensor, count: int, path_sources: torch.Tensor | None = None

@@ -147,7 +147,7 @@ def _rank_here(
     device: Any,
     bar: tqdm,
 ) -> Iterator[tuple[int, RankedRows]]:
-    recommender, reader = model.load(device, rows.has_candidates), RowReader(rows)
+    recommender, reader = model.load(device, rows.has_candidates, options.remote), RowReader(rows)
     for number in numbers:
         first, stop = shards.bounds(number)
         yield number, rank_rows(recommender, reader.read(first, stop), options, first=first, told=bar.update)

@@ -22,6 +22,7 @@ from ..utils.hub import pinned
 from .batch_input import CANDIDATES, HISTORY, USER
 from .batch_output import BatchReport, RankedRows
 from .recommender import Ranking, Recommender, Request
+from .remote import RemoteScorer, ServerError
 
 
 ITEM, RANK, SCORE, REASONS = "item", "rank", "score", "reasons"
@@ -53,6 +54,7 @@ class BatchOptions:
         shard_rows (`int`): rows of the input that each shard covers.
         batch_size (`int`): rows in one forward pass. It changes scores by rounding alone, so a run that was cut off
             may go on with another one.
+        remote (`dict[str, Any]`, optional): a server in place of the language model: arguments of [`RemoteScorer`].
     """
 
     k: int = 10
@@ -61,6 +63,7 @@ class BatchOptions:
     leave_out_unknown: bool = False
     shard_rows: int = 10_000
     batch_size: int = 32
+    remote: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("k", 1), ("shard_rows", 1), ("batch_size", 1), ("num_reasons", 0)):
@@ -72,7 +75,8 @@ class BatchOptions:
 
     def identity(self) -> dict[str, Any]:
         """What a run that goes on must have in common with the one before it."""
-        return {name: value for name, value in asdict(self).items() if name != "batch_size"}
+        kept = {name: value for name, value in asdict(self).items() if name not in ("batch_size", "remote")}
+        return kept if self.remote is None else {**kept, "remote": True}  # it may go on with another server
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,11 @@ class ModelPlace:
         content = [(path.relative_to(folder).as_posix(), hash_file(path)) for path in files]
         return cls(name, hub, {"content": fingerprint(content), **_backbone_of(folder)})
 
-    def load(self, device: str | None, has_candidates: bool) -> Recommender:
-        """The model, on a device; an `LKGError` where it finds no candidates and the input brings none."""
-        recommender = Recommender.from_pretrained(self.name, device=device, **self.hub)
+    def load(self, device: str | None, has_candidates: bool, remote: dict[str, Any] | None = None) -> Recommender:
+        """The model, on a device, its language model perhaps on a server; an `LKGError` where it finds no candidates
+        and the input brings none."""
+        scorer = None if remote is None else RemoteScorer(**remote)
+        recommender = Recommender.from_pretrained(self.name, device=device, remote=scorer, **self.hub)
         if recommender.retriever is None and not has_candidates:
             raise LKGError(
                 f"{self.name} has no retriever to find candidates. Give the input a column 'candidates' of lists."
@@ -191,7 +197,7 @@ def _rank(recommender: Recommender, requests: Sequence[Request], k: int) -> list
     try:
         return recommender.rank(recommender.retrieve(requests, k))
     except Exception as error:
-        if not (_is_for_memory(error) or isinstance(error, LKGError)):
+        if isinstance(error, ServerError) or not (_is_for_memory(error) or isinstance(error, LKGError)):
             raise
         if len(requests) == 1:
             if isinstance(error, LKGError):

@@ -32,7 +32,14 @@ def require_ray() -> None:
 class RankingWorker:
     """A model on its device, loaded once. An error that it expects is its answer, as text."""
 
-    def __init__(self, model: ModelPlace, device: str | None, has_candidates: bool, threads: int | None):
+    def __init__(
+        self,
+        model: ModelPlace,
+        device: str | None,
+        has_candidates: bool,
+        threads: int | None,
+        remote: dict[str, Any] | None = None,
+    ):
         if threads is not None:
             torch.set_num_threads(threads)
         self.recommender, self.wrong = None, ""
@@ -44,7 +51,7 @@ class RankingWorker:
                     "its folder there, or give a Hub id."
                 )
             else:
-                self.recommender = here.load(device, has_candidates)
+                self.recommender = here.load(device, has_candidates, remote)
         except (LKGError, OSError) as error:
             self.wrong = f"A worker of Ray cannot load the model. {error}"
 
@@ -92,7 +99,7 @@ def rank_with_ray(
         if not gpus:  # Ray lets a worker have one thread unless it says otherwise
             threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, int(there.get("CPU", 1)) // workers)
         kind = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=RESTARTS, max_task_retries=RESTARTS)
-        given = model, device, rows.has_candidates, threads
+        given = model, device, rows.has_candidates, threads, options.remote
         actors = [kind(RankingWorker).remote(*given) for _ in range(workers)]
         running: dict[Any, tuple[Any, int | None]] = {actor.ready.remote(): (actor, None) for actor in actors}
         left, missing = iter(numbers), len(numbers)

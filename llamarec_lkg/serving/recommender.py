@@ -29,6 +29,7 @@ from ..utils.hub import hub_options, pinned
 from ..utils.upstream import quiet_upstream
 from .new_items import with_items
 from .reasons import LANGUAGE_MODEL, PATH, POPULARITY, RETRIEVER, WINDOW, Recommendation, reasons_for
+from .remote import RemoteScorer
 from .sliding_windows import rank_windows
 
 
@@ -70,21 +71,29 @@ class Recommender:
     Args:
         retriever: finds candidates; a neural one is moved to the model's device and put in eval mode, as the model
             is. None: every request brings its candidates.
+        remote: asks a server in place of the model's language model, which need not be loaded.
 
     Raises:
-        LKGError: model, processor and retriever do not belong together.
+        LKGError: model, processor and retriever do not belong together, or no server can do for the language model.
     """
 
     def __init__(
-        self, model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, retriever: Retriever | None = None
+        self,
+        model: LlamaRecLKGForRanking,
+        processor: LlamaRecLKGProcessor,
+        retriever: Retriever | None = None,
+        *,
+        remote: RemoteScorer | None = None,
     ):
         model.check_processor(processor)
+        if remote is not None:
+            remote.check(model.config, processor)
         if retriever is not None:
             check_retriever(retriever, processor.item_ids)
         if isinstance(retriever, NeuralRetriever):
             retriever.model.to(model.device).eval()  # once: calls that switch modes would disturb each other
         self.model, self.processor, self.retriever = model.eval(), processor, retriever
-        self.adapter_name = model.active_adapter
+        self.adapter_name, self.remote = model.active_adapter, remote
 
     @classmethod
     def from_pretrained(
@@ -92,6 +101,7 @@ class Recommender:
         pretrained_model_name_or_path: str | Path,
         *,
         device: str | torch.device | None = None,
+        remote: RemoteScorer | None = None,
         **kwargs: Any,
     ) -> Recommender:
         """Load what the quickstart, the command line or the trainer saved or pushed.
@@ -99,10 +109,13 @@ class Recommender:
         Args:
             device: where ranker and retriever compute; by default on the GPU where there is one, or as `device_map`
                 and `quantization_config` place the ranker.
+            remote: asks a server in place of the language model, which is not loaded then.
             kwargs: for the ranker's `from_pretrained`, whose errors are raised.
         """
         name = str(pretrained_model_name_or_path)
         hub = pinned(name, hub_options(kwargs))  # all parts from the same commit, whatever is pushed meanwhile
+        if remote is not None:
+            kwargs["backbone"] = False
         with quiet_upstream():
             model = LlamaRecLKGForRanking.from_pretrained(name, **{**kwargs, **hub})
             processor, retriever = (
@@ -112,7 +125,7 @@ class Recommender:
         placed = "device_map" in kwargs or "quantization_config" in kwargs
         if device is None and torch.cuda.is_available() and not placed:
             device = "cuda"  # for which the precision was chosen
-        return cls(model if device is None else model.to(device), processor, retriever)
+        return cls(model if device is None else model.to(device), processor, retriever, remote=remote)
 
     def load_adapter(
         self, pretrained_model_name_or_path: str | Path, adapter_name: str, *, same_backbone: bool = False, **hub: Any
@@ -216,6 +229,11 @@ class Recommender:
         self.model.config.catalogue, self.processor = processor.catalogue, processor
 
     @property
+    def _reads_prompts(self) -> bool:
+        """Whether a language model has a say, here or on a server."""
+        return self.remote is not None or self.model.config.use_language_model
+
+    @property
     def item_ids(self) -> tuple[str, ...]:
         return self.processor.item_ids
 
@@ -307,7 +325,10 @@ class Recommender:
         preferences: dict[int, np.ndarray] = {}
 
         def score(rows: list[int], windows: list[RankingExample]) -> np.ndarray:
-            found = self.model.score_parts(self.processor(windows, with_prompt=self.model.config.use_language_model))
+            batch = self.processor(windows, with_prompt=self._reads_prompts)
+            if self.remote is not None:
+                batch["lm_scores"] = self.remote.scores(self.model, self.processor, batch)
+            found = self.model.score_parts(batch)
             found = {name: values.float().cpu().numpy() for name, values in found.items()}
             preferences.update(zip(rows, found["preferences"], strict=True))
             parts = np.stack([found[name] for name in (LANGUAGE_MODEL, RETRIEVER, POPULARITY)], axis=-1)
@@ -355,7 +376,7 @@ class Recommender:
         relations = {name: along[name] for name in sorted(names, key=lambda name: -along[name]) if along[name]}
         if ranking.preferences is not None:
             preferences = dict(zip(names, ranking.preferences.tolist(), strict=True))
-            weights = self.model.fusion.weights(self.model.config.use_language_model)
+            weights = self.model.fusion.weights(self._reads_prompts)
             reasons = reasons_for(self.processor, example, row, own, along, preferences, weights, num_reasons)
         return Recommendation(
             rank=rank,
