@@ -50,8 +50,17 @@ setup(
     extras_require={
         "quantization": ["bitsandbytes>=0.48"],
         "ray": ["ray>=2.40"],
+        "serve": ["fastapi>=0.133", "prometheus-client>=0.21", "uvicorn>=0.34"],
         "bench": ["sentence-transformers>=5"],
-        "test": ["pytest>=8", "pytest-cov>=6", "pytest-xdist>=3.6", "ruff>=0.14", "setuptools>=77"],
+        "test": [
+            "aiohttp>=3.10",
+            "httpx2>=2",
+            "pytest>=8",
+            "pytest-cov>=6",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+            "setuptools>=77",
+        ],
     },
     entry_points={"console_scripts": ["llamarec-lkg=llamarec_lkg.cli:main"]},
     classifiers=[
