@@ -58,16 +58,15 @@ def listens(port: int) -> bool:
         return tried.connect_ex(("127.0.0.1", port)) == 0
 
 
-def questions(
-    recommender: Recommender, count: int = QUESTIONS
-) -> list[tuple[dict[str, Any], list[tuple[str, float]]]]:
+Question = tuple[dict[str, Any], list[tuple[str, float]]]  # a body, and the items and scores of its answer
+
+
+def questions(recommender: Recommender, count: int = QUESTIONS) -> list[Question]:
     """For /recommend, of short histories."""
     generator, asked = np.random.default_rng(0), []
     longest = min(8, len(recommender.item_ids))
     for _ in range(count):
-        history = generator.permutation(recommender.item_ids)[
-            : generator.integers(1, min(8, len(recommender.item_ids)))
-        ].tolist()
+        history = generator.permutation(recommender.item_ids)[: generator.integers(1, longest)].tolist()
         items = recommender.recommend(history, k=5, num_reasons=1)
         asked.append(({"history": history, "k": 5, "num_reasons": 1}, [(one.item_id, one.score) for one in items]))
     return asked
