@@ -7,6 +7,7 @@ import hmac
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import Body, Depends, FastAPI, Request, Response
@@ -15,7 +16,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.types import Receive
 
-from ... import __version__
 from ..recommender import Recommender
 from .batching import Batcher, QueueFull
 from .bodies import LimitBodies
@@ -61,7 +61,8 @@ class _Server:
         )
 
     def app(self) -> FastAPI:
-        app = FastAPI(title="llamarec-lkg", version=__version__, description=DESCRIPTION, lifespan=self._lifespan)
+        name = "llamarec-lkg"
+        app = FastAPI(title=name, version=version(name), description=DESCRIPTION, lifespan=self._lifespan)
         respond_with_problems(app)
         app.add_middleware(LimitBodies, max_body=self.options.max_body, timeout=self.options.timeout)
         app.add_middleware(CountRequests, metrics=self.metrics)
