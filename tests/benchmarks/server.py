@@ -6,7 +6,6 @@ import asyncio
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from functools import cache, partial
 from http.client import HTTPConnection
@@ -43,8 +42,8 @@ def saved(folder: Path, language_model: bool) -> Path:
     return folder
 
 
-async def answered(address: str, bodies: list[dict], clients: int) -> float:
-    """Seconds until clients, each of whom asks for its next list when it has one, have all lists."""
+async def answered(address: str, bodies: list[dict], clients: int) -> None:
+    """Clients, each of whom asks for its next list when it has one, until they have all."""
     async with aiohttp.ClientSession(address, timeout=aiohttp.ClientTimeout(None)) as session:
 
         async def client(own: list[dict]) -> None:
@@ -53,9 +52,7 @@ async def answered(address: str, bodies: list[dict], clients: int) -> float:
                     assert answer.status == 200, await answer.text()
                     await answer.read()
 
-        start = time.perf_counter()
         await asyncio.gather(*(client(bodies[number::clients]) for number in range(clients)))
-        return time.perf_counter() - start
 
 
 def ask_one(address: str, history: list[str]) -> None:
@@ -70,10 +67,6 @@ def ask_one(address: str, history: list[str]) -> None:
 @cache
 def connection_to(address: str) -> HTTPConnection:
     return HTTPConnection(address.removeprefix("http://"))
-
-
-def per_list(address: str, bodies: list[dict], clients: int) -> float:
-    return asyncio.run(answered(address, bodies, clients)) / len(bodies)
 
 
 @benchmark
@@ -96,9 +89,13 @@ def server() -> Iterator[Figure]:
                 yield Figure(f"serve one list, {name}", *took, "s", 1.3, "recommender", overhead=True)
                 each = EACH[language_model]
                 bodies = [{"history": histories[n % len(histories)]} for n in range(CLIENTS * each)]
-                shared = partial(per_list, address, bodies, CLIENTS)
-                alone = partial(per_list, address, bodies[: 2 * each], 1)
-                took = in_turns(shared, alone, 1 if language_model else 3)
+                few = bodies[: 2 * each]
+                shared, alone = in_turns(
+                    lambda address=address, bodies=bodies: asyncio.run(answered(address, bodies, CLIENTS)),
+                    lambda address=address, few=few: asyncio.run(answered(address, few, 1)),
+                    1 if language_model else 3,
+                )
+                took = shared / len(bodies), alone / len(few)
                 # on processors a language model has as much to compute for each list of a batch as for one alone
                 target = 1 if language_model and not torch.accelerator.is_available() else 3
                 yield Figure(f"serve {CLIENTS} clients, a list, {name}", *took, "s", target, "one client")
