@@ -25,7 +25,7 @@ help:
 $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e ".[test,quantization,ray]"
+	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e ".[test,quantization,ray,serve]"
 	touch $@
 
 quickstart: $(VENV)/installed

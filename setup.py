@@ -51,9 +51,12 @@ setup(
         "quantization": ["bitsandbytes>=0.48"],
         "ray": ["ray>=2.40"],
         "remote": ["httpx>=0.27"],
+        "serve": ["fastapi>=0.133", "prometheus-client>=0.21", "uvicorn>=0.34"],
         "bench": ["sentence-transformers>=5"],
         "test": [
+            "aiohttp>=3.10",
             "httpx>=0.27",
+            "httpx2>=2",
             "pytest>=8",
             "pytest-cov>=6",
             "pytest-xdist>=3.6",

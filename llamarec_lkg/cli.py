@@ -141,6 +141,20 @@ def _rank(args: argparse.Namespace) -> None:
         print(f"{report} Written to {args.output}.")
 
 
+def _serve(args: argparse.Namespace) -> None:
+    _require_model(args.model)
+    from .serving.server.options import ServerOptions
+    from .serving.server.run import load_app, serve
+
+    if wrong := [text for text in args.adapter if not all(text.partition("=")[::2])]:
+        args.refuse(f"--adapter is {wrong[0]!r}; it is NAME=MODEL")
+    names = {field.name for field in dataclasses.fields(ServerOptions)}
+    options = ServerOptions(**{name: value for name, value in vars(args).items() if name in names})
+    adapters = dict(text.split("=", 1) for text in args.adapter)
+    app = load_app(args.model, adapters, options, device=args.device, revision=args.revision)
+    serve(app, host=args.host, port=args.port, grace=options.timeout)
+
+
 def _preferences(args: argparse.Namespace) -> None:
     _require_model(args.model)
     from .ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
@@ -259,6 +273,7 @@ COMMANDS = {
     "benchmark": _benchmark,
     "recommend": _recommend,
     "rank": _rank,
+    "serve": _serve,
     "preferences": _preferences,
     "export": _export,
     "prompts": _prompts,

@@ -84,6 +84,9 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     text = "rank items for every row of a parquet file, into a folder of parquet files"
     _add_batch(add("rank", text, " What was cut off goes on where it was."))
 
+    text = "answer requests over HTTP, of many clients at once"
+    _add_server(add("serve", text, " Its pages and examples are at /docs."))
+
     command = add("preferences", "print and draw which relations of the graph a user follows")
     _add_request(command, "+")
     text = "where to draw it; by default preferences.png, with --json nowhere"
@@ -194,6 +197,27 @@ def _add_batch(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=int, metavar="N", help=text)
     command.add_argument("--no-progress", action="store_true", help="show no bar")
     _add_remote(command)
+
+
+def _add_server(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", required=True, help="folder or Hub id of a trained model")
+    command.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
+    text = "a further adapter on the same backbone, asked at /adapters/NAME/...; may be given again"
+    command.add_argument("--adapter", action="append", default=[], metavar="NAME=MODEL", help=text)
+    command.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for other machines")
+    command.add_argument("--port", type=int, default=8000)
+    command.add_argument("--device", help='such as "cpu" or "cuda:1"; by default a GPU where there is one')
+    bounds = {
+        "batch-size": (int, "lists in one forward pass"),
+        "batch-wait": (float, "seconds that a batch waits for others, where others came before"),
+        "queue-size": (int, "lists that may wait; further ones are answered 429"),
+        "timeout": (float, "seconds for an answer; then 504"),
+        "max-history": (int, "items of a history"),
+        "max-candidates": (int, "candidates of a list"),
+    }
+    for name, (kind, text) in bounds.items():
+        command.add_argument(f"--{name}", type=kind, metavar="N", default=argparse.SUPPRESS, help=text)
+    command.epilog = "With LLAMAREC_LKG_API_KEY in the environment clients have to send that key."
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:

@@ -34,7 +34,8 @@ pytestmark = pytest.mark.hub
 ROOT = Path(__file__).resolve().parents[1]
 # in the order in which they run: `train` leaves the ranker that the others load
 PAGES = ["examples/your_data.md", "examples/train.md", "README.md", "examples/evaluate.md", "examples/share.md",
-         "examples/rank.md", "examples/remote.md", "examples/how_it_works.md"]  # fmt: skip
+         "examples/rank.md", "examples/remote.md", "examples/serve.md",
+         "examples/how_it_works.md"]  # fmt: skip
 DOCUMENTS = [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -154,6 +155,7 @@ def test_what_the_pages_push_names_nobody_and_its_cards_are_valid(reader):
         ],
         "examples/rank.md": ["llamarec-lkg rank ", "rank_file("],
         "examples/remote.md": ["llamarec-lkg export ", "llamarec-lkg prompts "],
+        "examples/serve.md": ["make_app("],
         "examples/how_it_works.md": ["with_co_ratings("],
     }.items(),
 )
@@ -179,6 +181,11 @@ def test_the_page_on_ranking_names_every_option():
     text = text_of("examples/rank.md")
     options = set(re.findall(r"^  (?:-k K, )?(--[a-z-]+)", help_of("rank"), re.MULTILINE))
     assert {option for option in options if option not in text} == {"--verbose", "--no-progress", "--repeats"}
+
+
+def test_the_page_on_serving_names_every_option():
+    options = set(re.findall(r"^  (--[a-z-]+)", help_of("serve"), re.MULTILINE))
+    assert {option for option in options if option not in text_of("examples/serve.md")} == {"--verbose"}
 
 
 def test_commands_that_are_not_run_name_files_targets_and_options_that_there_are():

@@ -23,7 +23,7 @@ from scipy import sparse
 
 from .cells import Cells
 from .knowledge_graph import KnowledgeGraph
-from .ranges import entries_of, looked_up
+from .ranges import entries_of, looked_up, ranges
 from .statistics import statistics_along, statistics_of
 
 
@@ -225,7 +225,14 @@ class EvidenceIndex:
     def _tables(self) -> _Tables:
         return _Tables(self.candidate_rows, self.column_relation, self.num_relations)
 
-    def contributions(self, history: np.ndarray, candidate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def said(self, history: np.ndarray) -> Said:
+        """What a history (dense items) says of each feature, for the `contributions` of several candidates."""
+        places, entries = entries_of(self.history_rows, np.asarray(history, dtype=np.int64))
+        order = np.argsort(self.history_rows.indices[entries], kind="stable")
+        entries = entries[order]
+        return Said(order, places[order], self.history_rows.indices[entries], self.history_rows.data[entries])
+
+    def contributions(self, said: Said, candidate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What one candidate's evidence is the sum of, wherever in the history its terms stand.
 
         Returns:
@@ -233,12 +240,16 @@ class EvidenceIndex:
             `history_weights` of their places, the weights of a relation's columns sum to the candidate's evidence
             along it.
         """
-        places, entries = entries_of(self.history_rows, np.asarray(history, dtype=np.int64))
-        columns = self.history_rows.indices[entries]
-        heard = _values(self.candidate_rows, [candidate], np.zeros(len(columns), dtype=np.int64), columns)
-        weights = self.history_rows.data[entries] * heard / self.scale[self.column_relation[columns]]
+        row = slice(*self.candidate_rows.indptr[candidate : candidate + 2])
+        wanted = self.candidate_rows.indices[row]
+        first = said.columns.searchsorted(wanted)
+        which, found = ranges(first, said.columns.searchsorted(wanted, "right") - first)
+        in_order = np.argsort(said.order[found])
+        which, found = which[in_order], found[in_order]
+        columns = said.columns[found]
+        weights = said.values[found] * self.candidate_rows.data[row][which] / self.scale[self.column_relation[columns]]
         some = np.flatnonzero(weights)
-        return places[some], columns[some], weights[some]
+        return said.places[found][some], columns[some], weights[some]
 
     @property
     def mean_scale(self) -> np.ndarray:
@@ -295,6 +306,17 @@ class _Tables:
         counts = np.bincount(owners + self.column_relation[rows.indices], minlength=size)
         starts = np.concatenate([[0], counts.cumsum()])
         return sparse.csr_array((rows.data, rows.indices, starts), shape=(size, rows.shape[1]))
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the items of a history say, ordered by feature: in which order they stand there, their places in the
+    history, columns and values, each of shape (T,)."""
+
+    order: np.ndarray
+    places: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
 
 
 def _values(rows: sparse.csr_array, items: np.ndarray, which: np.ndarray, columns: np.ndarray) -> np.ndarray:

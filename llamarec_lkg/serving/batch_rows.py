@@ -149,7 +149,7 @@ def rank_rows(
     for row, (user, history, candidates) in enumerate(_each(rows)):
         if options.leave_out_unknown:
             given = sum(len(ids or ()) for ids in (history, candidates))
-            history, candidates = (_known(recommender, ids) for ids in (history, candidates))
+            history, candidates = (known(recommender, ids) for ids in (history, candidates))
             left_out += given - sum(len(ids or ()) for ids in (history, candidates))
         try:
             requests[row] = recommender.request(history, user=user, candidates=candidates, repeats=options.repeats)
@@ -160,8 +160,10 @@ def rank_rows(
     pieces, ranked = [_ranked_table([], [], options, recommender)], 0
     for start in range(0, len(order), options.batch_size):
         chunk, kept = order[start : start + options.batch_size], []
-        for row, ranking in zip(chunk, _rank(recommender, [requests[row] for row in chunk], options.k), strict=True):
-            if reason := _why_not(ranking, requests[row], options.k):
+        for row, ranking in zip(
+            chunk, rank_each(recommender, [requests[row] for row in chunk], options.k), strict=True
+        ):
+            if reason := why_not(ranking, requests[row], options.k):
                 refused[row] = reason
             else:
                 kept.append((row, ranking))
@@ -187,11 +189,12 @@ def _each(rows: pa.Table) -> Iterator[tuple[Any, list[str] | None, list[str] | N
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-def _known(recommender: Recommender, ids: list[str] | None) -> list[str] | None:
+def known(recommender: Recommender, ids: list[str] | None) -> list[str] | None:
+    """The ids that the model knows."""
     return ids if ids is None else [raw for raw in ids if raw in recommender.processor.dense_item]
 
 
-def _rank(recommender: Recommender, requests: Sequence[Request], k: int) -> list[Ranking | str]:
+def rank_each(recommender: Recommender, requests: Sequence[Request], k: int) -> list[Ranking | str]:
     """Rank a batch; in halves where it is too large for the device or something in it is refused, so that one request
     takes no other along."""
     try:
@@ -207,7 +210,7 @@ def _rank(recommender: Recommender, requests: Sequence[Request], k: int) -> list
                 "larger one; the shards that are there stay."
             ) from error
     half = len(requests) // 2
-    return [ranking for part in (requests[:half], requests[half:]) for ranking in _rank(recommender, part, k)]
+    return [ranking for part in (requests[:half], requests[half:]) for ranking in rank_each(recommender, part, k)]
 
 
 def _is_for_memory(error: Exception) -> bool:
@@ -218,7 +221,7 @@ def _is_for_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-def _why_not(ranking: Ranking | str, request: Request, k: int) -> str:
+def why_not(ranking: Ranking | str, request: Request, k: int) -> str:
     """Why there is no list for a row; empty where there is one."""
     if isinstance(ranking, str):
         return ranking

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data.schema import CO_RATED, RankingExample
 from ..data.values import clean_text
+from ..graph.evidence import Said
 from ..ranking.heads import PartWeights
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 
@@ -129,6 +130,7 @@ def reasons_for(
     preferences: Mapping[str, float],
     weights: PartWeights,
     count: int,
+    said: Said,
 ) -> list[Reason]:
     """Take the score of candidate `row` apart, largest share first.
 
@@ -138,11 +140,12 @@ def reasons_for(
         preferences: of the user, by relation.
         weights: those of the fusion that scored it.
         count: how many paths to name, the strongest through each entity first; the rest is summed up by relation.
+        said: by the history (`EvidenceIndex.said`).
     """
     paths = []
     if count:
         index, names = processor.evidence_index, processor.relations
-        items, columns, main, recent = evidence_terms(processor, example, row)
+        items, columns, main, recent = evidence_terms(processor, example, row, said)
         along = index.column_relation[columns]
         counted = np.array([relations[name] != 0 for name in names])
         preferred = np.array([preferences[name] for name in names])
@@ -163,13 +166,13 @@ def reasons_for(
 
 
 def evidence_terms(
-    processor: LlamaRecLKGProcessor, example: RankingExample, row: int
+    processor: LlamaRecLKGProcessor, example: RankingExample, row: int, said: Said
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Every path that the evidence of candidate `row` runs through, once for each item of the history, (T,): the item,
     the evidence index's column (a relation and the entity that it leads through), and the path's parts of the evidence
     and of the recent evidence along that relation."""
     index, history = processor.evidence_index, example.history
-    places, columns, shared = index.contributions(history, int(example.candidates[row]))
+    places, columns, shared = index.contributions(said, int(example.candidates[row]))
     keys = history[places].astype(np.int64) * len(index.column_node) + columns
     keys, first, term = np.unique(keys, return_index=True, return_inverse=True)
     parts = [

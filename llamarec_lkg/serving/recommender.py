@@ -17,6 +17,7 @@ from huggingface_hub import CommitInfo
 
 from ..data.schema import UNKNOWN_USER, ItemTable, RankingExample, raw_id_list
 from ..data.splits import EXCLUDED, check_repeats
+from ..graph.evidence import Said
 from ..hub.layout import CARD_FACTS, PARTS, REPORT_FILE, RETRIEVER_FOLDER
 from ..hub.push import PushOptions, push_folder
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
@@ -352,7 +353,9 @@ class Recommender:
     def describe(self, ranking: Ranking, *, k: int = 10, num_reasons: int = 3) -> list[Recommendation]:
         """The best `k` of a ranked list, with reasons."""
         self._switch()
-        return [self._describe(rank, ranking, int(row), num_reasons) for rank, row in enumerate(ranking.order[:k], 1)]
+        said = self.processor.evidence_index.said(ranking.example.history)
+        best = enumerate(ranking.order[:k], 1)
+        return [self._describe(rank, ranking, int(row), num_reasons, said) for rank, row in best]
 
     @torch.inference_mode()
     def preferences(self, history: Sequence[str], *, user: str | None = None, use_id: bool = True) -> dict[str, float]:
@@ -367,7 +370,7 @@ class Recommender:
         values = self.model.preferences(batch)[0].tolist()
         return dict(sorted(zip(self.processor.relations, values, strict=True), key=lambda pair: -pair[1]))
 
-    def _describe(self, rank: int, ranking: Ranking, row: int, num_reasons: int) -> Recommendation:
+    def _describe(self, rank: int, ranking: Ranking, row: int, num_reasons: int, said: Said) -> Recommendation:
         example, parts, names = ranking.example, ranking.parts[row].astype(float), self.processor.relations
         item, reasons = int(example.candidates[row]), []
         own = dict(zip((LANGUAGE_MODEL, RETRIEVER, POPULARITY), parts[:3].tolist(), strict=True))
@@ -377,7 +380,7 @@ class Recommender:
         if ranking.preferences is not None:
             preferences = dict(zip(names, ranking.preferences.tolist(), strict=True))
             weights = self.model.fusion.weights(self._reads_prompts)
-            reasons = reasons_for(self.processor, example, row, own, along, preferences, weights, num_reasons)
+            reasons = reasons_for(self.processor, example, row, own, along, preferences, weights, num_reasons, said)
         return Recommendation(
             rank=rank,
             item_id=self.item_ids[item - 1],

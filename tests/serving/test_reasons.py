@@ -185,7 +185,9 @@ def test_paths_are_all_there_beside_a_direct_edge_and_told_once_a_film(make_data
     items = dataset.items
     proc = LlamaRecLKGProcessor(tokenizer(), graph, items.ids, items.titles, dataset.user_ids, num_candidates=5)
     example = proc.example(["1", "3", "1"], ["2", "4"])
-    terms, index = evidence_terms(proc, example, 0), proc.evidence_index
+    index = proc.evidence_index
+    said = index.said(example.history)
+    terms = evidence_terms(proc, example, 0, said)
     relations = [graph.relations[relation] for relation in index.column_relation[terms[1]]]
     told = list(zip((items.titles[item - 1] for item in terms[0]), relations, strict=True))
     assert sorted(told) == [("A", "DIRECTED_BY"), ("A", "SEQUEL")]
@@ -195,7 +197,7 @@ def test_paths_are_all_there_beside_a_direct_edge_and_told_once_a_film(make_data
         assert weights == pytest.approx([part[graph.relations.index(relation)] for part in parts], rel=1e-5)
     fusion = SimpleNamespace(evidence_weight=torch.ones(1), recent_weight=torch.ones(len(graph.relations)))
     along = dict.fromkeys(graph.relations, 1.0)
-    reasons = reasons_for(proc, example, 0, {}, along, along, fusion, count=5)
+    reasons = reasons_for(proc, example, 0, {}, along, along, fusion, count=5, said=said)
     assert sorted(reason.nodes for reason in reasons if reason.kind == PATH) == [["A", "B"], ["A", "m", "B"]]
 
 

@@ -1,0 +1,1 @@
+"""Answering over HTTP: one model, many clients, shared forward passes."""

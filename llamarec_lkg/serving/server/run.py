@@ -1,0 +1,70 @@
+"""Loading models and serving them in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ...utils.errors import LKGError
+from ..recommender import Recommender
+from .options import ServerOptions
+
+
+API_KEY = "LLAMAREC_LKG_API_KEY"
+NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+
+
+def load_app(
+    model: str,
+    adapters: Mapping[str, str] | None = None,
+    options: ServerOptions | None = None,
+    *,
+    device: str | None = None,
+    revision: str | None = None,
+) -> Any:
+    """The ASGI application of saved models, each of which has ranked one list already. The API key is read from the
+    environment, `LLAMAREC_LKG_API_KEY`; without one, everybody is answered.
+
+    Args:
+        model: folder or Hub id.
+        adapters: further adapter repositories on the same backbone, by the name that paths call them.
+        device: as for `Recommender.from_pretrained`.
+        revision: of the model, branch, tag or commit.
+
+    Raises:
+        LKGError: the extra `serve` is not installed, or models do not load or do not belong together.
+    """
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise LKGError(f'A server needs {missing}, not installed here: pip install "llamarec-lkg[serve]".')
+    from .app import make_app
+
+    hub = {} if revision is None else {"revision": revision}
+    first = Recommender.from_pretrained(model, device=device, **hub)
+    recommenders = {first.adapter_name or "default": first}
+    for name, place in (adapters or {}).items():
+        if name in recommenders:
+            raise LKGError(f"Two adapters are called {name!r}. Give the second another name.")
+        recommenders[name] = first.load_adapter(place, name)
+    for recommender in recommenders.values():
+        _warm_up(recommender)
+    return make_app(recommenders, options, api_key=os.environ.get(API_KEY) or None)
+
+
+def serve(app: Any, *, host: str, port: int, grace: float) -> None:
+    """Answer until the process is told to end (SIGTERM, Ctrl-C); then no longer listen, answer what was taken, and
+    return.
+
+    Args:
+        grace: seconds for that, at most.
+    """
+    import uvicorn
+
+    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=int(grace) + 1, server_header=False)
+
+
+def _warm_up(recommender: Recommender) -> None:
+    """Rank a list, so that the first client does not wait for what is made once."""
+    candidates = None if recommender.retriever is not None else recommender.item_ids[1:4]
+    recommender.recommend(recommender.item_ids[:1], candidates=candidates)

@@ -1,0 +1,109 @@
+"""What is asked for, checked in the event loop and ranked in the thread of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...data.schema import USER
+from ...data.values import clean_text
+from ...utils.errors import LKGError
+from ..batch_rows import known, rank_each, why_not
+from ..recommender import Recommender, Request
+from .messages import RANKED, Item
+from .problems import Problem
+
+
+SHOWN_NAMES = 20
+
+
+@dataclass(frozen=True)
+class Key:
+    """What lists of one batch have in common: adapter, how many candidates are looked for, and whether there are more
+    than one forward pass ranks. A list so long would hold up those that are not."""
+
+    adapter: str
+    depth: int
+    windows: bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A checked request, and what of its ranking is to be told."""
+
+    request: Request
+    k: int
+    num_reasons: int
+
+
+def check(
+    recommender: Recommender,
+    history: list[str],
+    *,
+    user: str | None,
+    candidates: list[str] | None,
+    repeats: str | None,
+    leave_out_unknown: bool,
+) -> Request:
+    """A checked request.
+
+    Raises:
+        Problem: 422; it names the field.
+    """
+    if leave_out_unknown:
+        history, candidates = known(recommender, history), known(recommender, candidates)
+    try:
+        return recommender.request(history, user=user, candidates=candidates, repeats=repeats)
+    except LKGError as error:
+        raise Problem(422, str(error), field=_at_fault(recommender, history, candidates)) from None
+
+
+def _at_fault(recommender: Recommender, history: list[str], candidates: list[str] | None) -> str:
+    """The field of a refused request: the first unknown id, or candidates that repeat, or lack beside no retriever."""
+    for name, ids in (("history", history), ("candidates", candidates or [])):
+        for place, raw in enumerate(ids):
+            if raw not in recommender.processor.dense_item:
+                return f"{name}/{place}"
+    return "candidates"
+
+
+def key_of(recommender: Recommender, adapter: str, asked: Asked) -> Key:
+    processor, candidates = recommender.processor, asked.request.candidates
+    if candidates is None:
+        return Key(adapter, max(asked.k, processor.num_candidates), asked.k > processor.num_candidates)
+    longest = processor.longest_list
+    return Key(adapter, processor.num_candidates, longest is not None and len(candidates) > longest)
+
+
+def rank_batch(recommenders: Mapping[str, Recommender], key: Key, batch: Sequence[Asked]) -> list[bytes | Problem]:
+    """The answers as JSON, or why there is none."""
+    recommender, answers = recommenders[key.adapter], []
+    rankings = rank_each(recommender, [asked.request for asked in batch], key.depth)
+    for asked, ranking in zip(batch, rankings, strict=True):
+        reason = why_not(ranking, asked.request, asked.k)
+        if not reason:
+            items = recommender.describe(ranking, k=asked.k, num_reasons=asked.num_reasons)
+            answers.append(b'{"items":' + RANKED.dump_json(items) + b"}")
+        elif isinstance(ranking, str) or not len(ranking.order):
+            answers.append(Problem(422, reason))
+        else:
+            answers.append(Problem(500, reason))
+    return answers
+
+
+def item_of(recommender: Recommender, item_id: str) -> Item | None:
+    """What is known of an item; nothing of people."""
+    processor = recommender.processor
+    if (dense := processor.dense_item.get(item_id)) is None:
+        return None
+    graph, found = processor.knowledge_graph, {}
+    if (node := int(graph.item_nodes[dense])) >= 0:
+        _, codes, targets = graph.neighbours(np.array([node]))
+        for code, target in zip(codes.tolist(), targets.tolist(), strict=True):
+            names = found.setdefault(graph.relations[code // 2], [])
+            if len(names) < SHOWN_NAMES and graph.entity_types[graph.node_types[target]] != USER:
+                names.append(clean_text(graph.node_names[target] or graph.node_keys[target]))
+    relations = {name: names for name, names in found.items() if names}
+    return Item(item_id=item_id, title=processor.titles[dense - 1], relations=relations)
