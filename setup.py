@@ -11,6 +11,8 @@ VERSION = re.search(
     r'__version__ = "(.+)"', (ROOT / "llamarec_lkg" / "__init__.py").read_text(encoding="utf-8")
 ).group(1)
 
+DEMO = ["gradio>=6.31"]
+
 setup(
     name="llamarec-lkg",
     version=VERSION,
@@ -22,7 +24,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["llamarec_lkg", "llamarec_lkg.*"]), "llamarec_lkg.hub_cards"],
     package_dir={"llamarec_lkg.hub_cards": "hub_cards"},
-    package_data={"llamarec_lkg.hub_cards": ["*.j2"]},
+    package_data={"llamarec_lkg.hub_cards": ["*.j2", "space/*"]},
     install_requires=[
         "accelerate>=1.10",
         "datasets>=4.0",
@@ -52,8 +54,10 @@ setup(
         "ray": ["ray>=2.40"],
         "remote": ["httpx>=0.27"],
         "serve": ["fastapi>=0.133", "prometheus-client>=0.21", "uvicorn>=0.34"],
+        "demo": DEMO,
         "bench": ["sentence-transformers>=5"],
         "test": [
+            *DEMO,
             "aiohttp>=3.10",
             "httpx>=0.27",
             "httpx2>=2",
@@ -61,6 +65,7 @@ setup(
             "pytest-cov>=6",
             "pytest-xdist>=3.6",
             "ruff>=0.14",
+            "selenium>=4.30",
             "setuptools>=77",
             "tensorboard>=2.18",
         ],

@@ -186,6 +186,13 @@ def _preferences(args: argparse.Namespace) -> None:
         print(f"drawn in {output}", file=sys.stderr)
 
 
+def _demo(args: argparse.Namespace) -> None:
+    _require_model(args.model)
+    from .serving.demo import launch_demo
+
+    launch_demo(args.model, history=args.history, server_port=args.port, inbrowser=not args.no_browser)
+
+
 def _require_model(name: str) -> None:
     if not Path(name).exists():
         print(f"There is no folder {name!r} here; looking for it on the Hub.", file=sys.stderr)
@@ -217,6 +224,15 @@ def _prompts(args: argparse.Namespace) -> None:
     print(f"{args.output}: prompts of {report.written:,} of {report.rows:,} rows")
     if report.first_reason:
         print(f"The first row without one: {report.first_reason}", file=sys.stderr)
+
+
+def _push_space(args: argparse.Namespace) -> None:
+    from .hub.push_space import push_space
+
+    names = ("revision", "create_pr", "commit_message", "history")
+    options = {name: getattr(args, name) for name in names}
+    done = push_space(args.repo_id, args.model, private=args.private or None, **options)
+    print(done.pr_url or done.commit_url)
 
 
 # -- data sets and metrics --------------------------------------------------------------------------------------------
@@ -277,7 +293,9 @@ COMMANDS = {
     "preferences": _preferences,
     "export": _export,
     "prompts": _prompts,
+    "demo": _demo,
     "push": _push,
+    "push-space": _push_space,
     "convert": _convert,
     "push-dataset": _push_dataset,
     "export-metrics": _export_metrics,

@@ -108,6 +108,12 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     _add_input(command)
     command.add_argument("--output", required=True, metavar="FILE", help="a name that ends in .jsonl or .parquet")
 
+    command = add("demo", "try a trained model in the browser: its lists, their reasons, and other preferences")
+    command.add_argument("--model", required=True, help="folder or Hub id of a trained model")
+    _add_first_history(command)
+    command.add_argument("--port", type=int, help="by default the first free one from 7860 on")
+    command.add_argument("--no-browser", action="store_true", help="open no browser, only print the address")
+
     text = "push a trained ranker, with its processor and retriever, to the Hub, as one commit"
     command = add("push", text, " What is about single users stays here unless it is asked for.")
     command.add_argument("folder", help="what `llamarec-lkg train` or the trainer wrote")
@@ -117,6 +123,11 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     command.add_argument("--remove-retriever", action="store_true", help=text)
     text = "id on the Hub of a backbone that was loaded from a folder of this machine"
     command.add_argument("--backbone", metavar="ID", help=text)
+
+    command = add("push-space", "publish the demo of a model on the Hub as a Space, as one commit")
+    _add_commit(command)
+    command.add_argument("--model", required=True, metavar="ID", help="Hub id of a model that was pushed")
+    _add_first_history(command)
 
     text = "turn a raw data set into the library's tables"
     command = add("convert", text, " It is read batch by batch and written as parquet tables with a card.")
@@ -154,6 +165,12 @@ def _add_request(command: _Parser, count: str) -> None:
     text = "raw item ids, oldest first"
     command.add_argument("--history", nargs=count, action="extend", required=True, metavar="ITEM", help=text)
     command.add_argument("--user", help="raw user id, for a model that has weights of single users")
+    command.epilog = command.remedy = DASHED_IDS
+
+
+def _add_first_history(command: _Parser) -> None:
+    text = "raw item ids to begin with, oldest first; by default what most people chose"
+    command.add_argument("--history", nargs="+", action="extend", metavar="ITEM", help=text)
     command.epilog = command.remedy = DASHED_IDS
 
 

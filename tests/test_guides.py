@@ -34,7 +34,7 @@ pytestmark = pytest.mark.hub
 ROOT = Path(__file__).resolve().parents[1]
 # in the order in which they run: `train` leaves the ranker that the others load
 PAGES = ["examples/your_data.md", "examples/train.md", "README.md", "examples/evaluate.md", "examples/share.md",
-         "examples/rank.md", "examples/remote.md", "examples/serve.md",
+         "examples/rank.md", "examples/remote.md", "examples/serve.md", "examples/demo.md",
          "examples/how_it_works.md"]  # fmt: skip
 DOCUMENTS = [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -16,18 +16,22 @@ from llamarec_lkg.utils.hub import template_text
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def cards():
+    folder = ROOT / "hub_cards"
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+
 def test_every_card_template_is_found_and_packed():
-    templates = sorted(path.name for path in (ROOT / "hub_cards").glob("*.j2"))
-    assert "model_card.md.j2" in templates
-    for name in templates:
-        assert template_text(name) == (ROOT / "hub_cards" / name).read_text(encoding="utf-8")
-    assert '"llamarec_lkg.hub_cards": ["*.j2"]' in (ROOT / "setup.py").read_text(encoding="utf-8")
+    templates = {name: path for name, path in cards().items() if name.endswith(".j2")}
+    assert {"model_card.md.j2", "space/app.py.j2"} <= templates.keys()
+    for name, path in templates.items():
+        assert template_text(name) == path.read_text(encoding="utf-8")
 
 
 def test_the_wheel_holds_the_package_and_its_templates_and_nothing_else(wheel):
     """No tests, no data, no examples; what is in it is what is in the checkout."""
     wanted = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "llamarec_lkg").rglob("*.py")}
-    wanted |= {f"llamarec_lkg/hub_cards/{path.name}": path for path in (ROOT / "hub_cards").glob("*.j2")}
+    wanted |= {f"llamarec_lkg/hub_cards/{name}": path for name, path in cards().items()}
     with zipfile.ZipFile(wheel) as file:
         content = {name: file.read(name) for name in file.namelist()}
     about = {name.split("/", 1)[1]: data for name, data in content.items() if ".dist-info/" in name}

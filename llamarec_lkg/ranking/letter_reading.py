@@ -22,7 +22,9 @@ class LetterMixin(PathGateMixin):
         """The prompts of a batch as `forward` reads them, and the paths in them, best first (`long`, (B, K), -1 where
         there is none). The language model is not run, and need not be there."""
         batch = {name: value.to(self.device) for name, value in batch.items()}
-        scores = score_paths(batch["path_relation_weights"], batch["path_attention_mask"], self.preferences(batch))
+        given = batch.get("preferences")
+        preferences = self.preferences(batch) if given is None else given
+        scores = score_paths(batch["path_relation_weights"], batch["path_attention_mask"], preferences)
         sources = batch["path_sources"] if self.config.one_path_per_history_item else None
         selected, _, prompt = self._assemble_letters(batch, scores, sources)
         return prompt, selected.masked_fill(~prompt.holds(selected.shape[1]), -1)

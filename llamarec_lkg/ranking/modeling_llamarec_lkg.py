@@ -256,6 +256,7 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
         recent_evidence: torch.Tensor | None = None,
         popularity: torch.Tensor | None = None,
         lm_scores: torch.Tensor | None = None,
+        preferences: torch.Tensor | None = None,
         smoothing: float = 0.0,
     ) -> RankingOutput:
         """Rank the candidates of each row.
@@ -279,6 +280,7 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
             labels (`long`, (B,)): index of the target; negative is left out of the loss.
             recent_evidence (B, C, R), popularity (B, C): as the examples carry them; None counts as nothing.
             lm_scores (B, C): what the language model says, where that is known; it is not run then.
+            preferences (B, R): distributions over relations in place of those that the preference module reads.
             smoothing: the share of the target's probability that the loss spreads over the row's real candidates.
         """
         if evidence.shape[-1] != self.config.num_relations:
@@ -287,8 +289,9 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
                 f"{self.active_adapter!r}) has {self.config.relations}. Use the processor that was saved with it."
             )
         exact = torch.autocast(user_ids.device.type, enabled=False)  # preferences and fusion stay in float32
-        with exact:
-            preferences = self.preference(user_ids, history_relations).softmax(-1)
+        if preferences is None:
+            with exact:
+                preferences = self.preference(user_ids, history_relations).softmax(-1)
         lm_logits = path_scores = selected = None
         if self.config.use_language_model and lm_scores is None:
             texts = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from ..utils.errors import LKGError
 from ..utils.hub import hub_options, pinned
 from ..utils.upstream import quiet_upstream
 from .new_items import with_items
+from .preferences import with_weights
 from .reasons import LANGUAGE_MODEL, PATH, POPULARITY, RETRIEVER, WINDOW, Recommendation, reasons_for
 from .remote import RemoteScorer
 from .sliding_windows import rank_windows
@@ -245,6 +246,7 @@ class Recommender:
         user: str | None = None,
         candidates: Sequence[str] | None = None,
         repeats: Literal["excluded", "allowed"] | None = None,
+        preferences: Mapping[str, float] | None = None,
         k: int = 10,
         num_reasons: int = 3,
     ) -> list[Recommendation]:
@@ -255,14 +257,18 @@ class Recommender:
             candidates: rank these; by default what the retriever finds.
             repeats: whether it also finds what is in the history; by default as the ranker was trained
                 (`processor.repeats`).
+            preferences: weights of some relations in place of what `preferences` reads from the history; the others
+                share what remains of 1. They order the list; what the retriever finds is the same.
             num_reasons: how many paths to name for each item.
 
         Raises:
-            LKGError: history or candidates are no list, an item is not known, candidates repeat, or `repeats` is
-                neither of its values.
+            LKGError: history or candidates are no list, an item or a relation is not known, candidates repeat,
+                `repeats` is neither of its values, or `preferences` are no shares of 1.
         """
-        request = self.request(history, user=user, candidates=candidates, repeats=repeats)
-        (ranking,) = self.rank(self.retrieve([request], k))
+        request, given = self.request(history, user=user, candidates=candidates, repeats=repeats), None
+        if preferences is not None:
+            given = [with_weights(self.preferences(history, user=user), preferences)]
+        (ranking,) = self.rank(self.retrieve([request], k), preferences=given)
         return self.describe(ranking, k=k, num_reasons=num_reasons)
 
     def request(
@@ -319,31 +325,40 @@ class Recommender:
         found, _ = top_k(exclude_history(chosen_by, away), max(k, self.processor.num_candidates))
         return [items[items > 0] for items in found]
 
-    def rank(self, examples: Sequence[RankingExample]) -> list[Ranking]:
+    def rank(
+        self, examples: Sequence[RankingExample], *, preferences: Sequence[Mapping[str, float]] | None = None
+    ) -> list[Ranking]:
         """Rank lists of any length, all of them in the same forward passes. A list of one is not scored: its
-        first-stage score is all it has."""
+        first-stage score is all it has.
+
+        Args:
+            preferences: of each example, over all relations; by default as its history tells.
+        """
         self._switch()
-        preferences: dict[int, np.ndarray] = {}
+        used: dict[int, np.ndarray] = {}
 
         def score(rows: list[int], windows: list[RankingExample]) -> np.ndarray:
             batch = self.processor(windows, with_prompt=self._reads_prompts)
+            if preferences is not None:
+                given = [[preferences[places[row]][name] for name in self.processor.relations] for row in rows]
+                batch["preferences"] = torch.tensor(given, dtype=torch.float32)
             if self.remote is not None:
                 batch["lm_scores"] = self.remote.scores(self.model, self.processor, batch)
-            found = self.model.score_parts(batch)
-            found = {name: values.float().cpu().numpy() for name, values in found.items()}
-            preferences.update(zip(rows, found["preferences"], strict=True))
+            found = {name: values.float().cpu().numpy() for name, values in self.model.score_parts(batch).items()}
+            used.update(zip(rows, found["preferences"], strict=True))
             parts = np.stack([found[name] for name in (LANGUAGE_MODEL, RETRIEVER, POPULARITY)], axis=-1)
             none = np.zeros((*parts.shape[:2], len(self.processor.relations)), dtype=np.float32)
             return np.concatenate([parts, found.get("evidence", none)], axis=-1)
 
-        several = [example for example in examples if len(example.candidates) > 1]
+        places = [place for place, example in enumerate(examples) if len(example.candidates) > 1]
+        several = [examples[place] for place in places]
         longest = self.processor.longest_list or max((len(example.candidates) for example in several), default=0)
         ranked = iter(rank_windows(score, several, longest))
-        given = map(preferences.get, range(len(several)))
+        chosen = map(used.get, range(len(several)))
         rankings = []
         for example in examples:
             if len(example.candidates) > 1:
-                rankings.append(Ranking(example, *next(ranked), next(given)))
+                rankings.append(Ranking(example, *next(ranked), next(chosen)))
             else:
                 parts = np.zeros((len(example.candidates), 3 + len(self.processor.relations)), dtype=np.float32)
                 parts[:, 1] = example.retrieval_scores

@@ -6,7 +6,6 @@ import contextlib
 import fnmatch
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +87,20 @@ def answers_in_time() -> Iterator[None]:
         hooks.remove(limit)
 
 
+def card_folder() -> Path:
+    """`hub_cards/` of the installed package, or of the checkout."""
+    inside = Path(__file__).parents[1] / "hub_cards"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "hub_cards"
+
+
 def template_text(name: str) -> str:
-    """A template of `hub_cards/`, from the installed package or from the checkout."""
-    for folder in (files("llamarec_lkg") / "hub_cards", Path(__file__).parents[2] / "hub_cards"):
-        if (folder / name).is_file():
-            return (folder / name).read_text(encoding="utf-8")
-    raise LKGError(
-        f"The template {name!r} is not installed. Install the package again from a whole wheel or checkout."
-    )
+    """A template of `hub_cards/`."""
+    path = card_folder() / name
+    if not path.is_file():
+        raise LKGError(
+            f"The template {name!r} is not installed. Install the package again from a whole wheel or checkout."
+        )
+    return path.read_text(encoding="utf-8")
 
 
 def hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,7 +200,8 @@ def make_repository(
     """Make a repository, and its branch, where they do not exist yet; the arguments of [`push_files`]."""
     api = HfApi(token=token)
     try:
-        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        sdk = "gradio" if repo_type == "space" else None
+        api.create_repo(repo_id, repo_type=repo_type, private=private, space_sdk=sdk, exist_ok=True)
         public = private and not api.repo_info(repo_id, repo_type=repo_type).private
         if revision is not None and not revision.startswith("refs/") and not public:
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
