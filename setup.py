@@ -51,7 +51,14 @@ setup(
         "quantization": ["bitsandbytes>=0.48"],
         "ray": ["ray>=2.40"],
         "bench": ["sentence-transformers>=5"],
-        "test": ["pytest>=8", "pytest-cov>=6", "pytest-xdist>=3.6", "ruff>=0.14", "setuptools>=77"],
+        "test": [
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "pytest-cov>=6",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+            "setuptools>=77",
+        ],
     },
     entry_points={"console_scripts": ["llamarec-lkg=llamarec_lkg.cli:main"]},
     classifiers=[
