@@ -25,6 +25,7 @@ from ..retrieval.base import Retriever, check_retriever, exclude_history, frozen
 from ..retrieval.fused import FusedRetriever
 from ..retrieval.sequential import NeuralRetriever
 from ..utils.errors import LKGError
+from ..utils.files import whole
 from ..utils.hub import hub_options, pinned
 from ..utils.upstream import quiet_upstream
 from .new_items import with_items
@@ -103,7 +104,7 @@ class Recommender:
         """
         name = str(pretrained_model_name_or_path)
         hub = pinned(name, hub_options(kwargs))  # all parts from the same commit, whatever is pushed meanwhile
-        with quiet_upstream():
+        with quiet_upstream(), whole(name):
             model = LlamaRecLKGForRanking.from_pretrained(name, **{**kwargs, **hub})
             processor, retriever = (
                 LlamaRecLKGProcessor.from_pretrained(name, **hub),
@@ -239,9 +240,12 @@ class Recommender:
             num_reasons: how many paths to name for each item.
 
         Raises:
-            LKGError: history or candidates are no list, an item is not known, candidates repeat, or `repeats` is
-                neither of its values.
+            LKGError: history or candidates are no list, an item is not known, candidates repeat, `repeats` is neither
+                of its values, or a number of items or paths is none.
         """
+        for name, count, least in (("k", k, 1), ("num_reasons", num_reasons, 0)):
+            if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
+                raise LKGError(f"{name} is {repr(count)[:60]}; it is a whole number, {least} or more.")
         request = self.request(history, user=user, candidates=candidates, repeats=repeats)
         (ranking,) = self.rank(self.retrieve([request], k))
         return self.describe(ranking, k=k, num_reasons=num_reasons)

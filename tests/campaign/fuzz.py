@@ -250,7 +250,7 @@ def graphs(count: int, folder: Path) -> Iterator[str | None]:
         assert same.num_edges == graph.num_edges and list(same.relations) == list(graph.relations)
 
     ends = st.one_of(st.sampled_from(ids), st.integers(0, 5), st.text(max_size=4), st.none().map(lambda _: ("a", 1)))
-    facts = st.dictionaries(st.sampled_from(["relation", "weight", "timestamp", "key", "type"]), cells, max_size=3)
+    facts = st.dictionaries(st.sampled_from(["relation", "weight", "timestamp", "type"]), cells, max_size=3)
     edges = st.lists(st.tuples(ends, ends, facts), max_size=5)
     yield from fuzz(st.tuples(spoiled(FACTS), st.one_of(st.none(), edges)), check, count)
 

@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -155,7 +156,8 @@ def killed(job: Callable[[Path], object], folder: Path, seconds: float) -> bool:
 
 def _run(job: Callable[[Path], object], folder: Path, limits: Mapping[str, object]) -> None:
     (folder / "result.json").unlink(missing_ok=True)
-    log = os.open(folder / "said.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    (folder / "said.log").unlink(missing_ok=True)
+    log = os.open(os.devnull if "file_bytes" in limits else folder / "said.log", os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(log, stream)
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
@@ -170,7 +172,13 @@ def _run(job: Callable[[Path], object], folder: Path, limits: Mapping[str, objec
     if "clock" in limits:
         chance, real = random.Random(limits["clock"]), time.time
         time.time = lambda: real() + chance.choice([-3e8, 0, 0, 3e8])
-    found = job(folder)
+    try:
+        found = job(folder)
+    except Exception as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        with open(folder / "said.log", "a") as stream:
+            stream.write("".join(traceback.format_exception(error)) + f"\n{type(error).__name__}: {error}\n")
+        os._exit(1)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     (folder / "result.json").write_text(json.dumps(found))
 

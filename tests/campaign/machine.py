@@ -41,7 +41,7 @@ def full_disk(count: int, folder: Path) -> Iterator[str | None]:
 
 
 RESULTS = {jobs.train_retriever: "run", jobs.save: "saved", jobs.rank: "ranked"}
-CLEAR = ("OSError", "PermissionError", "llamarec_lkg.utils.errors.LKGError")
+CLEAR = ("OSError", "PermissionError", "LKGError")
 
 
 def _seen(folder: Path) -> list | None:
