@@ -10,7 +10,7 @@ ARGS ?=
 BENCH ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help quickstart data test test-slow bench bench-growth check clean
+.PHONY: help quickstart data test test-slow bench bench-growth campaign check clean
 
 help:
 	@echo "make quickstart   train, evaluate and explain a ranker on MovieLens-100K, into outputs/quickstart"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-slow    run the long ones as well"
 	@echo "make bench        measure time and memory beside peers, into outputs/benchmarks; BENCH=scale for one"
 	@echo "make bench-growth draw costs as graph, history, list and catalogue grow, into examples/results; BENCH=list for one"
+	@echo "make campaign     kills, damaged files, odd inputs, forged texts, full disks: a table of what survived"
 	@echo "make check        ruff"
 
 # torch comes first and from its own pin: a CPU machine needs no CUDA packages
@@ -45,6 +46,10 @@ test-slow: $(VENV)/installed
 bench bench-growth: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m tests.benchmarks$(if $(filter %growth,$@),.growth) $(BENCH)
+
+campaign: export OMP_NUM_THREADS = 1
+campaign: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow -s -q --tb=short tests/campaign
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -61,6 +61,7 @@ setup(
             "aiohttp>=3.10",
             "httpx>=0.27",
             "httpx2>=2",
+            "hypothesis>=6.100",
             "pytest>=8",
             "pytest-cov>=6",
             "pytest-xdist>=3.6",

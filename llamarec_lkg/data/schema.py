@@ -258,7 +258,7 @@ def raw_id_list(name: str, value: Any) -> list[Any]:
     dimensionless = getattr(value, "shape", None) == ()  # one id, as an array or a tensor
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set) and not dimensionless:
         return list(value)
-    hint = f" Give {[str(value)]} for a single one." if isinstance(value, str | int) else ""
+    hint = f" Give {[str(value)[:60]]} for a single one." if isinstance(value, str | int) else ""
     raise LKGError(
         f"{name!r} is {repr(value)[:60]}; it is a list of item ids, such as ['50', '181'] (it may be empty).{hint}"
     )

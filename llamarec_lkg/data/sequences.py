@@ -276,7 +276,10 @@ def prepare_dataset(bundle: DatasetBundle, settings: PreprocessingSettings | Non
         dataset = SequenceDataset.load(folder)
         return replace(dataset, ledger=replace(dataset.ledger, changed=dict(bundle.interactions.ledger.changed)))
     dataset = SequenceDataset.from_bundle(bundle, settings)
-    dataset.save(folder)
+    try:
+        dataset.save(folder)
+    except OSError as error:
+        logger.warning(f"The prepared data cannot be kept ({error}); every run prepares them anew.")
     return dataset
 
 

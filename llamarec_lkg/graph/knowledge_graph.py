@@ -3,6 +3,7 @@ million edges is a few flat arrays, and every query is an array slice."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -138,7 +139,8 @@ class KnowledgeGraph:
         undirected graph, or an edge with `both_ways=True`, is read in both directions.
 
         Raises:
-            LKGError: an edge lacks its relation, or its weight is not a number from 0 up.
+            LKGError: an edge lacks its relation, or its weight is not a number from 0 up; a timestamp is no whole
+                number, or a relation or type no text.
         """
         builder = GraphBuilder(graph.graph.get("relations", ()))  # the order of a vocabulary that `to_networkx` wrote
         typed = any("type" in data for _, data in graph.nodes(data=True))
@@ -147,6 +149,7 @@ class KnowledgeGraph:
         for key, data in graph.nodes(data=True):
             raw = str(data.get("key", key))
             kind = data.get("type", ENTITY) if typed else (ITEM if raw in wanted else ENTITY)
+            _require_text("type", kind, f"Node {key!r}")
             kinds[key] = kind
             nodes[key] = builder.node(kind, raw, clean_text(data.get("name", "" if kind == USER else raw)))
         grouped: dict[tuple[str, bool], list[tuple[int, int, int, float]]] = {}
@@ -156,9 +159,10 @@ class KnowledgeGraph:
                     f"Edge {source!r} -> {target!r} has attributes {sorted(data)} but no 'relation'. Every edge needs "
                     "one: `graph.add_edge(a, b, relation='DIRECTED_BY')`."
                 )
+            _require_text("relation", data["relation"], f"Edge {source!r} -> {target!r}")
             refuse_taken_name(data["relation"], kinds[source], kinds[target])
             both_ways = bool(data.get("both_ways", not graph.is_directed()))
-            stamp = int(data.get("timestamp", UNDATED))
+            stamp = _stamp(data.get("timestamp", UNDATED), source, target)
             edge = nodes[source], nodes[target], stamp, _weight(data, source, target)
             grouped.setdefault((data["relation"], both_ways), []).append(edge)
         for (relation, both_ways), edges in grouped.items():
@@ -359,6 +363,21 @@ class KnowledgeGraph:
             LKGError: a file is absent, damaged, or does not fit the others.
         """
         return cls(**read_graph(folder))
+
+
+def _require_text(name: str, value: Any, where: str) -> None:
+    if not isinstance(value, str) or not value:
+        raise LKGError(f"{where} has the {name} {repr(value)[:80]}. A {name} is a text, such as 'DIRECTED_BY'.")
+
+
+def _stamp(value: Any, source: Any, target: Any) -> int:
+    try:
+        return int(np.int64(operator.index(value)))
+    except (TypeError, OverflowError) as error:
+        raise LKGError(
+            f"Edge {source!r} -> {target!r} has the timestamp {repr(value)[:80]}. A timestamp is a whole number, such "
+            "as of seconds. Write it as one, or remove the attribute."
+        ) from error
 
 
 def _weight(data: Mapping[str, Any], source: Any, target: Any) -> float:

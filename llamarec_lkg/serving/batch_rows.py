@@ -21,7 +21,8 @@ from ..utils.fingerprints import fingerprint, hash_file
 from ..utils.hub import pinned
 from .batch_input import CANDIDATES, HISTORY, USER
 from .batch_output import BatchReport, RankedRows
-from .recommender import Ranking, Recommender, Request
+from .questions import Ranking, Request
+from .recommender import Recommender
 from .remote import RemoteScorer, ServerError
 
 

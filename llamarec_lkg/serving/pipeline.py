@@ -20,7 +20,8 @@ from ..retrieval.base import Retriever
 from ..retrieval.sequential import NeuralRetriever, SequentialRetrieverModel
 from ..utils.errors import LKGError
 from ..utils.upstream import quiet_upstream
-from .recommender import Ranking, Recommender, Request
+from .questions import Ranking, Request
+from .recommender import Recommender
 
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ import torch
 from huggingface_hub import CommitInfo
 
 from ..data.schema import UNKNOWN_USER, ItemTable, RankingExample, raw_id_list
-from ..data.splits import EXCLUDED, check_repeats
+from ..data.splits import check_repeats
 from ..graph.evidence import Said
 from ..hub.layout import CARD_FACTS, PARTS, REPORT_FILE, RETRIEVER_FOLDER
 from ..hub.push import PushOptions, push_folder
@@ -26,42 +25,15 @@ from ..retrieval.base import Retriever, check_retriever, exclude_history, frozen
 from ..retrieval.fused import FusedRetriever
 from ..retrieval.sequential import NeuralRetriever
 from ..utils.errors import LKGError
+from ..utils.files import whole
 from ..utils.hub import hub_options, pinned
 from ..utils.upstream import quiet_upstream
 from .new_items import with_items
 from .preferences import with_weights
+from .questions import Ranking, Request
 from .reasons import LANGUAGE_MODEL, PATH, POPULARITY, RETRIEVER, WINDOW, Recommendation, reasons_for
 from .remote import RemoteScorer
 from .sliding_windows import rank_windows
-
-
-@dataclass(frozen=True)
-class Request:
-    """A checked question to a [`Recommender`], in dense ids. Without candidates the retriever finds them, those of the
-    history among them where `repeats` are allowed."""
-
-    history: np.ndarray
-    user: int
-    candidates: np.ndarray | None
-    repeats: str = EXCLUDED
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """A ranked list.
-
-    Args:
-        order (shape (C,)): indices into the candidates, best first.
-        parts (shape (C, 3 + R)): what scores are the sum of: language model, retriever, popularity, and each relation.
-        scores (shape (C,)): the sums of the parts, lowered in a long list so that they fall along the order.
-        preferences (shape (R,), optional): the user's; None for a list of one, which is not scored.
-    """
-
-    example: RankingExample
-    order: np.ndarray
-    parts: np.ndarray
-    scores: np.ndarray
-    preferences: np.ndarray | None
 
 
 class Recommender:
@@ -118,7 +90,7 @@ class Recommender:
         hub = pinned(name, hub_options(kwargs))  # all parts from the same commit, whatever is pushed meanwhile
         if remote is not None:
             kwargs["backbone"] = False
-        with quiet_upstream():
+        with quiet_upstream(), whole(name):
             model = LlamaRecLKGForRanking.from_pretrained(name, **{**kwargs, **hub})
             processor, retriever = (
                 LlamaRecLKGProcessor.from_pretrained(name, **hub),
@@ -263,8 +235,12 @@ class Recommender:
 
         Raises:
             LKGError: history or candidates are no list, an item or a relation is not known, candidates repeat,
-                `repeats` is neither of its values, or `preferences` are no shares of 1.
+                `repeats` is neither of its values, `preferences` are no shares of 1, or a number of items or paths is
+                none.
         """
+        for name, count, least in (("k", k, 1), ("num_reasons", num_reasons, 0)):
+            if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
+                raise LKGError(f"{name} is {repr(count)[:60]}; it is a whole number, {least} or more.")
         request, given = self.request(history, user=user, candidates=candidates, repeats=repeats), None
         if preferences is not None:
             given = [with_weights(self.preferences(history, user=user), preferences)]

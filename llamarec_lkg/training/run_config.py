@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -170,7 +171,11 @@ _Loader.add_implicit_resolver(
 def _parse(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # such as a date that there is not
         raise LKGError(f"{text[:80]!r} is not YAML: {error}.") from error
 
 
@@ -220,11 +225,14 @@ class RunConfig:
         values = {name: value for name, value in content.items() if value is not None}
         for name, default in vars(cls()).items():
             if name in values and dataclasses.is_dataclass(default):
-                values[name] = dataclasses.replace(default, **values[name])
+                with _usable(name, values[name]):
+                    values[name] = dataclasses.replace(default, **values[name])
         # YAML 1.1 reads `no` as False, and transformers calls these "no"
         training = values.get("training", {})
         values["training"] = training | {name: "no" for name in STRATEGIES if training.get(name) is False}
-        config = cls(**values)
+        with _usable("configuration", values):
+            config = cls(**values)
+            yaml.safe_dump(config.to_mapping())  # a run keeps it
         try:
             config.peft_config()
         except (KeyError, TypeError, ValueError) as error:
@@ -244,7 +252,7 @@ class RunConfig:
         for one in [path] if isinstance(path, str | Path) else path or ():
             try:
                 read = _parse(Path(one).read_text(encoding="utf-8")) or {}
-            except OSError as error:
+            except (OSError, UnicodeDecodeError) as error:
                 raise LKGError(f"The configuration {one} cannot be read: {error}.") from error
             _check(read, f"the file {one}")
             content = _merged(content, read)
@@ -277,6 +285,20 @@ class RunConfig:
         if not self.adapter or not self.backbone.use_peft:
             return get_peft_config(self.backbone)
         return peft.get_peft_config({"task_type": self.backbone.lora_task_type, **self.adapter})
+
+
+@contextlib.contextmanager
+def _usable(section: str, given: Any) -> Iterator[None]:
+    """Inside, values of another kind than their settings are an `LKGError`."""
+    try:
+        yield
+    except LKGError:
+        raise
+    except (TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise LKGError(
+            f"The section {section} has a value that cannot be used ({error}): {repr(given)[:300]}. Give numbers, "
+            "texts, lists and mappings as the defaults are."
+        ) from error
 
 
 def _merged(held: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from ..utils.files import cache_dir, read_json, write_json
+
+
+logger = logging.getLogger(__name__)
 
 
 def note_test_reading(data_key: str, configuration: str) -> int:
@@ -14,6 +19,10 @@ def note_test_reading(data_key: str, configuration: str) -> int:
     path = cache_dir() / "test_readings" / f"{data_key}.json"
     known = read_json(path) if path.exists() else []
     if configuration not in known:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, [*known, configuration])
+        try:
+            write_json(path, [*known, configuration])
+        except OSError as error:  # no reason to lose what was measured
+            logger.warning(
+                f"This reading of test targets cannot be noted ({error}), and later reports do not count it."
+            )
     return sum(other != configuration for other in known)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.constants import HF_HOME
+from safetensors import SafetensorError
 
 from .errors import LKGError
 
@@ -37,7 +38,8 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
         new = Path(temporary, "new")
         new.mkdir()
-        yield new
+        with _told(target):
+            yield new
         there = [(target, Path(temporary, "old"))] if target.exists() else []
         _move_all([*there, (new, target)])
 
@@ -64,7 +66,8 @@ def atomic_files(folder: str | Path, key: str = "", replaces: Sequence[str] = ()
         with tempfile.TemporaryDirectory(prefix=".writing.", dir=folder) as temporary:
             new, old = Path(temporary, "new"), Path(temporary, "old")
             new.mkdir()
-            yield new
+            with _told(folder):
+                yield new
             coming = sorted((path.relative_to(new) for path in new.rglob("*") if path.is_file()), key=rank)
             stale = {path.relative_to(folder) for pattern in replaces for path in folder.glob(pattern)}
             going = sorted(stale.union(path for path in coming if (folder / path).exists()), key=rank, reverse=True)
@@ -80,6 +83,15 @@ def atomic_files(folder: str | Path, key: str = "", replaces: Sequence[str] = ()
             with contextlib.suppress(OSError):  # something else is in it by now
                 folder.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def _told(target: Path) -> Iterator[None]:
+    """Inside, a disk that is full is an error of the library from all who write."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise LKGError(f"{target} could not be written ({error}). Make room, or give a folder elsewhere.") from error
 
 
 def _move_all(moves: Sequence[tuple[Path, Path]]) -> None:
@@ -111,6 +123,23 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, content: Any) -> None:
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def whole(name: str) -> Iterator[None]:
+    """Inside, where `name` is a folder of this machine, whatever goes wrong in reading it is an `LKGError`: libraries
+    have an error of their own for each way in which a file can be damaged."""
+    try:
+        yield
+    except (LKGError, MemoryError):
+        raise
+    except Exception as error:
+        if not Path(name).is_dir() or type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise LKGError(
+            f"{name} cannot be loaded: {str(error)[:300]}. A file is absent, damaged, or of something else. Save or "
+            "download it again."
+        ) from error
 
 
 def read_json(path: str | Path) -> Any:

@@ -11,7 +11,8 @@ from ...data.schema import USER
 from ...data.values import clean_text
 from ...utils.errors import LKGError
 from ..batch_rows import known, rank_each, why_not
-from ..recommender import Recommender, Request
+from ..questions import Request
+from ..recommender import Recommender
 from .messages import RANKED, Item
 from .problems import Problem
 
