@@ -131,7 +131,8 @@ def ended(process: BaseProcess, seconds: float = PATIENCE) -> int | None:
 
 def last_words(folder: Path) -> str:
     """The last line that a job said: of one that failed, its error."""
-    return ((folder / "said.log").read_text().strip().splitlines() or [""])[-1]
+    log = folder / "said.log"  # of files that may not grow it is there only after an error
+    return ((log.read_text() if log.exists() else "").strip().splitlines() or [""])[-1]
 
 
 def shut(folder: Path) -> None:
