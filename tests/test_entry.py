@@ -75,6 +75,7 @@ def test_transformers_may_be_imported_first(folder):
     [
         "ranking.configuration_llamarec_lkg",
         "ranking.modeling_llamarec_lkg",
+        "ranking.processing_llamarec_lkg",
         "retrieval.modeling_lrurec",
         "serving.pipeline",
     ],

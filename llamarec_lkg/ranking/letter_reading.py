@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 
 from .heads import evaluating
 from .packed_prompts import causal_pieces
@@ -95,6 +94,8 @@ class LetterMixin(PathGateMixin):
         """Equal while the backbone says the same: of each weight which memory it is and how often it was written to,
         and which adapters are on. None where that is not counted. (What is written past the count, through
         `weight.data` or by a fused optimiser, is seen after the next pass with a gradient.)"""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         weights = list(self.language_model.parameters())
         if any(weight.is_inference() for weight in weights):
             return None
