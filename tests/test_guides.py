@@ -232,5 +232,5 @@ def test_the_readme_leads_to_every_guide_and_contributing_names_every_room():
     guides = {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.md")}
     assert guides | {"README.md"} == set(PAGES)
     assert not [page for page in guides | {"CONTRIBUTING.md"} if f"]({page})" not in text_of("README.md")]
-    rooms = re.findall(r"^\| `([a-z]+)(?:\.py|/)` \|", text_of("CONTRIBUTING.md"), re.MULTILINE)
+    rooms = re.findall(r"^\| `([a-z_]+)(?:\.py|/)` \|", text_of("CONTRIBUTING.md"), re.MULTILINE)
     assert rooms == ROOMS

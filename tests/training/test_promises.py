@@ -284,7 +284,7 @@ def test_several_validation_sets_give_the_metrics_of_each_by_name_and_the_first_
     assert trainer.state.best_metric == pytest.approx(min(losses["eval_warm_loss"]))
     assert "early stopping is disabled" not in caplog.text
     shown = [line for line in capsys.readouterr().out.splitlines() if "eval_cold_loss" in line]
-    assert shown and all("eval_cold_ndcg@10" in line and line.count("@") == 2 for line in shown)
+    assert shown and all("eval_cold_ndcg@10" in line and line.count("@") == 3 for line in shown)
     assert args.metric_for_best_model == "eval_loss", "whoever gave it may use it again"
 
     metrics = trainer.evaluate()
