@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["examples/your_data.md", "examples/train.md", "README.md", "examples/evaluate.md", "examples/share.md",
          "examples/rank.md", "examples/remote.md", "examples/serve.md", "examples/demo.md",
          "examples/how_it_works.md"]  # fmt: skip
-DOCUMENTS = [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"]
+DOCUMENTS = [*PAGES, "examples/results/costs.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 FILM_IDS = {11: 50, 12: 181, 13: 172, 14: 174, 15: 100}  # those that the pages name
