@@ -151,6 +151,8 @@ def _serve(args: argparse.Namespace) -> None:
     names = {field.name for field in dataclasses.fields(ServerOptions)}
     options = ServerOptions(**{name: value for name, value in vars(args).items() if name in names})
     adapters = dict(text.split("=", 1) for text in args.adapter)
+    if len(adapters) < len(args.adapter) or any("/" in name for name in adapters):
+        args.refuse("each --adapter needs a name of its own, without a slash, which stands in the path of its address")
     app = load_app(args.model, adapters, options, device=args.device, revision=args.revision)
     serve(app, host=args.host, port=args.port, grace=options.timeout)
 

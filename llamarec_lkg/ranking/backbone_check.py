@@ -42,6 +42,7 @@ class BackboneCheckMixin:
         if self.language_model is None:
             return
         in_use, self.config = self.config, config or self.config
+        self._packs_prompts.pop(self._how_it_reads, None)
         try:
             self._check_positions()
             self._check_tokens(max([*self.config.prior_input_ids, *self.config.letter_token_ids], default=0))
@@ -90,23 +91,28 @@ class BackboneCheckMixin:
     def _packs(self, device: torch.device) -> bool:
         """Whether prompts on a device are read one behind the other without padding. On a GPU the attention of many
         small pieces would wait for their launch, and a compiled backbone be compiled for each batch."""
-        return self._packs_prompts and device.type == "cpu" and self._kernel == "sdpa" and not self.compiled
+        fits = device.type == "cpu" and self._kernel == "sdpa" and not self.compiled and not self._narrow_window()
+        return fits and self._packs_prompts.get(self._how_it_reads, False)
+
+    @property
+    def _how_it_reads(self) -> tuple[Any, ...]:
+        """What tenants of one backbone may do differently, as far as it decides whether they can pack."""
+        config = self.config
+        return config.readout, config.candidate_attention, config.use_path_gate, config.path_gate
 
     @torch.no_grad()
     def _try_packing(self) -> None:
         """Finds out whether the backbone reads packed prompts as it reads padded ones."""
-        self._packs_prompts, device = False, self.get_input_embeddings().weight.device
-        if device.type != "cpu" or self._kernel != "sdpa" or self._narrow_window():
-            return
+        how, self._packs_prompts[self._how_it_reads] = self._how_it_reads, False
         with self._trying_out():
             padded = self._read_a_little(None)
             try:
-                self._packs_prompts = True
+                self._packs_prompts[how] = True
                 works = _distance(self._read_a_little(None), padded) <= self._tolerance
             except Exception as error:  # whatever an architecture does with a mask that it did not expect
                 logger.debug(f"Prompts are read with padding: {error!r}")
                 works = False
-        self._packs_prompts = works
+        self._packs_prompts[how] = works
 
     def _check_positions(self) -> None:
         """Positions that are fewer than `max_length`. Rotary ones go on, but nobody has trained what lies beyond."""

@@ -96,7 +96,8 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
         self._adapter_starts: dict[str, dict[str, torch.Tensor]] = {}
         self._own_backbone = False  # whether its weights are others than those of the base it names
         self._kept_prior: tuple[Any, torch.Tensor] | None = None  # of the letters, and by what weights
-        self._packs_prompts = False  # whether its backbone can read prompts without padding
+        # whether its backbone can read prompts without padding, by how it reads them
+        self._packs_prompts: dict[tuple[Any, ...], bool] = {}
         self._left_backbone_out = False  # whether it was loaded without the one it was trained around
         if config.use_language_model and language_model is None:
             cut_config(config.text_config, config.num_hidden_layers)

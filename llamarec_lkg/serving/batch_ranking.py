@@ -178,11 +178,17 @@ def _about(
 ) -> dict[str, dict[str, Any]]:
     """Input, model and settings, which are the same on all machines, or an `LKGError`. The first process of each
     machine looks, since the others read the same files."""
-    found = []
+    found, failed = [], []
     if state.is_local_main_process:
-        here = model if state.is_main_process else ModelPlace.find(model.name, model.hub.get("revision"))
-        found = [{"input": rows.identity(), "model": here.identity, "settings": options.identity()}]
-    found = gather_object(found) if state.num_processes > 1 else found
+        try:
+            here = model if state.is_main_process else ModelPlace.find(model.name, model.hub.get("revision"))
+            found = [{"input": rows.identity(), "model": here.identity, "settings": options.identity()}]
+        except (LKGError, OSError) as error:  # the others wait for what this one has to say
+            failed = [f"process {state.process_index}: {error}"]
+    if state.num_processes > 1:
+        found, failed = gather_object(found), gather_object(failed)
+    if failed:
+        raise LKGError(f"Input or model cannot be read on {len(failed)} machine(s). {failed[0]}")
     require_alike(found)
     return found[0]
 

@@ -28,7 +28,7 @@ from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..utils.errors import LKGError
 
 
-API_KEY = "LLAMAREC_LKG_API_KEY"  # not that of others: it is sent to whatever server is named
+API_KEY = "LLAMAREC_LKG_REMOTE_API_KEY"  # of that server alone: what `serve` asks of clients has another name
 LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
 REMEDIES = {
     401: f"Set the server's key in the environment variable {API_KEY}.",
@@ -54,7 +54,7 @@ class RemoteScorer:
     tokens; of a letter that is not among them they say only that it is less likely than all of these. It is given the
     score of the least likely one, a bound from above, and counted: `bounded` of `letters` that were asked for.
 
-    It may be shared by threads and by recommenders. The key of a server is taken from `LLAMAREC_LKG_API_KEY`.
+    It may be shared by threads and by recommenders. The key of a server is taken from `LLAMAREC_LKG_REMOTE_API_KEY`.
 
     Args:
         base_url: with the version: "http://localhost:8000/v1".
@@ -87,10 +87,14 @@ class RemoteScorer:
             raise LKGError(f"The server is {base_url!r}; its address is such as http://localhost:8000/v1.")
         self.base_url, self.batch_size, self.top_logprobs = base_url.rstrip("/"), batch_size, top_logprobs
         self.attempts, self.letters, self.bounded = attempts, 0, 0
-        key = os.environ.get(API_KEY)
+        key = os.environ.get(API_KEY, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise LKGError(f"{API_KEY} holds characters that no header can. Set it to the server's key.")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(timeout=timeout, headers=headers, limits=httpx.Limits(max_connections=concurrency))
         self._lost: type[Exception] = httpx.TransportError
+        if httpx.URL(base_url).userinfo:
+            raise LKGError(f"The server's address holds a password, which errors would show. Set {API_KEY} instead.")
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="remote-scorer")
         self._model, self._lock = model, threading.Lock()
         self._priors: dict[tuple[int, ...], torch.Tensor] = {}

@@ -131,10 +131,11 @@ def whole(name: str) -> Iterator[None]:
     have an error of their own for each way in which a file can be damaged."""
     try:
         yield
-    except (LKGError, MemoryError):
+    except (LKGError, MemoryError, ImportError, PermissionError):  # these say themselves what is wrong
         raise
     except Exception as error:
-        if not Path(name).is_dir() or type(error).__name__ == "OutOfMemoryError":
+        beside = "out of memory" in str(error).lower() or "unexpected keyword argument" in str(error)
+        if not Path(name).is_dir() or beside:
             raise
         raise LKGError(
             f"{name} cannot be loaded: {str(error)[:300]}. A file is absent, damaged, or of something else. Save or "

@@ -30,7 +30,7 @@ def moved(ranker):
 
 def said(ranker, batch, packs):
     """The language model's scores, and the gradients of their squares."""
-    ranker._packs_prompts = packs
+    ranker._packs_prompts[ranker._how_it_reads] = packs
     ranker.zero_grad()
     scores = ranker(**batch).lm_logits
     scores.square().sum().backward()
@@ -45,7 +45,7 @@ def test_scores_and_gradients_are_those_of_padded_prompts(film_dataset, settings
     proc = processor(film_dataset, **settings).fit(examples(film_dataset))
     gated = {"use_path_gate": False} if gate is None else {"path_gate": gate}
     ranker = moved(model(proc, **gated))
-    assert ranker._packs_prompts
+    assert ranker._packs(ranker.device)
     if checkpoints:
         ranker.gradient_checkpointing_enable()
         ranker.language_model.train()
@@ -67,19 +67,23 @@ def test_every_family_reads_packed_prompts_as_padded_ones_or_not_at_all(film_dat
     proc = processor(film_dataset, readout=readout).fit(examples(film_dataset))
     config = proc.model_config(use_path_gate=readout == "candidates")  # letters' gate is not for every family
     ranker = moved(LlamaRecLKGForRanking.from_backbone(made(family, FAMILIES[family]), config))
-    batch, packs = proc(examples(film_dataset, count=4)), ranker._packs_prompts
+    batch, packs = proc(examples(film_dataset, count=4)), ranker._packs(ranker.device)
     assert packs == (ranker.language_model.config._attn_implementation == "sdpa")
     scores = ranker.score(batch)
-    ranker._packs_prompts = False
+    ranker._packs_prompts.clear()
     torch.testing.assert_close(scores, ranker.score(batch), rtol=1e-4, atol=1e-4)
 
 
 def test_a_window_that_a_prompt_outgrows_is_left_to_the_backbone(film_dataset):
     proc = processor(film_dataset, readout="letters")
     windowed = {**FAMILIES["llama"], "sliding_window": 16}
-    assert not LlamaRecLKGForRanking.from_backbone(made("mistral", windowed), proc.model_config())._packs_prompts
+    ranker = LlamaRecLKGForRanking.from_backbone(made("mistral", windowed), proc.model_config())
+    assert not ranker._packs(ranker.device)
+    ranker.check_reading(proc.model_config(max_length=16))  # of another tenant, whose prompts fit
+    assert not ranker._packs(ranker.device)
     wide = {**windowed, "sliding_window": proc.max_length}
-    assert LlamaRecLKGForRanking.from_backbone(made("mistral", wide), proc.model_config())._packs_prompts
+    ranker = LlamaRecLKGForRanking.from_backbone(made("mistral", wide), proc.model_config())
+    assert ranker._packs(ranker.device)
 
 
 def test_pieces_hold_whole_blocks_and_see_what_a_block_sees(monkeypatch):

@@ -259,3 +259,15 @@ def test_a_user_base_is_ranked_over_the_wire_and_a_server_that_fails_refuses_no_
     np.testing.assert_allclose(here["score"], away["score"], atol=1e-3)
     with pytest.raises(LKGError, match="begun with"):
         rank_file(run, output=tmp_path / "away", **given)
+
+
+def test_a_key_that_no_header_can_hold_is_refused_without_being_shown(monkeypatch):
+    monkeypatch.setenv(API_KEY, "hidden\nhidden")
+    with pytest.raises(LKGError, match="characters that no header can") as refused:
+        RemoteScorer("http://localhost:1/v1")
+    assert "hidden" not in str(refused.value)
+    monkeypatch.setenv(API_KEY, "secret\n")  # as a file that is read whole
+    assert RemoteScorer("http://localhost:1/v1")._client.headers["authorization"] == "Bearer secret"
+    with pytest.raises(LKGError, match="address holds a password") as refused:
+        RemoteScorer("http://user:hidden@localhost:1/v1")
+    assert "hidden" not in str(refused.value)

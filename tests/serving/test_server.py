@@ -233,6 +233,9 @@ def test_with_a_key_only_those_who_have_it_are_answered(recommender):
         problem(one.get("/metrics"), 401)
         problem(one.get("/items/1"), 401)
         assert one.get("/health").status_code == one.get("/ready").status_code == 200
+        right = {"Authorization": "Bearer söcret".encode()}
+        assert one.post("/recommend", json={"history": []}, headers=right).status_code == 200
+        assert {one.get(page).status_code for page in ("/docs", "/redoc", "/openapi.json")} == {404}
     with TestClient(make_app({"default": recommender}, api_key="secret")) as one:
         right = {"Authorization": "Bearer secret"}
         assert one.post("/recommend", json={"history": []}, headers=right).status_code == 200
@@ -250,7 +253,10 @@ def test_tenants_of_one_backbone_are_asked_by_name(film_dataset, tmp_path, monke
         proc.save_pretrained(tmp_path / name)
     body = {"history": ["1"], "candidates": ["2", "3", "4"]}
     wanted = [Recommender.from_pretrained(tmp_path / name).recommend(**body) for name in ("films", "others")]
-    monkeypatch.setenv("LLAMAREC_LKG_API_KEY", "")
+    monkeypatch.setenv("LLAMAREC_LKG_API_KEY", " ")
+    with pytest.raises(LKGError, match="LLAMAREC_LKG_API_KEY is set, and empty"):
+        load_app(str(tmp_path / "films"))
+    monkeypatch.delenv("LLAMAREC_LKG_API_KEY")
     with TestClient(load_app(str(tmp_path / "films"), {"others": str(tmp_path / "others")})) as one:
         names = one.get("/ready").json()["adapters"]
         assert names[1:] == ["others"]

@@ -42,7 +42,8 @@ def make_app(
     Args:
         recommenders: by the name that paths call them; the first also answers without a name. They may share a model
             (`Recommender.load_adapter`).
-        api_key: what clients must send as `Authorization: Bearer ...`, except to /health and /ready.
+        api_key: what clients must send as `Authorization: Bearer ...`, except to /health and /ready; the pages of the
+            documentation are left out then.
     """
     return _Server(recommenders, options or ServerOptions(), api_key).app()
 
@@ -62,7 +63,9 @@ class _Server:
 
     def app(self) -> FastAPI:
         name = "llamarec-lkg"
-        app = FastAPI(title=name, version=version(name), description=DESCRIPTION, lifespan=self._lifespan)
+        # with a key these pages, which show ids of the catalogue, are for nobody: a browser sends none
+        pages = dict.fromkeys(("docs_url", "redoc_url", "openapi_url")) if self.api_key else {}
+        app = FastAPI(title=name, version=version(name), description=DESCRIPTION, lifespan=self._lifespan, **pages)
         respond_with_problems(app)
         app.add_middleware(LimitBodies, max_body=self.options.max_body, timeout=self.options.timeout)
         app.add_middleware(CountRequests, metrics=self.metrics)
@@ -140,6 +143,8 @@ class _Server:
 
     async def _ready(self) -> State:
         """Whether it should be sent requests."""
+        if not self.batcher.running:
+            raise Problem(503, "Nothing is ranked any more. Start the server again.")
         if len(self.batcher.waiting) >= self.options.queue_size:
             raise Problem(503, "As many lists wait as may.")
         return State(status="ready", adapters=list(self.recommenders))
@@ -158,7 +163,7 @@ class _Server:
         async def check_key(
             sent: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
         ) -> None:
-            if sent is None or not hmac.compare_digest(sent.credentials.encode(), wanted):
+            if sent is None or not hmac.compare_digest(sent.credentials.encode("latin-1"), wanted):
                 text = "Send the API key of this server: `Authorization: Bearer KEY`."
                 raise Problem(401, text, headers={"WWW-Authenticate": "Bearer"})
 

@@ -49,7 +49,10 @@ def load_app(
         recommenders[name] = first.load_adapter(place, name)
     for recommender in recommenders.values():
         _warm_up(recommender)
-    return make_app(recommenders, options, api_key=os.environ.get(API_KEY) or None)
+    key = os.environ.get(API_KEY)
+    if key is not None and not key.strip():
+        raise LKGError(f"{API_KEY} is set, and empty: everybody would be answered. Set a key, or unset it.")
+    return make_app(recommenders, options, api_key=key)
 
 
 def serve(app: Any, *, host: str, port: int, grace: float) -> None:
