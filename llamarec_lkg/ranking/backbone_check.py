@@ -103,7 +103,9 @@ class BackboneCheckMixin:
     @torch.no_grad()
     def _try_packing(self) -> None:
         """Finds out whether the backbone reads packed prompts as it reads padded ones."""
-        how, self._packs_prompts[self._how_it_reads] = self._how_it_reads, False
+        how, device = self._how_it_reads, self.get_input_embeddings().weight.device
+        if device.type != "cpu" or self._kernel != "sdpa":
+            return
         with self._trying_out():
             padded = self._read_a_little(None)
             try:
