@@ -94,7 +94,7 @@ def build_demo(recommender: Recommender, history: Sequence[str] | None = None) -
         with gr.Row(elem_classes="lkg-page"):
             with gr.Column(scale=4, min_width=320, elem_classes="lkg-side"):
                 picked = gr.Dropdown(
-                    view.choices(),
+                    view.choices(history),
                     value=history,
                     multiselect=True,
                     num_choices_shown=40,

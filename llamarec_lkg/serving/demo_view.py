@@ -61,11 +61,12 @@ class DemoView:
         self.relations = tuple(average)
         """Those that the average user follows most come first."""
 
-    def choices(self) -> list[tuple[str, str]]:
-        """(title, id) of what a history can be made of, by title; of a large catalogue what most people chose. A title
-        that is not the only one of its kind has its id beside it."""
+    def choices(self, history: Sequence[str] = ()) -> list[tuple[str, str]]:
+        """(title, id) of what a history can be made of, by title; of a large catalogue what most people chose, and the
+        first `history`. A title that is not the only one of its kind has its id beside it."""
         processor = self.recommender.processor
-        listed = np.argsort(-processor.log_counts[1:], kind="stable")[:MOST_CHOICES]
+        most_chosen = np.argsort(-processor.log_counts[1:], kind="stable")[:MOST_CHOICES]
+        listed = dict.fromkeys([*most_chosen.tolist(), *(processor.dense_item[raw] - 1 for raw in history)])
         titles = [processor.titles[item] for item in listed]
         twice = {title for title, count in zip(*np.unique(titles, return_counts=True), strict=True) if count > 1}
         pairs = [(processor.titles[item], processor.item_ids[item]) for item in listed]
@@ -86,8 +87,10 @@ class DemoView:
         return Answer(items, own, own if given is None else dict(given))
 
     def move(self, history: Sequence[str], before: Answer, relation: str, weight: float) -> Answer:
-        """The list with another weight of one relation; the other weights keep their proportions."""
-        return self.answer(history, with_weights(before.preferences, {relation: weight}))
+        """The list with another weight of one relation; the other weights keep their proportions, and take the
+        history's own where they are 0."""
+        others = any(value for name, value in before.preferences.items() if name != relation)
+        return self.answer(history, with_weights(before.preferences if others else before.own, {relation: weight}))
 
     # -- pictures -----------------------------------------------------------------------------------------------------
 

@@ -184,10 +184,10 @@ class RemoteScorer:
     def model_name(self) -> str:
         if self._model is not None:
             return self._model
-        models = self._ask("GET", "models").get("data")
-        if not models:
-            raise ServerError(f"{self.base_url} names no model. Give the name that it is served under.")
-        return models[0]["id"]
+        try:
+            return str(self._ask("GET", "models")["data"][0]["id"])
+        except (KeyError, IndexError, TypeError):
+            raise ServerError(f"{self.base_url} names no model. Give the name that it is served under.") from None
 
     def _complete(self, prompts: Sequence[Sequence[int]], letters: Sequence[int]) -> list[dict[str, float]]:
         """For each prompt the tokens that may follow, by name, and their log-probabilities."""
@@ -205,7 +205,8 @@ class RemoteScorer:
         try:
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
             tops = [choice["logprobs"]["top_logprobs"][0] for choice in choices]
-        except (KeyError, IndexError, TypeError):
+            tops = [{name: float(value) for name, value in top.items()} for top in tops]
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError):
             tops = []
         if len(tops) != len(prompts) or not all(tops):
             raise ServerError(
@@ -214,7 +215,7 @@ class RemoteScorer:
             )
         return tops
 
-    def _ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    def _ask(self, method: str, path: str, body: Any = None) -> Any:
         url, wait = f"{self.base_url}/{path}", 0.5
         for attempt in range(1, self.attempts + 1):
             try:

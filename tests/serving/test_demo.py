@@ -98,6 +98,8 @@ def test_choices_are_titles_and_those_that_are_not_alone_have_their_id(recommend
     monkeypatch.setattr("llamarec_lkg.serving.demo_view.MOST_CHOICES", 3)
     counts = dict(zip(renamed.item_ids, renamed.processor.log_counts[1:].tolist(), strict=True))
     kept = {raw for _, raw in DemoView(renamed).choices()}
+    rare = min(counts, key=counts.get)
+    assert rare not in kept and rare in {raw for _, raw in DemoView(renamed).choices([rare])}
     assert len(kept) == 3 and min(counts[raw] for raw in kept) >= max(counts[raw] for raw in counts.keys() - kept)
 
 
@@ -156,6 +158,8 @@ def test_the_app_answers_its_events(recommender):
     moved, *_ = moves[0](["1", "2"], moved, own_ranks, 100)
     moved, *_ = moves[0](["1", "2"], moved, own_ranks, 40)
     assert moved.preferences[names[0]] == pytest.approx(0.4), "also after nothing was left for the others"
+    own = [answer.own[name] for name in names[1:]]
+    assert [moved.preferences[name] / 0.6 for name in names[1:]] == pytest.approx([one / sum(own) for one in own])
     again, *_ = reset(["1", "2"], moved)
     assert again.preferences == again.own and again.items == answer.items
     assert choose([])[0].items, "an empty history is ranked, too"

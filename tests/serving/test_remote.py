@@ -177,6 +177,26 @@ def test_a_server_that_is_not_there_or_never_well_is_given_up(run, merged, waits
         RemoteScorer("localhost:8000")
 
 
+NAMED = {"data": [{"id": "films"}]}
+
+
+@pytest.mark.parametrize(
+    ("models", "completions", "says"),
+    [
+        ([], None, "names no model"),
+        ({"data": [{}]}, None, "names no model"),
+        (NAMED, [], "no log-probabilities"),
+        (NAMED, {"choices": [{"index": 0, "logprobs": {"top_logprobs": [{"A": None}]}}]}, "no log-probabilities"),
+        (NAMED, {"choices": [{"index": 0, "logprobs": {"top_logprobs": [["A"]]}}]}, "no log-probabilities"),
+    ],
+)
+def test_answers_of_another_form_are_the_servers_fault(run, monkeypatch, models, completions, says):
+    scorer = RemoteScorer("http://localhost:9/v1")
+    monkeypatch.setattr(scorer, "_ask", lambda method, path, body=None: models if path == "models" else completions)
+    with pytest.raises(LKGError, match=says):
+        Recommender.from_pretrained(run, remote=scorer).recommend(["1"])
+
+
 def test_no_more_requests_are_under_way_than_allowed(run, merged, film_dataset):
     with CompletionsServer(merged).running() as server:
         server.delay = 0.05

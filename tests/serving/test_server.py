@@ -25,6 +25,7 @@ from llamarec_lkg.serving.server.bodies import LimitBodies
 from llamarec_lkg.serving.server.options import ServerOptions
 from llamarec_lkg.serving.server.problems import Problem
 from llamarec_lkg.serving.server.run import load_app
+from llamarec_lkg.serving.server.work import Asked, key_of, rank_batch
 
 
 HISTORIES = [["1"], ["2", "1"], [], ["3", "4", "5"], ["6"], ["5", "6"]]
@@ -177,6 +178,22 @@ def test_nothing_of_its_insides_leaves_the_process(client, recommender, monkeypa
     assert client.post("/recommend", json={"history": ["1"]}).status_code == 200, "it goes on"
 
 
+def test_a_list_that_cannot_be_described_takes_no_other_of_its_batch_along(recommender, monkeypatch):
+    describe = recommender.describe
+
+    def fail_for_one(ranking, **options):
+        if ranking.example.history.tolist() == [2]:
+            raise RuntimeError("no words")
+        return describe(ranking, **options)
+
+    monkeypatch.setattr(recommender, "describe", fail_for_one)
+    batch = [Asked(recommender.request([raw]), k=3, num_reasons=1) for raw in "123"]
+    first, second, third = rank_batch({"default": recommender}, key_of(recommender, "default", batch[0]), batch)
+    same(json.loads(first), recommender.recommend(["1"], k=3, num_reasons=1))
+    same(json.loads(third), recommender.recommend(["3"], k=3, num_reasons=1))
+    assert isinstance(second, RuntimeError)
+
+
 def test_scores_that_are_no_numbers_are_the_servers_fault(client, recommender, monkeypatch):
     rank = recommender.rank
 
@@ -205,7 +222,7 @@ def test_a_full_queue_says_when_to_come_again_and_a_late_answer_is_none(recommen
         for answer in (first, *waiting):
             problem(answer.result(), 504)
         held.set()
-        assert one.get("/ready").json() == {"status": "ready", "adapters": ["default"]}
+        assert one.get("/ready").json() == {"status": "ready"}
         assert len(held.ranked) == 1, "what had to wait for too long is not computed any more"
         assert one.post("/recommend", json={"history": ["4"]}).status_code == 200
 
@@ -258,9 +275,7 @@ def test_tenants_of_one_backbone_are_asked_by_name(film_dataset, tmp_path, monke
         load_app(str(tmp_path / "films"))
     monkeypatch.delenv("LLAMAREC_LKG_API_KEY")
     with TestClient(load_app(str(tmp_path / "films"), {"others": str(tmp_path / "others")})) as one:
-        names = one.get("/ready").json()["adapters"]
-        assert names[1:] == ["others"]
-        paths = ["/rank", "/adapters/others/rank", f"/adapters/{names[0]}/rank"]
+        paths = ["/rank", "/adapters/others/rank", "/adapters/default/rank"]
         with ThreadPoolExecutor(12) as pool:
             answers = list(pool.map(lambda path: one.post(path, json=body).json(), paths * 4))
         for path, answer in zip(paths * 4, answers, strict=True):
@@ -307,9 +322,11 @@ def test_a_batch_holds_one_key_and_nothing_that_was_given_up():
     assert not batcher.running
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"timeout": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": 0}, {"timeout": -1.0}, {"timeout": float("nan")}, {"batch_wait": float("inf")}]
+)
 def test_bounds_that_let_nothing_through_are_refused(wrong):
-    with pytest.raises(LKGError, match=f"{next(iter(wrong))} is .*more than 0"):
+    with pytest.raises(LKGError, match=f"{next(iter(wrong))} is .*(more than|at least) 0"):
         ServerOptions(**wrong)
 
 

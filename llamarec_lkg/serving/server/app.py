@@ -19,7 +19,7 @@ from starlette.types import Receive
 from ..recommender import Recommender
 from .batching import Batcher, QueueFull
 from .bodies import LimitBodies
-from .messages import Answer, Item, State, example_of, request_models
+from .messages import Answer, Item, example_of, request_models
 from .metrics import CountRequests, Metrics
 from .options import ServerOptions
 from .problems import Problem, respond_with_problems, responses
@@ -79,7 +79,7 @@ class _Server:
             add(f"{path}/items/{{item_id:path}}", self._item, response_model=Item, summary="item")
         app.add_api_route("/metrics", self._metrics, dependencies=known, response_class=Response)
         app.add_api_route("/health", self._health, responses=responses(503))
-        app.add_api_route("/ready", self._ready, response_model=State, responses=responses(503))
+        app.add_api_route("/ready", self._ready, responses=responses(503))
         return app
 
     @asynccontextmanager
@@ -141,13 +141,13 @@ class _Server:
             raise Problem(503, "Nothing is ranked any more. Start the server again.")
         return {"status": "alive"}
 
-    async def _ready(self) -> State:
+    async def _ready(self) -> dict[str, str]:
         """Whether it should be sent requests."""
         if not self.batcher.running:
             raise Problem(503, "Nothing is ranked any more. Start the server again.")
         if len(self.batcher.waiting) >= self.options.queue_size:
             raise Problem(503, "As many lists wait as may.")
-        return State(status="ready", adapters=list(self.recommenders))
+        return {"status": "ready"}
 
     # -- parts --------------------------------------------------------------------------------------------------------
 

@@ -28,13 +28,6 @@ class Item(BaseModel):
     relations: dict[str, list[str]] = Field(description="names that each relation of the graph leads to, the first 20")
 
 
-class State(BaseModel):
-    """Whether the server answers, and under which names."""
-
-    status: Literal["ready"]
-    adapters: list[str]
-
-
 RANKED = TypeAdapter(list[Recommendation])
 _ITEM_ID = Annotated[str, Field(max_length=ID_LENGTH)]
 

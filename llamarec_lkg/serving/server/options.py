@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from ...utils.errors import LKGError
@@ -34,5 +35,6 @@ class ServerOptions:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value < 0 or (value == 0 and field.name not in ("batch_wait", "max_reasons")):
-                raise LKGError(f"{field.name} is {value!r}; it is more than 0. Leave it out for {field.default!r}.")
+            least = "at least" if field.name in ("batch_wait", "max_reasons") else "more than"
+            if not (0 < value < math.inf or (value == 0 and least == "at least")):
+                raise LKGError(f"{field.name} is {value!r}; it is {least} 0. Leave it out for {field.default!r}.")

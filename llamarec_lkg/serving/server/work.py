@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,13 +12,15 @@ from ...data.schema import USER
 from ...data.values import clean_text
 from ...utils.errors import LKGError
 from ..batch_rows import known, rank_each, why_not
-from ..questions import Request
+from ..questions import Ranking, Request
 from ..recommender import Recommender
 from .messages import RANKED, Item
 from .problems import Problem
 
 
 SHOWN_NAMES = 20
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,20 +81,28 @@ def key_of(recommender: Recommender, adapter: str, asked: Asked) -> Key:
     return Key(adapter, processor.num_candidates, longest is not None and len(candidates) > longest)
 
 
-def rank_batch(recommenders: Mapping[str, Recommender], key: Key, batch: Sequence[Asked]) -> list[bytes | Problem]:
+def rank_batch(recommenders: Mapping[str, Recommender], key: Key, batch: Sequence[Asked]) -> list[bytes | Exception]:
     """The answers as JSON, or why there is none."""
     recommender, answers = recommenders[key.adapter], []
     rankings = rank_each(recommender, [asked.request for asked in batch], key.depth)
     for asked, ranking in zip(batch, rankings, strict=True):
         reason = why_not(ranking, asked.request, asked.k)
         if not reason:
-            items = recommender.describe(ranking, k=asked.k, num_reasons=asked.num_reasons)
-            answers.append(b'{"items":' + RANKED.dump_json(items) + b"}")
+            answers.append(_described(recommender, ranking, asked))
         elif isinstance(ranking, str) or not len(ranking.order):
             answers.append(Problem(422, reason))
         else:
             answers.append(Problem(500, reason))
     return answers
+
+
+def _described(recommender: Recommender, ranking: Ranking, asked: Asked) -> bytes | Exception:
+    try:
+        items = recommender.describe(ranking, k=asked.k, num_reasons=asked.num_reasons)
+        return b'{"items":' + RANKED.dump_json(items) + b"}"
+    except Exception as error:  # of this list alone: the others of the batch are answered
+        logger.exception("A ranked list could not be described.")
+        return error
 
 
 def item_of(recommender: Recommender, item_id: str) -> Item | None:
