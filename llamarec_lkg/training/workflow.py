@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import get_quantization_config
 
 from ..data.schema import RankingExample
@@ -39,6 +41,8 @@ from .trainer import LlamaRecLKGTrainer
 from .training_args import LlamaRecLKGTrainingArguments
 from .warm_up import weigh_parts
 
+
+logger = logging.getLogger(__name__)
 
 MODEL_VERSION = 12  # goes up when the same settings make another model; older runs are then made anew
 REPORT_VERSION = 8  # goes up when the same settings make other rows; older reports are then made anew
@@ -122,9 +126,12 @@ class Workflow(FirstStages):
             with self._stage("5/6 ranker", reused=True):
                 return self.folder
         args = self.training_arguments()
-        checkpoint = get_last_checkpoint(args.output_dir) if resume and Path(args.output_dir).is_dir() else None
+        checkpoint = _last_checkpoint(args.output_dir) if resume else None
         if resume and checkpoint is None:
-            raise LKGError(f"There is no checkpoint of this very run in {args.output_dir} to resume from.")
+            raise LKGError(
+                f"There is no whole checkpoint of this very run in {args.output_dir} to resume from. Train from the "
+                "start, without resume."
+            )
         processor = self.build_processor()
         self.train_retriever()
         lists = self.training_lists(processor)
@@ -308,3 +315,16 @@ class Workflow(FirstStages):
 
     def _write_card(self, card: ModelCard, report: Report | None = None) -> None:
         replace(card, report=report, **self.config.card.given()).save(self.folder)
+
+
+def _last_checkpoint(folder: str) -> str | None:
+    """The newest one that was written to its end: the trainer's state is the last of its files."""
+    named = {path.name.partition("-")[2]: path for path in Path(folder).glob("checkpoint-*")}
+    for _, path in sorted(((int(step), path) for step, path in named.items() if step.isdecimal()), reverse=True):
+        try:
+            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            logger.warning(f"{path} was not written to its end, and is passed over.")
+        else:
+            return str(path)
+    return None

@@ -31,9 +31,15 @@ def train_retriever(folder: Path) -> None:
 
 
 def train(folder: Path) -> None:
-    """Resumed where there is something to resume from, as a person does who was told so."""
-    flow = _workflow(folder)
-    flow.train(resume=any(flow.folder.glob("checkpoints/*/checkpoint-*")))
+    """Resumed where there is something to resume from, and begun anew by whoever is told that there is not."""
+    from llamarec_lkg import LKGError
+
+    try:
+        _workflow(folder).train(resume=True)
+    except LKGError as error:
+        if "no whole checkpoint" not in str(error):
+            raise
+        _workflow(folder).train()
 
 
 def evaluate(folder: Path) -> None:

@@ -25,7 +25,7 @@ from llamarec_lkg.training import first_stages, report_rows
 from llamarec_lkg.training import workflow as workflows
 from llamarec_lkg.training.run_config import RunConfig
 from llamarec_lkg.training.trainer import LlamaRecLKGTrainer
-from llamarec_lkg.training.workflow import Workflow
+from llamarec_lkg.training.workflow import Workflow, _last_checkpoint
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -274,10 +274,16 @@ def test_resume_needs_a_checkpoint_of_this_very_run(run, tmp_path, capsys):
     with pytest.raises(LKGError, match="checkpoints lie in the folder of the run"):
         workflow(run, training__output_dir=str(tmp_path))
     other = workflow(run, output_dir=str(tmp_path), training__seed=3)
-    Path(other.training_arguments().output_dir, "checkpoint-1").mkdir(parents=True)
+    half = Path(other.training_arguments().output_dir, "checkpoint-10")
+    half.mkdir(parents=True)
+    (half / "trainer_state.json").write_text('{"epoch": ')
     command = ["train", "--resume", "--config", str(run / "config.yaml"), f"output_dir={tmp_path}"]
     assert main(command) == 1
-    assert "no checkpoint of this very run" in capsys.readouterr().err
+    assert "no whole checkpoint of this very run" in capsys.readouterr().err
+    for name in ("checkpoint-9", "checkpoint-8"):
+        (half.parent / name).mkdir()
+        (half.parent / name / "trainer_state.json").write_text("{}")
+    assert _last_checkpoint(str(half.parent)).endswith("checkpoint-9")
 
 
 def test_published_negatives_and_a_run_without_language_model(run, tmp_path):
