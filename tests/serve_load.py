@@ -131,8 +131,8 @@ def run(clients: int, seconds: float) -> dict[str, Any]:
 
     Returns:
         how many requests were `tried`, `survived` (answered, as offline) and `lost`; the seconds `p99` below which 99
-        of 100 answers came, and answers `per_second`; `grown`, bytes of memory that the server took between a quarter
-        of the time and the end; and what was `first_wrong`.
+        of 100 answers came, answers `per_second`, and the seconds of a list `offline`; `grown`, bytes of memory that
+        the server took between a quarter of the time and the end; and what was `first_wrong`.
     """
     with tempfile.TemporaryDirectory(prefix="serve-") as folder:
         room = Path(folder)
@@ -140,14 +140,22 @@ def run(clients: int, seconds: float) -> dict[str, Any]:
         settings = PreprocessingSettings(min_user_interactions=1, min_item_interactions=1)
         dataset = SequenceDataset.from_bundle(load_dataset_bundle(room / "world"), settings)
         model = save_ranker(dataset, room / "small")
-        asked = questions(Recommender.from_pretrained(model, device="cpu"))
+        recommender = Recommender.from_pretrained(model, device="cpu")
+        asked = questions(recommender)
+        start = time.perf_counter()
+        questions(recommender)
+        offline = (time.perf_counter() - start) / len(asked)
 
         async def load(address: str) -> dict[str, Any]:
             begun = asyncio.create_task(ask(address, asked, clients, seconds))
             await asyncio.sleep(seconds / 4)
             before = await metric(address, "process_resident_memory_bytes")
             found = await begun
-            return {**found, "grown": await metric(address, "process_resident_memory_bytes") - before}
+            return {
+                **found,
+                "offline": offline,
+                "grown": await metric(address, "process_resident_memory_bytes") - before,
+            }
 
         with serving(model, "--device", "cpu", log=room / "log") as (_, address):
             return asyncio.run(load(address))

@@ -103,7 +103,9 @@ def reading(place: str | Path) -> Iterator[None]:
     """Inside, an error of the engine becomes an `LKGError` that gives its cause: file, line and what was found."""
     try:
         yield
-    except (duckdb.Error, pa.ArrowInvalid) as error:
+    except (duckdb.Error, pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the system, not of what a file holds
+            raise
         file = re.search(r"^ *file = (.+)$", str(error), re.MULTILINE)
         # a copy in UTF-8 is called as its file, whose folder is that of the place
         where = place if file is None else Path(file[1]).name if _room() in Path(file[1]).parents else file[1]
@@ -124,7 +126,7 @@ def _cause(error: Exception) -> str:
         remedy = "Let LLAMAREC_LKG_MEMORY name more memory, or make room on the disk."
     elif isinstance(error, duckdb.NotImplementedException):
         remedy = "Write it as numbers, dates or text."
-    elif re.search("gzip stream|zstd|parquet", told[0], re.IGNORECASE):
+    elif re.search("gzip stream|zstd|parquet|thrift", told[0], re.IGNORECASE):
         remedy = "Is the file whole? Make or copy it again."
     return " ".join(told)[:600].rstrip(".") + ". " + remedy
 
@@ -133,7 +135,8 @@ def _bad_json(path: Path) -> str:
     with open_bytes(path) as stream:  # the engine counts lines otherwise
         for number, line in enumerate(stream, 1):
             try:
-                json.loads(line) if line.strip() else None
+                if line.strip():
+                    json.dumps(json.loads(line), ensure_ascii=False).encode()  # halves of a character are no text
             except ValueError as error:
                 return f"line {number} of {path} is no json ({error}): {line[:80]!r}. Mend or leave out that line."
     return f"{path} is no json. Make or copy it again."

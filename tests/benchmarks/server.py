@@ -24,6 +24,7 @@ from .runner import Figure, benchmark, in_turns
 
 
 TESTS = Path(__file__).resolve().parents[1]
+CROWD = 200
 CLIENTS, EACH = 32, {True: 2, False: 40}  # lists of a client, with the language model and without it
 
 
@@ -73,7 +74,7 @@ def connection_to(address: str) -> HTTPConnection:
 def server() -> Iterator[Figure]:
     """A process of its own; the clients take their share of the same machine."""
     sys.path.append(str(TESTS))  # as pytest does
-    from serve_load import serving
+    from serve_load import run, serving
 
     ids = processor().item_ids
     histories = [[ids[item - 1] for item in example.history] for example in world().lists]
@@ -99,3 +100,8 @@ def server() -> Iterator[Figure]:
                 # on processors a language model has as much to compute for each list of a batch as for one alone
                 target = 1 if language_model and not torch.accelerator.is_available() else 3
                 yield Figure(f"serve {CLIENTS} clients, a list, {name}", *took, "s", target, "one client")
+    crowd = run(CROWD, 20)
+    assert not crowd["lost"], crowd["first_wrong"]
+    mean = CROWD / crowd["per_second"]
+    yield Figure(f"serve {CROWD} clients, slowest of 100", crowd["p99"], mean, "s", 2, "mean wait", overhead=True)
+    yield Figure(f"serve {CROWD} clients, a list", 1 / crowd["per_second"], crowd["offline"], "s", 1, "recommender")

@@ -57,6 +57,7 @@ def forged(draw) -> tuple[str, str]:
 
 def world(titles: list[str], makers: list[Any]) -> SequenceDataset:
     rows = [(user, (user + step - 1) % 6 + 1, 100 * step + user) for user in range(1, 5) for step in range(5)]
+    titles = pd.Series(titles, dtype=object)  # as text pandas would refuse halves of a character
     items = pd.DataFrame({"item_id": range(1, 7), "title": titles, "directed_by": makers})
     tables = {"interactions": pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"]), "items": items}
     settings = PreprocessingSettings(min_user_interactions=1, min_item_interactions=1)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import serve_load
 from tiny_batch import make_rows
 
 from campaign import jobs
@@ -105,6 +106,15 @@ def clock(count: int, folder: Path) -> Iterator[str | None]:
         jobs.finish(job, place.again(), clock=number)
         differing = {name for name, _ in wanted[job].items() ^ hashes(place.here / stages[job]).items()}
         yield f"{job.__name__}: {differing}" if differing else None
+
+
+def clients(count: int, folder: Path) -> Iterator[str | None]:
+    """Clients who ask a server again and again, for a minute: each is told what the recommender says offline, none
+    waits for long, and the server does not grow."""
+    found = serve_load.run(count, 60)
+    yield from [None] * found["survived"] + [str(found["first_wrong"])] * found["lost"]
+    bounded = found["p99"] < 30 and found["grown"] < 100e6
+    yield None if bounded else f"p99 {found['p99']} s, {found['grown']} bytes more"
 
 
 def together(count: int, folder: Path) -> Iterator[str | None]:

@@ -43,5 +43,6 @@ PARTS = {
     "read-only folders": Part(machine.read_only, 0, 14),
     "no network": Part(machine.no_network, 1, 6),
     "clock jumps": Part(machine.clock, 0, 9),
+    "200 clients, a minute": Part(machine.clients, 0, 200),
     "two at once": Part(machine.together, 1, 10),
 }

@@ -83,6 +83,13 @@ def write(path, content):
         path.write_bytes(content)
 
 
+def without_schema(table):
+    """The bytes of a parquet file whose schema, which lies before the last eight bytes, is overwritten."""
+    content = table.to_parquet()
+    length = int.from_bytes(content[-8:-4], "little")
+    return content[: -8 - length] + b"\xff" * length + content[-8:]
+
+
 def reading(files):
     """What makes readers of these files, some of them changed, in the current folder."""
 
@@ -189,6 +196,11 @@ FOLDERS = {
         "interactions.parquet cannot be read: ... Parquet ... Make or copy it again",
         events(),
     ),
+    "a parquet without its schema": case(
+        tables({"interactions.csv": None, "interactions.parquet": without_schema(pd.DataFrame(EVENTS))}),
+        "interactions.parquet cannot be read: ... thrift ... Make or copy it again",
+        events(),
+    ),
     "items in a parquet that is none": case(
         tables({"items.csv": None, "items.parquet": "PAR1"}),
         "items.parquet cannot be read: ... Make or copy it again",
@@ -251,6 +263,11 @@ FOLDERS = {
     "a line that is no json": case(
         records(*EVENT_RECORDS, '{"user_id"'),
         """line 4 of ... interactions.jsonl is no json ... b'{"user_id"\\n'. Mend or leave out that line""",
+        records(*EVENT_RECORDS),
+    ),
+    "half of a character": case(
+        records(*EVENT_RECORDS, '{"user_id": 1, "item_id": "\\ud800"}'),
+        "line 4 of ... interactions.jsonl is no json ... surrogates ... Mend or leave out that line",
         records(*EVENT_RECORDS),
     ),
     "a line that is no record": case(
