@@ -43,7 +43,8 @@ def text_of(value: Any) -> str:
     """A cell as the text it means: bytes are UTF-8, 1995.0 is "1995", what is missing is empty.
 
     Raises:
-        LKGError: it is a list or a record, of which it cannot be told what text is meant, or bytes that are no text.
+        LKGError: it is a list or a record, of which it cannot be told what text is meant, or no text at all: bytes
+            that are not in UTF-8, or half of a character.
     """
     if isinstance(value, bytes | bytearray | np.bytes_):
         try:
@@ -56,7 +57,21 @@ def text_of(value: Any) -> str:
         return ""
     if isinstance(value, float | np.floating) and float(value).is_integer() and abs(value) < 2**53:
         return str(int(value))
-    return str(value)
+    return _whole_characters(str(value))
+
+
+def _whole_characters(text: str) -> str:
+    """Two halves of a character, as Python literals write one, become the character."""
+    if text.isascii() or not _HALF.search(text):
+        return text
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise LKGError(f"{text[:80]!a} {HALF_OF_A_CHARACTER}") from None
+
+
+_HALF = re.compile("[\ud800-\udfff]")
+HALF_OF_A_CHARACTER = 'holds half of a character (a lone surrogate), which is no text. Write "\ufffd" in its place.'
 
 
 def texts_of(value: Any, separator: str | None = "|") -> tuple[str, ...]:

@@ -183,6 +183,19 @@ def test_one_text_is_never_a_list_and_a_record_never_a_text():
             texts_of(cell)
 
 
+@pytest.mark.parametrize("column", ["item_id", "title", "maker"])
+def test_two_halves_of_a_character_are_one_and_a_single_half_is_none(column):
+    items = pd.DataFrame({"item_id": ["1"], "title": ["Heat"], "maker": ["Mann"]}, dtype=object)
+    items[column] = pd.Series(["a \ud83d\udc4d"], dtype=object)
+    table = ItemTable.from_frame(items)
+    assert "a \U0001f44d" in (table.ids[0], table.titles[0], *table.attributes["MAKER"][0])
+    items[column] = pd.Series(["a \ud83d"], dtype=object)
+    with pytest.raises(LKGError, match=r"'a \\ud83d' holds half of a character"):
+        ItemTable.from_frame(items)
+    with pytest.raises(LKGError, match="items table, 'a .* holds half of a character"):
+        load_dataset_bundle({"interactions": {}, "items": {column: ["a \ud83d"]}})
+
+
 def test_bytes_of_parquet_are_text(tmp_path):
     pd.DataFrame({"item_id": [b"1"], "title": [b"Am\xc3\xa9lie"], "genre": [b"Crime"]}).to_parquet(
         tmp_path / "i.parquet"
