@@ -33,6 +33,9 @@ from .letter_reading import LetterMixin
 from .prompt_assembly import score_paths
 
 
+TOKENS_AT_ONCE = 2048  # on a processor: what layers make of more does not stay in its caches
+
+
 @dataclass
 class RankingOutput(ModelOutput):
     """
@@ -215,10 +218,29 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
             The parts of [`ScoreFusion`], which add up to the logits of real candidates ("evidence" is absent without
             `use_evidence_fusion`), and beside them "preferences" (B, R), what the evidence was weighed with.
         """
-        output, inputs = self._evaluate(batch)
-        names = ("evidence", "retrieval_scores", "candidate_mask", "recent_evidence", "popularity")
-        _, parts = self.fusion(output.lm_scores, output.preferences, *(inputs.get(name) for name in names))
-        return {**parts, "preferences": output.preferences}
+        found = []
+        for some in self._portions(batch):
+            output, inputs = self._evaluate(some)
+            names = ("evidence", "retrieval_scores", "candidate_mask", "recent_evidence", "popularity")
+            _, parts = self.fusion(output.lm_scores, output.preferences, *(inputs.get(name) for name in names))
+            found.append({**parts, "preferences": output.preferences})
+        return {name: torch.cat([parts[name] for parts in found]) for name in found[0]}
+
+    def _portions(self, batch: Mapping[str, torch.Tensor]) -> list[Mapping[str, torch.Tensor]]:
+        """The batch, for a backbone on a processor in portions of rows."""
+        names = [f"{part}_attention_mask" for part in ("prefix", "candidate", "suffix")]
+        masks = [batch[name].flatten(1) for name in names if name in batch]
+        if self.device.type != "cpu" or not masks or "lm_scores" in batch:
+            return [batch]
+        bounds, held = [0], 0
+        for row, tokens in enumerate(torch.cat(masks, dim=1).sum(1).tolist()):
+            if held and held + tokens > TOKENS_AT_ONCE:
+                bounds, held = [*bounds, row], 0
+            held += tokens
+        stops = [*bounds[1:], len(masks[0])]
+        return [
+            {name: value[row:stop] for name, value in batch.items()} for row, stop in zip(bounds, stops, strict=True)
+        ]
 
     def _evaluate(self, batch: Mapping[str, torch.Tensor]) -> tuple[RankingOutput, dict[str, torch.Tensor]]:
         backbone = self.get_input_embeddings()

@@ -221,6 +221,30 @@ def test_weights_of_another_shape_are_named(proc, tmp_path):
         LlamaRecLKGForRanking.from_pretrained(tmp_path, backbone=False)
 
 
+def test_large_batches_are_scored_in_portions(either, film_dataset, monkeypatch):
+    proc, ranker = either, model(either)
+    batch, sizes, forward = proc(examples(film_dataset, count=6)), [], type(ranker).forward
+
+    def counted(self, **inputs):
+        sizes.append(len(inputs["user_ids"]))
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(type(ranker), "forward", counted)
+    whole = ranker.score_parts(batch)
+    texts = [name for name in ("prefix", "candidate", "suffix") if f"{name}_attention_mask" in batch]
+    first = sum(int(batch[f"{name}_attention_mask"][:2].sum()) for name in texts)
+    monkeypatch.setattr("llamarec_lkg.ranking.modeling_llamarec_lkg.TOKENS_AT_ONCE", first)
+    portions = ranker.score_parts(batch)
+    assert sizes[:2] == [6, 2] and sum(sizes) == 12 and max(sizes[1:]) < 6
+    assert whole.keys() == portions.keys()
+    for name in whole:
+        torch.testing.assert_close(portions[name], whole[name], rtol=1e-5, atol=1e-5)
+    sizes.clear()
+    monkeypatch.setattr("llamarec_lkg.ranking.modeling_llamarec_lkg.TOKENS_AT_ONCE", 1)
+    ranker.score_parts(batch)
+    assert sizes == [1] * 6, "a row that is longer is read by itself"
+
+
 def test_score_parts_sum_to_the_scores(either, film_dataset):
     proc, batch = either, dict(either(examples(film_dataset)))
     batch["candidate_mask"][0, 3:] = False
