@@ -24,7 +24,7 @@ from llamarec_lkg.serving.server.batching import Batcher, QueueFull
 from llamarec_lkg.serving.server.bodies import LimitBodies
 from llamarec_lkg.serving.server.options import ServerOptions
 from llamarec_lkg.serving.server.problems import Problem
-from llamarec_lkg.serving.server.run import load_app
+from llamarec_lkg.serving.server.run import load_app, serve
 from llamarec_lkg.serving.server.work import Asked, key_of, rank_batch
 
 
@@ -328,6 +328,20 @@ def test_a_batch_holds_one_key_and_nothing_that_was_given_up():
 def test_bounds_that_let_nothing_through_are_refused(wrong):
     with pytest.raises(LKGError, match=f"{next(iter(wrong))} is .*(more than|at least) 0"):
         ServerOptions(**wrong)
+
+
+@pytest.mark.parametrize(("reads", "given", "wanted"), [(False, None, 1), (True, None, 3), (False, "3", 3)])
+def test_a_process_that_computes_little_wakes_no_second_thread(recommender, monkeypatch, reads, given, wanted):
+    threads = [3]
+    monkeypatch.setattr("uvicorn.run", lambda *args, **options: None)
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    if not reads:
+        monkeypatch.setattr(recommender.model, "language_model", None)
+    serve(make_app({"default": recommender}), host="127.0.0.1", port=0, grace=1)
+    assert threads[-1] == wanted
 
 
 def test_an_adapter_has_a_name_and_a_place(model, capsys):

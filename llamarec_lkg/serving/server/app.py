@@ -66,6 +66,7 @@ class _Server:
         # with a key these pages, which show ids of the catalogue, are for nobody: a browser sends none
         pages = dict.fromkeys(("docs_url", "redoc_url", "openapi_url")) if self.api_key else {}
         app = FastAPI(title=name, version=version(name), description=DESCRIPTION, lifespan=self._lifespan, **pages)
+        app.state.recommenders = self.recommenders
         respond_with_problems(app)
         app.add_middleware(LimitBodies, max_body=self.options.max_body, timeout=self.options.timeout)
         app.add_middleware(CountRequests, metrics=self.metrics)

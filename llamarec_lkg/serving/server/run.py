@@ -7,12 +7,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from ...utils.errors import LKGError
 from ..recommender import Recommender
 from .options import ServerOptions
 
 
 API_KEY = "LLAMAREC_LKG_API_KEY"
+SMALL_CATALOGUE = 100_000  # items
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
@@ -64,7 +67,14 @@ def serve(app: Any, *, host: str, port: int, grace: float) -> None:
     """
     import uvicorn
 
+    served = app.state.recommenders.values()
+    if "OMP_NUM_THREADS" not in os.environ and all(map(_computes_little, served)):
+        torch.set_num_threads(1)  # to wake the others, which a request finds asleep, takes longer than what they do
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=int(grace) + 1, server_header=False)
+
+
+def _computes_little(recommender: Recommender) -> bool:
+    return recommender.model.language_model is None and len(recommender.item_ids) <= SMALL_CATALOGUE
 
 
 def _warm_up(recommender: Recommender) -> None:
