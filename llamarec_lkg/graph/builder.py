@@ -181,8 +181,8 @@ def row_offsets(sources: np.ndarray, num_nodes: int) -> np.ndarray:
 def merge_inverses(facts: Mapping[str, np.ndarray], width: int) -> dict[str, np.ndarray]:
     """Join relations that state the same facts in opposite directions, as Freebase does under two names; the name that
     comes first stays. `facts` are the distinct pairs of each relation in order, one number `head * width + tail` each,
-    shape (T,), and so is what is returned; of the smaller relation's, the share `OVERLAP` must appear, reversed, in the
-    larger.
+    shape (T,), and so is what is returned; of the smaller relation's, the share `OVERLAP` must appear, reversed, in
+    the larger.
     """
     place_of = {name: place for place, name in enumerate(sorted(facts))}
     shared = _stated_backwards([facts[name] for name in place_of], width)

@@ -1,8 +1,12 @@
 """Facts become edges: order, inverses, repeated and merged facts."""
 
+import tracemalloc
+
 import numpy as np
+import pytest
 from graphs import edges_of, triples_of
 
+from llamarec_lkg.data.schema import Triples
 from llamarec_lkg.graph.builder import OVERLAP, UNDATED, GraphBuilder, merge_inverses
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 
@@ -154,3 +158,24 @@ def test_edges_are_sorted_and_of_a_fact_given_twice_the_earliest_stays():
         assert (graph.weights is None) == (not weighted)
         assert graph.weights is None or graph.weights.tolist() == [weight for _, weight in kept.values()]
         assert (graph.timestamps.dtype, graph.targets.dtype, graph.edge_relations.dtype) == (np.int64, *[np.int32] * 2)
+
+
+@pytest.mark.parametrize("backwards", ["unstated", "by the same relation", "by another relation"])
+def test_building_holds_few_bytes_a_fact(backwards):
+    """A fact is two edges of 16 bytes each; what they are sorted by takes as much again at most."""
+    generator = np.random.default_rng(0)
+    ids = np.array([str(item) for item in range(2000)], dtype=object)
+    heads, tails = ids[generator.integers(0, 2000, size=(2, 100_000))]
+    names = np.full(200_000, "A", dtype=object)
+    if backwards == "unstated":
+        heads, tails = np.append(heads, ids[generator.integers(0, 2000, 100_000)]), np.append(tails, tails)
+    else:
+        heads, tails = np.append(heads, tails), np.append(tails, heads)
+        names[100_000:] = "A" if backwards == "by the same relation" else "B"
+    triples = Triples(heads, names, tails, dict(zip(ids, ids, strict=True)))
+    tracemalloc.start()
+    graph = KnowledgeGraph.from_triples(triples, ids.tolist())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert graph.num_edges == pytest.approx(200_000 if backwards == "by another relation" else 400_000, rel=0.05)
+    assert peak < 75 * len(triples)
