@@ -64,11 +64,13 @@ def _require_present(frame: pd.DataFrame, columns: Sequence[str], table: str) ->
 
 
 def _taken(frame: pd.DataFrame, column: str, take: Callable[[Any], Any], table: str) -> tuple[Any, ...]:
-    """What the cells of a column mean."""
+    """What the cells of a column mean; what is the same is one object, as facts name their entities many times."""
     found: list[Any] = []
+    same: dict[Any, Any] = {}
     try:
         for cell in frame[column]:
-            found.append(take(cell))
+            meant = take(cell)
+            found.append(same.setdefault(meant, meant))
     except LKGError as error:
         raise LKGError(f"Column '{column}' of the {table} table, row {len(found)}: {error}") from error
     return tuple(found)

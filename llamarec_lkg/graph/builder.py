@@ -11,7 +11,6 @@ import pandas as pd
 from ..data.links import unmet_links
 from ..data.schema import CO_RATED, ENTITY, ITEM, RATED, USER, Triples
 from ..utils.errors import LKGError
-from .ranges import ranges
 
 
 UNDATED = int(np.iinfo(np.int64).min)
@@ -54,50 +53,52 @@ class GraphBuilder:
         if both_ways:
             self.parts.append((code + 1, targets, sources, timestamps, weights))
 
-    def add_triples(self, triples: Triples, item_node: Mapping[str, int], dropped: Iterable[str] = ()) -> None:
+    def add_triples(self, triples: Triples, dropped: Iterable[str] = ()) -> None:
         """Add facts. An entity that is linked to one of the items is that item; an `LKGError` where none is, nor one
         of the `dropped` ones, which have no node."""
-        unmet_links(triples, [*item_node, *dropped])
+        items = self.nodes.get(ITEM, {})
+        unmet_links(triples, [*items, *dropped])
 
         def node_of(entity: str) -> int:
-            item = item_node.get(triples.item_of_entity.get(entity, ""))
+            item = items.get(triples.item_of_entity.get(entity, ""))
             return self.node(ENTITY, entity, "") if item is None else item
 
-        (heads, first), (tails, last) = pd.factorize(triples.heads), pd.factorize(triples.tails)
-        heads, tails = (
-            np.array([node_of(entity) for entity in entities], dtype=np.int32)[codes]
-            for codes, entities in ((heads, first), (tails, last))
-        )
-        codes, relations = pd.factorize(triples.relations)
-        for relation, pairs in merge_inverses(_distinct(heads, tails, codes, relations)).items():
-            self.edges(relation, pairs[:, 0], pairs[:, 1])
+        def nodes_of(ends: np.ndarray) -> np.ndarray:
+            codes, entities = pd.factorize(ends)
+            return np.fromiter(map(node_of, entities), dtype=np.int32, count=len(entities))[codes]
+
+        heads, tails = nodes_of(triples.heads), nodes_of(triples.tails)
+        width = len(self.names)
+        # a fact is one number as well: relation, head, tail
+        facts, relations = pd.factorize(triples.relations)
+        for ends in (heads, tails):
+            facts *= width
+            facts += ends
+        del heads, tails, ends
+        facts = _distinct(facts)
+        starts = np.arange(len(relations)) * width**2
+        parts = np.split(facts, facts.searchsorted(starts[1:]))
+        for part, start in zip(parts, starts, strict=False):
+            part -= start
+        for relation, pairs in merge_inverses(dict(zip(relations, parts, strict=False)), width).items():
+            self.edges(relation, *np.divmod(pairs, width))
 
     def build(self, item_nodes: Sequence[int]) -> dict[str, Any]:
         """The fields of a `KnowledgeGraph`; `item_nodes` as there."""
         num_nodes, num_codes = len(self.names), 2 * len(self.relations)
-        sizes = [len(sources) for _, sources, *_ in self.parts]
-        # an edge is one number, which takes little room and sorts fast: source, code, target
-        edges = np.empty(sum(sizes), dtype=np.int64)
-        for (code, sources, targets, *_), end, size in zip(self.parts, np.cumsum(sizes), sizes, strict=True):
-            part = edges[end - size : end]
-            np.multiply(sources, num_codes, out=part, dtype=np.int64)
-            part += code
-            part *= num_nodes
-            part += targets
+        edges = self._edges_as_numbers(num_nodes, num_codes)
         timestamps, weights = self._column(3, np.int64, UNDATED), self._column(4, np.float32, np.nan)
         self.parts = []
         if timestamps is None and weights is None:
-            edges.sort()
-            edges = edges[_firsts(edges)]
+            edges = _distinct(edges)
         else:
             order = np.argsort(edges, kind="stable") if timestamps is None else np.lexsort((timestamps, edges))
             order = order[_firsts(edges[order])]  # of a fact given twice the earliest date stays
             edges = edges[order]
             timestamps, weights = (None if column is None else column[order] for column in (timestamps, weights))
-        targets = (edges % max(num_nodes, 1)).astype(np.int32)
-        edges //= max(num_nodes, 1)
-        codes = (edges % max(num_codes, 1)).astype(np.int32)
-        edges //= max(num_codes, 1)
+        targets, codes = _taken_off(edges, num_nodes), _taken_off(edges, num_codes)
+        offsets = row_offsets(edges, num_nodes)
+        del edges  # of all arrays the largest, and others are to come
         keys, types = np.empty(num_nodes, dtype=object), np.empty(num_nodes, dtype=np.int32)
         for kind, table in enumerate(self.nodes.values()):
             numbers = np.fromiter(table.values(), dtype=np.int64, count=len(table))
@@ -108,13 +109,25 @@ class GraphBuilder:
             "node_keys": keys,
             "node_names": np.array(self.names, dtype=object),
             "node_types": types,
-            "offsets": row_offsets(edges, num_nodes),
+            "offsets": offsets,
             "targets": targets,
             "edge_relations": codes,
-            "timestamps": np.full(len(edges), UNDATED) if timestamps is None else timestamps,
+            "timestamps": np.full(len(targets), UNDATED) if timestamps is None else timestamps,
             "item_nodes": np.asarray(item_nodes, dtype=np.int32),
             "weights": None if weights is None or np.isnan(weights).all() else weights,
         }
+
+    def _edges_as_numbers(self, num_nodes: int, num_codes: int) -> np.ndarray:
+        """All edges, each as one number, which takes little room and sorts fast: source, code, target."""
+        sizes = [len(sources) for _, sources, *_ in self.parts]
+        edges = np.empty(sum(sizes), dtype=np.int64)
+        for (code, sources, targets, *_), end, size in zip(self.parts, np.cumsum(sizes), sizes, strict=True):
+            part = edges[end - size : end]
+            np.multiply(sources, num_codes, out=part, dtype=np.int64)
+            part += code
+            part *= num_nodes
+            part += targets
+        return edges
 
     def _column(self, place: int, dtype: type, empty: float) -> np.ndarray | None:
         """Dates or weights of all edges; None where no part has any."""
@@ -124,6 +137,13 @@ class GraphBuilder:
         return np.concatenate([np.broadcast_to(np.asarray(column, dtype), size) for column, size in columns])
 
 
+def _taken_off(numbers: np.ndarray, size: int) -> np.ndarray:
+    """The last part of numbers made of several, one of `size` values, which they lose, shape (len(numbers),)."""
+    last = np.remainder(numbers, max(size, 1), out=np.empty(len(numbers), np.int32), casting="unsafe")
+    numbers //= max(size, 1)
+    return last
+
+
 def _firsts(values: np.ndarray) -> np.ndarray:
     """Which of sorted values are not equal to the one before, shape (len(values),)."""
     firsts = np.ones(len(values), dtype=bool)
@@ -131,20 +151,10 @@ def _firsts(values: np.ndarray) -> np.ndarray:
     return firsts
 
 
-def _distinct(
-    heads: np.ndarray, tails: np.ndarray, codes: np.ndarray, relations: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """The distinct pairs of each relation in order, shape (T, 2)."""
-    width = int(tails.max(initial=0)) + 1
-    order = np.argsort(codes.astype(np.min_scalar_type(len(relations))), kind="stable")
-    ends = np.bincount(codes, minlength=len(relations)).cumsum()
-    found, start = {}, 0
-    for relation, end in zip(relations, ends.tolist(), strict=False):
-        rows, start = order[start:end], end
-        pairs = heads[rows].astype(np.int64) * width + tails[rows]
-        pairs.sort()
-        found[relation] = np.stack(np.divmod(pairs[_firsts(pairs)], width), axis=1).astype(np.int32)
-    return found
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """The values in order, each once; it is in place that they are sorted."""
+    values.sort()
+    return values[_firsts(values)]
 
 
 def refuse_taken_name(relation: str, source: str, target: str) -> None:
@@ -168,49 +178,66 @@ def row_offsets(sources: np.ndarray, num_nodes: int) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=num_nodes))]).astype(np.int64)
 
 
-def merge_inverses(facts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def merge_inverses(facts: Mapping[str, np.ndarray], width: int) -> dict[str, np.ndarray]:
     """Join relations that state the same facts in opposite directions, as Freebase does under two names; the name that
-    comes first stays. `facts` are the distinct (head, tail) pairs of each relation, shape (T, 2); of the smaller
-    relation's, the share `OVERLAP` must appear, reversed, in the larger.
+    comes first stays. `facts` are the distinct pairs of each relation in order, one number `head * width + tail` each,
+    shape (T,), and so is what is returned; of the smaller relation's, the share `OVERLAP` must appear, reversed, in
+    the larger.
     """
-    names, width = sorted(facts), 1 + max((int(pairs.max(initial=0)) for pairs in facts.values()), default=0)
-    shared = _stated_backwards([facts[name] for name in names], width)
-    merged: dict[str, np.ndarray] = {}  # as one number a pair
+    place_of = {name: place for place, name in enumerate(sorted(facts))}
+    shared = _stated_backwards([facts[name] for name in place_of], width)
+    merged: dict[str, np.ndarray] = {}
     larger: set[str] = set()  # than what `shared` counted
 
-    def is_same(place: int, backwards: np.ndarray, other: str) -> bool:
+    def is_same(relation: str, backwards: np.ndarray, other: str) -> bool:
         one, two = sorted((len(backwards), len(merged[other])))
         if two > 2 * one:
             return False
         if other in larger:
             return np.isin(backwards, merged[other], assume_unique=True).sum() >= OVERLAP * one
-        return shared.get((place, names.index(other)), 0) >= OVERLAP * one
+        return shared.get((place_of[relation], place_of[other]), 0) >= OVERLAP * one
 
-    for place, relation in enumerate(names):
-        heads, tails = facts[relation].T.astype(np.int64)
-        backwards = tails * width + heads
-        name = next((name for name in sorted(merged) if is_same(place, backwards, name)), relation)
+    for relation in place_of:
+        backwards = _backwards(facts[relation], width)
+        name = next((name for name in merged if is_same(relation, backwards, name)), relation)
         if name == relation:
-            merged[name] = heads * width + tails
+            merged[name] = facts[name]
         else:
-            merged[name] = np.union1d(merged[name], backwards)
+            merged[name] = _distinct(np.append(merged[name], backwards))
             larger.add(name)
-    return {name: np.stack(np.divmod(pairs, width), axis=1) for name, pairs in merged.items()}
+    return merged
+
+
+def _backwards(pairs: np.ndarray, width: int) -> np.ndarray:
+    """The pairs, of one number each, with their ends exchanged."""
+    heads, tails = np.divmod(pairs, width)
+    tails *= width
+    tails += heads
+    return tails
 
 
 def _stated_backwards(relations: Sequence[np.ndarray], width: int) -> dict[tuple[int, int], int]:
     """How many pairs of one relation another one has in the opposite direction."""
-    ends = np.concatenate([np.zeros((0, 2), np.int64), *relations])
-    either_way = ends.min(axis=1).astype(np.int64) * width + ends.max(axis=1)
-    ordered = np.sort(either_way)
-    twice = ordered[1:][~_firsts(ordered)[1:]]  # most are stated once, and are done with here
-    rows = np.flatnonzero(np.isin(either_way, twice))
-    relation = np.repeat(np.arange(len(relations)), [len(pairs) for pairs in relations])[rows]
-    heads, tails = ends[rows].T.astype(np.int64)
-    forward, backward = heads * width + tails, tails * width + heads
-    order = np.argsort(forward)
-    starts = np.searchsorted(forward[order], backward)
-    counts = np.searchsorted(forward[order], backward, side="right") - starts
-    which, places = ranges(starts, counts)
-    pairs, counts = np.unique(relation[which] * len(relations) + relation[order[places]], return_counts=True)
-    return {divmod(pair, len(relations)): count for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True)}
+    none = np.zeros(0, np.int64)
+    either_way = np.concatenate([none, *(np.minimum(pairs, _backwards(pairs, width)) for pairs in relations)])
+    either_way.sort()
+    twice = either_way[~_firsts(either_way)]
+    del either_way
+    twice = _distinct(np.append(twice, _backwards(twice, width)))
+    # most pairs are stated once, and are done with here
+    relations = [pairs[twice.searchsorted(pairs) < twice.searchsorted(pairs, side="right")] for pairs in relations]
+    del twice
+    count, found = len(relations), {}
+    forward = np.concatenate([none, *(pairs * count + place for place, pairs in enumerate(relations))])
+    forward.sort()
+    for place, pairs in enumerate(relations):
+        backward = _backwards(pairs, width) * count
+        backward.sort()  # what is looked for in order is found fast
+        starts, ends = forward.searchsorted(backward), forward.searchsorted(backward + count)
+        counts = np.zeros(count, dtype=np.int64)
+        while (some := starts < ends).any():  # as often as the most relations state one pair
+            starts, ends = starts[some], ends[some]
+            counts += np.bincount(forward[starts] % count, minlength=count)
+            starts += 1
+        found |= {(place, other): int(counts[other]) for other in counts.nonzero()[0].tolist()}
+    return found

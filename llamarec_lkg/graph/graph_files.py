@@ -40,7 +40,8 @@ def write_graph(folder: str | Path, fields: Mapping[str, Any]) -> None:
         if fields["weights"] is not None:
             arrays["weights"] = np.ascontiguousarray(fields["weights"], np.float32)
         save_file(arrays, temporary / "graph.safetensors")
-        nodes = pd.DataFrame({"key": fields["node_keys"].astype(str), "name": fields["node_names"].astype(str)})
+        # numpy's own texts would all be as long as the longest
+        nodes = pd.DataFrame({"key": fields["node_keys"], "name": fields["node_names"]}, dtype=str)
         nodes.to_parquet(temporary / "nodes.parquet")
         write_json(temporary / "graph.json", description)
 

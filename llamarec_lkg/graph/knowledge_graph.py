@@ -114,8 +114,7 @@ class KnowledgeGraph:
             builder.edges(relation, [a for a, _ in pairs], [b for _, b in pairs])
         if triples is not None:
             tell_of_people(triples, dataset.user_ids)
-            known = dict(zip(dataset.items.ids, items, strict=True))
-            builder.add_triples(triples, known, dataset.dropped_items.ids)
+            builder.add_triples(triples, dataset.dropped_items.ids)
         return cls(**builder.build(item_nodes=[-1, *items]))
 
     @classmethod
@@ -127,7 +126,7 @@ class KnowledgeGraph:
         builder = GraphBuilder()
         titles = titles or item_ids
         items = [builder.node(ITEM, raw, clean_text(title)) for raw, title in zip(item_ids, titles, strict=True)]
-        builder.add_triples(triples, dict(zip(item_ids, items, strict=True)))
+        builder.add_triples(triples)
         return cls(**builder.build(item_nodes=[-1, *items]))
 
     @classmethod

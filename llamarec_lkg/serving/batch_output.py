@@ -14,6 +14,7 @@ What begins with an underscore is passed over by pandas, pyarrow and Spark when 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ from ..utils.fingerprints import hash_file
 
 
 MANIFEST, SUMMARY, REFUSED, DONE, LOCK = "_manifest.json", "_summary.json", "_refused", "_done", "_lock"
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # what a file system says that has none
 
 logger = logging.getLogger(__name__)
 
@@ -107,16 +109,28 @@ class Shards:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else writes to the folder within the block; the lock of a killed process is gone with it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Nobody else writes to the folder within the block; the lock of a killed process is gone with it. Where the
+        file system has no locks, that is said.
+
+        Raises:
+            LKGError: another process has the lock, or the folder cannot be written to.
+        """
         lock = FileLock(self.folder / LOCK)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
             raise LKGError(f"Another process is ranking into {self.folder}. Wait for it, or end it.") from error
-        except (OSError, NotImplementedError):  # a file system without locks
-            yield
-            return
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise LKGError(
+                    f"Nothing can be written into {self.folder} ({error}). Make room there or see to the rights, or "
+                    "give a folder elsewhere."
+                ) from error
+            logger.warning(
+                f"The file system of {self.folder} has no locks ({error}), so nothing keeps a second process from "
+                "ranking into it. See to it that there is none."
+            )
         try:
             yield
         finally:

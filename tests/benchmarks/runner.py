@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -124,5 +123,5 @@ def measured(module: str, name: str) -> None:
     start = time.perf_counter()
     found = getattr(sys.modules[module], name)(*sys.argv[1:])
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(json.dumps({"seconds": seconds, "gigabytes": peak, "found": found}))
+    # `ru_maxrss` would not do: it begins with the peak of the process that started this one
+    print(json.dumps({"seconds": seconds, "gigabytes": peak(), "found": found}))

@@ -148,6 +148,12 @@ def test_triples_keep_facts_and_links():
     assert triples.to_frame().to_numpy().tolist() == [["m.1", "R", "3"], ["m.2", "S", "4"]]
 
 
+def test_an_entity_of_many_facts_is_one_object_in_memory():
+    frame = pd.DataFrame({"head": [7000.0, 7000.0], "relation": ["BY"] * 2, "tail": ["x", "y"]})
+    heads = Triples.from_frame(frame, {}).heads
+    assert heads[0] == "7000" and heads[0] is heads[1]
+
+
 def test_triples_need_every_column_and_value():
     frame = pd.DataFrame({HEAD: ["a"], RELATION: ["R"], TAIL: [None]})
     with pytest.raises(LKGError, match="Column 'tail' of the triples table has 1 missing"):

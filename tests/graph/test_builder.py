@@ -1,8 +1,12 @@
 """Facts become edges: order, inverses, repeated and merged facts."""
 
+import tracemalloc
+
 import numpy as np
+import pytest
 from graphs import edges_of, triples_of
 
+from llamarec_lkg.data.schema import Triples
 from llamarec_lkg.graph.builder import OVERLAP, UNDATED, GraphBuilder, merge_inverses
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 
@@ -52,13 +56,20 @@ def test_a_graph_without_facts_has_items_and_no_edges():
     assert len(which) == len(codes) == len(reached) == 0
 
 
+def merge_pairs(facts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`merge_inverses` of pairs, shape (T, 2), to pairs."""
+    width = 1000
+    merged = merge_inverses({name: np.sort(pairs @ [width, 1]) for name, pairs in facts.items()}, width)
+    return {name: np.stack(np.divmod(pairs, width), axis=1) for name, pairs in merged.items()}
+
+
 def test_relations_stated_in_both_directions_are_merged():
     pairs = {
         "BY": np.array([[1, 7], [2, 7], [3, 8]]),
         "MADE": np.array([[7, 1], [7, 2], [8, 3]]),
         "OTHER": np.array([[7, 1], [9, 9]]),
     }
-    merged = merge_inverses(pairs)
+    merged = merge_pairs(pairs)
     assert list(merged) == ["BY", "OTHER"]
     assert merged["BY"].tolist() == [[1, 7], [2, 7], [3, 8]]
     assert merged["OTHER"].tolist() == [[7, 1], [9, 9]]
@@ -67,22 +78,22 @@ def test_relations_stated_in_both_directions_are_merged():
 def test_merging_adds_facts_that_only_the_inverse_states():
     by = np.array([[i, 100 + i] for i in range(10)])
     made = np.array([[100 + i, i] for i in range(11)])
-    assert merge_inverses({"BY": by, "MADE": made})["BY"].tolist() == [[i, 100 + i] for i in range(11)]
+    assert merge_pairs({"BY": by, "MADE": made})["BY"].tolist() == [[i, 100 + i] for i in range(11)]
 
 
 def test_relations_that_overlap_too_little_or_differ_much_in_size_stay_apart():
     by = np.array([[i, 100 + i] for i in range(10)])
     eight = np.array([[100 + i, i] for i in range(8)] + [[100, 50], [100, 51]])
-    assert list(merge_inverses({"A": by, "B": eight})) == ["A", "B"]
+    assert list(merge_pairs({"A": by, "B": eight})) == ["A", "B"]
     large = np.concatenate([by[:, ::-1], np.array([[200 + i, i] for i in range(11)])])
-    assert list(merge_inverses({"A": by, "B": large})) == ["A", "B"]
-    assert list(merge_inverses({"A": by, "B": by})) == ["A", "B"]
+    assert list(merge_pairs({"A": by, "B": large})) == ["A", "B"]
+    assert list(merge_pairs({"A": by, "B": by})) == ["A", "B"]
 
 
 def test_of_several_relations_that_fit_the_first_takes_the_facts():
     by = np.array([[i, 100 + i] for i in range(10)])
     made = np.array([[100 + i, i] for i in range(11)])
-    merged = merge_inverses({"A": by, "B": by, "C": made})
+    merged = merge_pairs({"A": by, "B": by, "C": made})
     assert {name: len(pairs) for name, pairs in merged.items()} == {"A": 11, "B": 10}
 
 
@@ -119,7 +130,7 @@ def test_merging_equals_that_of_sets():
             pairs = common[generator.random(12) < generator.choice([0.5, 0.95, 1.0])]
             pairs = np.concatenate([pairs[:, :: generator.choice([1, -1])], generator.integers(0, 14, size=(1, 2))])
             facts[relation] = np.unique(pairs, axis=0)
-        merged = merge_inverses(facts)
+        merged = merge_pairs(facts)
         assert {name: [*map(tuple, pairs.tolist())] for name, pairs in merged.items()} == slow_merge(facts)
         joined += len(merged) < len(facts)
     assert joined > 20
@@ -147,3 +158,24 @@ def test_edges_are_sorted_and_of_a_fact_given_twice_the_earliest_stays():
         assert (graph.weights is None) == (not weighted)
         assert graph.weights is None or graph.weights.tolist() == [weight for _, weight in kept.values()]
         assert (graph.timestamps.dtype, graph.targets.dtype, graph.edge_relations.dtype) == (np.int64, *[np.int32] * 2)
+
+
+@pytest.mark.parametrize("backwards", ["unstated", "by the same relation", "by another relation"])
+def test_building_holds_few_bytes_a_fact(backwards):
+    """A fact is two edges of 16 bytes each; what they are sorted by takes as much again at most."""
+    generator = np.random.default_rng(0)
+    ids = np.array([str(item) for item in range(2000)], dtype=object)
+    heads, tails = ids[generator.integers(0, 2000, size=(2, 100_000))]
+    names = np.full(200_000, "A", dtype=object)
+    if backwards == "unstated":
+        heads, tails = np.append(heads, ids[generator.integers(0, 2000, 100_000)]), np.append(tails, tails)
+    else:
+        heads, tails = np.append(heads, tails), np.append(tails, heads)
+        names[100_000:] = "A" if backwards == "by the same relation" else "B"
+    triples = Triples(heads, names, tails, dict(zip(ids, ids, strict=True)))
+    tracemalloc.start()
+    graph = KnowledgeGraph.from_triples(triples, ids.tolist())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert graph.num_edges == pytest.approx(200_000 if backwards == "by another relation" else 400_000, rel=0.05)
+    assert peak < 75 * len(triples)

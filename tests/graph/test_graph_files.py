@@ -1,6 +1,7 @@
 """Graphs to and from disk and networkx."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import networkx as nx
@@ -36,6 +37,20 @@ def test_a_graph_comes_back_from_disk_as_it_was(films, graph, tmp_path):
         assert edges_of(loaded) == edges_of(one)
         assert edges_of(loaded.before(150)) == edges_of(one.before(150))
         assert loaded.shuffle_items().item_nodes.tolist() == one.shuffle_items().item_nodes.tolist()
+
+
+def test_one_long_title_does_not_make_all_others_long(tmp_path):
+    """As it would in an array of numpy's own texts."""
+    nodes = GraphBuilder()
+    for key in range(100):
+        nodes.node("item", str(key), "x" * (1_000_000 if key == 7 else 1))
+    long = KnowledgeGraph(**nodes.build([-1]))
+    tracemalloc.start()
+    long.save_pretrained(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20e6, "of 100 texts as long as the one, of four bytes a letter, it would be 400 MB"
+    assert KnowledgeGraph.from_pretrained(tmp_path).node_names.tolist() == long.node_names.tolist()
 
 
 def test_an_interrupted_save_keeps_the_old_graph(films, graph, tmp_path, monkeypatch):
