@@ -15,7 +15,6 @@ from peft import LoraConfig
 from serve_load import CLOSE, ask, metric, questions, serving
 from starlette.testclient import TestClient
 from tiny import LORA, backbone, examples, processor
-from tiny import model as model_of
 from tiny_batch import save_ranker
 
 from llamarec_lkg import LKGError, LlamaRecLKGForRanking, Recommender
@@ -339,8 +338,8 @@ def test_a_process_that_computes_little_wakes_no_second_thread(recommender, monk
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    proc = recommender.processor
-    without = Recommender(model_of(proc, use_language_model=False), proc, recommender.retriever)
+    without = LlamaRecLKGForRanking(recommender.processor.model_config(use_language_model=False))
+    without = Recommender(without, recommender.processor, recommender.retriever)
     serve(make_app({"default": recommender if reads else without}), host="127.0.0.1", port=0, grace=1)
     assert threads[-1] == wanted
 
