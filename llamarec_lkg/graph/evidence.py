@@ -225,31 +225,30 @@ class EvidenceIndex:
     def _tables(self) -> _Tables:
         return _Tables(self.candidate_rows, self.column_relation, self.num_relations)
 
-    def said(self, history: np.ndarray) -> Said:
-        """What a history (dense items) says of each feature, for the `contributions` of several candidates."""
-        places, entries = entries_of(self.history_rows, np.asarray(history, dtype=np.int64))
-        order = np.argsort(self.history_rows.indices[entries], kind="stable")
-        entries = entries[order]
-        return Said(order, places[order], self.history_rows.indices[entries], self.history_rows.data[entries])
-
-    def contributions(self, said: Said, candidate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What one candidate's evidence is the sum of, wherever in the history its terms stand.
+    def contributions(
+        self, history: np.ndarray, candidates: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What the evidence of each candidate is the sum of, wherever in the history (dense items) its terms stand.
 
         Returns:
-            place in the history, column, and weight (never 0) of every term, each of shape (T,). Times the
-            `history_weights` of their places, the weights of a relation's columns sum to the candidate's evidence
-            along it.
+            index into the candidates, place in the history, column, and weight (never 0) of every term, each of shape
+            (T,), candidate by candidate. Times the `history_weights` of their places, the weights of a relation's
+            columns sum to the candidate's evidence along it.
         """
-        row = slice(*self.candidate_rows.indptr[candidate : candidate + 2])
-        wanted = self.candidate_rows.indices[row]
-        first = said.columns.searchsorted(wanted)
-        which, found = ranges(first, said.columns.searchsorted(wanted, "right") - first)
-        in_order = np.argsort(said.order[found])
-        which, found = which[in_order], found[in_order]
-        columns = said.columns[found]
-        weights = said.values[found] * self.candidate_rows.data[row][which] / self.scale[self.column_relation[columns]]
+        places, entries = entries_of(self.history_rows, np.asarray(history, dtype=np.int64))
+        order = np.argsort(self.history_rows.indices[entries], kind="stable")  # by column
+        said = self.history_rows.indices[entries[order]]
+        which, heard = entries_of(self.candidate_rows, np.asarray(candidates, dtype=np.int64))
+        wanted = self.candidate_rows.indices[heard]
+        first = said.searchsorted(wanted)
+        term, found = ranges(first, said.searchsorted(wanted, "right") - first)
+        in_order = np.lexsort((order[found], which[term]))  # as they stand in the history
+        term, found = term[in_order], order[found[in_order]]
+        columns = wanted[term]
+        weights = self.history_rows.data[entries[found]] * self.candidate_rows.data[heard[term]]
+        weights = weights / self.scale[self.column_relation[columns]]
         some = np.flatnonzero(weights)
-        return said.places[found][some], columns[some], weights[some]
+        return which[term[some]], places[found[some]], columns[some], weights[some]
 
     @property
     def mean_scale(self) -> np.ndarray:
@@ -306,17 +305,6 @@ class _Tables:
         counts = np.bincount(owners + self.column_relation[rows.indices], minlength=size)
         starts = np.concatenate([[0], counts.cumsum()])
         return sparse.csr_array((rows.data, rows.indices, starts), shape=(size, rows.shape[1]))
-
-
-@dataclass(frozen=True)
-class Said:
-    """What the items of a history say, ordered by feature: in which order they stand there, their places in the
-    history, columns and values, each of shape (T,)."""
-
-    order: np.ndarray
-    places: np.ndarray
-    columns: np.ndarray
-    values: np.ndarray
 
 
 def _values(rows: sparse.csr_array, items: np.ndarray, which: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data.schema import CO_RATED, RankingExample
 from ..data.values import clean_text
-from ..graph.evidence import Said
+from ..graph.ranges import ranks
 from ..ranking.heads import PartWeights
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 
@@ -122,40 +122,19 @@ class Recommendation:
 
 
 def reasons_for(
-    processor: LlamaRecLKGProcessor,
-    example: RankingExample,
-    row: int,
+    paths: Sequence[Reason],
     parts: Mapping[str, float],
     relations: Mapping[str, float],
     preferences: Mapping[str, float],
-    weights: PartWeights,
-    count: int,
-    said: Said,
 ) -> list[Reason]:
-    """Take the score of candidate `row` apart, largest share first.
+    """Take a score apart, largest share first.
 
     Args:
-        parts: its score by part: "retriever", "popularity", "language model" and "window".
-        relations: the same by relation.
+        paths: those of its paths that are named.
+        parts: the score by part: "retriever", "popularity", "language model" and "window".
+        relations: the same by relation; what the named paths leave of it is summed up.
         preferences: of the user, by relation.
-        weights: those of the fusion that scored it.
-        count: how many paths to name, the strongest through each entity first; the rest is summed up by relation.
-        said: by the history (`EvidenceIndex.said`).
     """
-    paths = []
-    if count:
-        index, names = processor.evidence_index, processor.relations
-        items, columns, main, recent = evidence_terms(processor, example, row, said)
-        along = index.column_relation[columns]
-        counted = np.array([relations[name] != 0 for name in names])
-        preferred = np.array([preferences[name] for name in names])
-        shares = weights.evidence_weight.item() * preferred[along] * main
-        shares = shares + weights.recent_weight.double().numpy(force=True)[along] * recent
-        shares = np.where(counted[along], shares, 0.0)
-        for term in _varied(shares, _through(processor, columns, int(example.candidates[row])))[:count]:
-            nodes = _names_along(processor, int(items[term]), int(columns[term]), int(example.candidates[row]))
-            name = names[along[term]]
-            paths.append(Reason(PATH, float(shares[term]), name, preferences[name], nodes))
     rest = dict(relations)
     for reason in paths:
         rest[reason.relation] -= reason.share
@@ -165,22 +144,59 @@ def reasons_for(
     return sorted([*paths, *others], key=lambda reason: -reason.share)
 
 
+def strongest_paths(
+    processor: LlamaRecLKGProcessor,
+    example: RankingExample,
+    rows: np.ndarray,
+    counted: np.ndarray,
+    preferences: Mapping[str, float],
+    weights: PartWeights,
+    count: int,
+) -> list[list[Reason]]:
+    """The paths to name for some candidates of a list: for each at most `count`, the strongest through each entity
+    first.
+
+    Args:
+        rows (shape (K,)): which candidates.
+        counted (`bool`, shape (K, R)): along which relations their scores have a part.
+        preferences: of the user, by relation.
+        weights: those of the fusion that scored the list.
+    """
+    named: list[list[Reason]] = [[] for _ in rows]
+    if not count:
+        return named
+    index, names, candidates = processor.evidence_index, processor.relations, example.candidates[rows]
+    which, items, columns, main, recent = evidence_terms(processor, example.history, candidates)
+    along = index.column_relation[columns]
+    preferred = np.array([preferences[name] for name in names])
+    shares = weights.evidence_weight.item() * preferred[along] * main
+    shares = shares + weights.recent_weight.double().numpy(force=True)[along] * recent
+    shares = np.where(counted[which, along], shares, 0.0)
+    chosen = _varied(which, shares, _through(processor, columns, candidates[which]))
+    for term in chosen[ranks(which[chosen]) < count]:
+        name, row = names[along[term]], which[term]
+        nodes = _names_along(processor, int(items[term]), int(columns[term]), int(candidates[row]))
+        named[row].append(Reason(PATH, float(shares[term]), name, preferences[name], nodes))
+    return named
+
+
 def evidence_terms(
-    processor: LlamaRecLKGProcessor, example: RankingExample, row: int, said: Said
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Every path that the evidence of candidate `row` runs through, once for each item of the history, (T,): the item,
-    the evidence index's column (a relation and the entity that it leads through), and the path's parts of the evidence
-    and of the recent evidence along that relation."""
-    index, history = processor.evidence_index, example.history
-    places, columns, shared = index.contributions(said, int(example.candidates[row]))
-    keys = history[places].astype(np.int64) * len(index.column_node) + columns
+    processor: LlamaRecLKGProcessor, history: np.ndarray, candidates: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Every path that the evidence of some candidates runs through, once for each item of the history, (T,), candidate
+    by candidate: index into the candidates, the item, the evidence index's column (a relation and the entity that it
+    leads through), and the path's parts of the evidence and of the recent evidence along that relation."""
+    index = processor.evidence_index
+    which, places, columns, shared = index.contributions(history, candidates)
+    keys = (which * (len(processor.titles) + 1) + history[places]) * len(index.column_node) + columns
     keys, first, term = np.unique(keys, return_index=True, return_inverse=True)
     parts = [
         np.bincount(term, weights=shared * one.history_weights(len(history))[places], minlength=len(keys))
         for one in (index, processor.recent_index)
     ]
     order = np.argsort(first)  # as they stand in the history
-    return history[places[first]][order], columns[first][order], parts[0][order], parts[1][order]
+    first = first[order]
+    return which[first], history[places[first]], columns[first], parts[0][order], parts[1][order]
 
 
 def _names_along(processor: LlamaRecLKGProcessor, item: int, column: int, candidate: int) -> list[str]:
@@ -190,28 +206,28 @@ def _names_along(processor: LlamaRecLKGProcessor, item: int, column: int, candid
     return [processor.titles[item - 1], *inner, processor.titles[candidate - 1]]
 
 
-def _through(processor: LlamaRecLKGProcessor, columns: np.ndarray, candidate: int) -> np.ndarray:
-    """What each path runs through, as a number: relation and entity, or the relation alone of a direct edge."""
+def _through(processor: LlamaRecLKGProcessor, columns: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """What each path to its candidate runs through, as a number: relation and entity, or the relation alone of a
+    direct edge."""
     index = processor.evidence_index
     nodes = index.column_node[columns].astype(np.int64)
-    direct = nodes == processor.knowledge_graph.item_nodes[candidate]
+    direct = nodes == processor.knowledge_graph.item_nodes[candidates]
     width = len(processor.knowledge_graph.node_names) + 1
     return index.column_relation[columns].astype(np.int64) * width + np.where(direct, 0, nodes + 1)
 
 
-def _varied(shares: np.ndarray, through: np.ndarray) -> np.ndarray:
-    """The paths that count, (T,): by weight the first through each entity, then the second of each, ...: four films of
-    one year are one thing to say. What weighs next to nothing beside the strongest comes last."""
-    order = np.argsort(-np.abs(shares), kind="stable")
+def _varied(which: np.ndarray, shares: np.ndarray, through: np.ndarray) -> np.ndarray:
+    """The paths that count, candidate by candidate: by weight the first through each entity, then the second of each,
+    ...: four films of one year are one thing to say. What weighs next to nothing beside the strongest comes last."""
+    order = np.lexsort((-np.abs(shares), which))
     order = order[shares[order] != 0]
-    if not len(order):
-        return order
-    faint = np.abs(shares[order]) < FAINT * np.abs(shares[order[0]])
-    grouped = np.argsort(through[order], kind="stable")
-    groups = through[order][grouped]
+    which, through, sizes = which[order], through[order], np.abs(shares[order])
+    faint = sizes < FAINT * sizes[which.searchsorted(which)]
+    grouped = np.lexsort((through, which))
+    begins = [np.diff(one[grouped], prepend=one[grouped][:1]) != 0 for one in (which, through)]
     turns = np.empty(len(order), dtype=np.int64)
-    turns[grouped] = np.arange(len(order)) - np.searchsorted(groups, groups)
-    return order[np.lexsort((turns, faint))]
+    turns[grouped] = ranks(np.logical_or(*begins).cumsum())
+    return order[np.lexsort((turns, faint, which))]
 
 
 def _spoken(group: Sequence[Reason]) -> str:

@@ -21,6 +21,7 @@ from llamarec_lkg.serving.reasons import (
     Recommendation,
     evidence_terms,
     reasons_for,
+    strongest_paths,
 )
 
 
@@ -186,8 +187,8 @@ def test_paths_are_all_there_beside_a_direct_edge_and_told_once_a_film(make_data
     proc = LlamaRecLKGProcessor(tokenizer(), graph, items.ids, items.titles, dataset.user_ids, num_candidates=5)
     example = proc.example(["1", "3", "1"], ["2", "4"])
     index = proc.evidence_index
-    said = index.said(example.history)
-    terms = evidence_terms(proc, example, 0, said)
+    which, *terms = evidence_terms(proc, example.history, example.candidates[:1])
+    assert not which.any()
     relations = [graph.relations[relation] for relation in index.column_relation[terms[1]]]
     told = list(zip((items.titles[item - 1] for item in terms[0]), relations, strict=True))
     assert sorted(told) == [("A", "DIRECTED_BY"), ("A", "SEQUEL")]
@@ -197,8 +198,10 @@ def test_paths_are_all_there_beside_a_direct_edge_and_told_once_a_film(make_data
         assert weights == pytest.approx([part[graph.relations.index(relation)] for part in parts], rel=1e-5)
     fusion = SimpleNamespace(evidence_weight=torch.ones(1), recent_weight=torch.ones(len(graph.relations)))
     along = dict.fromkeys(graph.relations, 1.0)
-    reasons = reasons_for(proc, example, 0, {}, along, along, fusion, count=5, said=said)
-    assert sorted(reason.nodes for reason in reasons if reason.kind == PATH) == [["A", "B"], ["A", "m", "B"]]
+    rows, counted = np.array([1, 0]), np.ones((2, len(graph.relations)), dtype=bool)
+    none, named = strongest_paths(proc, example, rows, counted, along, fusion, count=5)
+    assert not none and sorted(reason.nodes for reason in named) == [["A", "B"], ["A", "m", "B"]]
+    assert [reason.kind for reason in reasons_for(named, {}, along, along)].count(PATH) == 2
 
 
 def test_what_the_history_says_alone_is_what_it_says_of_anybody(recommender):
