@@ -23,7 +23,7 @@ from scipy import sparse
 
 from .cells import Cells
 from .knowledge_graph import KnowledgeGraph
-from .ranges import entries_of, looked_up, ranges
+from .ranges import entries_of, looked_up, order_of, ranges
 from .statistics import statistics_along, statistics_of
 
 
@@ -236,13 +236,14 @@ class EvidenceIndex:
             columns sum to the candidate's evidence along it.
         """
         places, entries = entries_of(self.history_rows, np.asarray(history, dtype=np.int64))
-        order = np.argsort(self.history_rows.indices[entries], kind="stable")  # by column
-        said = self.history_rows.indices[entries[order]]
+        said = self.history_rows.indices[entries]
+        order = order_of(said)  # by column
+        said = said[order]
         which, heard = entries_of(self.candidate_rows, np.asarray(candidates, dtype=np.int64))
         wanted = self.candidate_rows.indices[heard]
         first = said.searchsorted(wanted)
         term, found = ranges(first, said.searchsorted(wanted, "right") - first)
-        in_order = np.lexsort((order[found], which[term]))  # as they stand in the history
+        in_order = order_of(which[term] * len(order) + order[found])  # as they stand in the history
         term, found = term[in_order], order[found[in_order]]
         columns = wanted[term]
         weights = self.history_rows.data[entries[found]] * self.candidate_rows.data[heard[term]]

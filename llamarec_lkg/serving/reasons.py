@@ -19,6 +19,7 @@ from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 
 SHOWN_REASONS = 4  # in print
 FAINT = 0.05  # of the strongest path's share
+LEAST = 1e-6  # a share that is more than rounding
 LANGUAGE_MODEL, RETRIEVER, POPULARITY = "language model", "retriever", "popularity"
 PATH, OTHER_PATHS = "path", "other paths"
 WINDOW = "window"
@@ -138,9 +139,9 @@ def reasons_for(
     rest = dict(relations)
     for reason in paths:
         rest[reason.relation] -= reason.share
-    others = [Reason(OTHER_PATHS, share, name, preferences[name]) for name, share in rest.items()]
-    others += [Reason(name, share) for name, share in parts.items()]
-    others = [reason for reason in others if abs(reason.share) > 1e-6]
+    left = {name: share for name, share in rest.items() if abs(share) > LEAST}
+    others = [Reason(OTHER_PATHS, share, name, preferences[name]) for name, share in left.items()]
+    others += [Reason(name, share) for name, share in parts.items() if abs(share) > LEAST]
     return sorted([*paths, *others], key=lambda reason: -reason.share)
 
 
@@ -172,8 +173,7 @@ def strongest_paths(
     shares = weights.evidence_weight.item() * preferred[along] * main
     shares = shares + weights.recent_weight.double().numpy(force=True)[along] * recent
     shares = np.where(counted[which, along], shares, 0.0)
-    chosen = _varied(which, shares, _through(processor, columns, candidates[which]))
-    for term in chosen[ranks(which[chosen]) < count]:
+    for term in _varied(which, shares, _through(processor, columns, candidates[which]), count):
         name, row = names[along[term]], which[term]
         nodes = _names_along(processor, int(items[term]), int(columns[term]), int(candidates[row]))
         named[row].append(Reason(PATH, float(shares[term]), name, preferences[name], nodes))
@@ -216,18 +216,22 @@ def _through(processor: LlamaRecLKGProcessor, columns: np.ndarray, candidates: n
     return index.column_relation[columns].astype(np.int64) * width + np.where(direct, 0, nodes + 1)
 
 
-def _varied(which: np.ndarray, shares: np.ndarray, through: np.ndarray) -> np.ndarray:
-    """The paths that count, candidate by candidate: by weight the first through each entity, then the second of each,
-    ...: four films of one year are one thing to say. What weighs next to nothing beside the strongest comes last."""
-    order = np.lexsort((-np.abs(shares), which))
-    order = order[shares[order] != 0]
-    which, through, sizes = which[order], through[order], np.abs(shares[order])
-    faint = sizes < FAINT * sizes[which.searchsorted(which)]
+def _varied(which: np.ndarray, shares: np.ndarray, through: np.ndarray, count: int) -> np.ndarray:
+    """The `count` paths of each candidate that are named, candidate by candidate: by weight the first through each
+    entity, then the second of each, ...: four films of one year are one thing to say. What weighs next to nothing
+    beside the strongest comes last."""
+    sizes, strongest = np.abs(shares), np.zeros(which.max(initial=-1) + 1)
+    np.maximum.at(strongest, which, sizes)
+    faint = sizes < FAINT * strongest[which]
+    suffices = np.bincount(which[~faint], minlength=len(strongest)) >= count
+    order = np.flatnonzero((sizes > 0) & ~(faint & suffices[which]))
+    order = order[np.lexsort((-sizes[order], which[order]))]
+    which, through, faint = which[order], through[order], faint[order]
     grouped = np.lexsort((through, which))
     begins = [np.diff(one[grouped], prepend=one[grouped][:1]) != 0 for one in (which, through)]
     turns = np.empty(len(order), dtype=np.int64)
     turns[grouped] = ranks(np.logical_or(*begins).cumsum())
-    return order[np.lexsort((turns, faint, which))]
+    return order[np.lexsort((turns, faint, which))][ranks(which) < count]
 
 
 def _spoken(group: Sequence[Reason]) -> str:
