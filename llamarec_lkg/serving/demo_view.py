@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -13,11 +13,8 @@ import numpy as np
 from ..data.schema import CO_RATED
 from ..utils.hub import template_text
 from .preferences import with_weights
-from .recommender import PATH, Recommendation, Recommender  # first of this room: the model before the processor
-
-
-if TYPE_CHECKING:
-    from .reasons import Reason
+from .reasons import PATH, Reason, Recommendation
+from .recommender import Recommender
 
 
 SHOWN_ITEMS = 10

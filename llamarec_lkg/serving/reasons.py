@@ -15,6 +15,7 @@ from ..data.values import clean_text
 from ..graph.ranges import ranks
 from ..ranking.heads import PartWeights
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
+from .questions import Ranking
 
 
 SHOWN_REASONS = 4  # in print
@@ -120,6 +121,40 @@ class Recommendation:
             parts.append(f"{total:+.2f} for {len(rest)} smaller reason{plural}")
         listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
         return f"{self.title} scores {self.score:+.2f}: {listed}."
+
+
+def described(
+    processor: LlamaRecLKGProcessor, ranking: Ranking, weights: PartWeights, k: int, num_reasons: int
+) -> list[Recommendation]:
+    """The best `k` of a ranked list, with reasons; `weights` are those of the fusion that scored it."""
+    rows, example, names = ranking.order[:k], ranking.example, processor.relations
+    parts, scores, items = ranking.parts[rows].astype(float), ranking.scores[rows], example.candidates[rows]
+    alone, along = parts[:, :3].tolist(), parts[:, 3:]
+    windows, by_size = (scores - parts.sum(1)).tolist(), np.argsort(-along, axis=1, kind="stable").tolist()
+    preferences, paths = None, [[] for _ in rows]
+    if ranking.preferences is not None:
+        preferences = dict(zip(names, ranking.preferences.tolist(), strict=True))
+        paths = strongest_paths(processor, example, rows, along != 0, preferences, weights, num_reasons)
+    told = []
+    for place, values in enumerate(along.tolist()):
+        reasons = []
+        if preferences is not None:
+            own = zip((LANGUAGE_MODEL, RETRIEVER, POPULARITY, WINDOW), (*alone[place], windows[place]), strict=True)
+            relations = {name: value for name, value in zip(names, values, strict=True) if value}
+            reasons = reasons_for(paths[place], dict(own), relations, preferences)
+        told.append(
+            Recommendation(
+                rank=place + 1,
+                item_id=processor.item_ids[items[place] - 1],
+                title=processor.titles[items[place] - 1],
+                score=float(scores[place]),
+                retrieval_score=float(example.retrieval_scores[rows[place]]),
+                relations={names[column]: values[column] for column in by_size[place] if values[column]},
+                paths=[reason.text for reason in reasons if reason.kind == PATH],
+                reasons=reasons,
+            )
+        )
+    return told
 
 
 def reasons_for(

@@ -30,17 +30,7 @@ from ..utils.upstream import quiet_upstream
 from .new_items import with_items
 from .preferences import with_weights
 from .questions import Ranking, Request
-from .reasons import (
-    LANGUAGE_MODEL,
-    PATH,
-    POPULARITY,
-    RETRIEVER,
-    WINDOW,
-    Reason,
-    Recommendation,
-    reasons_for,
-    strongest_paths,
-)
+from .reasons import LANGUAGE_MODEL, POPULARITY, RETRIEVER, Recommendation, described
 from .remote import RemoteScorer
 from .sliding_windows import rank_windows
 
@@ -353,15 +343,7 @@ class Recommender:
     def describe(self, ranking: Ranking, *, k: int = 10, num_reasons: int = 3) -> list[Recommendation]:
         """The best `k` of a ranked list, with reasons."""
         self._switch()
-        rows, names, given = ranking.order[:k], self.processor.relations, ranking.preferences
-        preferences = None if given is None else dict(zip(names, given.tolist(), strict=True))
-        paths: list[list[Reason]] = [[] for _ in rows]
-        if preferences is not None:
-            counted, weights = ranking.parts[rows, 3:] != 0, self.model.fusion.weights(self._reads_prompts)
-            example = ranking.example
-            paths = strongest_paths(self.processor, example, rows, counted, preferences, weights, num_reasons)
-        ranked = enumerate(zip(rows.tolist(), paths, strict=True), 1)
-        return [self._describe(rank, ranking, row, named, preferences) for rank, (row, named) in ranked]
+        return described(self.processor, ranking, self.model.fusion.weights(self._reads_prompts), k, num_reasons)
 
     @torch.inference_mode()
     def preferences(self, history: Sequence[str], *, user: str | None = None, use_id: bool = True) -> dict[str, float]:
@@ -375,25 +357,3 @@ class Recommender:
         }
         values = self.model.preferences(batch)[0].tolist()
         return dict(sorted(zip(self.processor.relations, values, strict=True), key=lambda pair: -pair[1]))
-
-    def _describe(
-        self, rank: int, ranking: Ranking, row: int, paths: list[Reason], preferences: Mapping[str, float] | None
-    ) -> Recommendation:
-        example, parts, names = ranking.example, ranking.parts[row].astype(float), self.processor.relations
-        item, reasons = int(example.candidates[row]), []
-        own = dict(zip((LANGUAGE_MODEL, RETRIEVER, POPULARITY), parts[:3].tolist(), strict=True))
-        own[WINDOW] = float(ranking.scores[row] - parts.sum())
-        along = dict(zip(names, parts[3:].tolist(), strict=True))  # apart: a relation may be called as one of those
-        relations = {name: along[name] for name in sorted(names, key=lambda name: -along[name]) if along[name]}
-        if preferences is not None:
-            reasons = reasons_for(paths, own, along, preferences)
-        return Recommendation(
-            rank=rank,
-            item_id=self.item_ids[item - 1],
-            title=self.processor.titles[item - 1],
-            score=float(ranking.scores[row]),
-            retrieval_score=float(example.retrieval_scores[row]),
-            relations=relations,
-            paths=[reason.text for reason in reasons if reason.kind == PATH],
-            reasons=reasons,
-        )

@@ -24,7 +24,7 @@ from llamarec_lkg.serving.server.batching import Batcher, QueueFull
 from llamarec_lkg.serving.server.bodies import LimitBodies
 from llamarec_lkg.serving.server.options import ServerOptions
 from llamarec_lkg.serving.server.problems import Problem
-from llamarec_lkg.serving.server.run import load_app, serve
+from llamarec_lkg.serving.server.run import load_app
 from llamarec_lkg.serving.server.work import Asked, key_of, rank_batch
 
 
@@ -331,16 +331,19 @@ def test_bounds_that_let_nothing_through_are_refused(wrong):
 
 
 @pytest.mark.parametrize(("reads", "given", "wanted"), [(False, None, 1), (True, None, 3), (False, "3", 3)])
-def test_a_process_that_computes_little_wakes_no_second_thread(recommender, monkeypatch, reads, given, wanted):
+def test_where_little_is_computed_no_second_thread_is_woken(
+    model, film_dataset, tmp_path, monkeypatch, reads, given, wanted
+):
     threads = [3]
-    monkeypatch.setattr("uvicorn.run", lambda *args, **options: None)
     monkeypatch.setattr("torch.set_num_threads", threads.append)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    without = LlamaRecLKGForRanking(recommender.processor.model_config(use_language_model=False))
-    without = Recommender(without, recommender.processor, recommender.retriever)
-    serve(make_app({"default": recommender if reads else without}), host="127.0.0.1", port=0, grace=1)
+    if not reads:
+        proc = processor(film_dataset).fit(examples(film_dataset))
+        LlamaRecLKGForRanking(proc.model_config(use_language_model=False)).save_pretrained(tmp_path)
+        proc.save_pretrained(tmp_path)
+    load_app(str(model if reads else tmp_path))
     assert threads[-1] == wanted
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -35,7 +36,11 @@ Errors are problem details (RFC 9457). Where several adapters are loaded, `/adap
 
 
 def make_app(
-    recommenders: Mapping[str, Recommender], options: ServerOptions | None = None, *, api_key: str | None = None
+    recommenders: Mapping[str, Recommender],
+    options: ServerOptions | None = None,
+    *,
+    api_key: str | None = None,
+    thread: ThreadPoolExecutor | None = None,
 ) -> FastAPI:
     """An ASGI application. One thread ranks for all; while it does, requests gather to the next batch.
 
@@ -44,12 +49,19 @@ def make_app(
             (`Recommender.load_adapter`).
         api_key: what clients must send as `Authorization: Bearer ...`, except to /health and /ready; the pages of the
             documentation are left out then.
+        thread: of one thread, which ranks and ends with the application; by default a new one.
     """
-    return _Server(recommenders, options or ServerOptions(), api_key).app()
+    return _Server(recommenders, options or ServerOptions(), api_key, thread).app()
 
 
 class _Server:
-    def __init__(self, recommenders: Mapping[str, Recommender], options: ServerOptions, api_key: str | None):
+    def __init__(
+        self,
+        recommenders: Mapping[str, Recommender],
+        options: ServerOptions,
+        api_key: str | None,
+        thread: ThreadPoolExecutor | None,
+    ):
         self.recommenders, self.options, self.api_key = recommenders, options, api_key
         self.default = next(iter(recommenders))
         self.metrics = Metrics(lambda: len(self.batcher.waiting))
@@ -59,6 +71,7 @@ class _Server:
             wait=options.batch_wait,
             queue_size=options.queue_size,
             told=self.metrics.batch,
+            thread=thread,
         )
 
     def app(self) -> FastAPI:
@@ -66,7 +79,6 @@ class _Server:
         # with a key these pages, which show ids of the catalogue, are for nobody: a browser sends none
         pages = dict.fromkeys(("docs_url", "redoc_url", "openapi_url")) if self.api_key else {}
         app = FastAPI(title=name, version=version(name), description=DESCRIPTION, lifespan=self._lifespan, **pages)
-        app.state.recommenders = self.recommenders
         respond_with_problems(app)
         app.add_middleware(LimitBodies, max_body=self.options.max_body, timeout=self.options.timeout)
         app.add_middleware(CountRequests, metrics=self.metrics)

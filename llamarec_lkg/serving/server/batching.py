@@ -37,6 +37,7 @@ class Batcher:
         wait: seconds, at most, that a batch waits for others.
         queue_size: how many may wait.
         told: is called with size and seconds of each batch.
+        thread: an executor of one thread, which `close` shuts down; by default a new one at each start.
     """
 
     def __init__(
@@ -47,17 +48,19 @@ class Batcher:
         wait: float,
         queue_size: int,
         told: Callable[[int, float], Any] = lambda size, seconds: None,
+        thread: ThreadPoolExecutor | None = None,
     ):
         self.work, self.size, self.wait, self.queue_size, self.told = work, size, wait, queue_size, told
         self.waiting: dict[asyncio.Future, tuple[Hashable, Any]] = {}  # in the order they came
         self._expected, self._seconds_each = 1, 0.0
         self._busy_since: float | None = None
         self._loop_task: asyncio.Task | None = None
+        self._given_thread = thread
 
     def start(self) -> None:
         """Begin, in the running event loop."""
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ranking")
+        self._thread = self._given_thread or ThreadPoolExecutor(1, thread_name_prefix="ranking")
         self._loop_task = asyncio.create_task(self._run())
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -43,19 +44,31 @@ def load_app(
         raise LKGError(f'A server needs {missing}, not installed here: pip install "llamarec-lkg[serve]".')
     from .app import make_app
 
-    hub = {} if revision is None else {"revision": revision}
-    first = Recommender.from_pretrained(model, device=device, **hub)
-    recommenders = {first.adapter_name or "default": first}
-    for name, place in (adapters or {}).items():
-        if name in recommenders:
-            raise LKGError(f"Two adapters are called {name!r}. Give the second another name.")
-        recommenders[name] = first.load_adapter(place, name)
-    for recommender in recommenders.values():
-        _warm_up(recommender)
     key = os.environ.get(API_KEY)
     if key is not None and not key.strip():
         raise LKGError(f"{API_KEY} is set, and empty: everybody would be answered. Set a key, or unset it.")
-    return make_app(recommenders, options, api_key=key)
+    # OpenMP gives each thread that computes a team of its own; once they outnumber the cores, all sleep between steps.
+    # Where one thread alone has ever computed, a language model takes two thirds of the time
+    thread = ThreadPoolExecutor(1, thread_name_prefix="ranking")
+    recommenders = thread.submit(_loaded, model, adapters or {}, device, revision).result()
+    return make_app(recommenders, options, api_key=key, thread=thread)
+
+
+def _loaded(
+    model: str, adapters: Mapping[str, str], device: str | None, revision: str | None
+) -> dict[str, Recommender]:
+    hub = {} if revision is None else {"revision": revision}
+    first = Recommender.from_pretrained(model, device=device, **hub)
+    recommenders = {first.adapter_name or "default": first}
+    for name, place in adapters.items():
+        if name in recommenders:
+            raise LKGError(f"Two adapters are called {name!r}. Give the second another name.")
+        recommenders[name] = first.load_adapter(place, name)
+    if "OMP_NUM_THREADS" not in os.environ and all(map(_computes_little, recommenders.values())):
+        torch.set_num_threads(1)  # to wake the others, which a request finds asleep, takes longer than what they do
+    for recommender in recommenders.values():
+        _warm_up(recommender)
+    return recommenders
 
 
 def serve(app: Any, *, host: str, port: int, grace: float) -> None:
@@ -67,9 +80,6 @@ def serve(app: Any, *, host: str, port: int, grace: float) -> None:
     """
     import uvicorn
 
-    served = app.state.recommenders.values()
-    if "OMP_NUM_THREADS" not in os.environ and all(map(_computes_little, served)):
-        torch.set_num_threads(1)  # to wake the others, which a request finds asleep, takes longer than what they do
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=int(grace) + 1, server_header=False)
 
 
