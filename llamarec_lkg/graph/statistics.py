@@ -131,20 +131,22 @@ def _walk(places: np.ndarray, told: Told, heard: Heard, decay: float) -> tuple[n
             resets[place], growth[-1] = growth[-1], 1.0
     hears, heard_at = _by_place(heard, places, count)
     says, said_at = _by_place(said, places, count)
-    evidence, newest = np.empty(len(hears)), np.empty(len(hears), dtype=np.int32)
-    heard_parts = (np.split(values, heard_at.cumsum()[:-1]) for values in (heard.cells.take(hears), evidence, newest))
+    asks, cells = heard.cells.take(hears), said.cells.take(says)
     weights = said.weights.take(says) * np.repeat(growth[1:], said_at)
-    said_parts = (np.split(values, said_at.cumsum()[:-1]) for values in (said.cells.take(says), weights))
-
+    evidence, newest = np.empty(len(asks)), np.empty(len(asks), dtype=np.int32)
     profile = np.zeros(told.num_cells)
     spoken = np.full(told.num_cells, -2, dtype=np.int32)  # where each was last spoken of
-    for place, (asks, now, last, cells, says_now) in enumerate(zip(*heard_parts, *said_parts, strict=True)):
-        profile.take(asks, out=now, mode="clip")  # which writes where it shall, without a copy
-        spoken.take(asks, out=last, mode="clip")
+    start = begin = 0
+    for place, (stop, end) in enumerate(zip(heard_at.cumsum().tolist(), said_at.cumsum().tolist(), strict=True)):
+        part = asks[start:stop]
+        profile.take(part, out=evidence[start:stop], mode="clip")  # any other mode makes a copy
+        spoken.take(part, out=newest[start:stop], mode="clip")
         if place in resets:
             profile /= resets[place]
-        profile[cells] += says_now
-        spoken[cells] = place
+        part = cells[begin:end]
+        profile[part] += weights[begin:end]
+        spoken[part] = place
+        start, begin = stop, end
     evidence /= np.repeat(growth[:-1], heard_at)
     tied = newest == np.arange(-1, count - 1).repeat(heard_at)
     return _put_back(evidence, hears), _put_back(tied, hears)

@@ -134,7 +134,7 @@ class PromptMixin:
         if self.readout == "letters":
             return int(self.token_table.lengths(self.suffix_pieces(example)).sum())
         if self.candidate_attention == "isolated":  # whatever its neighbours: a score must not depend on them
-            return self.max_title_tokens + len(self._ids("\n"))
+            return self.max_title_tokens + int(self.token_table.lengths(self._entry("\n")))
         return int(self.token_table.lengths(self.candidate_pieces(example.candidates)).sum())
 
     def path_pieces(self, examples: Sequence[RankingExample], found: Paths) -> np.ndarray:
@@ -240,7 +240,9 @@ class PromptMixin:
 
     def _title_lines(self, items: np.ndarray) -> np.ndarray:
         """A title and the end of its line for each item, (N, 2)."""
-        return np.stack([self._titles(items), np.full(len(items), self._entry("\n"))], axis=1)
+        lines = np.empty((len(items), 2), dtype=np.int64)
+        lines[:, 0], lines[:, 1] = self._titles(items), self._entry("\n")
+        return lines
 
     def _title_text(self, key: tuple[str, int]) -> str:
         return f" {sanitize(self.titles[key[1] - 1])}"
