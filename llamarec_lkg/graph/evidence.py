@@ -24,7 +24,7 @@ from scipy import sparse
 from .knowledge_graph import KnowledgeGraph
 from .ranges import entries_of, looked_up, ranges
 from .statistics import STATISTICS, statistics_along, statistics_of, steps_of
-from .ties import TieReader, Told, blocks
+from .ties import Told, blocks, tell
 
 
 MANY = 4  # where a list is at least this part of the catalogue, the whole catalogue is as fast
@@ -164,16 +164,13 @@ class EvidenceIndex:
         if not with_statistics:
             audible = max(index._audible for index in paces)
             histories = [history[-audible:] for history in histories]
-        reader = TieReader(self)
         rows_to_read = np.flatnonzero(~is_long | with_statistics)
         for block in blocks((lengths + sizes)[rows_to_read]):
             rows = rows_to_read[block]
             own, theirs = [histories[row] for row in rows], [candidates[row][: sizes[row]] for row in rows]
+            told = tell(self, own, theirs, *([own] if with_statistics else []))
             if with_statistics:
-                told = reader.read(own, theirs, own)
                 statistics[rows] = steps_of(self, own, told, told.heard[1]).summed()
-            else:
-                told = reader.read(own, theirs)
             _, places = ranges(rows * evidence.shape[2], sizes[rows])
             for index, result in zip(paces, evidence, strict=True):
                 result.reshape(-1, self.num_relations)[places] = index._of_few(own, told)

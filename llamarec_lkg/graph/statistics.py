@@ -10,7 +10,7 @@ import numpy as np
 from scipy import signal
 
 from .ranges import joined, ranges
-from .ties import Heard, TieReader, Ties, Told, blocks
+from .ties import Heard, Ties, Told, blocks, tell
 
 
 if TYPE_CHECKING:
@@ -34,17 +34,16 @@ RECENT_STEPS = 10.0  # half-life of "recent"
 def statistics_of(index: EvidenceIndex, histories: Sequence[np.ndarray]) -> np.ndarray:
     """As [`EvidenceIndex.statistics`] says."""
     result = np.zeros((len(histories), index.num_relations, len(STATISTICS)), dtype=np.float32)
-    reader = TieReader(index)
     for rows in blocks(np.array([len(history) for history in histories], dtype=np.int64)):
         some = [histories[row] for row in rows]
-        told = reader.read(some, some)
+        told = tell(index, some, some)
         result[rows] = steps_of(index, some, told, *told.heard).summed()
     return result
 
 
 def statistics_along(index: EvidenceIndex, history: np.ndarray) -> np.ndarray:
     """As [`EvidenceIndex.statistics_along`] says."""
-    told = TieReader(index).read([history], [history])
+    told = tell(index, [history], [history])
     return steps_of(index, [history], told, *told.heard).along()
 
 

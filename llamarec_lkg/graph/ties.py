@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
 
 from .cells import Cells
-from .ranges import joined
+from .ranges import entries_of, joined
 
 
 if TYPE_CHECKING:
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
 
 
 BLOCK, PLACES = 128, 1 << 14  # lists, and items in them, that are read together
-AT_ONCE = 1 << 10  # items of histories whose rows are laid out together: those stay in the cache
 
 
 @dataclass(frozen=True)
@@ -78,66 +75,37 @@ def blocks(lengths: np.ndarray) -> Iterator[np.ndarray]:
         start += size
 
 
-class TieReader:
-    """Looks up what histories say of the columns that their listeners hear.
+def tell(index: EvidenceIndex, histories: Sequence[np.ndarray], *listeners: Sequence[np.ndarray]) -> Told:
+    """What each of B histories (dense items) says of what a list of items of each kind of listeners hears.
 
-    Whatever else they say does not matter. Those columns are the cells: the ones of all lists stand in one short
-    vector.
+    Whatever else it says does not matter. What they hear are few columns, which are numbered: those of all lists stand
+    in one short vector.
     """
-
-    def __init__(self, index: EvidenceIndex):
-        self.index, self.cells = index, Cells(len(index.column_relation))
-
-    def read(self, histories: Sequence[np.ndarray], *listeners: Sequence[np.ndarray]) -> Told:
-        """Of B histories (dense items) and, of each kind of listeners, B lists of items."""
-        index, first, row, num_items = self.index, self.cells.next, 0, 0
-        heard = [_rows(index.candidate_rows, lists) for lists in listeners]
-        numbers: list[list[np.ndarray]] = [[] for _ in heard]
-        said: list[tuple[np.ndarray, ...]] = []
-        for lists in _stretches(histories):
-            rows, ends = _rows(index.history_rows, lists)
-            items = _owners(rows) + num_items
-            for start, end in pairwise(ends):
-                asked = self.cells.ask(*(theirs.indices[at[row] : at[row + 1]] for theirs, at in heard))
-                for own, cells in zip(numbers, asked, strict=True):
-                    own.append(cells)
-                some, cells = self.cells.find(rows.indices[start:end])
-                some += start
-                said.append((items.take(some), cells, rows.data.take(some)))
-                row += 1
-            num_items += rows.shape[0]
-        items, cells, weights = map(np.concatenate, zip(*said, strict=True))
-        return Told(
-            self.cells.next - first,
-            Ties(items, cells - first, weights),
-            tuple(
-                self._heard(rows, np.concatenate(own) - first) for (rows, _), own in zip(heard, numbers, strict=True)
-            ),
-        )
-
-    def _heard(self, rows: sparse.csr_array, cells: np.ndarray) -> Heard:
-        items, num_relations = _owners(rows), self.index.num_relations
-        groups = items * num_relations + self.index.column_relation.take(rows.indices)
-        return Heard(items, cells, rows.data, groups, (rows.shape[0], num_relations))
-
-
-def _rows(rows: sparse.csr_array, lists: Sequence[np.ndarray]) -> tuple[sparse.csr_array, list[int]]:
-    """The rows of the items of all lists, and where the entries of each list begin, and the last one's end."""
-    found = rows[joined(lists, np.int64)]
-    return found, found.indptr[np.cumsum([0, *map(len, lists)])].tolist()
-
-
-def _owners(rows: sparse.csr_array) -> np.ndarray:
-    """The row of each entry."""
-    return np.arange(rows.shape[0]).repeat(np.diff(rows.indptr))
-
-
-def _stretches(lists: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
-    """Some lists after the others, of `AT_ONCE` items in all, or a single one."""
-    start, size = 0, 0
-    for row, one in enumerate(lists):
-        if row > start and size + len(one) > AT_ONCE:
-            yield lists[start:row]
-            start, size = row, 0
-        size += len(one)
-    yield lists[start:]
+    said, heard, num_relations = index.history_rows, index.candidate_rows, index.num_relations
+    kinds = []
+    for lists in listeners:
+        items, entries = entries_of(heard, joined(lists, np.int64))
+        ends = items.searchsorted(np.cumsum([0, *map(len, lists)])).tolist()
+        kinds.append((items, entries, heard.indices.take(entries), ends))
+    cells, num_items, parts = Cells(len(index.column_relation)), 0, []
+    for row, history in enumerate(histories):
+        asked = cells.ask(*(columns[ends[row] : ends[row + 1]] for *_, columns, ends in kinds))
+        items, entries = entries_of(said, np.asarray(history, dtype=np.int64))
+        some, own = cells.find(said.indices.take(entries))
+        parts.append((items.take(some) + num_items, own, said.data.take(entries.take(some)), *asked))
+        num_items += len(history)
+    items, own, weights, *asked = map(np.concatenate, zip(*parts, strict=True))
+    return Told(
+        cells.next,
+        Ties(items, own, weights),
+        tuple(
+            Heard(
+                items,
+                numbers,
+                heard.data.take(entries),
+                items * num_relations + index.column_relation.take(columns),
+                (sum(map(len, lists)), num_relations),
+            )
+            for lists, numbers, (items, entries, columns, _) in zip(listeners, asked, kinds, strict=True)
+        ),
+    )

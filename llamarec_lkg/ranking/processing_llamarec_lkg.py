@@ -414,7 +414,7 @@ class LlamaRecLKGProcessor(CandidatePathsMixin, PromptMixin, ProcessorFilesMixin
         sources[row, place] = found.source_index - lengths.take(row)
         targets[row, place] = found.target_index - sizes.take(row)
         table = self.token_table
-        prefixes = [self.prefix_pieces(one, self.max_length - self.candidates_room(one)) for one in examples]
+        prefixes = self.prefix_pieces(examples, [self.max_length - self.candidates_room(one) for one in examples])
         parts = {"prefix": table.padded(np.concatenate(prefixes), [len(one) for one in prefixes], left=True)}
         lines = self.path_pieces(examples, found)
         counts = (np.arange(shape[1]) < each[:, None]).ravel() * lines.shape[1]
@@ -438,7 +438,7 @@ class LlamaRecLKGProcessor(CandidatePathsMixin, PromptMixin, ProcessorFilesMixin
         with self._own_texts():
             found, _ = self.candidate_paths(example)
             lines = self.path_pieces([example], found)
-            pieces = [self.prefix_pieces(example, self.max_length - self.candidates_room(example))]
+            pieces = self.prefix_pieces([example], [self.max_length - self.candidates_room(example)])
             if self.readout == "letters":
                 shown = range(len(found)) if selected is None else [row for row in selected if row >= 0]
                 pieces += [*lines[shown], self.suffix_pieces(example)]
