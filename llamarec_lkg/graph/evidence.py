@@ -224,24 +224,24 @@ class EvidenceIndex:
     def _scattered(self, profile: np.ndarray, by_relation: bool) -> np.ndarray:
         """One row of `_of_all` where little of the index is spoken of: column by column."""
         said, table = profile.nonzero()[0], self._candidates_by_column
-        which, entries = entries_of(table, said)
+        uses, entries = entries_of(table, said)
         cells, size = table.indices.take(entries), self.num_items + 1
         if by_relation:
-            cells = cells.astype(np.int64) * self.num_relations + self.column_relation[said].take(which)
+            cells = cells.astype(np.int64) * self.num_relations + self.column_relation[said].repeat(uses)
             size *= self.num_relations
-        return np.bincount(cells, table.data.take(entries) * profile[said].take(which), minlength=size)
+        return np.bincount(cells, table.data.take(entries) * profile[said].repeat(uses), minlength=size)
 
     def profiles(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """What histories of dense items, oldest first, say about every column, shape (B, F)."""
-        items = [np.asarray(history, dtype=np.int64)[-self._audible :] for history in histories]
-        recency = [self.history_weights(len(one)) for one in items]
-        lengths, num_columns = [len(one) for one in items], len(self.column_relation)
-        which, entries = entries_of(self.history_rows, np.concatenate(items))
-        sums = np.repeat(np.arange(len(items)) * num_columns, lengths).take(which)
-        sums += self.history_rows.indices.take(entries)
-        says = self.history_rows.data.take(entries) * np.concatenate(recency).take(which)
-        sums = np.bincount(sums, says, minlength=len(items) * num_columns)
-        return sums.reshape(len(items), num_columns).astype(float, copy=False)  # of nothing it is whole numbers
+        rows = self.history_rows
+        result = np.empty((len(histories), rows.shape[1]))
+        for history, profile in zip(histories, result, strict=True):
+            items = np.asarray(history, dtype=np.int64)[-self._audible :]
+            lengths, entries = entries_of(rows, items)
+            says = rows.data.take(entries)
+            says *= self.history_weights(len(items)).repeat(lengths)
+            profile[:] = np.bincount(rows.indices.take(entries), says, minlength=len(profile))
+        return result
 
     @property
     def _audible(self) -> int:
@@ -264,7 +264,8 @@ class EvidenceIndex:
 
     def said(self, history: np.ndarray) -> Said:
         """What a history (dense items) says of each feature, for the `contributions` of several candidates."""
-        places, entries = entries_of(self.history_rows, np.asarray(history, dtype=np.int64))
+        lengths, entries = entries_of(self.history_rows, np.asarray(history, dtype=np.int64))
+        places = np.arange(len(lengths)).repeat(lengths)
         order = np.argsort(self.history_rows.indices[entries], kind="stable")
         entries = entries[order]
         return Said(order, places[order], self.history_rows.indices[entries], self.history_rows.data[entries])
@@ -358,6 +359,7 @@ class Said:
 
 def _values(rows: sparse.csr_array, items: np.ndarray, which: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """The value in the rows of `items[which]` at `columns`, 0 where there is none, shape (len(which),)."""
-    of_item, entries = entries_of(rows, np.asarray(items, dtype=np.int64))
+    lengths, entries = entries_of(rows, np.asarray(items, dtype=np.int64))
+    of_item = np.arange(len(lengths)).repeat(lengths)
     keys, wanted = of_item * rows.shape[1] + rows.indices[entries], which * rows.shape[1] + columns
     return looked_up(keys, rows.data[entries], wanted)

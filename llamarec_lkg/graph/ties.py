@@ -84,15 +84,17 @@ def tell(index: EvidenceIndex, histories: Sequence[np.ndarray], *listeners: Sequ
     said, heard, num_relations = index.history_rows, index.candidate_rows, index.num_relations
     kinds = []
     for lists in listeners:
-        items, entries = entries_of(heard, joined(lists, np.int64))
-        ends = items.searchsorted(np.cumsum([0, *map(len, lists)])).tolist()
+        lengths, entries = entries_of(heard, joined(lists, np.int64))
+        items = np.arange(len(lengths)).repeat(lengths)
+        ends = np.append(0, lengths.cumsum())[np.cumsum([0, *map(len, lists)])].tolist()
         kinds.append((items, entries, heard.indices.take(entries), ends))
     cells, num_items, parts = Cells(len(index.column_relation)), 0, []
     for row, history in enumerate(histories):
         asked = cells.ask(*(columns[ends[row] : ends[row + 1]] for *_, columns, ends in kinds))
-        items, entries = entries_of(said, np.asarray(history, dtype=np.int64))
+        lengths, entries = entries_of(said, np.asarray(history, dtype=np.int64))
         some, own = cells.find(said.indices.take(entries))
-        parts.append((items.take(some) + num_items, own, said.data.take(entries.take(some)), *asked))
+        items = np.arange(num_items, num_items + len(history)).repeat(lengths)
+        parts.append((items.take(some), own, said.data.take(entries.take(some)), *asked))
         num_items += len(history)
     items, own, weights, *asked = map(np.concatenate, zip(*parts, strict=True))
     return Told(

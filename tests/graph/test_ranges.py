@@ -22,8 +22,8 @@ def test_ranks_count_within_each_group():
 
 def test_entries_of_rows():
     rows = sparse.csr_array(np.array([[0, 1, 2], [0, 0, 0], [3, 0, 0]]))
-    which, entries = entries_of(rows, np.array([2, 0, 1, 0]))
-    assert which.tolist() == [0, 1, 1, 3, 3] and rows.data[entries].tolist() == [3, 1, 2, 1, 2]
+    lengths, entries = entries_of(rows, np.array([2, 0, 1, 0]))
+    assert lengths.tolist() == [1, 2, 0, 2] and rows.data[entries].tolist() == [3, 1, 2, 1, 2]
 
 
 def test_joined_arrays_have_the_type_where_there_are_none():
