@@ -182,7 +182,7 @@ def dense(graph: KnowledgeGraph, relation: int) -> np.ndarray:
 
 @pytest.mark.parametrize("many", [0, 4, math.inf])  # no list is of the whole catalogue, some are, all are
 @pytest.mark.parametrize("scatter", [0, math.inf])
-@pytest.mark.parametrize("together", [8, 3])
+@pytest.mark.parametrize("together", [8, 3, 1])
 def test_evidence_equals_a_dense_computation(
     mixed_graph, mixed, histories, candidates, many, scatter, together, monkeypatch
 ):
