@@ -16,11 +16,14 @@ class Cells:
         self.last = np.zeros(num_columns, dtype=np.int64)
         self.first = self.next = 1
 
-    def ask(self, columns: np.ndarray) -> np.ndarray:
-        """Begin with a list: a number for each of its columns, equal ones where a column comes again."""
-        self.first, self.next = self.next, self.next + len(columns)
-        self.last[columns] = np.arange(self.first, self.next)
-        return self.last.take(columns)
+    def ask(self, *columns: np.ndarray) -> list[np.ndarray]:
+        """Begin with a list: a number for each of its columns, which may be told in several parts; equal ones where a
+        column comes again."""
+        self.first = self.next
+        for part in columns:
+            self.next += len(part)
+            self.last[part] = np.arange(self.next - len(part), self.next)
+        return [self.last.take(part) for part in columns]
 
     def find(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of these columns were asked about in the list at hand, and their numbers."""

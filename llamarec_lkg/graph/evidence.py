@@ -21,15 +21,15 @@ from functools import cached_property
 import numpy as np
 from scipy import sparse
 
-from .cells import Cells
 from .knowledge_graph import KnowledgeGraph
 from .ranges import entries_of, looked_up, order_of, ranges
-from .statistics import statistics_along, statistics_of
+from .statistics import STATISTICS, statistics_along, statistics_of, steps_of
+from .ties import Told, blocks, tell
 
 
 MANY = 4  # where a list is at least this part of the catalogue, the whole catalogue is as fast
 SCATTER = 4  # times as long an entry takes that is added where it belongs, than one of a product
-TOGETHER, ROOM = 8, 1 << 22  # histories in one product, and numbers: what it makes stays in the cache
+TOGETHER, ROOM = 20, 1 << 22  # histories in one product, and numbers: what it makes stays in the cache
 FADED = 64.0  # half-lives after which an item counts for nothing
 
 
@@ -135,33 +135,63 @@ class EvidenceIndex:
             `np.ndarray` of `float32`, shape (B, C, R), not negative; C is the length of the longest list, and shorter
             ones are padded with zeros at their end.
         """
-        candidates = [np.asarray(one, dtype=np.int64) for one in candidates]
-        size = max(map(len, candidates), default=0)
-        result = np.zeros((len(histories), size, self.num_relations), dtype=np.float32)
-        cells = Cells(len(self.column_relation))
-        long = [row for row, one in enumerate(candidates) if MANY * len(one) > self.num_items]
-        for row in set(range(len(candidates))).difference(long):
-            result[row, : len(candidates[row])] = self._of_few(histories[row], candidates[row], cells)
-        shape = self.num_items + 1, self.num_relations
-        for start, sums in self._of_all([histories[row] for row in long], 1.0 / self.scale[None], by_relation=True):
-            for row, values in zip(long[start:], sums, strict=False):
-                values.reshape(shape).take(candidates[row], axis=0, out=result[row, : len(candidates[row])])
-        return result
+        return self.features(histories, candidates, [self.half_life], with_statistics=False)[0][0]
 
-    def _of_few(self, history: np.ndarray, candidates: np.ndarray, cells: Cells) -> np.ndarray:
-        """Evidence of one history for a few candidates, shape (C, R): of what it says, what they hear."""
-        which, entries = entries_of(self.candidate_rows, candidates)
-        columns = self.candidate_rows.indices.take(entries)
-        heard = cells.ask(columns)
-        items, recency = self._audible(history)
-        places, said_entries = entries_of(self.history_rows, items)
-        some, said = cells.find(self.history_rows.indices.take(said_entries))
-        says = self.history_rows.data.take(said_entries.take(some)) * recency.take(places.take(some))
-        profile = np.bincount(said - cells.first, says, minlength=len(columns))
-        terms = self.candidate_rows.data.take(entries) * profile.take(heard - cells.first)
-        sums = which * self.num_relations + self.column_relation.take(columns)
-        shape = len(candidates), self.num_relations
-        return np.bincount(sums, terms, minlength=shape[0] * shape[1]).reshape(shape) / self.scale
+    def features(
+        self,
+        histories: Sequence[np.ndarray],
+        candidates: Sequence[np.ndarray],
+        half_lives: Sequence[float],
+        *,
+        with_statistics: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`evidence`, where histories fade at each of several paces, and `statistics`: what both need is looked up
+        once.
+
+        Returns:
+            evidence, `float32`, shape (len(half_lives), B, C, R); statistics, `float32`, shape
+            (B, R, len(STATISTICS)), zeros where they are not asked for.
+        """
+        paces = [self.with_half_life(half_life) for half_life in half_lives]
+        candidates = [np.asarray(one, dtype=np.int64) for one in candidates]
+        lengths, sizes = (np.array([len(one) for one in some], dtype=np.int64) for some in (histories, candidates))
+        evidence = np.zeros((len(paces), len(sizes), sizes.max(initial=0), self.num_relations), dtype=np.float32)
+        statistics = np.zeros((len(sizes), self.num_relations, len(STATISTICS)), dtype=np.float32)
+        is_long = np.array([MANY * len(one) > self.num_items for one in candidates], dtype=bool)
+        for index, result in zip(paces, evidence, strict=True):
+            index._of_many(np.flatnonzero(is_long), histories, candidates, result)
+        sizes[is_long] = 0
+        if not with_statistics:
+            audible = max(index._audible for index in paces)
+            histories = [history[-audible:] for history in histories]
+        rows_to_read = np.flatnonzero(~is_long | with_statistics)
+        for block in blocks((lengths + sizes)[rows_to_read]):
+            rows = rows_to_read[block]
+            own, theirs = [histories[row] for row in rows], [candidates[row][: sizes[row]] for row in rows]
+            told = tell(self, own, theirs, *([own] if with_statistics else []))
+            if with_statistics:
+                statistics[rows] = steps_of(self, own, told, told.heard[1]).summed()
+            _, places = ranges(rows * evidence.shape[2], sizes[rows])
+            for index, result in zip(paces, evidence, strict=True):
+                result.reshape(-1, self.num_relations)[places] = index._of_few(own, told)
+        return evidence, statistics
+
+    def _of_few(self, histories: Sequence[np.ndarray], told: Told) -> np.ndarray:
+        """Evidence of histories for the first kind of those who listen to them, shape (N, R): of what is said, what
+        they hear."""
+        said, heard = told.said, told.heard[0]
+        recency = np.concatenate([self._audible_weights(len(history)) for history in histories])
+        profile = np.bincount(said.cells, said.weights * recency.take(said.items), minlength=told.num_cells)
+        return heard.summed(heard.weights * profile.take(heard.cells)) / self.scale
+
+    def _of_many(
+        self, rows: np.ndarray, histories: Sequence[np.ndarray], candidates: Sequence[np.ndarray], result: np.ndarray
+    ) -> None:
+        """Fills in those rows of `result` (B, C, R) whose lists are a good part of the catalogue."""
+        shape = self.num_items + 1, self.num_relations
+        for start, sums in self._of_all([histories[row] for row in rows], 1.0 / self.scale[None], by_relation=True):
+            for row, values in zip(rows[start:], sums, strict=False):
+                values.reshape(shape).take(candidates[row], axis=0, out=result[row, : len(candidates[row])])
 
     def catalogue(self, histories: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
         """Evidence of B histories for every item, summed over relations by `weights` (B, R), for example users'
@@ -194,28 +224,40 @@ class EvidenceIndex:
     def _scattered(self, profile: np.ndarray, by_relation: bool) -> np.ndarray:
         """One row of `_of_all` where little of the index is spoken of: column by column."""
         said, table = profile.nonzero()[0], self._candidates_by_column
-        which, entries = entries_of(table, said)
+        uses, entries = entries_of(table, said)
         cells, size = table.indices.take(entries), self.num_items + 1
         if by_relation:
-            cells = cells.astype(np.int64) * self.num_relations + self.column_relation[said].take(which)
+            cells = cells.astype(np.int64) * self.num_relations + self.column_relation[said].repeat(uses)
             size *= self.num_relations
-        return np.bincount(cells, table.data.take(entries) * profile[said].take(which), minlength=size)
+        return np.bincount(cells, table.data.take(entries) * profile[said].repeat(uses), minlength=size)
 
     def profiles(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """What histories of dense items, oldest first, say about every column, shape (B, F)."""
-        items, recency = zip(*map(self._audible, histories), strict=True)
-        lengths, num_columns = [len(one) for one in items], len(self.column_relation)
-        which, entries = entries_of(self.history_rows, np.concatenate(items))
-        sums = np.repeat(np.arange(len(items)) * num_columns, lengths).take(which)
-        sums += self.history_rows.indices.take(entries)
-        says = self.history_rows.data.take(entries) * np.concatenate(recency).take(which)
-        sums = np.bincount(sums, says, minlength=len(items) * num_columns)
-        return sums.reshape(len(items), num_columns).astype(float, copy=False)  # of nothing it is whole numbers
+        items = [np.asarray(history, dtype=np.int64)[-self._audible :] for history in histories]
+        lengths, width = [len(one) for one in items], len(self.column_relation)
+        if len(items) == 1:  # sparse arrays are slow to make
+            uses, entries = entries_of(self.history_rows, items[0])
+            says = self.history_rows.data.take(entries) * self.history_weights(lengths[0]).repeat(uses)
+            sums = np.bincount(self.history_rows.indices.take(entries), says, minlength=width)
+            return sums[None].astype(float, copy=False)  # of nothing it is whole numbers
+        said = self.history_rows[np.concatenate(items)]
+        # the columns of all histories, side by side
+        columns = (np.arange(len(items)) * width).repeat(lengths).repeat(np.diff(said.indptr))
+        columns += said.indices
+        said = sparse.csc_array((said.data, columns, said.indptr), shape=(len(items) * width, sum(lengths)))
+        recency = np.concatenate([self.history_weights(length) for length in lengths])
+        return (said @ recency).reshape(len(items), width)
 
-    def _audible(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The items of a history that are not so far back that nothing is left of their weights, and these."""
-        items = np.asarray(history, dtype=np.int64)[-math.ceil(FADED * self.half_life) :]
-        return items, self.history_weights(len(items))
+    @property
+    def _audible(self) -> int:
+        """How many items at the end of a history are not so far back that nothing is left of their weights."""
+        return math.ceil(FADED * self.half_life)
+
+    def _audible_weights(self, length: int) -> np.ndarray:
+        """`history_weights`, 0 for items before those."""
+        weights = self.history_weights(length)
+        weights[: max(0, length - self._audible)] = 0.0
+        return weights
 
     @property
     def _candidates_by_column(self) -> sparse.csr_array:
@@ -235,11 +277,13 @@ class EvidenceIndex:
             (T,), candidate by candidate. Times the `history_weights` of their places, the weights of a relation's
             columns sum to the candidate's evidence along it.
         """
-        places, entries = entries_of(self.history_rows, np.asarray(history, dtype=np.int64))
+        lengths, entries = entries_of(self.history_rows, np.asarray(history, dtype=np.int64))
+        places = np.arange(len(lengths)).repeat(lengths)
         said = self.history_rows.indices[entries]
         order = order_of(said)  # by column
         said = said[order]
-        which, heard = entries_of(self.candidate_rows, np.asarray(candidates, dtype=np.int64))
+        lengths, heard = entries_of(self.candidate_rows, np.asarray(candidates, dtype=np.int64))
+        which = np.arange(len(lengths)).repeat(lengths)
         wanted = self.candidate_rows.indices[heard]
         first = said.searchsorted(wanted)
         term, found = ranges(first, said.searchsorted(wanted, "right") - first)
@@ -310,6 +354,7 @@ class _Tables:
 
 def _values(rows: sparse.csr_array, items: np.ndarray, which: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """The value in the rows of `items[which]` at `columns`, 0 where there is none, shape (len(which),)."""
-    of_item, entries = entries_of(rows, np.asarray(items, dtype=np.int64))
+    lengths, entries = entries_of(rows, np.asarray(items, dtype=np.int64))
+    of_item = np.arange(len(lengths)).repeat(lengths)
     keys, wanted = of_item * rows.shape[1] + rows.indices[entries], which * rows.shape[1] + columns
     return looked_up(keys, rows.data[entries], wanted)

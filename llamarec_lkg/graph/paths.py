@@ -9,7 +9,7 @@ import numpy as np
 from scipy import special
 
 from .knowledge_graph import KnowledgeGraph
-from .ranges import ranks
+from .ranges import order_of, ranks
 from .walks import shortest
 
 
@@ -183,27 +183,25 @@ def tfidf(paths: Paths, num_relations: int) -> np.ndarray:
 
 
 def heaviest(groups: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
-    """Rows that weigh more than 0 and no less than the `count` heaviest of their group, in ascending order: what
-    [`keep_selectable`] leaves of paths that lie on one relation, and few others.
+    """Of the rows that weigh more than 0 the `count` heaviest of each group, ties by row, in ascending order: what
+    [`keep_selectable`] leaves of paths that lie on one relation each.
 
     Args:
         groups (shape (P,)): whole numbers from 0 on.
         weights (`float32`, shape (P,)): from 0 up.
     """
     rows = weights.nonzero()[0]
-    if int(groups.max(initial=0)) >> 31:
-        groups = np.unique(groups, return_inverse=True)[1]
     # the bits of numbers from 0 up are in their order, so that one sort brings the heaviest of each group to its front
-    keys = (groups.take(rows).astype(np.int64) << 32) - weights.take(rows).view(np.int32)
-    order = keys.argsort()
-    keys = keys.take(order)
-    sorted_groups = -(-keys >> 32)
-    firsts = np.flatnonzero(np.diff(sorted_groups, prepend=-1))
-    ends = np.append(firsts[1:], len(keys))
-    lightest = keys.take(np.minimum(firsts + count, ends) - 1)
-    kept = rows.take(order[keys <= lightest.repeat(ends - firsts)])
-    kept.sort()
-    return kept
+    groups, bits = groups.take(rows), weights.take(rows).view(np.int32)
+    lightness = bits.max(initial=0) - bits
+    width = int(lightness.max(initial=0)).bit_length()
+    if int(groups.max(initial=0)) >> (63 - width):
+        groups = np.unique(groups, return_inverse=True)[1]
+    order = order_of((groups << width) + lightness)
+    groups = groups.take(order)
+    among = np.ones(len(groups), dtype=bool)
+    among[count:] = groups[count:] != groups[:-count]
+    return np.sort(rows.take(order[among]))
 
 
 def keep_selectable(

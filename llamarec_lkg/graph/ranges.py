@@ -35,9 +35,12 @@ def order_of(keys: np.ndarray) -> np.ndarray:
 
 
 def entries_of(rows: sparse.csr_array, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index into `items`, and place in `rows.indices` and `rows.data`, of every entry of these rows."""
-    starts = rows.indptr[items]
-    return ranges(starts, rows.indptr[items + 1] - starts)
+    """How many entries each of these rows has, and the place in `rows.indices` and `rows.data` of every one."""
+    starts = rows.indptr.take(items)
+    lengths = rows.indptr.take(items + 1) - starts
+    places = np.arange(int(lengths.sum()))
+    places += (starts - lengths.cumsum() + lengths).repeat(lengths)  # rows are long: this is faster than `ranges`
+    return lengths, places
 
 
 def looked_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:

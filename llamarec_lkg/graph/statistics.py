@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import signal
 
-from .cells import Cells
-from .ranges import entries_of, joined, ranges
+from .ranges import joined, ranges
+from .ties import Heard, Ties, Told, blocks, tell
 
 
 if TYPE_CHECKING:
@@ -29,31 +29,22 @@ STATISTICS = (
     "length",  # of the history, the same for all relations
 )
 RECENT_STEPS = 10.0  # half-life of "recent"
-BLOCK, PLACES = 128, 1 << 14  # histories, and places in them, that are read at once
 
 
 def statistics_of(index: EvidenceIndex, histories: Sequence[np.ndarray]) -> np.ndarray:
     """As [`EvidenceIndex.statistics`] says."""
     result = np.zeros((len(histories), index.num_relations, len(STATISTICS)), dtype=np.float32)
-    reader = _Reader(index)
-    for rows in _blocks(np.array([len(history) for history in histories], dtype=np.int64)):
-        result[rows] = reader.read([histories[row] for row in rows]).summed()
+    for rows in blocks(np.array([len(history) for history in histories], dtype=np.int64)):
+        some = [histories[row] for row in rows]
+        told = tell(index, some, some)
+        result[rows] = steps_of(index, some, told, *told.heard).summed()
     return result
 
 
 def statistics_along(index: EvidenceIndex, history: np.ndarray) -> np.ndarray:
     """As [`EvidenceIndex.statistics_along`] says."""
-    return _Reader(index).read([history]).along()
-
-
-def _blocks(lengths: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows of histories to read together, of about one length each."""
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        size = max(1, min(BLOCK, PLACES // max(1, int(lengths[order[start]]))))
-        yield order[start : start + size]
-        start += size
+    told = tell(index, [history], [history])
+    return steps_of(index, [history], told, *told.heard).along()
 
 
 @dataclass(frozen=True)
@@ -114,103 +105,63 @@ class _Steps:
         return sums
 
 
-class _Reader:
-    """Reads histories together, place by place.
-
-    What an item says of a column matters only where its own history hears of that column. The columns that a history
-    hears of are its cells: those of all histories stand in one short vector, in which the past fades.
-    """
-
-    def __init__(self, index: EvidenceIndex):
-        self.index, self.cells = index, Cells(len(index.column_relation))
-
-    def read(self, histories: Sequence[np.ndarray]) -> _Steps:
-        """The steps of some histories."""
-        index, decay = self.index, 0.5 ** (1.0 / self.index.half_life)
-        lengths = np.array([len(history) for history in histories], dtype=np.int64)
-        items = joined(histories, np.int64)
-        shape = len(items), index.num_relations
-        ends, first_cell = lengths.cumsum(), self.cells.next
-        ties = [self._ties(items[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
-        heard, said = (_Ties.of_all(part, first_cell) for part in zip(*ties, strict=True))
-        evidence, is_tied = _walk(heard, said, self.cells.next - first_cell, decay)
-
-        starts = np.repeat(ends - lengths, [len(part.places) for part, _ in ties])[heard.order]
-        sums = (starts + heard.places) * shape[1] + index.column_relation[heard.columns]
-        strength, tied = (
-            np.bincount(sums, heard.weights * terms, minlength=shape[0] * shape[1]).astype(float).reshape(shape)
-            for terms in (evidence, is_tied)
-        )
-        _, places = ranges(np.zeros(len(lengths), np.int64), lengths)
-        strength /= _mass(decay, places) * index.mean_scale
-        return _Steps(lengths, strength, tied > 0, index.expected[items] / index.mean_scale, decay)
-
-    def _ties(self, history: np.ndarray) -> tuple[_Ties, _Ties]:
-        """What one history hears, and what it says of that."""
-        rows = self.index.candidate_rows
-        places, entries = entries_of(rows, history)
-        columns = rows.indices.take(entries)
-        heard = _Ties(places, self.cells.ask(columns), rows.data.take(entries), columns)
-        rows = self.index.history_rows
-        places, entries = entries_of(rows, history)
-        some, cells = self.cells.find(rows.indices.take(entries))
-        return heard, _Ties(places.take(some), cells, rows.data.take(entries.take(some)))
+def steps_of(index: EvidenceIndex, histories: Sequence[np.ndarray], told: Told, heard: Heard) -> _Steps:
+    """The steps of histories, from what is told of the columns that they hear themselves."""
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    _, places = ranges(np.zeros(len(lengths), np.int64), lengths)
+    decay = 0.5 ** (1.0 / index.half_life)
+    evidence, tied = _walk(places, told, heard, decay)
+    strength = heard.summed(heard.weights * evidence) / (_mass(decay, places) * index.mean_scale)
+    tied = heard.summed(heard.weights * tied) > 0
+    return _Steps(lengths, strength, tied, index.expected[joined(histories, np.int64)] / index.mean_scale, decay)
 
 
-@dataclass(frozen=True)
-class _Ties:
-    """What items of histories have to do with columns, T in all.
-
-    Args:
-        places (shape (T,)): of the item in its history.
-        cells, weights (shape (T,)): of the histories that are read together, and how much.
-        columns (shape (T,), optional): of the index.
-        order (shape (T,), optional): where each stood before they were ordered by place.
-    """
-
-    places: np.ndarray
-    cells: np.ndarray
-    weights: np.ndarray
-    columns: np.ndarray | None = None
-    order: np.ndarray | None = None
-
-    @classmethod
-    def of_all(cls, parts: Sequence[_Ties], first_cell: int) -> _Ties:
-        """Those of several histories, ordered by place; cells are numbered from 0."""
-        places = np.concatenate([part.places for part in parts])
-        if places.max(initial=0) < 1 << 16:
-            places = places.astype(np.uint16)  # numpy sorts those by counting
-        order = places.argsort(kind="stable")
-        cells, weights = (np.concatenate([getattr(part, name) for part in parts]) for name in ("cells", "weights"))
-        columns = None if parts[0].columns is None else np.concatenate([part.columns for part in parts]).take(order)
-        return cls(places.take(order), cells.take(order) - first_cell, weights.take(order), columns, order)
-
-
-def _walk(heard: _Ties, said: _Ties, num_cells: int, decay: float) -> tuple[np.ndarray, np.ndarray]:
+def _walk(places: np.ndarray, told: Told, heard: Heard, decay: float) -> tuple[np.ndarray, np.ndarray]:
     """What has been said of each column by the time it is heard of, by recency, and whether by the item just before;
-    each of shape (T,) of `heard`."""
-    evidence, tied = np.zeros(len(heard.places)), np.zeros(len(heard.places), dtype=bool)
-    longest = int(heard.places.max(initial=0)) + 1
-    hears, says = (np.bincount(ties.places, minlength=longest).cumsum().tolist() for ties in (heard, said))
+    each of shape (T,) of `heard`. `places` are those of the items in their histories."""
+    said, count = told.said, int(places.max(initial=-1)) + 1
+    if not said.weights.all():  # an edge of weight 0 ties nothing
+        said = said.take(said.weights.nonzero()[0])
     # in place of letting the past fade at each step, what comes is weighed more: by `growth`
-    profile, growth = np.zeros(num_cells), 1.0
-    newest = np.full(num_cells, -2, dtype=np.int32)  # where each was last spoken of
-    speaks = None if said.weights.all() else said.weights != 0  # an edge of weight 0 ties nothing
-    first_heard = first_said = 0
-    for place, (past_heard, past_said) in enumerate(zip(hears, says, strict=False)):
-        part, first_heard = slice(first_heard, past_heard), past_heard
-        cells = heard.cells[part]
-        np.divide(profile.take(cells), growth, out=evidence[part])
-        np.equal(newest.take(cells), place - 1, out=tied[part])
-        growth /= decay
-        if growth > 1e100:
-            profile /= growth
-            growth = 1.0
-        part, first_said = slice(first_said, past_said), past_said
-        cells = said.cells[part]
-        profile[cells] += growth * said.weights[part]
-        newest[cells if speaks is None else cells[speaks[part]]] = place
-    return evidence, tied
+    growth, resets = [1.0], {}
+    for place in range(count):
+        growth.append(growth[-1] / decay)
+        if growth[-1] > 1e100:
+            resets[place], growth[-1] = growth[-1], 1.0
+    hears, heard_at = _by_place(heard, places, count)
+    says, said_at = _by_place(said, places, count)
+    asks, cells = heard.cells.take(hears), said.cells.take(says)
+    weights = said.weights.take(says) * np.repeat(growth[1:], said_at)
+    evidence, newest = np.empty(len(asks)), np.empty(len(asks), dtype=np.int32)
+    profile = np.zeros(told.num_cells)
+    spoken = np.full(told.num_cells, -2, dtype=np.int32)  # where each was last spoken of
+    start = begin = 0
+    for place, (stop, end) in enumerate(zip(heard_at.cumsum().tolist(), said_at.cumsum().tolist(), strict=True)):
+        part = asks[start:stop]
+        profile.take(part, out=evidence[start:stop], mode="clip")  # any other mode makes a copy
+        spoken.take(part, out=newest[start:stop], mode="clip")
+        if place in resets:
+            profile /= resets[place]
+        part = cells[begin:end]
+        profile[part] += weights[begin:end]
+        spoken[part] = place
+        start, begin = stop, end
+    evidence /= np.repeat(growth[:-1], heard_at)
+    tied = newest == np.arange(-1, count - 1).repeat(heard_at)
+    return _put_back(evidence, hears), _put_back(tied, hears)
+
+
+def _by_place(ties: Ties, places: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The order of ties by the place of their items, and how many are at each of `count` places."""
+    at = places.astype(np.min_scalar_type(count)).take(ties.items)  # numpy sorts short numbers by counting
+    return at.argsort(kind="stable"), np.bincount(at, minlength=count)
+
+
+def _put_back(values: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Values that stand in an order, as they stood before."""
+    result = np.empty_like(values)
+    result[order] = values
+    return result
 
 
 def _statistics(

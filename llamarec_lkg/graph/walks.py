@@ -205,7 +205,7 @@ def _rarest_paths(graph: KnowledgeGraph, joined: _Joined, cap: int) -> _Joined:
     counts = np.bincount(joined.pairs)
     if counts.max(initial=0) > cap:
         crowded = counts.take(joined.pairs) > cap
-        some, others = crowded.nonzero()[0], (~crowded).nonzero()[0]
+        some = crowded.nonzero()[0]
         pairs = joined.pairs[some]
         degrees = np.zeros(len(some), dtype=np.int64)
         for edges in joined.edges[:-1]:
@@ -222,9 +222,8 @@ def _rarest_paths(graph: KnowledgeGraph, joined: _Joined, cap: int) -> _Joined:
             some, degrees = some[by_path], degrees[by_path]
             pairs = joined.pairs[some]
         order = np.lexsort((degrees, pairs))
-        rows = np.concatenate([others, some[order[ranks(pairs[order]) < cap]]])
-        rows.sort()
-        joined = joined.take(rows)
+        crowded[some[order[ranks(pairs[order]) < cap]]] = False
+        joined = joined.take((~crowded).nonzero()[0])
     if in_order:
         return joined
     return joined.take(np.lexsort((*_by_path(graph, joined.edges), joined.pairs)))

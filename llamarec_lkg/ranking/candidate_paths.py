@@ -42,17 +42,17 @@ class CandidatePathsMixin:
         targets = ways.target_index
         if self.readout == "letters":
             targets = np.arange(len(shown)).repeat(lengths).take(ways.source_index)
+        sources = ways.source_index if self.one_path_per_history_item else None
         if self.path_weighting == "evidence":
             relations, shares = self._path_evidence.of_ways(ways, shown)
-            groups = targets * len(self.relations) + relations
-            if self.one_path_per_history_item:
-                groups = groups * sum(lengths) + ways.source_index
-            some = paths.heaviest(groups, shares, self.num_paths)
-            ways, targets = ways.take(some), targets.take(some)
-            weights = np.zeros((len(some), len(self.relations)), dtype=np.float32)
-            weights[np.arange(len(some)), relations.take(some)] = shares.take(some)
+            groups, count = targets * len(self.relations) + relations, self.num_paths
+            if sources is not None:
+                groups, count = groups * sum(lengths) + sources, 1
+            kept = paths.heaviest(groups, shares, count)
+            weights = np.zeros((len(kept), len(self.relations)), dtype=np.float32)
+            weights[np.arange(len(kept)), relations.take(kept)] = shares.take(kept)
         else:
             weights = paths.tfidf(ways.named(self._path_graph), len(self.relations))
-        sources = ways.source_index if self.one_path_per_history_item else None
-        kept = paths.keep_selectable(weights, self.num_paths, sources, targets)
-        return ways.take(kept).named(self._path_graph), weights[kept]
+            kept = paths.keep_selectable(weights, self.num_paths, sources, targets)
+            weights = weights[kept]
+        return ways.take(kept).named(self._path_graph), weights

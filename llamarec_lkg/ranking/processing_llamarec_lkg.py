@@ -362,35 +362,41 @@ class LlamaRecLKGProcessor(CandidatePathsMixin, PromptMixin, ProcessorFilesMixin
         for example in examples:
             self.check_example(example)
         count = max(pad_to_candidates or 0, *(len(example.candidates) for example in examples))
+        features = self._features(examples)
         batch: dict[str, Any] = {
             "candidate_mask": np.arange(count) < np.array([[len(example.candidates)] for example in examples]),
             "retrieval_scores": _padded([example.retrieval_scores for example in examples], count),
             "user_ids": np.array([example.user for example in examples], dtype=np.int64),
-            "history_relations": np.stack(self._features("history_relations", examples)).astype(np.float32),
+            "history_relations": np.stack(features.pop("history_relations")).astype(np.float32),
             "labels": np.array([example.label for example in examples], dtype=np.int64),
+            **{name: _padded(values, count) for name, values in features.items()},
         }
-        for name in ("evidence", "recent_evidence", "popularity"):
-            batch[name] = _padded(self._features(name, examples), count)
         batch = {name: torch.from_numpy(value) for name, value in batch.items()}
         if with_prompt:
             with self._own_texts():
                 batch |= self._prompt_parts(examples, count)
         return BatchFeature(batch)
 
-    def _features(self, name: str, examples: Sequence[RankingExample]) -> list[np.ndarray]:
-        """A feature of each example (see [`RankingExample`]) as it carries it; the others' are read at once."""
-        found = [getattr(example, name) if self.reads_carried_features else None for example in examples]
-        rows = [row for row, value in enumerate(found) if value is None]
+    def _features(self, examples: Sequence[RankingExample]) -> dict[str, list[np.ndarray]]:
+        """The features of each example (see [`RankingExample`]): what it carries, and what it lacks is read, for all
+        at once."""
+        names = "history_relations", "evidence", "recent_evidence", "popularity"
+        found = {
+            name: [getattr(example, name) if self.reads_carried_features else None for example in examples]
+            for name in names
+        }
+        of_graph = zip(*(found[name] for name in names[:3]), strict=True)
+        rows = [row for row, values in enumerate(of_graph) if any(value is None for value in values)]
         histories, candidates = ([getattr(examples[row], one) for row in rows] for one in ("history", "candidates"))
-        if name == "popularity":
-            read = [self.log_counts[items] for items in candidates]
-        elif name == "history_relations":
-            read = self.evidence_index.statistics(histories)
-        else:
-            index = self.evidence_index if name == "evidence" else self.recent_index
-            read = index.evidence(histories, candidates)
-        for row, values in zip(rows, read, strict=True):
-            found[row] = values
+        evidence, statistics = self.evidence_index.features(
+            histories, candidates, [self.evidence_half_life, self.recent_half_life]
+        )
+        for name, read in zip(names, (statistics, *evidence), strict=False):
+            for row, values in zip(rows, read, strict=True):
+                if found[name][row] is None:
+                    found[name][row] = values
+        known = zip(examples, found["popularity"], strict=True)
+        found["popularity"] = [self.log_counts[one.candidates] if values is None else values for one, values in known]
         return found
 
     def _prompt_parts(self, examples: Sequence[RankingExample], count: int) -> dict[str, torch.Tensor]:
@@ -408,7 +414,7 @@ class LlamaRecLKGProcessor(CandidatePathsMixin, PromptMixin, ProcessorFilesMixin
         sources[row, place] = found.source_index - lengths.take(row)
         targets[row, place] = found.target_index - sizes.take(row)
         table = self.token_table
-        prefixes = [self.prefix_pieces(one, self.max_length - self.candidates_room(one)) for one in examples]
+        prefixes = self.prefix_pieces(examples, [self.max_length - self.candidates_room(one) for one in examples])
         parts = {"prefix": table.padded(np.concatenate(prefixes), [len(one) for one in prefixes], left=True)}
         lines = self.path_pieces(examples, found)
         counts = (np.arange(shape[1]) < each[:, None]).ravel() * lines.shape[1]
@@ -432,7 +438,7 @@ class LlamaRecLKGProcessor(CandidatePathsMixin, PromptMixin, ProcessorFilesMixin
         with self._own_texts():
             found, _ = self.candidate_paths(example)
             lines = self.path_pieces([example], found)
-            pieces = [self.prefix_pieces(example, self.max_length - self.candidates_room(example))]
+            pieces = self.prefix_pieces([example], [self.max_length - self.candidates_room(example)])
             if self.readout == "letters":
                 shown = range(len(found)) if selected is None else [row for row in selected if row >= 0]
                 pieces += [*lines[shown], self.suffix_pieces(example)]

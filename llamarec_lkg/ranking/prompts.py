@@ -92,30 +92,37 @@ class PromptMixin:
         """Text that looks like a special token is text."""
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def prefix_pieces(self, example: RankingExample, room: int) -> np.ndarray:
-        """Instruction and history, whose oldest items are left out until the rest fits into `room` tokens."""
+    def prefix_pieces(self, examples: Sequence[RankingExample], rooms: Sequence[int]) -> list[np.ndarray]:
+        """Instruction and history of each example, whose oldest items are left out until the rest fits into its room,
+        which is told in tokens."""
         head, tail = self._head, self._tail
-        shown = self._shown(example)
+        shown = [self._shown(example) for example in examples]
+        lines = self._title_lines(joined(shown, np.int64))
         if self.path_style == "published":
-            ratings = example.ratings[len(example.ratings) - len(shown) :]
-            stars = [self._entry(f" {rating:.1f} stars.\n") for rating in ratings]
-            begins = np.full(len(shown), self._entry("The user rated the"))
-            lines = np.stack([begins, self._titles(shown), np.array(stars, dtype=np.int64)], axis=1)
-        else:
-            lines = self._title_lines(shown)
-        room -= len(self._opening_ids) + int(self.token_table.lengths(tail).sum())
-        if room < 0:
-            raise LKGError(
-                f"max_length is {self.max_length} tokens, but instruction and candidates alone need {-room} more. "
-                "Raise it, lower max_title_tokens, or rank fewer candidates at a time."
-            )
-        fits = np.cumsum(self.token_table.lengths(lines).sum(axis=1)[::-1]) <= room
-        return np.concatenate([head, lines[len(lines) - int(fits.sum()) :].ravel(), tail])
+            ratings = [
+                one.ratings[len(one.ratings) - len(items) :] for one, items in zip(examples, shown, strict=True)
+            ]
+            stars = [self._entry(f" {rating:.1f} stars.\n") for rating in joined(ratings, np.float32)]
+            begins = np.full(len(lines), self._entry("The user rated the"))
+            lines = np.stack([begins, lines[:, 0], np.array(stars, dtype=np.int64)], axis=1)
+        # tokens from each line on, to the end of all histories
+        behind = np.append(self.token_table.lengths(lines).sum(axis=1)[::-1].cumsum()[::-1], 0)
+        taken, end, pieces = len(self._opening_ids) + int(self.token_table.lengths(tail).sum()), 0, []
+        for items, room in zip(shown, rooms, strict=True):
+            if room < taken:
+                raise LKGError(
+                    f"max_length is {self.max_length} tokens, but instruction and candidates alone need "
+                    f"{taken - room} more. Raise it, lower max_title_tokens, or rank fewer candidates at a time."
+                )
+            start, end = end, end + len(items)
+            fits = np.count_nonzero(behind[start:end] - behind[end] <= room - taken)
+            pieces.append(np.concatenate([head, lines[end - fits : end].ravel(), tail]))
+        return pieces
 
     def prefix_lengths(self, examples: Sequence[RankingExample]) -> list[int]:
         """How many tokens instruction and history of each example take."""
         with self._own_texts():
-            pieces = [self.prefix_pieces(example, self.max_length) for example in examples]
+            pieces = self.prefix_pieces(examples, [self.max_length] * len(examples))
             return [int(self.token_table.lengths(entries).sum()) for entries in pieces]
 
     def suffix_pieces(self, example: RankingExample) -> np.ndarray:
@@ -134,7 +141,7 @@ class PromptMixin:
         if self.readout == "letters":
             return int(self.token_table.lengths(self.suffix_pieces(example)).sum())
         if self.candidate_attention == "isolated":  # whatever its neighbours: a score must not depend on them
-            return self.max_title_tokens + len(self._ids("\n"))
+            return self.max_title_tokens + int(self.token_table.lengths(self._entry("\n")))
         return int(self.token_table.lengths(self.candidate_pieces(example.candidates)).sum())
 
     def path_pieces(self, examples: Sequence[RankingExample], found: Paths) -> np.ndarray:
@@ -240,7 +247,9 @@ class PromptMixin:
 
     def _title_lines(self, items: np.ndarray) -> np.ndarray:
         """A title and the end of its line for each item, (N, 2)."""
-        return np.stack([self._titles(items), np.full(len(items), self._entry("\n"))], axis=1)
+        lines = np.empty((len(items), 2), dtype=np.int64)
+        lines[:, 0], lines[:, 1] = self._titles(items), self._entry("\n")
+        return lines
 
     def _title_text(self, key: tuple[str, int]) -> str:
         return f" {sanitize(self.titles[key[1] - 1])}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from itertools import repeat
 from threading import RLock
 from typing import Any
 
@@ -54,12 +55,14 @@ class TokenTable:
             text_of: gives the text of a key that is new.
             longest: of a text so many tokens are kept, and the text itself is not.
         """
-        known = self._entries
-        if new := [key for key in dict.fromkeys(keys) if key not in known]:
+        found = np.fromiter(map(self._entries.get, keys, repeat(-1)), dtype=np.int64, count=len(keys))
+        if len(unknown := np.flatnonzero(found < 0)):
+            new = list(dict.fromkeys(keys[row] for row in unknown))
             texts = [text_of(key) for key in new]
             for key, text, tokens in zip(new, texts, self._tokenize(texts), strict=True):
                 self.add(key, text if longest is None else None, tokens[:longest])
-        return np.fromiter(map(known.__getitem__, keys), dtype=np.int64, count=len(keys))
+            found[unknown] = [self._entries[keys[row]] for row in unknown]
+        return found
 
     def add(self, key: Hashable, text: str | None, tokens: Sequence[int]) -> int:
         """The entry of a new key whose tokens are known."""

@@ -234,8 +234,8 @@ def with_features(
             fold = 0 if fold_of_user is None else int(fold_of_user[user])
             index, lists = indexes[fold], [examples[row] for row in rows]
             histories, candidates = [one.history for one in lists], [one.candidates for one in lists]
-            evidence = index.evidence(histories, candidates)
-            recent = index.with_half_life(recent_half_life).evidence(histories, candidates)
+            half_lives = index.half_life, recent_half_life
+            (evidence, recent), _ = index.features(histories, candidates, half_lives, with_statistics=False)
             for place, (row, statistics) in enumerate(zip(rows, _statistics(index, histories), strict=True)):
                 count = len(candidates[place])
                 result[row] = replace(

@@ -213,12 +213,9 @@ def _features(
     for row, pool in enumerate(pools):
         items[row, : len(pool)], stands_for[row, : len(pool)] = pool, counts[row]
     first_stage = np.take_along_axis(scores, items, axis=1)[..., None]
-    parts = [
-        first_stage,
-        fold.index.evidence(histories, pools),
-        recent.evidence(histories, pools),
-        fold.log_counts[items][..., None],
-    ]
+    half_lives = fold.index.half_life, recent_half_life
+    evidence, _ = fold.index.features(histories, pools, half_lives, with_statistics=False)
+    parts = [first_stage, *evidence, fold.log_counts[items][..., None]]
     # where repeats are excluded, a target that stands in its own history is no candidate
     kept = np.flatnonzero(np.isfinite(first_stage[:, 0, 0]))
     features = np.where(stands_for[..., None] > 0, np.concatenate(parts, axis=-1), 0.0).astype(np.float32)

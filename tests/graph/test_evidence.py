@@ -9,7 +9,7 @@ from graphs import graph_of
 from llamarec_lkg.data.schema import CO_RATED
 from llamarec_lkg.graph import evidence as evidence_module
 from llamarec_lkg.graph import paths
-from llamarec_lkg.graph import statistics as statistics_module
+from llamarec_lkg.graph import ties as ties_module
 from llamarec_lkg.graph.co_ratings import CoRatings
 from llamarec_lkg.graph.evidence import EvidenceIndex
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
@@ -182,7 +182,7 @@ def dense(graph: KnowledgeGraph, relation: int) -> np.ndarray:
 
 @pytest.mark.parametrize("many", [0, 4, math.inf])  # no list is of the whole catalogue, some are, all are
 @pytest.mark.parametrize("scatter", [0, math.inf])
-@pytest.mark.parametrize("together", [8, 3])
+@pytest.mark.parametrize("together", [8, 3, 1])
 def test_evidence_equals_a_dense_computation(
     mixed_graph, mixed, histories, candidates, many, scatter, together, monkeypatch
 ):
@@ -266,8 +266,8 @@ def slow_statistics(index: EvidenceIndex, history: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("block", "places"), [(128, 1 << 14), (3, 1 << 14), (128, 20)])
 def test_statistics_equal_those_made_place_by_place(mixed, histories, block, places, monkeypatch):
-    monkeypatch.setattr(statistics_module, "BLOCK", block)
-    monkeypatch.setattr(statistics_module, "PLACES", places)
+    monkeypatch.setattr(ties_module, "BLOCK", block)
+    monkeypatch.setattr(ties_module, "PLACES", places)
     found = mixed.statistics(histories)
     assert found.shape == (8, 5, len(STATISTICS)) and found.dtype == np.float32
     for row, history in enumerate(histories):
