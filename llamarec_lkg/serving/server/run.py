@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -80,6 +81,8 @@ def serve(app: Any, *, host: str, port: int, grace: float) -> None:
     """
     import uvicorn
 
+    gc.collect()
+    gc.freeze()  # what is loaded stays: not to be gone through again and again while requests come and go
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=int(grace) + 1, server_header=False)
 
 
