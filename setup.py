@@ -53,7 +53,12 @@ setup(
         "quantization": ["bitsandbytes>=0.48"],
         "ray": ["ray>=2.40"],
         "remote": ["httpx>=0.27"],
-        "serve": ["fastapi>=0.133", "prometheus-client>=0.21", "uvicorn[standard]>=0.34"],
+        "serve": [
+            "fastapi>=0.133",
+            "prometheus-client>=0.21",
+            "uvicorn>=0.34",
+            'uvloop>=0.21; sys_platform != "win32"',
+        ],
         "demo": DEMO,
         "bench": ["sentence-transformers>=5"],
         "test": [

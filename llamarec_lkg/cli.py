@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -153,7 +154,10 @@ def _serve(args: argparse.Namespace) -> None:
     adapters = dict(text.split("=", 1) for text in args.adapter)
     if len(adapters) < len(args.adapter) or any("/" in name for name in adapters):
         args.refuse("each --adapter needs a name of its own, without a slash, which stands in the path of its address")
-    app = load_app(args.model, adapters, options, device=args.device, revision=args.revision)
+    try:
+        app = load_app(args.model, adapters, options, device=args.device, revision=args.revision)
+    except KeyboardInterrupt:
+        os._exit(130)  # an exit would wait for the thread that loads
     serve(app, host=args.host, port=args.port, grace=options.timeout)
 
 

@@ -104,7 +104,7 @@ def reading(place: str | Path) -> Iterator[None]:
     try:
         yield
     except (duckdb.Error, pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # of the system, not of what a file holds
+        if isinstance(error, OSError) and (error.errno or type(error) is not OSError):  # not of what a file holds
             raise
         file = re.search(r"^ *file = (.+)$", str(error), re.MULTILINE)
         # a copy in UTF-8 is called as its file, whose folder is that of the place
@@ -126,7 +126,7 @@ def _cause(error: Exception) -> str:
         remedy = "Let LLAMAREC_LKG_MEMORY name more memory, or make room on the disk."
     elif isinstance(error, duckdb.NotImplementedException):
         remedy = "Write it as numbers, dates or text."
-    elif re.search("gzip stream|zstd|parquet|thrift", told[0], re.IGNORECASE):
+    elif re.search("gzip stream|zstd|parquet|thrift", text, re.IGNORECASE):
         remedy = "Is the file whole? Make or copy it again."
     return " ".join(told)[:600].rstrip(".") + ". " + remedy
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ..utils.errors import LKGError
-from ..utils.files import atomic_files, cache_dir, file_name, read_json, write_json
+from ..utils.files import atomic_files, cache_dir, file_name, read_json, read_saved_table, write_json
 from ..utils.fingerprints import as_plain, fingerprint
 from .arrays import blocks, counted, mapped, same_as_before
 from .engine import connect
@@ -242,7 +242,7 @@ class SequenceDataset:
         try:
             return cls(
                 name=description["name"],
-                user_ids=tuple(pd.read_parquet(folder / "users.parquet")[USER_ID]),
+                user_ids=tuple(read_saved_table(folder / "users.parquet")[USER_ID]),
                 items=_read_items(folder / "items.parquet"),
                 dropped_items=_read_items(folder / "dropped_items.parquet"),
                 settings=PreprocessingSettings(**description["settings"]),
@@ -284,5 +284,5 @@ def prepare_dataset(bundle: DatasetBundle, settings: PreprocessingSettings | Non
 
 
 def _read_items(path: Path) -> ItemTable:
-    frame = pd.read_parquet(path)
+    frame = read_saved_table(path)
     return ItemTable.from_frame(frame, {column: column for column in frame.columns[2:]})

@@ -25,7 +25,6 @@ from .k_core import filtered
 from .known_datasets import KNOWN_DATASETS
 from .raw_dataset import CARD, RawDataset, catalogue_of_tables, read_source
 from .schema import DatasetBundle
-from .values import HALF_OF_A_CHARACTER
 
 
 logger = logging.getLogger(__name__)
@@ -100,8 +99,8 @@ def _frame_of(value: Any, table: str) -> pd.DataFrame:
     if isinstance(value, Mapping) and not any(hasattr(part, "to_pandas") for part in value.values()):
         try:
             return pd.DataFrame(value)
-        except UnicodeEncodeError as error:
-            raise LKGError(f"A text of the {table} table, {error.object[:80]!a}, {HALF_OF_A_CHARACTER}") from error
+        except UnicodeEncodeError:  # halves of characters, which may belong together
+            return pd.DataFrame(value, dtype=object)
         except ValueError as error:
             raise LKGError(
                 f"The columns of the {table} table do not fit together ({error}). Give lists of one length."

@@ -67,11 +67,12 @@ def _whole_characters(text: str) -> str:
     try:
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise LKGError(f"{text[:80]!a} {HALF_OF_A_CHARACTER}") from None
+        raise LKGError(
+            f'{text[:80]!a} holds half of a character (a lone surrogate). Write "\\ufffd" in its place.'
+        ) from None
 
 
 _HALF = re.compile("[\ud800-\udfff]")
-HALF_OF_A_CHARACTER = 'holds half of a character (a lone surrogate), which is no text. Write "\ufffd" in its place.'
 
 
 def texts_of(value: Any, separator: str | None = "|") -> tuple[str, ...]:

@@ -71,6 +71,7 @@ class GraphBuilder:
         width = len(self.names)
         # a fact is one number as well: relation, head, tail
         facts, relations = pd.factorize(triples.relations)
+        _require_room(width, len(relations))
         for ends in (heads, tails):
             facts *= width
             facts += ends
@@ -86,6 +87,7 @@ class GraphBuilder:
     def build(self, item_nodes: Sequence[int]) -> dict[str, Any]:
         """The fields of a `KnowledgeGraph`; `item_nodes` as there."""
         num_nodes, num_codes = len(self.names), 2 * len(self.relations)
+        _require_room(num_nodes, len(self.relations))
         edges = self._edges_as_numbers(num_nodes, num_codes)
         timestamps, weights = self._column(3, np.int64, UNDATED), self._column(4, np.float32, np.nan)
         self.parts = []
@@ -176,6 +178,11 @@ def joined_value(values: Sequence[str]) -> str:
 def row_offsets(sources: np.ndarray, num_nodes: int) -> np.ndarray:
     """Where the edges of each node begin among all edges, shape (num_nodes + 1,), from their sorted sources."""
     return np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=num_nodes))]).astype(np.int64)
+
+
+def _require_room(nodes: int, relations: int) -> None:
+    if 2 * relations * nodes**2 >= 2**63:  # an edge is one number of 64 bits
+        raise LKGError(f"A graph of {nodes:,} nodes and {relations:,} relations is too large. Leave out rare ones.")
 
 
 def merge_inverses(facts: Mapping[str, np.ndarray], width: int) -> dict[str, np.ndarray]:

@@ -173,7 +173,7 @@ class EvidenceIndex:
                 statistics[rows] = steps_of(self, own, told, told.heard[1]).summed()
             _, places = ranges(rows * evidence.shape[2], sizes[rows])
             for index, result in zip(paces, evidence, strict=True):
-                result.reshape(-1, self.num_relations)[places] = index._of_few(own, told)
+                result.reshape(len(histories) * result.shape[1], self.num_relations)[places] = index._of_few(own, told)
         return evidence, statistics
 
     def _of_few(self, histories: Sequence[np.ndarray], told: Told) -> np.ndarray:

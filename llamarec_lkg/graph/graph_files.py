@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ..utils.errors import LKGError
-from ..utils.files import atomic_files, read_json, write_json
+from ..utils.files import atomic_files, read_json, read_saved_table, write_json
 
 
 FORMAT_VERSION = 3
@@ -58,7 +58,7 @@ def read_graph(folder: str | Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}. Build the graph again, or install the version that wrote it."
         )
     try:
-        nodes = pd.read_parquet(folder / "nodes.parquet")
+        nodes = read_saved_table(folder / "nodes.parquet")
         arrays = {name: tensor.numpy() for name, tensor in load_file(folder / "graph.safetensors").items()}
         fields = {name: arrays[name] for name in _ARRAYS} | {"weights": arrays.get("weights")}
         num_nodes, num_edges = description["num_nodes"], description["num_edges"]

@@ -192,7 +192,7 @@ def heaviest(groups: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
     """
     rows = weights.nonzero()[0]
     # the bits of numbers from 0 up are in their order, so that one sort brings the heaviest of each group to its front
-    groups, bits = groups.take(rows), weights.take(rows).view(np.int32)
+    groups, bits = groups.take(rows).astype(np.int64, copy=False), weights.take(rows).view(np.int32)
     lightness = bits.max(initial=0) - bits
     width = int(lightness.max(initial=0)).bit_length()
     if int(groups.max(initial=0)) >> (63 - width):

@@ -12,14 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from safetensors import safe_open
 
 from ..data.schema import ITEM_ID
 from ..evaluation.report import Report
 from ..graph.knowledge_graph import KnowledgeGraph
 from ..utils.errors import LKGError
-from ..utils.files import read_json
+from ..utils.files import read_json, read_saved_table
 from ..utils.fingerprints import weights_fingerprint
 from ..utils.hub import is_local, matches, template_text
 from .layout import (
@@ -167,7 +166,7 @@ class SavedFolder:
     @cached_property
     def item_ids(self) -> list[str]:
         """Of a folder with a processor."""
-        return pd.read_parquet(self.path / ITEMS_FILE)[ITEM_ID].astype(str).tolist()
+        return read_saved_table(self.path / ITEMS_FILE)[ITEM_ID].astype(str).tolist()
 
     # -- what the run wrote down ------------------------------------------------------------------------------------
 

@@ -232,8 +232,11 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
         masks = [batch[name].flatten(1) for name in names if name in batch]
         if self.device.type != "cpu" or not masks or "lm_scores" in batch:
             return [batch]
+        tokens_read = torch.cat(masks, dim=1)
+        if not self._packs(self.device):  # padding is read, too
+            tokens_read = torch.ones_like(tokens_read)
         bounds, held = [0], 0
-        for row, tokens in enumerate(torch.cat(masks, dim=1).sum(1).tolist()):
+        for row, tokens in enumerate(tokens_read.sum(1).tolist()):
             if held and held + tokens > TOKENS_AT_ONCE:
                 bounds, held = [*bounds, row], 0
             held += tokens

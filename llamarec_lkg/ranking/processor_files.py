@@ -26,7 +26,7 @@ from ..hub.push import PushOptions, push_folder
 from ..hub.saved_folder import check_graph
 from ..retrieval.fused import CandidateWeights
 from ..utils.errors import LKGError
-from ..utils.files import atomic_file, read_json, write_json
+from ..utils.files import atomic_file, read_json, read_saved_table, write_json
 from ..utils.hub import fetch, hub_options, pinned
 
 
@@ -84,14 +84,20 @@ class ProcessorFilesMixin:
         graph_files = [fetch(name, f"{GRAPH_FOLDER}/{file}", **hub) for file in GRAPH_FILES]
         items_path, users_path = fetch(name, ITEMS_FILE, **hub), fetch(name, USERS_FILE, optional=True, **hub)
         try:
-            items = pd.read_parquet(items_path)
-            users = () if users_path is None else tuple(pd.read_parquet(users_path)[USER_ID])
+            items = read_saved_table(items_path)
+            users = () if users_path is None else tuple(read_saved_table(users_path)[USER_ID])
         except ValueError as error:
             raise LKGError(
                 f"{ITEMS_FILE} or {USERS_FILE} in {name} is damaged ({error}). Save or download it again."
             ) from error
         graph, weights = KnowledgeGraph.from_pretrained(Path(graph_files[0]).parent), description["candidate_weights"]
         check_graph(name, description["relations"], graph, tuple(items[ITEM_ID]))
+        by_relation = [
+            description["evidence_scale"],
+            *(weights.get(part, ()) for part in ("evidence", "recent") if weights is not None),
+        ]
+        if any(values is not None and len(values) != len(graph.relations) for values in by_relation):
+            raise LKGError(f"{PROCESSOR_FILE} in {name} does not fit its relations. Save or download it again.")
         return cls(
             AutoTokenizer.from_pretrained(name, **hub),
             graph,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedConfig
+
+from ..utils.errors import LKGError
 
 
 class SequentialRetrieverConfig(PreTrainedConfig):
@@ -39,3 +43,11 @@ class SequentialRetrieverConfig(PreTrainedConfig):
     text_layers: int = 0
     text_state_size: int = 0
     catalogue: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        dropout, length = self.hidden_dropout_prob, self.max_length
+        if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
+            raise LKGError(f"hidden_dropout_prob is {dropout!r}; it is from 0 to less than 1.")
+        if not (isinstance(length, int) and length > 0):
+            raise LKGError(f"max_length is {length!r}; it is a whole number from 1 on.")

@@ -323,7 +323,7 @@ def _last_checkpoint(folder: str) -> str | None:
     for _, path in sorted(((int(step), path) for step, path in named.items() if step.isdecimal()), reverse=True):
         try:
             json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             logger.warning(f"{path} was not written to its end, and is passed over.")
         else:
             return str(path)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError
 
@@ -40,6 +41,7 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
         new.mkdir()
         with _told(target):
             yield new
+        _readable(new)
         there = [(target, Path(temporary, "old"))] if target.exists() else []
         _move_all([*there, (new, target)])
 
@@ -68,6 +70,7 @@ def atomic_files(folder: str | Path, key: str = "", replaces: Sequence[str] = ()
             new.mkdir()
             with _told(folder):
                 yield new
+            _readable(new)
             coming = sorted((path.relative_to(new) for path in new.rglob("*") if path.is_file()), key=rank)
             stale = {path.relative_to(folder) for pattern in replaces for path in folder.glob(pattern)}
             going = sorted(stale.union(path for path in coming if (folder / path).exists()), key=rank, reverse=True)
@@ -92,6 +95,12 @@ def _told(target: Path) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise LKGError(f"{target} could not be written ({error}). Make room, or give a folder elsewhere.") from error
+
+
+def _readable(folder: Path) -> None:
+    """Weights for whoever may read what is beside them: safetensors writes them for their owner alone."""
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(folder.stat().st_mode & 0o666)
 
 
 def _move_all(moves: Sequence[tuple[Path, Path]]) -> None:
@@ -151,3 +160,13 @@ def read_json(path: str | Path) -> Any:
         raise LKGError(f"{path} does not exist. It is written together with its folder; save that again.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise LKGError(f"{path} is not readable json ({error}). Delete its folder and make it again.") from error
+
+
+def read_saved_table(path: str | Path) -> pd.DataFrame:
+    """A parquet file that was saved here; a `ValueError` where it is damaged, whatever pyarrow raises."""
+    try:
+        return pd.read_parquet(path)
+    except OSError as error:
+        if error.errno:  # of the system
+            raise
+        raise ValueError(str(error)) from error

@@ -192,8 +192,11 @@ def test_two_halves_of_a_character_are_one_and_a_single_half_is_none(column):
     items[column] = pd.Series(["a \ud83d"], dtype=object)
     with pytest.raises(LKGError, match=r"'a \\ud83d' holds half of a character"):
         ItemTable.from_frame(items)
-    with pytest.raises(LKGError, match="items table, 'a .* holds half of a character"):
-        load_dataset_bundle({"interactions": {}, "items": {column: ["a \ud83d"]}})
+    table = {"item_id": ["1"], "title": ["Heat"], "maker": ["Mann"]}
+    clicks = {"user_id": [1], "item_id": ["a \U0001f44d" if column == "item_id" else "1"], "timestamp": [1]}
+    load_dataset_bundle({"interactions": clicks, "items": {**table, column: ["a \ud83d\udc4d"]}})
+    with pytest.raises(LKGError, match=r"'a \\ud83d' holds half of a character"):
+        load_dataset_bundle({"interactions": clicks, "items": {**table, column: ["a \ud83d"]}})
 
 
 def test_bytes_of_parquet_are_text(tmp_path):

@@ -467,6 +467,15 @@ def test_items_that_come_later_are_ranked_by_title_and_graph(film_dataset, tmp_p
 
 
 @pytest.mark.parametrize("name", ["processor_config.json", "items.parquet", "knowledge_graph/graph.safetensors"])
+@pytest.mark.parametrize("values", [{"evidence_scale": []}, {"candidate_weights": {}}])
+def test_weights_of_other_relations_are_refused(proc, tmp_path, values):
+    proc.save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    with pytest.raises(LKGError, match="does not fit its relations"):
+        LlamaRecLKGProcessor.from_pretrained(tmp_path)
+
+
 def test_a_damaged_file_is_named(proc, tmp_path, name):
     proc.save_pretrained(tmp_path)
     path = tmp_path / name

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel
 from llamarec_lkg.retrieval.base import pad_left
 from llamarec_lkg.retrieval.modeling_lrurec import LRURecConfig, LRURecForRetrieval, _LinearRecurrence
 from llamarec_lkg.retrieval.packing import Chunks
+from llamarec_lkg.utils.errors import LKGError
 
 
 def loop(inputs: torch.Tensor, eigenvalues: torch.Tensor) -> torch.Tensor:
@@ -114,6 +115,12 @@ def test_weights_start_as_published(model):
     assert not model.item_bias.any()
     assert not model.blocks[0].feed_forward_in.bias.any()
     assert (model.embedding_norm.weight == 1).all()
+
+
+@pytest.mark.parametrize("wrong", [{"hidden_dropout_prob": 1.5}, {"hidden_dropout_prob": None}, {"max_length": 0.5}])
+def test_sizes_that_are_none_are_refused(wrong):
+    with pytest.raises(LKGError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))!r}; it is "):
+        LRURecConfig(**wrong)
 
 
 def test_the_configuration_carries_the_sizes():

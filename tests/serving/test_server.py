@@ -285,6 +285,13 @@ def test_tenants_of_one_backbone_are_asked_by_name(film_dataset, tmp_path, monke
         load_app(str(tmp_path / "films"), {"default": str(tmp_path / "others")})
 
 
+def test_an_application_may_be_started_again(model):
+    app = load_app(str(model))
+    for _ in range(2):
+        with TestClient(app) as one:
+            assert one.post("/recommend", json={"history": ["1"]}).status_code == 200
+
+
 def test_a_batch_holds_one_key_and_nothing_that_was_given_up():
     batches, go = [], threading.Event()
 
@@ -323,11 +330,17 @@ def test_a_batch_holds_one_key_and_nothing_that_was_given_up():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"batch_size": 0}, {"timeout": -1.0}, {"timeout": float("nan")}, {"batch_wait": float("inf")}]
+    ("name", "value", "least"),
+    [
+        ("batch_size", 0, "more than 0"),
+        ("timeout", -1.0, "more than 0"),
+        ("timeout", float("nan"), "more than 0"),
+        ("batch_wait", float("inf"), "0 or more"),
+    ],
 )
-def test_bounds_that_let_nothing_through_are_refused(wrong):
-    with pytest.raises(LKGError, match=f"{next(iter(wrong))} is .*(more than|at least) 0"):
-        ServerOptions(**wrong)
+def test_bounds_that_let_nothing_through_are_refused(name, value, least):
+    with pytest.raises(LKGError, match=f"{name} is {value!r}; it is a finite number, {least}[.]"):
+        ServerOptions(**{name: value})
 
 
 @pytest.mark.parametrize(("reads", "given", "wanted"), [(False, None, 1), (True, None, 3), (False, "3", 3)])

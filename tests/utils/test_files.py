@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from llamarec_lkg.utils import files as storage
 from llamarec_lkg.utils.errors import LKGError
@@ -220,3 +221,12 @@ def test_line_ends_do_not_change_the_hash_of_text(tmp_path):
 def test_the_hash_is_sha256(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     assert hash_file(tmp_path / "empty").startswith("e3b0c44298fc1c14")
+
+
+@pytest.mark.parametrize("kind", [atomic_folder, atomic_files])
+def test_weights_are_for_whoever_may_read_what_is_beside_them(tmp_path, kind):
+    with kind(tmp_path / "saved") as folder:
+        save_file({"a": np.zeros(2)}, folder / "model.safetensors")
+        (folder / "config.json").write_text("{}")
+    weights, config = (tmp_path / "saved" / name for name in ("model.safetensors", "config.json"))
+    assert weights.stat().st_mode == config.stat().st_mode

@@ -37,7 +37,7 @@ class Batcher:
         wait: seconds, at most, that a batch waits for others.
         queue_size: how many may wait.
         told: is called with size and seconds of each batch.
-        thread: an executor of one thread, which `close` shuts down; by default a new one at each start.
+        thread: an executor of one thread, which the first `close` shuts down; each later start, or every one, makes its own.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Batcher:
         """Begin, in the running event loop."""
         self._arrived = asyncio.Event()
         self._thread = self._given_thread or ThreadPoolExecutor(1, thread_name_prefix="ranking")
+        self._given_thread = None  # at another start it has been shut down
         self._loop_task = asyncio.create_task(self._run())
 
     async def close(self) -> None:

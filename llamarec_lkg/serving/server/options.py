@@ -35,6 +35,8 @@ class ServerOptions:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            least = "at least" if field.name in ("batch_wait", "max_reasons") else "more than"
-            if not (0 < value < math.inf or (value == 0 and least == "at least")):
-                raise LKGError(f"{field.name} is {value!r}; it is {least} 0. Leave it out for {field.default!r}.")
+            least = "0 or more" if field.name in ("batch_wait", "max_reasons") else "more than 0"
+            if not (0 < value < math.inf or (value == 0 and least == "0 or more")):
+                raise LKGError(
+                    f"{field.name} is {value!r}; it is a finite number, {least}. Leave it out for {field.default!r}."
+                )

@@ -30,7 +30,8 @@ def load_app(
     revision: str | None = None,
 ) -> Any:
     """The ASGI application of saved models, each of which has ranked one list already. The API key is read from the
-    environment, `LLAMAREC_LKG_API_KEY`; without one, everybody is answered.
+    environment, `LLAMAREC_LKG_API_KEY`; without one, everybody is answered. Without a language model torch computes in
+    one thread from here on, unless `OMP_NUM_THREADS` says in how many.
 
     Args:
         model: folder or Hub id.
@@ -51,7 +52,11 @@ def load_app(
     # OpenMP gives each thread that computes a team of its own; once they outnumber the cores, all sleep between steps.
     # Where one thread alone has ever computed, a language model takes two thirds of the time
     thread = ThreadPoolExecutor(1, thread_name_prefix="ranking")
-    recommenders = thread.submit(_loaded, model, adapters or {}, device, revision).result()
+    try:
+        recommenders = thread.submit(_loaded, model, adapters or {}, device, revision).result()
+    except BaseException:
+        thread.shutdown(wait=False)
+        raise
     return make_app(recommenders, options, api_key=key, thread=thread)
 
 
@@ -83,7 +88,8 @@ def serve(app: Any, *, host: str, port: int, grace: float) -> None:
 
     gc.collect()
     gc.freeze()  # what is loaded stays: not to be gone through again and again while requests come and go
-    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=int(grace) + 1, server_header=False)
+    # h11 bounds the headers of a request, which come before a key can be asked for; httptools takes any length
+    uvicorn.run(app, host=host, port=port, http="h11", timeout_graceful_shutdown=int(grace) + 1, server_header=False)
 
 
 def _computes_little(recommender: Recommender) -> bool:
