@@ -37,7 +37,7 @@ class Batcher:
         wait: seconds, at most, that a batch waits for others.
         queue_size: how many may wait.
         told: is called with size and seconds of each batch.
-        thread: an executor of one thread, which the first `close` shuts down; each later start, or every one, makes its own.
+        thread: an executor of one thread, which the first `close` shuts down; other starts make their own.
     """
 
     def __init__(
