@@ -188,11 +188,10 @@ def straight_through(gate: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Inside, a module is in eval mode; after it, also after an error, each of its parts is in the mode it was in."""
-    training = [part for part in module.modules() if part.training]
-    if training:
-        module.eval()
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
     try:
         yield
     finally:
-        for part in training:
-            part.training = True
+        for part, training in modes:
+            part.training = training

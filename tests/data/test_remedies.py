@@ -551,6 +551,11 @@ def linked(head, links=None):
     return take
 
 
+def in_memory_items(titles):
+    items = {"item_id": list(ITEMS["item_id"]), "title": titles}
+    return world(load_dataset_bundle({"interactions": EVENTS, "items": items}))
+
+
 def in_memory(interactions):
     return lambda: world(load_dataset_bundle({"interactions": interactions, "items": ITEMS}))
 
@@ -954,6 +959,11 @@ VALUES = {
         "release, pass its unpacked folder",
         downloaded(),
         ml_latest(),
+    ),
+    "half of a character in memory": case(
+        lambda: in_memory_items(["A\ud83d", "B", "C"]),
+        "'A\\ud83d' holds half of a character (a lone surrogate). Write",
+        lambda: in_memory_items(["A", "B", "C"]),
     ),
     "tables in memory without items": case(
         lambda: load_dataset_bundle({"interactions": EVENTS}),

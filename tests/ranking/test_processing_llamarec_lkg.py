@@ -466,7 +466,6 @@ def test_items_that_come_later_are_ranked_by_title_and_graph(film_dataset, tmp_p
         assert torch.equal(value, again([example])[name]), name
 
 
-@pytest.mark.parametrize("name", ["processor_config.json", "items.parquet", "knowledge_graph/graph.safetensors"])
 @pytest.mark.parametrize("values", [{"evidence_scale": []}, {"candidate_weights": {}}])
 def test_weights_of_other_relations_are_refused(proc, tmp_path, values):
     proc.save_pretrained(tmp_path)
@@ -476,6 +475,7 @@ def test_weights_of_other_relations_are_refused(proc, tmp_path, values):
         LlamaRecLKGProcessor.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["processor_config.json", "items.parquet", "knowledge_graph/graph.safetensors"])
 def test_a_damaged_file_is_named(proc, tmp_path, name):
     proc.save_pretrained(tmp_path)
     path = tmp_path / name

@@ -125,13 +125,22 @@ def test_a_second_call_trains_nothing_and_says_the_same(report, config, monkeypa
     assert run_benchmark(config, progress=False).rows == report.rows
 
 
+def rounded(value):
+    """Means over resamples are products of matrices, whose last bits depend on how many rows there are."""
+    if isinstance(value, dict):
+        return {name: rounded(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(one) for one in value]
+    return round(value, 9) if isinstance(value, float) else value
+
+
 def test_a_benchmark_that_was_cut_off_goes_on_where_it_was(report, config, monkeypatch):
     """Another variant is trained for; all else is there."""
     letters = {"ranker-letters": {"prompt.readout": "letters"}}
     more = config.changed({"benchmark.variants": {**config.benchmark.variants, **letters}})
     monkeypatch.setattr(first_stages, "train_retriever", lambda *args, **kwargs: pytest.fail("was done already"))
     again = run_benchmark(more, progress=False)
-    assert [row for row in again.rows if row["name"] != "ranker-letters"] == report.rows
+    assert rounded([row for row in again.rows if row["name"] != "ranker-letters"]) == rounded(report.rows)
     assert again.row("ranker-letters")["metrics"]["recall@10"] >= 0
 
 
