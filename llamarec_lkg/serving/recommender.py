@@ -16,7 +16,7 @@ from huggingface_hub import CommitInfo
 
 from ..data.schema import UNKNOWN_USER, ItemTable, RankingExample, raw_id_list
 from ..data.splits import check_repeats
-from ..hub.layout import CARD_FACTS, PARTS, REPORT_FILE, RETRIEVER_FOLDER
+from ..hub.layout import CARD_FACTS, PARTS, PRIVATE_PARTS, REPORT_FILE, RETRIEVER_FOLDER
 from ..hub.push import PushOptions, push_folder
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
@@ -24,7 +24,7 @@ from ..retrieval.base import Retriever, check_retriever, exclude_history, frozen
 from ..retrieval.fused import FusedRetriever
 from ..retrieval.sequential import NeuralRetriever
 from ..utils.errors import LKGError
-from ..utils.files import whole
+from ..utils.files import atomic_files, whole
 from ..utils.hub import hub_options, pinned
 from ..utils.upstream import quiet_upstream
 from .new_items import with_items
@@ -148,13 +148,13 @@ class Recommender:
             )
         if self.model.config.external_backbone:
             kwargs.setdefault("include_backbone", False)  # it was not loaded from one folder, and is not saved in one
-        self.model.save_pretrained(folder, **kwargs)
-        self.processor.save_pretrained(folder)
-        if self.retriever is not None:
-            self.retriever.model.save_pretrained(folder / RETRIEVER_FOLDER)
-        else:
-            for name in PARTS["retriever"]:
-                (folder / name).unlink(missing_ok=True)  # of an earlier recommender
+        earlier = [name for files in (*PARTS.values(), *PRIVATE_PARTS.values()) for name in files if "/*/" not in name]
+        # its configuration goes first and comes last: who reads in between is refused, and sees no mixture
+        with atomic_files(folder, "config.json", replaces=earlier) as new:
+            self.model.save_pretrained(new, **kwargs)
+            self.processor.save_pretrained(new)
+            if self.retriever is not None:
+                self.retriever.model.save_pretrained(new / RETRIEVER_FOLDER)
         if wanted:
             push_folder(folder, repo_id, options=options)
 
