@@ -230,7 +230,7 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
         """The batch, for a backbone on a processor in portions of rows."""
         names = [f"{part}_attention_mask" for part in ("prefix", "candidate", "suffix")]
         masks = [batch[name].flatten(1) for name in names if name in batch]
-        if self.device.type != "cpu" or not masks or "lm_scores" in batch:
+        if self.language_model is None or self.device.type != "cpu" or not masks or "lm_scores" in batch:
             return [batch]
         tokens_read = torch.cat(masks, dim=1)
         if not self._packs(self.device):  # padding is read, too

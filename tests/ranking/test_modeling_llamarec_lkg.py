@@ -243,6 +243,9 @@ def test_large_batches_are_scored_in_portions(either, film_dataset, monkeypatch)
     monkeypatch.setattr("llamarec_lkg.ranking.modeling_llamarec_lkg.TOKENS_AT_ONCE", 1)
     ranker.score_parts(batch)
     assert sizes == [1] * 6, "a row that is longer is read by itself"
+    sizes.clear()
+    LlamaRecLKGForRanking(proc.model_config(use_language_model=False)).score_parts(batch)
+    assert sizes == [6], "prompts that nobody reads"
 
 
 def test_score_parts_sum_to_the_scores(either, film_dataset):
