@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from .backbone_check import BackboneCheckMixin
 from .candidate_blocks import BlockPrompt, assemble_blocks, block_attention, fitting, select_block_paths
-from .packed_prompts import block_pieces, causal_pieces
+from .packed_prompts import Packing, block_pieces, causal_pieces
 from .path_gate import PathGateMixin, log_path_gate
 
 
@@ -109,13 +109,12 @@ class CandidateMixin(BackboneCheckMixin, PathGateMixin):
 
     def _packed_states(self, prompt: BlockPrompt, token_gate: torch.Tensor | None, isolated: bool) -> torch.Tensor:
         """The same, of all prompts one behind the other."""
-        real = prompt.owner >= 0
+        packing = Packing.of(prompt.input_ids, prompt.owner >= 0, (prompt.owner == 0).sum(1))
         gated = None if token_gate is None else prompt.path
-        pieces = block_pieces(prompt.owner) if isolated else causal_pieces(real, gated)
-        inputs = self._packed_inputs(prompt.input_ids, prompt.position_ids, real, token_gate, pieces)
+        pieces = block_pieces(prompt.owner, packing) if isolated else causal_pieces(packing, gated)
+        inputs = self._packed_inputs(prompt.input_ids, prompt.position_ids, packing.kept, token_gate, pieces)
         states = self._decoder()(**inputs).last_hidden_state[0]
-        places = (real.flatten().cumsum(0) - 1).view_as(real)
-        return states[places.gather(1, prompt.ends)]
+        return states[packing.places.gather(1, prompt.ends)]
 
     def _attention_mask(self, seen: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """What attention kernels take: what is `seen` (B, 1, Q, L), with a `bias` (B, Q) on the last Q keys."""

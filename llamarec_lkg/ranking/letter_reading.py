@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .heads import evaluating
-from .packed_prompts import causal_pieces
+from .packed_prompts import Packing, causal_pieces
 from .path_gate import PathGateMixin
 from .prompt_assembly import AssembledPrompt, assemble_prompt, score_paths, select_paths
 
@@ -62,9 +62,13 @@ class LetterMixin(PathGateMixin):
         # the last positions only: one row of the vocabulary is a thousandth of the pass, and going through the model's
         # own head keeps what some of them do to it (soft caps, scales)
         if self._packs(real.device):
-            pieces = causal_pieces(real, None if token_gate is None else prompt.path_rank)
-            inputs = self._packed_inputs(prompt.input_ids, position_ids, real, token_gate, pieces)
-            logits = self.language_model(**inputs, logits_to_keep=real.sum(1).cumsum(0) - 1).logits[0]
+            path = None if token_gate is None else prompt.path_rank
+            # a gate is the row's own
+            alike = real if path is None else real & ((path >= 0).cumsum(1) == 0)
+            packing = Packing.of(prompt.input_ids, real, alike.sum(1))
+            pieces = causal_pieces(packing, path)
+            inputs = self._packed_inputs(prompt.input_ids, position_ids, packing.kept, token_gate, pieces)
+            logits = self.language_model(**inputs, logits_to_keep=packing.places[:, -1]).logits[0]
         else:
             logits = self.language_model(
                 **self._gated_inputs(prompt.input_ids, token_gate),

@@ -1,13 +1,16 @@
 """Prompts of different lengths one behind the other in one row of tokens, without padding, each read by itself.
 
 A backbone's layers work on each token alone, but for attention. There the mask given to it, a [`PackedMask`], reads
-the row piece by piece, so that nothing is computed for padding or for what a token does not see.
+the row piece by piece, so that nothing is computed for padding or for what a token does not see. Tokens see only what
+is before them, so where prompts begin alike, with the instruction or with a user's history, the beginning is in the
+row once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +19,49 @@ import torch.nn.functional as F
 
 # a piece of blocks ends with the block that reaches so many tokens: longer ones read much of each other in vain
 PIECE = 192
+# a beginning of fewer tokens is read again: to gather its keys in every layer costs as much
+LEAST_SHARED = 8
+
+
+@dataclass
+class Packing:
+    """Where the tokens of a batch of left-padded prompts are in the packed row.
+
+    Args:
+        kept (`bool`, (B, L)): the tokens that the row is made of, in their order.
+        places (`long`, (B, L)): where in the row each token stands, those that another prompt keeps as well; -1 where
+            there is none.
+    """
+
+    kept: torch.Tensor
+    places: torch.Tensor
+
+    @classmethod
+    def of(cls, input_ids: torch.Tensor, real: torch.Tensor, alike: torch.Tensor) -> Packing:
+        """The packing of the `real` tokens (`bool`, (B, L)) of prompts, of which the first `alike` (`long`, (B,)) are
+        read alike in whatever prompt begins with them."""
+        columns = torch.arange(real.shape[1])
+        starts = real.shape[1] - real.sum(1)
+        beginnings = input_ids.gather(1, (columns + starts[:, None]).clamp(max=real.shape[1] - 1))
+        others = -1 - torch.arange(len(real))[:, None]  # what no other row has
+        beginnings = torch.where(columns < alike[:, None], beginnings, others)[:, : int(alike.max())]
+        common = (beginnings[:, None] == beginnings[None]).cumprod(2).sum(2).tril(-1)
+        counts, leaders = common.max(1)
+        counts = counts.masked_fill(counts < LEAST_SHARED, 0)
+        kept = real & (columns >= (starts + counts)[:, None])
+        places = (kept.flatten().cumsum(0) - 1).view_as(kept).masked_fill(~kept, -1)
+        for row, (leader, start, count) in enumerate(
+            zip(leaders.tolist(), starts.tolist(), counts.tolist(), strict=True)
+        ):
+            first = int(starts[leader])
+            places[row, start : start + count] = places[leader, first : first + count]
+        return cls(kept, places)
+
+
+def stretches(places: torch.Tensor) -> tuple[slice, ...]:
+    """Places (N,) as the stretches that they make, each as long as can be."""
+    breaks = [0, *(torch.nonzero(places.diff() != 1).flatten() + 1).tolist(), len(places)]
+    return tuple(slice(int(places[a]), int(places[b - 1]) + 1) for a, b in pairwise(breaks) if b > a)
 
 
 @dataclass
@@ -24,7 +70,7 @@ class Piece:
 
     Args:
         queries: which tokens of the row they are.
-        keys: the tokens of the row that are before them, one stretch or two, the last of which ends where they end.
+        keys: the tokens of the row that are before them, in stretches, the last of which ends where they end.
         seen (`bool`, (Q, K)): which of the keys each of them sees; None where it is all up to itself.
         gated: whether a bias can be other than 0 among the keys; `seen` is given then.
     """
@@ -103,35 +149,34 @@ def _stretches(tensor: torch.Tensor, places: Sequence[slice]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
-def causal_pieces(real: torch.Tensor, path: torch.Tensor | None) -> list[Piece]:
-    """Prompts in which each token sees all before it, from which tokens are `real` (`bool`, (B, L)) and, where paths
-    are gated, which belong to a `path` ((B, L), -1 to none)."""
-    pieces, start = [], 0
-    for row, mask in enumerate(real):
-        length = int(mask.sum())
-        gated = torch.zeros(0, dtype=torch.long) if path is None else torch.nonzero(path[row, mask] >= 0)
-        first, whole = int(gated[0]) if len(gated) else length, slice(start, start + length)
-        if first:
-            plain = slice(start, start + first)
-            pieces.append(Piece(plain, (plain,)))
-        if first < length:
-            seen = torch.ones(length - first, length, dtype=torch.bool).tril(first)
-            pieces.append(Piece(slice(start + first, whole.stop), (whole,), seen, gated=True))
-        start += length
+def causal_pieces(packing: Packing, path: torch.Tensor | None) -> list[Piece]:
+    """Prompts in which each token sees all before it, and where paths are gated, which tokens belong to a `path`
+    ((B, L), -1 to none)."""
+    pieces = []
+    for row, (kept, places) in enumerate(zip(packing.kept, packing.places, strict=True)):
+        real = places >= 0
+        places, kept = places[real], int(kept.sum())
+        length, gated = len(places), torch.zeros(0) if path is None else torch.nonzero(path[row, real] >= 0)
+        shared, first = length - kept, int(gated[0]) if len(gated) else length
+        if first > shared:
+            pieces.append(_following(places[:first], shared))
+        if max(first, shared) < length:
+            pieces.append(_following(places, max(first, shared), gated=True))
     return pieces
 
 
-def block_pieces(owner: torch.Tensor) -> list[Piece]:
+def block_pieces(owner: torch.Tensor, packing: Packing) -> list[Piece]:
     """Prompts of a prefix and of blocks, which see the prefix and themselves, from owners (B, L) as of a
     [`BlockPrompt`]."""
-    pieces, start = [], 0
-    for row in owner:
-        row = row[row >= 0]
+    pieces = []
+    for row, kept, places in zip(owner, packing.kept, packing.places, strict=True):
+        real = row >= 0
+        row, places, kept = row[real], places[real], int(kept.sum())
         kinds, counts = (found.tolist() for found in row.unique_consecutive(return_counts=True))
         first = counts.pop(0) if kinds[0] == 0 else 0
-        prefix = slice(start, start + first)
-        if first:
-            pieces.append(Piece(prefix, (prefix,)))
+        shared = len(row) - kept
+        if first > shared:
+            pieces.append(_following(places[:first], shared))
         begin = end = first
         for place, count in enumerate(counts, 1):
             end += count
@@ -139,10 +184,15 @@ def block_pieces(owner: torch.Tensor) -> list[Piece]:
                 own = row[begin:end]
                 seen = (own[:, None] == own).tril()
                 seen = torch.cat([seen.new_ones(len(own), first), seen], dim=1)
-                queries = slice(start + begin, start + end)
-                near = begin == first  # right behind the prefix
-                keys = (slice(prefix.start, queries.stop),) if near else (prefix, queries)
-                pieces.append(Piece(queries, keys, seen, gated=True))
+                keys = torch.cat([places[:first], places[begin:end]])
+                pieces.append(Piece(*stretches(places[begin:end]), stretches(keys), seen, gated=True))
                 begin = end
-        start += len(row)
     return pieces
+
+
+def _following(places: torch.Tensor, before: int, gated: bool = False) -> Piece:
+    """The tokens at `places` (N,) but for the first `before`, which another prompt keeps; each sees all before it."""
+    seen = None
+    if before or gated:
+        seen = torch.ones(len(places) - before, len(places), dtype=torch.bool).tril(before)
+    return Piece(*stretches(places[before:]), stretches(places), seen, gated)

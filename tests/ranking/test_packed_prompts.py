@@ -8,7 +8,7 @@ from test_backbone_check import FAMILIES, made
 from tiny import LORA, examples, model, processor
 
 from llamarec_lkg.ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
-from llamarec_lkg.ranking.packed_prompts import block_pieces
+from llamarec_lkg.ranking.packed_prompts import Packing, block_pieces
 
 
 READ = [
@@ -86,12 +86,17 @@ def test_a_window_that_a_prompt_outgrows_is_left_to_the_backbone(film_dataset):
     assert ranker._packs(ranker.device)
 
 
+def alone(real):
+    """The packing of prompts that begin differently."""
+    return Packing.of(torch.arange(real.numel()).view_as(real), real, real.sum(1))
+
+
 def test_pieces_hold_whole_blocks_and_see_what_a_block_sees(monkeypatch):
     monkeypatch.setattr("llamarec_lkg.ranking.packed_prompts.PIECE", 3)
     owner = torch.tensor([[-1, 0, 0, 1, 1, 2, 2, 3], [0, 0, 0, 2, 2, 2, 2, 3]])  # of the second, a block is empty
     found = [
         (piece.queries, piece.keys, None if piece.seen is None else piece.seen.int().tolist())
-        for piece in block_pieces(owner)
+        for piece in block_pieces(owner, alone(owner >= 0))
     ]
     assert found == [
         (slice(0, 2), (slice(0, 2),), None),
