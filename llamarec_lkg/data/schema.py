@@ -270,7 +270,7 @@ def raw_id_list(name: str, value: Any) -> list[Any]:
 _FIELDS = {"user": (np.int64, 0), "history": (np.int64, 1), "ratings": (np.float32, 1), "candidates": (np.int64, 1),
            "retrieval_scores": (np.float32, 1), "label": (np.int64, 0), "evidence": (np.float32, 2),
            "history_relations": (np.float32, 2), "recent_evidence": (np.float32, 2),
-           "popularity": (np.float32, 1)}  # fmt: skip
+           "popularity": (np.float32, 1), "shown": (np.int64, 0)}  # fmt: skip
 
 
 def _numbers(name: str, values: Any, dtype: type, ndim: int) -> np.ndarray:
@@ -319,6 +319,8 @@ class RankingExample:
             of the history alone.
         popularity (`np.ndarray` of `float32`, shape (C,), optional): log(1 + training interactions) of the candidates.
             Of these four the processor reads those that are absent.
+        shown (`int`, optional): how many of the history's last items the prompt shows, where these are fewer than the
+            processor's `history_length`; features are of the whole history.
 
     Raises:
         LKGError: a field is no number, or no list of numbers, of its kind; text is never a dense id.
@@ -334,6 +336,7 @@ class RankingExample:
     history_relations: np.ndarray | None = None
     recent_evidence: np.ndarray | None = None
     popularity: np.ndarray | None = None
+    shown: int | None = None
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in _FIELDS}
@@ -342,6 +345,7 @@ class RankingExample:
         read.setdefault("ratings", np.ones(len(read["history"]), dtype=np.float32))
         read.setdefault("retrieval_scores", np.zeros(len(read["candidates"]), dtype=np.float32))
         read |= {"user": int(read.get("user", UNKNOWN_USER)), "label": int(read.get("label", -1))}
+        read |= {"shown": int(read["shown"])} if "shown" in read else {}
         for name, value in read.items():
             object.__setattr__(self, name, value)
 

@@ -326,10 +326,11 @@ class LlamaRecLKGProcessor(CandidatePathsMixin, PromptMixin, ProcessorFilesMixin
                 f"{len(example.retrieval_scores)} retrieval scores for {len(candidates)} candidates; there must be "
                 "one finite score a candidate."
             )
-        if not -1 <= example.label < len(candidates) or example.user < 0:
+        if not -1 <= example.label < len(candidates) or min(example.user, example.shown or 0) < 0:
             raise LKGError(
-                f"The example has label {example.label} and user {example.user}; a label is the index of one of its "
-                f"{len(candidates)} candidates or -1, a user is 0 or a dense id."
+                f"The example has label {example.label}, user {example.user} and shown {example.shown}; a label is "
+                f"the index of one of its {len(candidates)} candidates or -1, a user is 0 or a dense id, and what is "
+                "shown is a number of items."
             )
         of_candidates = (len(candidates), len(self.relations))
         for name in ("evidence", "recent_evidence", "popularity"):

@@ -284,7 +284,8 @@ class PromptMixin:
         return max(own | set(self.tokenizer.get_vocab().values()) - special)
 
     def _shown(self, example: RankingExample) -> np.ndarray:
-        return example.history[-self.history_length :] if self.history_length else example.history[:0]
+        count = self.history_length if example.shown is None else min(example.shown, self.history_length)
+        return example.history[max(0, len(example.history) - count) :]
 
 
 def _compact(relations: Sequence[str], names: Sequence[str]) -> str:

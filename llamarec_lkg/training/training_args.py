@@ -50,6 +50,13 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
     heads_weight_decay: float = field(
         default=0.3, metadata={"help": "Of that warm-up: strong, because lists are few and alike."}
     )
+    share_histories: int = field(
+        default=1,
+        metadata={
+            "help": "So many lists of a user, near each other, show histories from the same item on and stand in "
+            "one batch: on a CPU their history is read once. It decides the order of the lists."
+        },
+    )
     early_stopping_patience: int = field(
         default=3, metadata={"help": "With load_best_model_at_end: evaluations without a better one; 0 never stops."}
     )

@@ -1,7 +1,8 @@
 """Training with LoRA beside TRL's SFTTrainer: the same lists, backbone, adapter, batches and precision.
 
 TRL reads each list as a letter prompt in text, with its own defaults of padding and of what it logs; gradient
-checkpointing, which it turns on by default, is off on both sides.
+checkpointing, which it turns on by default, is off on both sides. The lists are the last four of each person, with
+histories that begin at the same item (`share_histories`), the same on both sides.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from peft import LoraConfig
@@ -19,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 
 from llamarec_lkg import LlamaRecLKGTrainer, LlamaRecLKGTrainingArguments
 from llamarec_lkg.data.schema import RankingExample
+from llamarec_lkg.training.sampling import share_histories
 
 from . import ranker
 from .runner import Figure, alone, benchmark, forget_peak, peak
@@ -26,7 +29,7 @@ from .runner import Figure, alone, benchmark, forget_peak, peak
 
 WARM_UP = 2  # steps
 SMALL = {"per_device_train_batch_size": 4, "bf16": False, "use_cpu": True}
-LISTS, ROUNDS = 32, 2
+LISTS, ROUNDS, SHARING = 32, 2, 4
 
 
 def lora() -> LoraConfig:
@@ -34,7 +37,18 @@ def lora() -> LoraConfig:
 
 
 def some_lists(count: int) -> list[RankingExample]:
-    return [ranker.shortened(example, 20) for example in ranker.world().lists[:count]]
+    """Lists at the last training positions of some people, `SHARING` of each."""
+    dataset, generator, lists = ranker.world().dataset, np.random.default_rng(42), []
+    positions = dataset.positions("train")
+    of_user = np.split(positions, np.flatnonzero(np.diff(dataset.user_of(positions))) + 1)
+    for user in generator.permutation(len(of_user))[:count]:
+        for position in of_user[user][-SHARING:]:
+            history = dataset.item_sequence[dataset.history(position)].astype(np.int64)
+            others = np.setdiff1d(np.arange(1, dataset.num_items + 1), history)
+            candidates = generator.choice(others, min(20, len(others)), replace=False)
+            scores = generator.random(len(candidates))
+            lists.append(RankingExample(user + 1, history, np.ones(len(history)), candidates, scores, label=0))
+    return lists[:count]
 
 
 def arguments(how: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +60,7 @@ def our_trainer(
     readout: str, lists: list[RankingExample], kind: type[LlamaRecLKGTrainer] = LlamaRecLKGTrainer, **how: Any
 ) -> LlamaRecLKGTrainer:
     name = str(ranker.world().backbone)
-    own = {"train_sampling_strategy": "group_by_length", "heads_warm_up_epochs": 0}
+    own = {"share_histories": SHARING, "heads_warm_up_epochs": 0}
     return kind(
         model=name,
         args=LlamaRecLKGTrainingArguments(**arguments(how), **own),
@@ -58,6 +72,7 @@ def our_trainer(
 
 def trl_trainer(lists: list[RankingExample], **how: Any) -> SFTTrainer:
     one = ranker.processor(readout="letters", num_paths=0)
+    lists, _ = share_histories(lists, min(SHARING, how["per_device_train_batch_size"]), one.history_length)
     rows = {"prompt": ["".join(one.render(example)) for example in lists]}
     rows["completion"] = [chr(ord("A") + example.label) for example in lists]
     dtype = torch.bfloat16 if how["bf16"] else torch.float32

@@ -1,6 +1,9 @@
 """Prompts without padding, one behind the other, say what padded ones say; the letters' prior is kept no longer than
 the weights."""
 
+from dataclasses import replace
+from os.path import commonprefix
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -8,7 +11,7 @@ from test_backbone_check import FAMILIES, made
 from tiny import LORA, examples, model, processor
 
 from llamarec_lkg.ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
-from llamarec_lkg.ranking.packed_prompts import Packing, block_pieces
+from llamarec_lkg.ranking.packed_prompts import LEAST_SHARED, Packing, block_pieces
 
 
 READ = [
@@ -59,6 +62,37 @@ def test_scores_and_gradients_are_those_of_padded_prompts(film_dataset, settings
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("gate", ["attention_bias", "straight_through", None])
+@pytest.mark.parametrize("settings", READ, ids=["isolated", "causal", "letters"])
+def test_what_prompts_begin_with_alike_is_read_once(film_dataset, settings, gate):
+    proc = processor(film_dataset, **settings).fit(examples(film_dataset))
+    gated = {"use_path_gate": False} if gate is None else {"path_gate": gate}
+    ranker = moved(model(proc, **gated))
+    one, other = examples(film_dataset, count=2)
+    earlier = replace(one, history=one.history[:-1], ratings=one.ratings[:-1], candidates=one.candidates[::-1])
+    batch = proc([earlier, other, one, replace(one, label=0)])
+    (packed, gradients), (padded, expected) = said(ranker, batch, True), said(ranker, batch, False)
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed[2], packed[3], rtol=1e-5, atol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-4)
+    prior, lengths = len(proc.empty_prompt_ids()), []
+    ranker.get_input_embeddings().register_forward_pre_hook(lambda module, args: lengths.append(args[0].numel()))
+
+    def tokens_read(*lists):
+        lengths.clear()
+        said(ranker, proc(lists), True)
+        return sum(lengths) - (prior if settings["readout"] == "letters" else 0)
+
+    prefixes = [batch["prefix_input_ids"][row, batch["prefix_attention_mask"][row].bool()].tolist() for row in (1, 2)]
+    common = len(commonprefix(prefixes))
+    assert LEAST_SHARED < common < min(map(len, prefixes))
+    alone = tokens_read(one)
+    assert tokens_read(one, other) == alone + tokens_read(other) - common
+    whole = settings["readout"] == "letters" and gate is None
+    assert tokens_read(one, replace(one, label=0)) == (alone if whole else 2 * alone - len(prefixes[1]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -354,6 +354,7 @@ WORK = [
     {"label_smoothing_factor": 0.1},
     {"train_sampling_strategy": "sequential"},
     {"train_sampling_strategy": "group_by_length"},
+    {"share_histories": 2},
     {"label_names": None},
     {"eval_on_start": True},
     {"eval_use_gather_object": True},

@@ -32,10 +32,14 @@ def test_training_beside_trl():
 
 
 def test_both_read_the_same_prompt_of_letters():
-    (one,) = training.trl_trainer(training.some_lists(1), **training.SMALL).train_dataset
-    batch = ranker.processor(readout="letters", num_paths=0)(training.some_lists(1))
-    prompt = batch["prefix_input_ids"][0].tolist() + batch["suffix_input_ids"][0].tolist()
-    assert one["input_ids"][: len(prompt)] == prompt and len(one["input_ids"]) == len(prompt) + 2  # a letter, the end
+    lists = training.some_lists(4)
+    theirs = training.trl_trainer(lists, **training.SMALL).train_dataset
+    ours = training.our_trainer("letters", lists, **training.SMALL)
+    for one, example in zip(theirs, ours.train_dataset, strict=True):
+        batch = ours.processing_class([example])
+        prompt = batch["prefix_input_ids"][0].tolist() + batch["suffix_input_ids"][0].tolist()
+        # behind it a letter, and the end
+        assert one["input_ids"][: len(prompt)] == prompt and len(one["input_ids"]) == len(prompt) + 2
 
 
 @pytest.mark.parametrize("name", ["cuda_loading", "cuda_scoring", "cuda_four_bits"])
