@@ -66,12 +66,21 @@ class TrainingLists:
         return f"{len(self.train):,} lists{aside}"
 
 
-def sampled(examples: Sequence[RankingExample], count: int | None, seed: int) -> Sequence[RankingExample]:
-    """`count` lists whose target was retrieved, drawn by `seed`, in their order; None takes all lists."""
+def sampled(
+    examples: Sequence[RankingExample], count: int | None, seed: int, groups: Sequence[np.ndarray] | None = None
+) -> Sequence[RankingExample]:
+    """`count` lists whose target was retrieved, drawn by `seed`, in their order; None takes all lists. Of `groups` of
+    rows (`share_histories`) whole ones are drawn, but for the last."""
     if count is None:
         return examples
+    generator = np.random.default_rng(seed)
     rows = np.flatnonzero([example.label >= 0 for example in examples])
-    return [examples[row] for row in np.sort(np.random.default_rng(seed).permutation(rows)[:count])]
+    if groups is None:
+        drawn = generator.permutation(rows)
+    else:
+        drawn = np.concatenate([groups[place] for place in generator.permutation(len(groups))])
+        drawn = drawn[np.isin(drawn, rows)]
+    return [examples[row] for row in np.sort(drawn[:count])]
 
 
 def make_lists(

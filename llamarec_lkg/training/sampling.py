@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..data.examples import as_examples
 from ..data.schema import RankingExample
-from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
-from .training_args import LlamaRecLKGTrainingArguments
 
 
 logger = logging.getLogger(__name__)
@@ -28,17 +26,12 @@ class SamplingMixin:
 
     _groups: list[np.ndarray] | None = None
 
-    def _sharing(
-        self,
-        train_dataset: list[RankingExample] | None,
-        args: LlamaRecLKGTrainingArguments,
-        processor: LlamaRecLKGProcessor,
-    ) -> list[RankingExample] | None:
-        """The training lists; with `args.share_histories`, such as begin alike."""
-        most = min(args.share_histories, args.train_batch_size)
-        if train_dataset and most > 1:
-            train_dataset, self._groups = share_histories(train_dataset, most, processor.history_length)
-        return train_dataset
+    def get_train_dataloader(self) -> DataLoader:
+        if self.args.share_histories > 1:
+            most = min(self.args.share_histories, self.args.train_batch_size)
+            length = self.processing_class.history_length
+            self.train_dataset, self._groups = share_histories(self.train_dataset, most, length)
+        return super().get_train_dataloader()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self._groups is not None:
@@ -86,8 +79,10 @@ def share_histories(
     result = list(examples)
     for rows in groups:
         begin = max(0, len(examples[rows[-1]].history) - history_length)
-        for row in rows[:-1]:
-            result[row] = replace(examples[row], shown=max(0, len(examples[row].history) - begin))
+        for row in rows:
+            shown = None if row == rows[-1] else max(0, len(examples[row].history) - begin)
+            if shown != examples[row].shown:
+                result[row] = replace(examples[row], shown=shown)
     together = sum(len(rows) for rows in groups if len(rows) > 1)
     logger.info("%d of %d lists share their history with others: %d histories.", together, len(result), len(groups))
     return result, [np.array(rows) for rows in groups]

@@ -122,7 +122,6 @@ class LlamaRecLKGTrainer(SamplingMixin, WatchingMixin, PushingTrainer):
                 "with `peft_config` or `model.add_adapter(config)`."
             )
         model.check_processor(processing_class)
-        train_dataset = self._sharing(train_dataset, args, processing_class)
         if not model.config.use_language_model:
             check_without_language_model(args)
         if model.config.use_popularity:

@@ -36,6 +36,7 @@ from .first_stages import STAGE_FILE, FirstStages, is_done
 from .lists import FoldParts, TrainingLists, make_lists, sampled
 from .report_rows import COMPARISONS, evaluate_rows, protocol_of_report
 from .run_config import RunConfig
+from .sampling import share_histories
 from .test_readings import note_test_reading
 from .trainer import LlamaRecLKGTrainer
 from .training_args import LlamaRecLKGTrainingArguments
@@ -147,7 +148,10 @@ class Workflow(FirstStages):
             if args.heads_warm_up_epochs and not resume:
                 trainer.warm_up_heads()  # on all lists, before the sample for the language model is drawn
             section = self.config.examples
-            trainer.train_dataset = sampled(trainer.train_dataset, section.max_train, args.seed)
+            groups = None
+            if args.share_histories > 1:
+                _, groups = share_histories(trainer.train_dataset, args.share_histories, processor.history_length)
+            trainer.train_dataset = sampled(trainer.train_dataset, section.max_train, args.seed, groups)
             trainer.eval_dataset = sampled(trainer.eval_dataset, section.max_validation, args.seed)
             if reads:
                 if lists.unseen:  # what the parts weigh is fitted after it, on what is retrieved

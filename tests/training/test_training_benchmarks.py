@@ -35,6 +35,7 @@ def test_both_read_the_same_prompt_of_letters():
     lists = training.some_lists(4)
     theirs = training.trl_trainer(lists, **training.SMALL).train_dataset
     ours = training.our_trainer("letters", lists, **training.SMALL)
+    ours.get_train_dataloader()
     for one, example in zip(theirs, ours.train_dataset, strict=True):
         batch = ours.processing_class([example])
         prompt = batch["prefix_input_ids"][0].tolist() + batch["suffix_input_ids"][0].tolist()
