@@ -10,6 +10,7 @@ Everything lands in outputs/quickstart. A second run reuses every stage whose in
 
 import argparse
 import logging
+import sys
 import time
 
 from llamarec_lkg import Recommender
@@ -46,4 +47,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with the first stage that is not done", file=sys.stderr)
+        sys.exit(130)
