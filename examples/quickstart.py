@@ -13,11 +13,6 @@ import logging
 import sys
 import time
 
-from llamarec_lkg import Recommender
-from llamarec_lkg.evaluation.report import table, verdict
-from llamarec_lkg.training.run_config import RunConfig
-from llamarec_lkg.training.workflow import Workflow
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train, evaluate and explain a ranker in minutes.")
@@ -26,6 +21,12 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     started = time.monotonic()
+
+    # they load for seconds: here, so that Ctrl-C is one line then, too
+    from llamarec_lkg import Recommender
+    from llamarec_lkg.evaluation.report import table, verdict
+    from llamarec_lkg.training.run_config import RunConfig
+    from llamarec_lkg.training.workflow import Workflow
 
     workflow = Workflow(
         RunConfig.from_yaml(args.config or "examples/configs/quickstart.yaml", args.overrides)

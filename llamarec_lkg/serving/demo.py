@@ -44,11 +44,11 @@ def launch_demo(model: str | Path, *, history: Sequence[str] | None = None, **op
     blocks = build_demo(Recommender.from_pretrained(model), history)
     try:
         blocks.launch(**look(), **options)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the second: of a number that no port has
         place = ":".join(str(options[name]) for name in ("server_name", "server_port") if options.get(name))
         raise LKGError(
-            f"The demo cannot listen at {place or 'any port that it tries'}: others do, or this machine lets nobody. "
-            "Give another port (--port), or none for the first free one from 7860 on."
+            f"The demo cannot listen at {place or 'any port that it tries'}: it is in use, or no address of this "
+            "machine. Give another port (--port), or none for the first free one from 7860 on, or another --host."
         ) from error
 
 
