@@ -10,12 +10,8 @@ Everything lands in outputs/quickstart. A second run reuses every stage whose in
 
 import argparse
 import logging
+import sys
 import time
-
-from llamarec_lkg import Recommender
-from llamarec_lkg.evaluation.report import table, verdict
-from llamarec_lkg.training.run_config import RunConfig
-from llamarec_lkg.training.workflow import Workflow
 
 
 def main() -> None:
@@ -25,6 +21,12 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     started = time.monotonic()
+
+    # they load for seconds: here, so that Ctrl-C is one line then, too
+    from llamarec_lkg import Recommender
+    from llamarec_lkg.evaluation.report import table, verdict
+    from llamarec_lkg.training.run_config import RunConfig
+    from llamarec_lkg.training.workflow import Workflow
 
     workflow = Workflow(
         RunConfig.from_yaml(args.config or "examples/configs/quickstart.yaml", args.overrides)
@@ -46,4 +48,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with the first stage that is not done", file=sys.stderr)
+        sys.exit(130)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status. Expected failures print one clear line instead of a traceback."""
+    """Run a command; returns the exit status. Expected failures, and Ctrl-C, print one clear line instead of a
+    traceback."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse(argv)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LKGError, OSError) as error:  # OSError: what the Hub's client raises for a name it cannot find
         print(f"llamarec-lkg {args.command}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"llamarec-lkg {args.command}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -196,7 +200,8 @@ def _demo(args: argparse.Namespace) -> None:
     _require_model(args.model)
     from .serving.demo import launch_demo
 
-    launch_demo(args.model, history=args.history, server_port=args.port, inbrowser=not args.no_browser)
+    at = {"server_name": args.host, "server_port": args.port}
+    launch_demo(args.model, history=args.history, inbrowser=not args.no_browser, **at)
 
 
 def _require_model(name: str) -> None:

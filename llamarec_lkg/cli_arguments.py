@@ -111,6 +111,7 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     command = add("demo", "try a trained model in the browser: its lists, their reasons, and other preferences")
     command.add_argument("--model", required=True, help="folder or Hub id of a trained model")
     _add_first_history(command)
+    command.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for other machines")
     command.add_argument("--port", type=int, help="by default the first free one from 7860 on")
     command.add_argument("--no-browser", action="store_true", help="open no browser, only print the address")
 
@@ -124,7 +125,8 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     text = "id on the Hub of a backbone that was loaded from a folder of this machine"
     command.add_argument("--backbone", metavar="ID", help=text)
 
-    command = add("push-space", "publish the demo of a model on the Hub as a Space, as one commit")
+    text = "publish the demo of a model on the Hub as a Space, as one commit"
+    command = add("push-space", text, " Done again, it replaces app, requirements and README.md of the Space.")
     _add_commit(command)
     command.add_argument("--model", required=True, metavar="ID", help="Hub id of a model that was pushed")
     _add_first_history(command)

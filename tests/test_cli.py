@@ -5,7 +5,9 @@ and what a push uploads with the Hub (tests/hub).
 """
 
 import json
+import runpy
 import types
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,6 +16,7 @@ from tiny import processor
 
 from llamarec_lkg import LlamaRecLKGForRanking
 from llamarec_lkg.cli import COMMANDS, main
+from llamarec_lkg.data.engine import reading
 
 
 LIGHT = {
@@ -190,6 +193,24 @@ def test_expected_failures_are_one_clear_line(folder, tmp_path, capsys):
     assert "No data set 'no-such-data'" in capsys.readouterr().err
     assert main(["prepare", "--config", str(tmp_path / "absent.yaml")]) == 1
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_in_one_line_and_the_status_of_an_interrupt(tmp_path, monkeypatch, capsys):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "prepare", interrupted)
+    assert main(["prepare"]) == 130
+    assert capsys.readouterr().err == "llamarec-lkg prepare: interrupted\n"
+    examples = Path(__file__).parents[1] / "examples"
+    monkeypatch.setattr("llamarec_lkg.training.workflow.Workflow.run", interrupted)
+    config = ["--config", str(examples / "configs/quickstart.yaml"), f"output_dir={tmp_path}"]
+    monkeypatch.setattr("sys.argv", ["quickstart.py", *config])
+    with pytest.raises(SystemExit, match="130"):
+        runpy.run_path(str(examples / "quickstart.py"), run_name="__main__")
+    assert capsys.readouterr().err.startswith("interrupted; the same command goes on")
+    with pytest.raises(KeyboardInterrupt), reading("a table"):
+        raise RuntimeError("Query interrupted")  # as DuckDB has it
 
 
 def test_a_benchmark_is_of_all_files_and_overrides_and_prints_its_table(tmp_path, monkeypatch, capsys):

@@ -100,9 +100,14 @@ def name(column: str) -> str:
 
 @contextlib.contextmanager
 def reading(place: str | Path) -> Iterator[None]:
-    """Inside, an error of the engine becomes an `LKGError` that gives its cause: file, line and what was found."""
+    """Inside, an error of the engine becomes an `LKGError` that gives its cause: file, line and what was found; Ctrl-C
+    stays what it is."""
     try:
         yield
+    except RuntimeError as error:
+        if str(error) == "Query interrupted":  # the engine's own word for Ctrl-C
+            raise KeyboardInterrupt from error
+        raise
     except (duckdb.Error, pa.ArrowInvalid, OSError) as error:
         if isinstance(error, OSError) and (error.errno or type(error) is not OSError):  # not of what a file holds
             raise

@@ -34,7 +34,8 @@ def push_space(
     """Push the demo of a ranker as a Space: the app, its requirements, a README.md with the Space's settings, and the
     source of this package, so that the Space runs the very version that pushed it.
 
-    A private model is read with the Space's secret `HF_TOKEN`, which its owner sets in the Space's settings.
+    What of these is there already is replaced, edited or not; other files stay. A private model is read with the
+    Space's secret `HF_TOKEN`, which its owner sets in the Space's settings.
 
     Args:
         repo_id (`str`): "owner/name" of the Space, or a name of one's own; made if it does not exist.

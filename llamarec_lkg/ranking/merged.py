@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -16,13 +17,17 @@ from .modeling_llamarec_lkg import LlamaRecLKGForRanking
 from .processing_llamarec_lkg import LlamaRecLKGProcessor
 
 
+logger = logging.getLogger(__name__)
+
+
 def export_merged(
     model: str | Path, output: str | Path, *, dtype: str | None = None, revision: str | None = None
 ) -> Path:
     """Write the backbone, its adapter merged into it, as a folder of `transformers`: configuration, weights as
     safetensors, tokenizer, generation configuration. `AutoModelForCausalLM`, vLLM, SGLang and TGI load it.
 
-    What else a ranker has (preferences, graph, fusion, a readout of its own) stays behind.
+    What else a ranker has (preferences, graph, fusion, a readout of its own) stays behind. Where no server can rank
+    with what is written, a warning says so first.
 
     Args:
         model: folder or Hub id of a trained ranker.
@@ -40,6 +45,11 @@ def export_merged(
     config = LlamaRecLKGConfig.from_pretrained(name, **hub)
     if not config.use_language_model:
         raise LKGError(f"{name} was trained without a language model (use_language_model), so there is none to write.")
+    processor = LlamaRecLKGProcessor.from_pretrained(name, **hub)
+    try:
+        require_plain_model(config, processor)
+    except LKGError as error:
+        logger.warning(f"What is written will be of no use to --remote and `RemoteScorer`: {error}")
     wanted = resolve_dtype(dtype or config.text_config.dtype or torch.float32)
     ranker = LlamaRecLKGForRanking.from_pretrained(name, dtype=torch.float32, **hub).merge_adapter()
     backbone = ranker.language_model.to(wanted)
@@ -48,5 +58,20 @@ def export_merged(
     backbone.generation_config = GenerationConfig(**ends)
     with atomic_folder(folder) as new:
         backbone.save_pretrained(new)
-        LlamaRecLKGProcessor.from_pretrained(name, **hub).tokenizer.save_pretrained(new)
+        processor.tokenizer.save_pretrained(new)
     return folder
+
+
+def require_plain_model(config: LlamaRecLKGConfig, processor: LlamaRecLKGProcessor) -> None:
+    """Raise `LKGError` where a ranker takes more from its language model than a server gives."""
+    if config.readout != "letters":
+        raise LKGError(
+            f"This ranker reads its language model in states (readout={config.readout!r}), which no server of "
+            "completions gives. Train with prompt.readout=letters, or rank without a server."
+        )
+    if config.use_path_gate and config.path_gate == "attention_bias" and processor.writes_paths:
+        raise LKGError(
+            "This ranker biases attention to paths by how preferred they are (path_gate='attention_bias'), which "
+            "no server does. Train with model.path_gate=straight_through, whose gate is open when ranking, or "
+            "with model.use_path_gate=false; or rank without a server."
+        )

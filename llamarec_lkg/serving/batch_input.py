@@ -116,7 +116,9 @@ def _parquet_files(path: Path) -> tuple[Path, ...]:
     files = [file for file in files if file.is_file()]  # Spark calls folders so
     if not files:
         found = sorted(entry.name for entry in path.iterdir())[:5]
-        raise LKGError(f"The folder {path} holds no parquet file (found: {found}). Write the rows to rank as parquet.")
+        csv = next((_of_csv(path / name) for name in found if name.endswith(".csv")), "")
+        remedy = csv or "Write the rows to rank as parquet."
+        raise LKGError(f"The folder {path} holds no parquet file (found: {found}). {remedy}")
     return tuple(files)
 
 
@@ -126,7 +128,17 @@ def _opened(file: Path) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(file, buffer_size=READ_BUFFER, pre_buffer=False) as parquet:
             yield parquet
     except (pa.ArrowInvalid, OSError) as error:
-        raise LKGError(f"{file} cannot be read as parquet: {error}. Make or copy it again.") from error
+        remedy = _of_csv(file) if file.suffix == ".csv" else "Make or copy it again."
+        raise LKGError(f"{file} cannot be read as parquet: {error}. {remedy}") from error
+
+
+def _of_csv(file: Path) -> str:
+    """How to make parquet of it."""
+    return (
+        "Of csv with histories such as 50 181 172, pandas makes parquet: "
+        f"pd.read_csv({str(file)!r}, dtype=str, keep_default_na=False)"
+        f".assign(history=lambda rows: rows.history.str.split()).to_parquet({str(file.with_suffix('.parquet'))!r})"
+    )
 
 
 def _check_columns(file: Path, schema: pa.Schema) -> None:

@@ -48,7 +48,8 @@ class BatchOptions:
 
     Args:
         k (`int`): how many items a row is given at most.
-        num_reasons (`int`, optional): with a column `reasons`, in which so many paths are named for each item.
+        num_reasons (`int`, optional): with a column `reasons`, in which so many paths are named for each item; the
+            other parts of the score are there in any case.
         repeats (`str`, optional): "allowed" or "excluded", as for `Recommender.recommend`.
         leave_out_unknown (`bool`): ids that the model does not know are left out of histories and candidates; else
             their rows are refused.

@@ -34,15 +34,22 @@ def launch_demo(model: str | Path, *, history: Sequence[str] | None = None, **op
     Args:
         model: folder or Hub id of a ranker with its processor and retriever.
         history: raw item ids to begin with; by default what most people chose.
-        options: for Gradio's `Blocks.launch`, such as `server_port`.
+        options: for Gradio's `Blocks.launch`, such as `server_name` and `server_port`.
 
     Raises:
-        LKGError: Gradio is not installed, the model has no retriever, or an item is not known.
+        LKGError: Gradio is not installed, the model has no retriever, an item is not known, or the port is in use.
     """
     if importlib.util.find_spec("gradio") is None:
         raise LKGError('The demo needs Gradio, which is not installed: pip install "llamarec-lkg[demo]".')
     blocks = build_demo(Recommender.from_pretrained(model), history)
-    blocks.launch(**look(), **options)
+    try:
+        blocks.launch(**look(), **options)
+    except (OSError, OverflowError) as error:  # the second: of a number that no port has
+        place = ":".join(str(options[name]) for name in ("server_name", "server_port") if options.get(name))
+        raise LKGError(
+            f"The demo cannot listen at {place or 'any port that it tries'}: it is in use, or no address of this "
+            "machine. Give another port (--port), or none for the first free one from 7860 on, or another --host."
+        ) from error
 
 
 def look() -> dict[str, Any]:

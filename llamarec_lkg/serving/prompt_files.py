@@ -16,6 +16,7 @@ from ..ranking.configuration_llamarec_lkg import LETTERS
 from ..utils.errors import LKGError
 from ..utils.files import atomic_file
 from .batch_input import CANDIDATES, HISTORY, USER, InputRows, RowReader
+from .batch_rows import ROW
 from .recommender import Recommender
 from .remote import RemoteScorer
 
@@ -36,9 +37,10 @@ def write_prompts(
 ) -> PromptReport:
     """Write the prompt of each row of a parquet file, or of a folder of them, as `rank_file` would have it read.
 
-    The output has the columns `user`, `prompt` (text), `letters` and `candidates` (item ids, as many; a letter's
-    log-probability after the prompt is what the language model says of its candidate) and `tokens` (of the prompt:
-    ask with them, since tokenizing the text anew can cut it otherwise). Rows that cannot be ranked have no prompt.
+    The output has the columns `row` (of the input, counted from 0), `user`, `prompt` (text), `letters` and
+    `candidates` (item ids, as many; a letter's log-probability after the prompt is what the language model says of its
+    candidate) and `tokens` (of the prompt: ask with them, since tokenizing the text anew can cut it otherwise). Rows
+    that cannot be ranked have no prompt.
 
     Args:
         model: folder or Hub id of a trained ranker with `readout="letters"`; its language model is not loaded.
@@ -59,17 +61,17 @@ def write_prompts(
     with atomic_file(path) as temporary, WRITERS[path.suffix](temporary, rows.user_type) as write:
         for start in range(0, len(rows), AT_ONCE):
             table = reader.read(start, min(len(rows), start + AT_ONCE))
-            users, examples = [], []
-            for row in table.to_pylist():
+            places, examples = [], []
+            for number, row in enumerate(table.to_pylist(), start):
                 try:
                     example = _example(recommender, row)
                 except LKGError as error:
                     first_reason = first_reason or str(error)
                 else:
-                    users.append(row[USER])
+                    places.append({ROW: number, USER: row[USER]})
                     examples.append(example)
             if examples:
-                write([{USER: user, **one} for user, one in zip(users, _prompts(recommender, examples), strict=True)])
+                write([place | one for place, one in zip(places, _prompts(recommender, examples), strict=True)])
                 written += len(examples)
     reader.close()
     return PromptReport(len(rows), written, first_reason)
@@ -104,7 +106,7 @@ def _jsonl(path: Path, user_type: pa.DataType) -> Iterator[Callable[[list[dict[s
 def _parquet(path: Path, user_type: pa.DataType) -> Iterator[Callable[[list[dict[str, Any]]], Any]]:
     texts = pa.list_(pa.string())
     types = {"prompt": pa.string(), "letters": texts, CANDIDATES: texts, "tokens": pa.list_(pa.int32())}
-    schema = pa.schema([(USER, user_type), *types.items()])
+    schema = pa.schema([(ROW, pa.int64()), (USER, user_type), *types.items()])
     with pq.ParquetWriter(path, schema) as file:
         yield lambda records: file.write_table(pa.Table.from_pylist(records, schema))
 

@@ -230,7 +230,8 @@ class Recommender:
                 (`processor.repeats`).
             preferences: weights of some relations in place of what `preferences` reads from the history; the others
                 share what remains of 1. They order the list; what the retriever finds is the same.
-            num_reasons: how many paths to name for each item.
+            num_reasons: how many paths to name for each item. It counts paths only: the other parts of the score
+                are among the reasons in any case.
 
         Raises:
             LKGError: history or candidates are no list, an item or a relation is not known, candidates repeat,

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..ranking.configuration_llamarec_lkg import LlamaRecLKGConfig
+from ..ranking.merged import require_plain_model
 from ..ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from ..utils.errors import LKGError
@@ -99,20 +99,7 @@ class RemoteScorer:
         self._model, self._lock = model, threading.Lock()
         self._priors: dict[tuple[int, ...], torch.Tensor] = {}
 
-    @staticmethod
-    def check(config: LlamaRecLKGConfig, processor: LlamaRecLKGProcessor) -> None:
-        """Raise `LKGError` where a ranker takes more from its language model than a server gives."""
-        if config.readout != "letters":
-            raise LKGError(
-                f"This ranker reads its language model in states (readout={config.readout!r}), which no server of "
-                "completions gives. Train with prompt.readout=letters, or rank without a server."
-            )
-        if config.use_path_gate and config.path_gate == "attention_bias" and processor.writes_paths:
-            raise LKGError(
-                "This ranker biases attention to paths by how preferred they are (path_gate='attention_bias'), which "
-                "no server does. Train with model.path_gate=straight_through, whose gate is open when ranking, or "
-                "with model.use_path_gate=false; or rank without a server."
-            )
+    check = staticmethod(require_plain_model)
 
     def scores(
         self, model: LlamaRecLKGForRanking, processor: LlamaRecLKGProcessor, batch: Mapping[str, torch.Tensor]

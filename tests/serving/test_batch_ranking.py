@@ -286,6 +286,18 @@ def test_other_input_that_cannot_be_read_is_refused(model, many, tmp_path):
     ):
         with pytest.raises(LKGError, match=message):
             rank_file(model, path, tmp_path / "ranked")
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "users.csv").write_text("user,history\nann,50 181\n007,\n")
+    for path in (tmp_path / "csv", tmp_path / "csv" / "users.csv"):
+        with pytest.raises(LKGError, match="pandas makes parquet: pd.read_csv") as refused:
+            rank_file(model, path, tmp_path / "ranked")
+        eval(str(refused.value).partition("makes parquet: ")[2])
+        made = tmp_path / "csv" / "users.parquet"
+        assert RowReader(InputRows.from_path(made)).read(0, 2).to_pylist() == [
+            {"user": "ann", "history": ["50", "181"], "candidates": None},
+            {"user": "007", "history": [], "candidates": None},
+        ]
+        made.unlink()
     with pytest.raises(LKGError, match="lies in the input"):
         rank_file(model, tmp_path, tmp_path / "ranked")
     pq.write_table(pa.table({"user": [1], "history": [["1"]]}), tmp_path / "empty" / "a.parquet")

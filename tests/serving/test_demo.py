@@ -1,6 +1,7 @@
 """The demo without a browser: other preferences, the list as HTML, and the events of the app."""
 
 import re
+import socket
 from types import SimpleNamespace
 
 import pytest
@@ -170,9 +171,20 @@ def test_the_command_hands_its_options_on(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr("llamarec_lkg.serving.demo.launch_demo", lambda model, **options: calls.append(options))
     assert main(["demo", "--model", str(tmp_path)]) == 0
-    assert main(["demo", "--model", str(tmp_path), "--history", "50", "181", "--port", "80", "--no-browser"]) == 0
-    assert calls[0] == {"history": None, "server_port": None, "inbrowser": True}
-    assert calls[1] == {"history": ["50", "181"], "server_port": 80, "inbrowser": False}
+    given = ["--history", "50", "181", "--host", "0.0.0.0", "--port", "80", "--no-browser"]
+    assert main(["demo", "--model", str(tmp_path), *given]) == 0
+    assert calls[0] == {"history": None, "server_name": "127.0.0.1", "server_port": None, "inbrowser": True}
+    assert calls[1] == {"history": ["50", "181"], "server_name": "0.0.0.0", "server_port": 80, "inbrowser": False}
+
+
+def test_a_port_in_use_is_said_with_a_way_on(recommender, monkeypatch, tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("llamarec_lkg.serving.demo.Recommender.from_pretrained", lambda model: recommender)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["demo", "--model", str(tmp_path), "--port", str(port), "--no-browser"]) == 1
+    said = capsys.readouterr().err
+    assert f"llamarec-lkg demo: The demo cannot listen at 127.0.0.1:{port}" in said and "another port (--port)" in said
 
 
 def test_without_gradio_it_says_what_to_install(monkeypatch):

@@ -1,6 +1,7 @@
 """A ranker whose language model another server holds ranks as it does by itself."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_the_export_is_a_plain_model_that_says_what_the_ranker_says(run, merged)
 def test_an_export_in_another_precision_keeps_the_name_free_when_it_fails(run, tmp_path, monkeypatch):
     half = export_merged(run, tmp_path / "half", dtype="bfloat16")
     assert AutoModelForCausalLM.from_pretrained(half, dtype="auto").dtype == torch.bfloat16
-    monkeypatch.setattr("llamarec_lkg.ranking.merged.LlamaRecLKGProcessor.from_pretrained", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_merged(run, tmp_path / "broken")
     assert [path.name for path in tmp_path.iterdir()] == ["half"]
@@ -213,15 +214,19 @@ def test_no_more_requests_are_under_way_than_allowed(run, merged, film_dataset):
         ({"path_gate": "attention_bias"}, "biases attention to paths.*model.path_gate=straight_through"),
     ],
 )
-def test_what_no_server_can_do_is_said(film_dataset, tmp_path, config, says):
+def test_what_no_server_can_do_is_said(film_dataset, tmp_path, config, says, monkeypatch, caplog):
     run = save_run(film_dataset, tmp_path, **config)
     with pytest.raises(LKGError, match=says):
         Recommender.from_pretrained(run, remote=RemoteScorer("http://localhost:1/v1"))
+    monkeypatch.setattr("llamarec_lkg.ranking.merged.LlamaRecLKGForRanking.from_pretrained", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # before the long work
+        export_merged(run, tmp_path / "merged")
+    assert re.search(f"no use to --remote.*{says}", caplog.text)
 
 
 def test_prompts_in_a_file_are_what_the_ranker_reads(run, merged, film_dataset, tmp_path, capsys):
-    rows = pd.DataFrame({"user": ["1", "2", "3", "new"], "history": [["1", "2"], ["4"], ["none such"], []]})
-    rows["candidates"] = [None, ["1", "2", "3"], None, ["1", "2", "3", "4", "5", "6"]]
+    rows = pd.DataFrame({"user": ["1", "2", "3", "new"], "history": [["1", "2"], ["none such"], [], ["4"]]})
+    rows["candidates"] = [None, None, ["1", "2", "3", "4", "5", "6"], ["1", "2", "3"]]
     rows.to_parquet(tmp_path / "rows.parquet")
     recommender, plain = Recommender.from_pretrained(run), AutoModelForCausalLM.from_pretrained(merged)
     tokens = AutoTokenizer.from_pretrained(merged)
@@ -232,15 +237,15 @@ def test_prompts_in_a_file_are_what_the_ranker_reads(run, merged, film_dataset, 
         said = capsys.readouterr()
         assert said.out == f"{path}: prompts of 2 of 4 rows\n" and "'none such'" in said.err
         found = pd.read_json(path, lines=True) if path.suffix == ".jsonl" else pd.read_parquet(path)
-        assert list(found.columns) == ["user", "prompt", "letters", "candidates", "tokens"]
-        assert found["user"].astype(str).tolist() == ["1", "2"]
+        assert list(found.columns) == ["row", "user", "prompt", "letters", "candidates", "tokens"]
+        assert found["user"].astype(str).tolist() == ["1", "new"] and found["row"].tolist() == [0, 3]
         for one in found.to_dict("records"):
             assert one["prompt"].startswith("### Instruction") and one["prompt"].endswith("### Response:\n")
             assert tokens(one["prompt"])["input_ids"] == list(one["tokens"])
             assert "".join(one["letters"]) == "ABCDE"[: len(one["candidates"])]
         second = found.iloc[1]
         logits = plain(torch.tensor([list(second["tokens"])])).logits[0, -1]
-        example = recommender.processor.example(["4"], list(second["candidates"]), user="2")
+        example = recommender.processor.example(["4"], list(second["candidates"]), user="new")
         said = recommender.model(**recommender.processor([example])).lm_logits[0]
         letters = [tokens(letter)["input_ids"][0] for letter in second["letters"]]
         torch.testing.assert_close(logits[letters], said, atol=1e-4, rtol=1e-4)

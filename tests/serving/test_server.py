@@ -125,7 +125,7 @@ def test_an_item_and_what_the_graph_has_of_it(client):
     assert found["relations"]["DIRECTED_BY"] == ["Darnell", "Johnson"]
     assert "User" not in str(found) and "RATED" not in found["relations"]
     assert client.get("/adapters/default/items/4").json() == found
-    problem(client.get("/items/404"), 404)
+    assert "'404'" in problem(client.get("/items/404"), 404)["detail"]
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,9 @@ def test_what_is_wrong_names_the_field(client, path, body, pointer):
 def test_what_is_no_json_too_large_or_nowhere_is_a_problem_too(client):
     header = {"content-type": "application/json"}
     problem(client.post("/recommend", content=b'{"history": [', headers=header), 422)
+    for other in ({}, {"content-type": "application/x-www-form-urlencoded"}):  # the second is what curl -d says
+        answer = client.post("/recommend", content=b'{"history": []}', headers=other)
+        assert "the header `Content-Type: application/json`" in problem(answer, 415)["detail"]
     problem(client.post("/recommend", content=b" " * (2 << 20), headers=header), 413)
     problem(client.post("/recommend", content=(b" " * (1 << 16) for _ in range(40)), headers=header), 413)
     assert "adapters" not in problem(client.get("/nothing"), 404)["detail"]

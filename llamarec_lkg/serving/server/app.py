@@ -23,7 +23,7 @@ from .bodies import LimitBodies
 from .messages import Answer, Item, example_of, request_models
 from .metrics import CountRequests, Metrics
 from .options import ServerOptions
-from .problems import Problem, respond_with_problems, responses
+from .problems import SHOWN, Problem, respond_with_problems, responses
 from .work import Asked, check, item_of, key_of, rank_batch
 
 
@@ -84,7 +84,7 @@ class _Server:
         app.add_middleware(CountRequests, metrics=self.metrics)
         known = [Depends(self._key_check())] if self.api_key else []
         recommend, rank = request_models(self.options, self.recommenders[self.default])
-        wrong = responses(401, 404, 408, 413, 422, 429, 500, 504)
+        wrong = responses(401, 404, 408, 413, 415, 422, 429, 500, 504)
         for path in ("", "/adapters/{adapter}"):
             add = partial(app.add_api_route, dependencies=known, responses=wrong)
             for name, model in (("recommend", recommend), ("rank", rank)):
@@ -142,7 +142,7 @@ class _Server:
     async def _item(self, item_id: str, adapter: str | None = None) -> Item:
         found = item_of(self._find(adapter)[1], item_id)
         if found is None:
-            raise Problem(404, "The catalogue has no item of this id.")
+            raise Problem(404, f"The catalogue has no item {item_id[:SHOWN]!r}.")
         return found
 
     async def _metrics(self) -> Response:

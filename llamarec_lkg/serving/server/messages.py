@@ -46,7 +46,10 @@ def request_models(options: ServerOptions, recommender: Recommender) -> tuple[ty
             default=None, description="for a model that has weights of single users; unknown users are average"
         )
         num_reasons: int = Field(
-            default=min(3, options.max_reasons), ge=0, le=options.max_reasons, description="paths to name for each"
+            default=min(3, options.max_reasons),
+            ge=0,
+            le=options.max_reasons,
+            description="paths to name for each; further reasons (other paths, retriever, ...) come in any case",
         )
         leave_out_unknown: bool = Field(default=False, description="pass over ids that the model does not know")
 

@@ -62,6 +62,9 @@ def _known(request: Request, error: HTTPException) -> Response:
 
 
 def _invalid(request: Request, error: RequestValidationError) -> Response:
+    if isinstance(error.body, bytes):  # FastAPI has not read it: any web page may have its visitors send such bodies
+        text = "A body is only read with the header `Content-Type: application/json`. Send it (curl: -H, or --json)."
+        return _response(415, text)
     errors = [{"pointer": _pointer(one["loc"]), "detail": one["msg"]} for one in error.errors()]
     first = f"{errors[0]['pointer']}: {errors[0]['detail']}"
     return _response(422, f"The request does not fit: {first}. See /docs for what does.", errors)
