@@ -141,8 +141,10 @@ def test_evaluation_with_nothing_retrieved_says_so(proc, lists, tmp_path):
         trainer.evaluate([replace(example, label=-1) for example in lists])
 
 
-def test_best_model_is_loaded_and_a_stopped_run_resumes_to_the_same_weights(proc, lists, tmp_path):
+@pytest.mark.parametrize("sharing", [1, 2])
+def test_best_model_is_loaded_and_a_stopped_run_resumes_to_the_same_weights(proc, lists, tmp_path, sharing):
     settings = {
+        "share_histories": sharing,
         "max_steps": 6,
         "eval_strategy": "steps",
         "eval_steps": 2,
