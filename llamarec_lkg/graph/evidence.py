@@ -22,7 +22,7 @@ import numpy as np
 from scipy import sparse
 
 from .knowledge_graph import KnowledgeGraph
-from .ranges import entries_of, looked_up, order_of, ranges
+from .ranges import entries_of, looked_up, order_of, owners, ranges
 from .statistics import STATISTICS, statistics_along, statistics_of, steps_of
 from .ties import Told, blocks, tell
 
@@ -30,6 +30,7 @@ from .ties import Told, blocks, tell
 MANY = 4  # where a list is at least this part of the catalogue, the whole catalogue is as fast
 SCATTER = 4  # times as long an entry takes that is added where it belongs, than one of a product
 TOGETHER, ROOM = 20, 1 << 22  # histories in one product, and numbers: what it makes stays in the cache
+PIECE = 1 << 12  # rows of a product that are turned at once: what is read stays there, too
 FADED = 64.0  # half-lives after which an item counts for nothing
 
 
@@ -188,10 +189,14 @@ class EvidenceIndex:
         self, rows: np.ndarray, histories: Sequence[np.ndarray], candidates: Sequence[np.ndarray], result: np.ndarray
     ) -> None:
         """Fills in those rows of `result` (B, C, R) whose lists are a good part of the catalogue."""
-        shape = self.num_items + 1, self.num_relations
+        everything = np.arange(self.num_items + 1)
         for start, sums in self._of_all([histories[row] for row in rows], 1.0 / self.scale[None], by_relation=True):
-            for row, values in zip(rows[start:], sums, strict=False):
-                values.reshape(shape).take(candidates[row], axis=0, out=result[row, : len(candidates[row])])
+            for row, values in zip(rows[start:], sums.reshape(len(sums), len(everything), -1), strict=False):
+                own = result[row, : len(candidates[row])]
+                if np.array_equal(candidates[row], everything):
+                    own[:] = values
+                else:
+                    values.take(candidates[row], axis=0, out=own)
 
     def catalogue(self, histories: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
         """Evidence of B histories for every item, summed over relations by `weights` (B, R), for example users'
@@ -207,7 +212,7 @@ class EvidenceIndex:
         """Evidence for every item times the `weights` (B or 1, R) of relations, summed over them unless it is asked
         for by relation: the first of some histories, and their evidence, `float32`, shape (some, num_items + 1) or
         (some, (num_items + 1) * R)."""
-        rows = self._tables.by_relation if by_relation else self.candidate_rows
+        rows = self._tables.by_relation if by_relation else self._tables.heard
         together = min(TOGETHER, max(1, ROOM // max(*rows.shape, 1)))
         for start in range(0, len(histories), together):
             block = slice(start, start + together)
@@ -218,7 +223,9 @@ class EvidenceIndex:
                 for row, profile in enumerate(profiles):
                     sums[row] = self._scattered(profile, by_relation)
             else:
-                sums[:] = (rows @ np.ascontiguousarray(profiles.T)).T
+                product = rows @ np.ascontiguousarray(profiles.T)
+                for place in range(0, len(product), PIECE):
+                    sums[:, place : place + PIECE] = product[place : place + PIECE].T
             yield start, sums
 
     def _scattered(self, profile: np.ndarray, by_relation: bool) -> np.ndarray:
@@ -240,12 +247,13 @@ class EvidenceIndex:
             says = self.history_rows.data.take(entries) * self.history_weights(lengths[0]).repeat(uses)
             sums = np.bincount(self.history_rows.indices.take(entries), says, minlength=width)
             return sums[None].astype(float, copy=False)  # of nothing it is whole numbers
-        said = self.history_rows[np.concatenate(items)]
-        # the columns of all histories, side by side
-        columns = (np.arange(len(items)) * width).repeat(lengths).repeat(np.diff(said.indptr))
-        columns += said.indices
-        said = sparse.csc_array((said.data, columns, said.indptr), shape=(len(items) * width, sum(lengths)))
-        recency = np.concatenate([self.history_weights(length) for length in lengths])
+        said = self._tables.said[np.concatenate(items)]
+        bounds = said.indptr[np.cumsum([0, *lengths])].tolist()
+        for row, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            said.indices[start:end] += row * width  # the columns of all histories, side by side
+        said = sparse.csc_array((said.data, said.indices, said.indptr), shape=(len(items) * width, sum(lengths)))
+        weights = self.history_weights(max(lengths))
+        recency = np.concatenate([weights[len(weights) - length :] for length in lengths])
         return (said @ recency).reshape(len(items), width)
 
     @property
@@ -265,7 +273,7 @@ class EvidenceIndex:
 
     @cached_property
     def _tables(self) -> _Tables:
-        return _Tables(self.candidate_rows, self.column_relation, self.num_relations)
+        return _Tables(self.history_rows, self.candidate_rows, self.column_relation, self.num_relations)
 
     def contributions(
         self, history: np.ndarray, candidates: np.ndarray
@@ -278,12 +286,12 @@ class EvidenceIndex:
             columns sum to the candidate's evidence along it.
         """
         lengths, entries = entries_of(self.history_rows, np.asarray(history, dtype=np.int64))
-        places = np.arange(len(lengths)).repeat(lengths)
+        places = owners(lengths)
         said = self.history_rows.indices[entries]
         order = order_of(said)  # by column
         said = said[order]
         lengths, heard = entries_of(self.candidate_rows, np.asarray(candidates, dtype=np.int64))
-        which = np.arange(len(lengths)).repeat(lengths)
+        which = owners(lengths)
         wanted = self.candidate_rows.indices[heard]
         first = said.searchsorted(wanted)
         term, found = ranges(first, said.searchsorted(wanted, "right") - first)
@@ -317,19 +325,27 @@ class EvidenceIndex:
         """Evidence, not yet scaled, that each item gives to an average candidate, shape (num_items + 1, R)."""
         mean = self.candidate_rows.sum(axis=0) / max(self.num_items, 1)
         rows = self.history_rows
-        owners = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
-        cells = owners * self.num_relations + self.column_relation[rows.indices]
+        cells = owners(np.diff(rows.indptr)) * self.num_relations + self.column_relation[rows.indices]
         sums = np.bincount(cells, rows.data * mean[rows.indices], minlength=rows.shape[0] * self.num_relations)
         return sums.reshape(rows.shape[0], self.num_relations)
 
 
 @dataclass(frozen=True)
 class _Tables:
-    """The candidates' rows in other orders, made when they are asked for."""
+    """The rows in other forms, made when they are asked for."""
 
+    history_rows: sparse.csr_array
     candidate_rows: sparse.csr_array
     column_relation: np.ndarray
     num_relations: int
+
+    @cached_property
+    def said(self) -> sparse.csr_array:
+        return _compact(self.history_rows)
+
+    @cached_property
+    def heard(self) -> sparse.csr_array:
+        return _compact(self.candidate_rows)
 
     @cached_property
     def by_column(self) -> sparse.csr_array:
@@ -346,15 +362,22 @@ class _Tables:
         """A row for each item and relation, shape ((num_items + 1) * R, F). Columns are ordered by relation, so that
         the entries stay where they are."""
         rows, size = self.candidate_rows, self.candidate_rows.shape[0] * self.num_relations
-        owners = np.repeat(np.arange(rows.shape[0]) * self.num_relations, np.diff(rows.indptr))
-        counts = np.bincount(owners + self.column_relation[rows.indices], minlength=size)
+        cells = owners(np.diff(rows.indptr)) * self.num_relations + self.column_relation[rows.indices]
+        counts = np.bincount(cells, minlength=size)
         starts = np.concatenate([[0], counts.cumsum()])
-        return sparse.csr_array((rows.data, rows.indices, starts), shape=(size, rows.shape[1]))
+        return _compact(sparse.csr_array((rows.data, rows.indices, starts), shape=(size, rows.shape[1])))
+
+
+def _compact(rows: sparse.csr_array) -> sparse.csr_array:
+    """The same rows with indices of 32 bits where these are enough: products read a quarter less of them."""
+    if max(*rows.shape, rows.nnz) > np.iinfo(np.int32).max:
+        return rows
+    indices, starts = (array.astype(np.int32) for array in (rows.indices, rows.indptr))
+    return sparse.csr_array((rows.data, indices, starts), shape=rows.shape)
 
 
 def _values(rows: sparse.csr_array, items: np.ndarray, which: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """The value in the rows of `items[which]` at `columns`, 0 where there is none, shape (len(which),)."""
     lengths, entries = entries_of(rows, np.asarray(items, dtype=np.int64))
-    of_item = np.arange(len(lengths)).repeat(lengths)
-    keys, wanted = of_item * rows.shape[1] + rows.indices[entries], which * rows.shape[1] + columns
+    keys, wanted = owners(lengths) * rows.shape[1] + rows.indices[entries], which * rows.shape[1] + columns
     return looked_up(keys, rows.data[entries], wanted)

@@ -11,9 +11,14 @@ from scipy import sparse
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The ranges `starts[i]:starts[i] + lengths[i]`, one behind the other: which range, and the place, each of shape
     (sum of lengths,)."""
-    which = np.arange(len(lengths)).repeat(lengths)
+    which = owners(lengths)
     shifts = starts - lengths.cumsum() + lengths
     return which, np.arange(len(which)) + shifts.take(which)
+
+
+def owners(lengths: np.ndarray) -> np.ndarray:
+    """Which of some ranges of these lengths, one behind the other, each place belongs to, shape (sum of lengths,)."""
+    return np.arange(len(lengths)).repeat(lengths)
 
 
 def ranks(groups: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .cells import Cells
-from .ranges import entries_of, joined
+from .ranges import entries_of, joined, owners
 
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def tell(index: EvidenceIndex, histories: Sequence[np.ndarray], *listeners: Sequ
     kinds = []
     for lists in listeners:
         lengths, entries = entries_of(heard, joined(lists, np.int64))
-        items = np.arange(len(lengths)).repeat(lengths)
+        items = owners(lengths)
         ends = np.append(0, lengths.cumsum())[np.cumsum([0, *map(len, lists)])].tolist()
         kinds.append((items, entries, heard.indices.take(entries), ends))
     cells, num_items, parts = Cells(len(index.column_relation)), 0, []

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 # a piece of blocks ends with the block that reaches so many tokens: longer ones read much of each other in vain
@@ -87,13 +88,15 @@ class PackedMask(torch.Tensor):
 
     pieces: Sequence[Piece]
     bias: torch.Tensor | None
+    shared: int
     _added: dict[int, torch.Tensor]
 
     @staticmethod
-    def of(pieces: Sequence[Piece], length: int, bias: torch.Tensor | None = None) -> PackedMask:
-        """The mask of a row of `length` tokens; `bias` (L,) is added wherever a key is looked at."""
+    def of(pieces: Sequence[Piece], length: int, bias: torch.Tensor | None = None, shared: int = 1) -> PackedMask:
+        """The mask of a row of `length` tokens; `bias` (L,) is added wherever a key is looked at. So many heads that
+        follow one another have their keys and values `shared`."""
         mask = torch.empty(1, 1, 1, length, dtype=torch.bool).as_subclass(PackedMask)
-        mask.pieces, mask.bias, mask._added = pieces, bias, {}
+        mask.pieces, mask.bias, mask.shared, mask._added = pieces, bias, shared, {}
         return mask
 
     def added(self, place: int, dtype: torch.dtype) -> torch.Tensor | None:
@@ -111,11 +114,11 @@ class PackedMask(torch.Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is F.scaled_dot_product_attention:
-            return _read_pieces(*args, **(kwargs or {}))
+            return _read(*args, **(kwargs or {}))
         return super().__torch_function__(func, types, args, kwargs)
 
 
-def _read_pieces(
+def _read(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -125,9 +128,33 @@ def _read_pieces(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """`scaled_dot_product_attention` of a packed row: query, key and value are (1, H, L, D)."""
+    """`scaled_dot_product_attention` of a packed row: query, key and value are (1, H, L, D).
+
+    For the gradient pieces are read again: kept for it, the prefix would be kept as often as there are pieces.
+    """
+    if attn_mask.shared > 1 and key.shape[1] == query.shape[1]:  # upstream repeats what is shared beside a mask
+        key, value = (part[:, :: attn_mask.shared].contiguous() for part in (key, value))
+        enable_gqa = True
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+
+    def run(*parts: torch.Tensor) -> torch.Tensor:
+        return _read_pieces(*parts, attn_mask, dropout_p, scale, enable_gqa)
+
+    if not torch.is_grad_enabled():
+        return run(query, key, value)
+    return checkpoint(run, query, key, value, use_reentrant=False, preserve_rng_state=dropout_p > 0)
+
+
+def _read_pieces(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: PackedMask,
+    dropout_p: float,
+    scale: float,
+    enable_gqa: bool,
+) -> torch.Tensor:
     size, bias = query.shape[-1], attn_mask.bias
-    scale = size**-0.5 if scale is None else scale
     learns = bias is not None and bias.requires_grad
     if learns:
         # kernels take no bias with a gradient; one more place in each vector, 1 in queries, comes to the same

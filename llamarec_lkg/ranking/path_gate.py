@@ -58,7 +58,9 @@ class PathGateMixin:
             inputs = self._gated_embeddings(inputs["input_ids"], log_gate[real][None])
         elif log_gate is not None:
             bias = log_gate[real]
-        mask = PackedMask.of(pieces, int(real.sum()), bias)
+        # upstream's name for how often its kernels repeat keys and values
+        groups = (getattr(module, "num_key_value_groups", None) for module in self._decoder().modules())
+        mask = PackedMask.of(pieces, int(real.sum()), bias, next(filter(None, groups), 1))
         return {**inputs, "attention_mask": mask, "position_ids": position_ids[real][None], "use_cache": False}
 
     def _gated_embeddings(self, input_ids: torch.Tensor, log_gate: torch.Tensor) -> dict[str, torch.Tensor]:

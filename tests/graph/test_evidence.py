@@ -5,6 +5,7 @@ import networkx as nx
 import numpy as np
 import pytest
 from graphs import graph_of
+from scipy import sparse
 
 from llamarec_lkg.data.schema import CO_RATED
 from llamarec_lkg.graph import evidence as evidence_module
@@ -219,6 +220,25 @@ def test_the_catalogue_is_the_weighted_evidence_of_all_items(mixed, histories, s
     assert found.shape == (8, 21) and found.dtype == np.float32
     assert found == pytest.approx(np.einsum("bcr,br->bc", everything, weights), rel=1e-4, abs=1e-6)
     assert found[:, 1:].any() and not found[:, 0].any()
+
+
+@pytest.mark.parametrize("piece", [7, 1 << 12])
+def test_a_list_of_the_whole_catalogue_in_order_is_like_any_other(mixed, histories, piece, monkeypatch):
+    monkeypatch.setattr(evidence_module, "SCATTER", math.inf)
+    monkeypatch.setattr(evidence_module, "PIECE", piece)
+    everything, mixed_up = np.arange(21), np.random.default_rng(11).permutation(21)
+    found = mixed.evidence(histories, [everything, mixed_up] * 4)
+    found[1::2, mixed_up] = found[1::2].copy()
+    assert found == pytest.approx(mixed.evidence(histories, [everything[::-1]] * 8)[:, ::-1], rel=1e-6)
+    assert found[:, 1:].any(axis=(1, 2)).sum() == 7, "one history is empty"
+
+
+@pytest.mark.parametrize(("width", "kind"), [((1 << 31) - 1, np.int32), (1 << 31, np.int64)])
+def test_numbers_of_columns_take_half_the_room_where_they_fit(width, kind):
+    rows = sparse.csr_array(([2.0], [width - 1], [0, 1]), shape=(1, width))
+    found = evidence_module._compact(rows)
+    assert found.indices.dtype == found.indptr.dtype == kind
+    assert (found.shape, found.indices.tolist(), found.data.tolist()) == (rows.shape, [width - 1], [2.0])
 
 
 def test_contributions_sum_to_the_evidence(mixed, histories):

@@ -3,7 +3,7 @@ import pytest
 from scipy import sparse
 
 from llamarec_lkg.graph.cells import Cells
-from llamarec_lkg.graph.ranges import entries_of, joined, order_of, ranges, ranks
+from llamarec_lkg.graph.ranges import entries_of, joined, order_of, owners, ranges, ranks
 
 
 NONE = np.zeros(0, dtype=np.int64)
@@ -13,6 +13,10 @@ def test_ranges_stand_one_behind_the_other():
     which, places = ranges(np.array([7, 0, 3]), np.array([2, 0, 3]))
     assert which.tolist() == [0, 0, 2, 2, 2] and places.tolist() == [7, 8, 3, 4, 5]
     assert [len(array) for array in ranges(NONE, NONE)] == [0, 0]
+
+
+def test_places_belong_to_ranges():
+    assert owners(np.array([2, 0, 3])).tolist() == [0, 0, 2, 2, 2] and owners(NONE).tolist() == []
 
 
 def test_ranks_count_within_each_group():

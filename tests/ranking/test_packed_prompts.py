@@ -6,12 +6,14 @@ from os.path import commonprefix
 
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig
 from test_backbone_check import FAMILIES, made
 from tiny import LORA, examples, model, processor
 
+from llamarec_lkg.ranking.candidate_blocks import block_attention
 from llamarec_lkg.ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
-from llamarec_lkg.ranking.packed_prompts import LEAST_SHARED, Packing, block_pieces
+from llamarec_lkg.ranking.packed_prompts import LEAST_SHARED, PackedMask, Packing, block_pieces
 
 
 READ = [
@@ -148,6 +150,48 @@ def test_pieces_hold_whole_blocks_and_see_what_a_block_sees(monkeypatch):
         ),
         (slice(14, 15), (slice(7, 10), slice(14, 15)), [[1, 1, 1, 1]]),
     ]
+
+
+@pytest.mark.parametrize("piece", [1, 100])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_gradients_keep_what_is_shared_once_however_many_pieces_there_are(monkeypatch, piece, dropout):
+    monkeypatch.setattr("llamarec_lkg.ranking.packed_prompts.PIECE", piece)
+    owner = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 3]])
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 8, 4, generator=generator).requires_grad_() for heads in (4, 2, 2))
+    gate = torch.randn(8, generator=generator).requires_grad_()
+    kept, inputs = {}, [query, key, value, gate]
+
+    def bias():
+        return gate.masked_fill(owner[0] == 0, 0.0)
+
+    def packed(mask, shared):
+        return F.scaled_dot_product_attention(
+            query,
+            *(part.repeat_interleave(shared, dim=1) for part in (key, value)),
+            mask,
+            dropout,
+            enable_gqa=shared == 1,
+        )
+
+    def keep(tensor):
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    found = []
+    for shared in (1, 2):  # what the kernel repeats, and what upstream has repeated
+        torch.manual_seed(0)
+        kept.clear()
+        added = bias()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            states = packed(PackedMask.of(block_pieces(owner, alone(owner >= 0)), 8, added, 2), shared)
+        assert sum(kept.values()) <= query.numel() + key.numel() + value.numel()
+        found.append((states, *torch.autograd.grad(states.square().sum(), inputs)))
+    torch.testing.assert_close(found[0], found[1])
+    if not dropout:
+        mask = torch.where(block_attention(owner), bias(), -torch.inf)
+        states = F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
+        torch.testing.assert_close(found[0], (states, *torch.autograd.grad(states.square().sum(), inputs)))
 
 
 def test_the_letters_prior_is_read_again_when_the_backbone_says_something_else(letters, film_dataset):
