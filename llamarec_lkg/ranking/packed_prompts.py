@@ -15,13 +15,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 
 # a piece of blocks ends with the block that reaches so many tokens: longer ones read much of each other in vain
 PIECE = 192
 # a beginning of fewer tokens is read again: to gather its keys in every layer costs as much
 LEAST_SHARED = 8
+
+# what torch computes attention with on a CPU, by names that it keeps for itself
+_FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_FLASH_BACKWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 
 
 @dataclass
@@ -89,7 +93,7 @@ class PackedMask(torch.Tensor):
     pieces: Sequence[Piece]
     bias: torch.Tensor | None
     shared: int
-    _added: dict[int, torch.Tensor]
+    _added: dict[tuple[int, torch.dtype], torch.Tensor]
 
     @staticmethod
     def of(pieces: Sequence[Piece], length: int, bias: torch.Tensor | None = None, shared: int = 1) -> PackedMask:
@@ -100,14 +104,16 @@ class PackedMask(torch.Tensor):
         return mask
 
     def added(self, place: int, dtype: torch.dtype) -> torch.Tensor | None:
-        """What is added where a piece's keys are looked at, (Q, K), the same in all layers; or which are `seen`."""
+        """What is added where a piece's keys are looked at, (Q, K), the same in all layers."""
         piece = self.pieces[place]
-        if self.bias is None or not piece.gated:
-            return piece.seen
-        if place not in self._added:
-            bias = torch.cat([self.bias[keys] for keys in piece.keys]).to(dtype)
-            self._added[place] = torch.where(piece.seen, bias, -torch.inf)
-        return self._added[place]
+        if piece.seen is None:
+            return None
+        if (place, dtype) not in self._added:
+            bias = torch.zeros(1, dtype=dtype)
+            if self.bias is not None and piece.gated and not self.bias.requires_grad:
+                bias = torch.cat([self.bias[keys] for keys in piece.keys]).to(dtype)
+            self._added[place, dtype] = torch.where(piece.seen, bias, -torch.inf)
+        return self._added[place, dtype]
 
     @classmethod
     def __torch_function__(
@@ -128,47 +134,94 @@ def _read(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """`scaled_dot_product_attention` of a packed row: query, key and value are (1, H, L, D).
-
-    For the gradient pieces are read again: kept for it, the prefix would be kept as often as there are pieces.
-    """
+    """`scaled_dot_product_attention` of a packed row: query, key and value are (1, H, L, D)."""
     if attn_mask.shared > 1 and key.shape[1] == query.shape[1]:  # upstream repeats what is shared beside a mask
         key, value = (part[:, :: attn_mask.shared].contiguous() for part in (key, value))
         enable_gqa = True
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
+    gates = None
+    if attn_mask.bias is not None and attn_mask.bias.requires_grad:
+        gates = (attn_mask.bias / scale).to(key.dtype)
+    if _FLASH is None or dropout_p or value.shape[-1] != query.shape[-1]:
+        how = {"dropout_p": dropout_p, "scale": scale, "enable_gqa": enable_gqa}
+        read = []
+        for place in range(len(attn_mask.pieces)):
+            *parts, mask = _parts(attn_mask, place, query, key, value, gates)
+            states = F.scaled_dot_product_attention(*parts, mask, is_causal=mask is None, **how)
+            read.append(states[..., : value.shape[-1]])
+        return torch.cat(read, dim=2)
+    return _Attention.apply(query, key, value, gates, attn_mask, scale)
 
-    def run(*parts: torch.Tensor) -> torch.Tensor:
-        return _read_pieces(*parts, attn_mask, dropout_p, scale, enable_gqa)
 
-    if not torch.is_grad_enabled():
-        return run(query, key, value)
-    return checkpoint(run, query, key, value, use_reentrant=False, preserve_rng_state=dropout_p > 0)
+class _Attention(torch.autograd.Function):
+    """All pieces of a row by the kernel that `scaled_dot_product_attention` takes on a CPU.
+
+    Autograd would keep a prefix as often as pieces read it, and fill a whole row with zeros for the gradient of each.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, gates, mask: PackedMask, scale: float) -> torch.Tensor:
+        states, sums = torch.empty_like(query.transpose(1, 2)).transpose(1, 2), []
+        for place, piece in enumerate(mask.pieces):
+            *parts, added = _parts(mask, place, query, key, value, gates)
+            found, logsumexp = _FLASH(*parts, 0.0, added is None, attn_mask=added, scale=scale)
+            states[:, :, piece.queries] = found[..., : query.shape[-1]]
+            sums.append(logsumexp)
+        ctx.save_for_backward(query, key, value, gates, states, *sums)
+        ctx.mask, ctx.scale = mask, scale
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        query, key, value, gates, states, *sums = ctx.saved_tensors
+        size, grad_query, grad_gates = query.shape[-1], torch.empty_like(query), None
+        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+        if gates is not None:
+            grad_gates = torch.zeros_like(gates)
+        for place, (piece, logsumexp) in enumerate(zip(ctx.mask.pieces, sums, strict=True)):
+            *parts, added = _parts(ctx.mask, place, query, key, value, gates)
+            given, found = (part[:, :, piece.queries] for part in (grad, states))
+            if wide := parts[0].shape[-1] - size:
+                given, found = F.pad(given, (0, wide)), F.pad(found, (0, wide))
+            how = {"attn_mask": added, "scale": ctx.scale}
+            of_query, of_key, of_value = _FLASH_BACKWARD(given, *parts, found, logsumexp, 0.0, added is None, **how)
+            grad_query[:, :, piece.queries] = of_query[..., :size]
+            start = 0
+            for keys in piece.keys:
+                rows = slice(start, start := start + keys.stop - keys.start)
+                grad_key[:, :, keys] += of_key[:, :, rows, :size]
+                grad_value[:, :, keys] += of_value[:, :, rows, :size]
+                if wide:
+                    grad_gates[keys] += of_key[0, :, rows, size].sum(0)
+        return grad_query, grad_key, grad_value, grad_gates, None, None
 
 
-def _read_pieces(
+def _parts(
+    mask: PackedMask,
+    place: int,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attn_mask: PackedMask,
-    dropout_p: float,
-    scale: float,
-    enable_gqa: bool,
-) -> torch.Tensor:
-    size, bias = query.shape[-1], attn_mask.bias
-    learns = bias is not None and bias.requires_grad
-    if learns:
-        # kernels take no bias with a gradient; one more place in each vector, 1 in queries, comes to the same
-        gates = (bias / scale).to(key.dtype)[None, None, :, None].expand(*key.shape[:3], 1)
-        wide = F.pad(query, (0, 1), value=1.0), torch.cat([key, gates], dim=-1), F.pad(value, (0, 1))
-    read = []
-    for place, piece in enumerate(attn_mask.pieces):
-        queries, keys, values = wide if learns and piece.gated else (query, key, value)
-        keys, values = (_stretches(part, piece.keys) for part in (keys, values))
-        mask = piece.seen if learns else attn_mask.added(place, query.dtype)
-        queries, how = queries[:, :, piece.queries], {"scale": scale, "enable_gqa": enable_gqa}
-        states = F.scaled_dot_product_attention(queries, keys, values, mask, dropout_p, mask is None, **how)
-        read.append(states[..., :size])
-    return torch.cat(read, dim=2)
+    gates: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Queries, keys and values of a piece, and what is added where they are looked at.
+
+    Kernels take no bias with a gradient. With `gates` (L,), the bias over the scale, vectors have one more place, 1 in
+    queries and the gate in keys, which comes to the same.
+    """
+    piece = mask.pieces[place]
+    queries, keys, values = query[:, :, piece.queries], _stretches(key, piece.keys), _stretches(value, piece.keys)
+    if gates is not None and piece.gated:
+        gates = torch.cat([gates[one] for one in piece.keys])[None, None, :, None].expand(*keys.shape[:3], 1)
+        queries, keys, values = (
+            F.pad(queries, (0, 1), value=1.0),
+            torch.cat([keys, gates], dim=-1),
+            F.pad(values, (0, 1)),
+        )
+    return queries, keys, values, mask.added(place, query.dtype)
 
 
 def _stretches(tensor: torch.Tensor, places: Sequence[slice]) -> torch.Tensor:

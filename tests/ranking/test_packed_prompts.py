@@ -185,7 +185,8 @@ def test_gradients_keep_what_is_shared_once_however_many_pieces_there_are(monkey
         added = bias()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             states = packed(PackedMask.of(block_pieces(owner, alone(owner >= 0)), 8, added, 2), shared)
-        assert sum(kept.values()) <= query.numel() + key.numel() + value.numel()
+        once = 2 * query.numel() + key.numel() + value.numel()  # what is given and, as much as queries, what is read
+        assert dropout or sum(kept.values()) == once + query.shape[1] * 8 + 8, "a sum for each head and place, a gate"
         found.append((states, *torch.autograd.grad(states.square().sum(), inputs)))
     torch.testing.assert_close(found[0], found[1])
     if not dropout:
