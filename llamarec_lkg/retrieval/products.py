@@ -56,6 +56,14 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
         total.addmm_(left.T.to(total.dtype), right.to(total.dtype))
 
 
+def weight_gradient(grad: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Of a linear layer's weight, (N, K), by the gradient of what it gave, (R, N), and what it was given, (R, K)."""
+    if not is_quick(len(hidden), hidden, grad):
+        return grad.T @ hidden
+    # few long rows are quicker than many short ones
+    return product(hidden.T, grad.T).T if grad.shape[1] > hidden.shape[1] else product(grad.T, hidden.T)
+
+
 def is_quick(rows: int, *tensors: torch.Tensor) -> bool:
     """Whether a product of so many rows of these tensors is oneDNN's."""
     plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
@@ -80,6 +88,4 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad):
         hidden, weight = ctx.saved_tensors
         grad_hidden = product(grad, weight.T) if ctx.needs_input_grad[0] else None
-        # few long rows are quicker than many short ones
-        grad_weight = product(hidden.T, grad.T).T if len(weight) > weight.shape[1] else product(grad.T, hidden.T)
-        return grad_hidden, grad_weight, grad.sum(0)
+        return grad_hidden, weight_gradient(grad, hidden), grad.sum(0)
