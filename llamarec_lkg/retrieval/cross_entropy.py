@@ -15,7 +15,7 @@ from .products import ROUND, add_product, is_quick, product
 
 
 SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}  # numbers in a block
-ROWS_AT_ONCE = {"cpu": 192}  # positions in it, where more would only leave the cache
+ROWS_AT_ONCE = {"cpu": 384}  # positions in it, where more would only leave the cache
 
 
 def catalogue_cross_entropy(
