@@ -53,31 +53,24 @@ class AttentionLayout:
     @classmethod
     def of(cls, lengths: Sequence[int], heads: int, frequencies: torch.Tensor) -> AttentionLayout:
         groups, lengths = Groups.of(lengths), np.asarray(lengths, dtype=np.int64)
-        parts, places, longest = np.arange(3 * heads)[:, None], places_of(lengths), int(lengths.max(initial=0))
-        rows, turns, states, start = [], [], [], 0
-        for size, length in groups.shapes:
-            sources = groups.sources[start : start + size * length]
-            rows.append((sources * 3 * heads + parts).ravel())
-            # of a table that holds the turns of queries, those of keys, and no turn
-            turns.append(np.where(parts < 2 * heads, places[sources] + parts // heads * longest, 2 * longest).ravel())
-            states.append((sources * heads + parts[:heads]).ravel())
-            start += size * length
+        longest, sources, parts = int(lengths.max(initial=0)), groups.sources[:, None], np.arange(3 * heads)
         angles = torch.arange(longest, device=frequencies.device)[:, None] * frequencies.float()
         keys = torch.polar(torch.ones_like(angles), angles)
+        # the turns of queries, those of keys, and no turn
         table = torch.cat([keys * (2 * len(frequencies)) ** -0.5, keys, torch.ones_like(keys[:1])])
-        back = _rows(groups, heads)
+        turned = np.where(parts < 2 * heads, places_of(lengths)[sources] + parts // heads * longest, 2 * longest)
+        places, back = _rows(groups, 3 * heads), _rows(groups, heads)
+        rows, turns, states = (np.empty(size, np.int64) for size in (places.size, places.size, back.size))
+        rows[places], turns[places] = sources * 3 * heads + parts, turned
+        states[back] = sources * heads + parts[:heads]
+        fillers = np.delete(back, groups.slots, axis=0)
+        places, back = places[groups.slots], back[groups.slots]
+        back = np.pad(back.ravel(), (0, heads * (-len(groups.slots) % FILLED)))
         rows, turns, places, back, states, fillers = (
-            torch.from_numpy(np.concatenate([*found, np.empty(0, np.int64)])).to(frequencies.device)
-            for found in (
-                rows,
-                turns,
-                [_rows(groups, 3 * heads)[groups.slots].ravel()],
-                [np.pad(back[groups.slots].ravel(), (0, heads * (-len(groups.slots) % FILLED)))],
-                states,
-                [np.delete(back, groups.slots, axis=0).ravel()],
-            )
+            torch.from_numpy(found.ravel()).to(frequencies.device)
+            for found in (rows, turns, places, back, states, fillers)
         )
-        return cls(groups.shapes, heads, rows, table[turns], places, back, states, fillers)
+        return cls(groups.shapes, heads, rows, table.index_select(0, turns), places, back, states, fillers)
 
     def blocks(self, rows: torch.Tensor, parts: int) -> Iterator[torch.Tensor]:
         """Views of the rows (R * parts / 3, head size) of each block, (parts, H * n, l, head size)."""
@@ -93,12 +86,9 @@ class AttentionLayout:
 
 def _rows(groups: Groups, parts: int) -> np.ndarray:
     """Where blocks (parts, n, l), one after the other, have the slots of `groups`, (S, parts)."""
-    found, start = np.empty((len(groups.sources), parts), dtype=np.int64), 0
-    for size, length in groups.shapes:
-        slots = np.arange(size * length)[:, None]
-        found[start : start + len(slots)] = start * parts + np.arange(parts) * len(slots) + slots
-        start += len(slots)
-    return found
+    cells = np.array([size * length for size, length in groups.shapes], dtype=np.int64)
+    starts, cells = np.repeat(cells.cumsum() - cells, cells)[:, None], np.repeat(cells, cells)[:, None]
+    return starts * (parts - 1) + np.arange(parts) * cells + np.arange(len(groups.sources))[:, None]
 
 
 def attend(

@@ -38,7 +38,7 @@ class _LinearRecurrence(torch.autograd.Function):
         _scan(_complex(states, hidden), powers, groups)
         ctx.save_for_backward(hidden, states, enter, powers, leave)
         ctx.groups = groups
-        return product(states, leave, leave_bias).view(*hidden.shape[:-1], -1)
+        return product(states, leave, leave_bias).view(*hidden.shape[:-1], len(leave))
 
     @staticmethod
     @once_differentiable
@@ -69,7 +69,7 @@ class _LinearRecurrence(torch.autograd.Function):
 
 def _complex(pairs: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
     """A view of (C * K, 2 * H) as complex (C, K, H), C and K as in `hidden`."""
-    return torch.view_as_complex(pairs.view(*hidden.shape[:-1], -1, 2))
+    return torch.view_as_complex(pairs.view(*hidden.shape[:-1], pairs.shape[-1] // 2, 2))
 
 
 def _scan(states: torch.Tensor, powers: torch.Tensor, groups: tuple[int, ...]) -> None:
