@@ -1,7 +1,7 @@
 """Causal self-attention of packed histories, each of which sees itself alone, with rotary positions.
 
-In training on a CPU its gradient is written by hand: torch's quick kernel for a CPU knows no dropout, and of many small
-products autograd would copy every operand and its gradient.
+In training on a CPU its gradient is written by hand: torch's quick kernel for a CPU knows no dropout, and of many
+small products autograd would copy every operand and its gradient.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def attend(
     if not layout.shapes:
         states = rows
     elif training and rows.device.type == "cpu":
-        states = _Attention.apply(rows.float(), layout, probability).to(rows.dtype)
+        with torch.autocast("cpu", enabled=False):
+            states = _Attention.apply(rows.float(), layout, probability).to(rows.dtype)
     else:
         states = _attention(rows, layout, probability if training else 0.0)
     weight = attention.dense.weight.unflatten(1, (heads, 2, half)).transpose(2, 3).flatten(1)
@@ -141,19 +142,19 @@ class _Attention(torch.autograd.Function):
         parts = layout.blocks(turned, 3), layout.squares(dropped), layout.blocks(states, 1)
         for (_, _, value), square, (found,) in zip(*parts, strict=True):
             torch.bmm(square, value, out=found)
-        ctx.save_for_backward(turned, weights, factors)
+        ctx.save_for_backward(turned, weights, factors, dropped)
         ctx.layout, ctx.shape = layout, rows.shape
         return states.index_select(0, layout.back)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: torch.Tensor):
-        (turned, weights, factors), layout = ctx.saved_tensors, ctx.layout
+        (turned, *cells), layout = ctx.saved_tensors, ctx.layout
         grad_states = grad.index_select(0, layout.states)
         grad_states.index_fill_(0, layout.fillers, 0)  # nobody reads what they see
-        grad_turned, dropped = torch.empty_like(turned), weights * factors
+        grad_turned = torch.empty_like(turned)
         parts = layout.blocks(turned, 3), layout.blocks(grad_turned, 3), layout.blocks(grad_states, 1)
-        squares = (layout.squares(cells) for cells in (weights, factors, dropped))
+        squares = map(layout.squares, cells)
         for (query, key, value), found, (given,), chances, kept, square in zip(*parts, *squares, strict=True):
             torch.bmm(square.mT, given, out=found[2])
             error = torch.bmm(given, value.mT).mul_(kept)

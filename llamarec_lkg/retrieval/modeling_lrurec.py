@@ -96,8 +96,9 @@ def _scan_back(adjoint: torch.Tensor, powers: torch.Tensor, groups: tuple[int, .
     first, last = powers[0], powers[-1]
     for after, state in itertools.pairwise(reversed(adjoint.unbind())):
         state.addcmul_(after, first)
-    neighbours, carried = list(_neighbours(adjoint[0], groups)), torch.zeros_like(adjoint[0])
-    for (start, after), (room, _) in zip(reversed(neighbours), reversed(list(_neighbours(carried, groups))), strict=True):
+    carried = torch.zeros_like(adjoint[0])
+    neighbours, rooms = list(_neighbours(adjoint[0], groups)), list(_neighbours(carried, groups))
+    for (start, after), (room, _) in zip(reversed(neighbours), reversed(rooms), strict=True):
         start.addcmul_(after, last)
         room.copy_(after)
     if neighbours and len(adjoint) > 1:

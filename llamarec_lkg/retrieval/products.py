@@ -66,8 +66,9 @@ def weight_gradient(grad: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
 
 def is_quick(rows: int, *tensors: torch.Tensor) -> bool:
     """Whether a product of so many rows of these tensors is oneDNN's."""
-    plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-    return _works() and not _is_intel() and rows > 0 and rows % ROUND == 0 and plain and not torch.is_autocast_enabled("cpu")
+    if not _works() or _is_intel() or rows == 0 or rows % ROUND or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
 
 
 def linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llamarec_lkg.retrieval import attention as module
-from llamarec_lkg.retrieval.attention import FILLED, AttentionLayout
+from llamarec_lkg.retrieval.attention import FILLED, AttentionLayout, attend
 from llamarec_lkg.retrieval.dropout import noise
 from llamarec_lkg.retrieval.modeling_sasrec import SASRecConfig, SASRecForRetrieval
 from llamarec_lkg.utils.errors import LKGError
@@ -72,12 +72,21 @@ def test_in_training_attention_drops_weights_and_keeps_their_mean():
     torch.testing.assert_close(many.mean(0), wanted, rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_attention_in_training_gives_back_the_type_of_the_model(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "mixed", "wanted"),
+    [
+        (torch.bfloat16, False, torch.bfloat16),
+        (torch.float64, False, torch.float64),
+        (torch.float32, True, torch.bfloat16),
+    ],
+)
+def test_attention_in_training_gives_back_the_type_of_its_projection(dtype, mixed, wanted):
     model = random_model().to(dtype).train()
-    found = model.encode_packed(torch.randn(5, 16, dtype=dtype), [3, 2])
-    found.sum().backward()
-    assert found.dtype == dtype and model.encoder.layers[0].attention.query_key_value.weight.grad.abs().sum() > 0
+    layer, layout = model.encoder.layers[0].attention, AttentionLayout.of([3, 2], 2, model.encoder.rotary_emb.inv_freq)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+        found = attend(layer, torch.randn(FILLED, 16, dtype=dtype), layout, 0.2, True)
+    found[:5].sum().backward()
+    assert found.dtype == wanted and layer.query_key_value.weight.grad.abs().sum() > 0
 
 
 def test_no_history_has_no_states():
