@@ -33,8 +33,8 @@ class AttentionLayout:
         heads: H.
         rows (`long`, (R,)): for each row of the blocks, the one of the projection, (N', 3, H), where N' is N filled up
             to a multiple of `FILLED`.
-        turns (complex, (R, head size / 2)): what it is multiplied by. Queries and keys are turned by their places, and
-            queries scaled besides.
+        turns (complex, (N', 3, 1, head size / 2)): what the projection is multiplied by before. Queries and keys are
+            turned by their places, and queries scaled besides.
         places (`long`, (N * 3 * H,)): for each row of the projection of the N places, the one of the blocks.
         back (`long`, (N' * H,)): for each row of the packed states, the one of the states of the blocks.
         states (`long`, (R / 3,)): for each row of the states of the blocks, the packed one.
@@ -53,24 +53,23 @@ class AttentionLayout:
     @classmethod
     def of(cls, lengths: Sequence[int], heads: int, frequencies: torch.Tensor) -> AttentionLayout:
         groups, lengths = Groups.of(lengths), np.asarray(lengths, dtype=np.int64)
-        longest, sources, parts = int(lengths.max(initial=0)), groups.sources[:, None], np.arange(3 * heads)
-        angles = torch.arange(longest, device=frequencies.device)[:, None] * frequencies.float()
-        keys = torch.polar(torch.ones_like(angles), angles)
-        # the turns of queries, those of keys, and no turn
-        table = torch.cat([keys * (2 * len(frequencies)) ** -0.5, keys, torch.ones_like(keys[:1])])
-        turned = np.where(parts < 2 * heads, places_of(lengths)[sources] + parts // heads * longest, 2 * longest)
+        sources, filled = groups.sources[:, None], -len(groups.slots) % FILLED
         places, back = _rows(groups, 3 * heads), _rows(groups, heads)
-        rows, turns, states = (np.empty(size, np.int64) for size in (places.size, places.size, back.size))
-        rows[places], turns[places] = sources * 3 * heads + parts, turned
-        states[back] = sources * heads + parts[:heads]
+        rows, states = np.empty(places.size, np.int64), np.empty(back.size, np.int64)
+        rows[places] = sources * 3 * heads + np.arange(3 * heads)
+        states[back] = sources * heads + np.arange(heads)
         fillers = np.delete(back, groups.slots, axis=0)
-        places, back = places[groups.slots], back[groups.slots]
-        back = np.pad(back.ravel(), (0, heads * (-len(groups.slots) % FILLED)))
-        rows, turns, places, back, states, fillers = (
+        places, back = places[groups.slots], np.pad(back[groups.slots], ((0, filled), (0, 0)))
+        at = np.pad(places_of(lengths), (0, filled))
+        rows, places, back, states, fillers, at = (
             torch.from_numpy(found.ravel()).to(frequencies.device)
-            for found in (rows, turns, places, back, states, fillers)
+            for found in (rows, places, back, states, fillers, at)
         )
-        return cls(groups.shapes, heads, rows, table.index_select(0, turns), places, back, states, fillers)
+        angles = torch.arange(int(lengths.max(initial=0)) + 1, device=at.device)[:, None] * frequencies.float()
+        keys = torch.polar(torch.ones_like(angles), angles).index_select(0, at)
+        queries = keys * (2 * len(frequencies)) ** -0.5
+        turns = torch.stack([queries, keys, torch.ones_like(keys)], dim=1)[:, :, None]
+        return cls(groups.shapes, heads, rows, turns, places, back, states, fillers)
 
     def blocks(self, rows: torch.Tensor, parts: int) -> Iterator[torch.Tensor]:
         """Views of the rows (R * parts / 3, head size) of each block, (parts, H * n, l, head size)."""
@@ -116,8 +115,7 @@ def attend(
 
 def _attention(rows: torch.Tensor, layout: AttentionLayout, probability: float) -> torch.Tensor:
     """Rows of the projection (N' * 3 * H, head size) -> packed states (N' * H, head size)."""
-    turned = torch.view_as_complex(rows.index_select(0, layout.rows).float().unflatten(-1, (-1, 2))) * layout.turns
-    turned = torch.view_as_real(turned).flatten(1).to(rows.dtype)
+    turned = _turned(rows.float(), layout.turns).to(rows.dtype).index_select(0, layout.rows)
     states = [
         F.scaled_dot_product_attention(*block[:, None], dropout_p=probability, is_causal=True, scale=1.0).flatten(0, 2)
         for block in layout.blocks(turned, 3)
@@ -130,8 +128,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows: torch.Tensor, layout: AttentionLayout, probability: float) -> torch.Tensor:
-        turned = rows.index_select(0, layout.rows)
-        _turn(turned, layout.turns)
+        turned = _turned(rows, layout.turns).index_select(0, layout.rows)
         weights = rows.new_empty(sum(layout.heads * size * length**2 for size, length in layout.shapes))
         later = rows.new_full((layout.shapes[0][1],) * 2, -torch.inf).triu(1)
         for (query, key, _), square in zip(layout.blocks(turned, 3), layout.squares(weights), strict=True):
@@ -161,13 +158,13 @@ class _Attention(torch.autograd.Function):
             error = torch._softmax_backward_data(error, chances, -1, error.dtype)
             torch.bmm(error, key, out=found[0])
             torch.bmm(error.mT, query, out=found[1])
-        _turn(grad_turned, layout.turns.conj_physical())
         # each row is read once but for fillers, whose gradient is 0: no sum is needed
-        found = grad.new_zeros(ctx.shape)
-        torch.index_select(grad_turned, 0, layout.places, out=found[: len(layout.places)])
-        return found, None, None
+        grad_rows = grad.new_zeros(ctx.shape)
+        torch.index_select(grad_turned, 0, layout.places, out=grad_rows[: len(layout.places)])
+        return _turned(grad_rows, layout.turns.conj_physical()), None, None
 
 
-def _turn(rows: torch.Tensor, turns: torch.Tensor) -> None:
-    """Multiplies rows (R, 2 * half), pairs of real numbers, by complex `turns` (R, half), in their place."""
-    torch.view_as_complex(rows.view(len(rows), -1, 2)).mul_(turns)
+def _turned(rows: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Rows of the projection (N' * 3 * H, head size), pairs of real numbers, times complex `turns`."""
+    pairs = torch.view_as_complex(rows.view(len(turns), 3, -1, turns.shape[-1], 2))
+    return torch.view_as_real(pairs * turns).view_as(rows)
