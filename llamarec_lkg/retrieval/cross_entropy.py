@@ -15,7 +15,7 @@ from .products import ROUND, add_product, is_quick, product
 
 
 SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}  # numbers in a block
-ROWS_AT_ONCE = {"cpu": 192}  # positions in it, where more would only leave the cache
+ROWS_AT_ONCE = {"cpu": 384}  # positions in it, where more would only leave the cache
 
 
 def catalogue_cross_entropy(
@@ -55,11 +55,10 @@ def _rows(hidden: torch.Tensor, vectors: torch.Tensor) -> int:
     return max(1, min(rows, len(hidden), ROWS_AT_ONCE.get(kind, rows)))
 
 
-def _room(hidden: torch.Tensor, vectors: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """For the scores of a block and their softmax, filled anew by each: room that is asked for again and again is
+def _room(vectors: torch.Tensor, rows: int) -> torch.Tensor:
+    """For the scores of a block and then their softmax, filled anew by each: room that is asked for again and again is
     cleared again and again."""
-    shape = rows, len(vectors)
-    return vectors.new_empty(shape), torch.empty(shape, dtype=torch.float32, device=hidden.device)
+    return vectors.new_empty(rows, len(vectors))
 
 
 def _zeros(like: torch.Tensor) -> torch.Tensor:
@@ -93,15 +92,16 @@ class _CrossEntropy(_Learned):
         # vectors are the columns of their gradient: its products are a third quicker than with rows
         grad_hidden, grad_vectors = torch.zeros_like(hidden), _zeros(vectors.T)
         grad_bias = _zeros(bias)
-        room, chances = _room(hidden, vectors, rows)
+        room = _room(vectors, rows)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(labels), rows):
                 states = hidden[start : start + rows].to(vectors.dtype)
                 targets = labels[start : start + rows, None]
                 scores = _scores(bias, states, vectors, room).float()
-                error = torch.softmax(scores, dim=-1, out=chances[: len(states)])  # torch's fastest exponential
+                total += (scores.amax(1) - scores.gather(1, targets)[:, 0]).sum()
+                error = torch.softmax(scores, dim=-1, out=scores)  # torch's fastest exponential
                 # the logarithm of their sum by the likeliest item, whose chance is never too small to have one
-                total += (scores.amax(1) - error.amax(1).log() - scores.gather(1, targets)[:, 0]).sum()
+                total -= error.amax(1).log().sum()
                 if learns:
                     error.scatter_add_(1, targets, -torch.ones_like(error[:, :1]))
                     grad_bias += error.sum(0)
@@ -123,7 +123,7 @@ class _SampledCrossEntropy(_Learned):
         # vectors are the columns of their gradient: its products are a third quicker than with rows
         grad_hidden, grad_vectors = torch.zeros_like(hidden), _zeros(vectors.T)
         grad_bias, grad_own = _zeros(bias), _zeros(own)
-        room, chances = _room(hidden, vectors, rows)
+        room = _room(vectors, rows)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hits), rows):
                 part = slice(start, start + rows)
@@ -131,8 +131,9 @@ class _SampledCrossEntropy(_Learned):
                 scores = _scores(bias, states, vectors, room).float()
                 found = (hit >= 0).nonzero()[:, 0]
                 scores[found, hit[found]] = torch.finfo(scores.dtype).min
-                error = torch.softmax(scores, dim=-1, out=chances[: len(states)])
-                above = scores.amax(1) - error.amax(1).log() - own[part].float()  # of all others together
+                most = scores.amax(1)
+                error = torch.softmax(scores, dim=-1, out=scores)
+                above = most - error.amax(1).log() - own[part].float()  # of all others together
                 total += F.softplus(above).sum()
                 share = above.sigmoid()
                 error *= share[:, None]

@@ -19,58 +19,96 @@ from transformers import AutoModel
 from .configuration_lrurec import LRURecConfig
 from .dropout import add_dropped, dropout
 from .packing import Chunks
-from .products import ROUND, linear
+from .products import ROUND, linear, product, weight_gradient
 from .sequential import NeuralRetriever, SequentialRetrieverModel
 
 
 class _LinearRecurrence(torch.autograd.Function):
-    """x_t = eigenvalue * x_{t-1} + u_t with x_{-1} = 0 over each history, in a complex (C, K, H) tensor of chunks as
-    [`~packing.Chunks`] lays them out.
+    """x_t = eigenvalue * x_{t-1} + enter(h_t) with x_{-1} = 0 over each history, and leave(x_t), where h are (C, K, D)
+    chunks as [`~packing.Chunks`] lays them out, and x complex numbers, real and imaginary part beside each other.
 
-    Forward and backward are both one scan in two levels: all chunks step together, then each chunk receives what its
-    predecessor carries over. That is a few dozen steps of vector work in place of L, without the L log L work of a
-    doubling scan, and nothing but the states is kept for the backward pass. A chunk is filled up at its end, where
-    nothing comes after, so no place has to be masked.
+    Both projections belong to it, so that the states can take the place of their inputs, and in the backward pass the
+    adjoint that of its own: the scans need no memory.
     """
 
     @staticmethod
-    def forward(ctx, inputs: torch.Tensor, eigenvalues: torch.Tensor, groups: tuple[int, ...]) -> torch.Tensor:
-        states, powers = torch.empty_like(inputs), eigenvalues.expand(len(inputs), -1).cumprod(0)
-        states[0] = inputs[0]
-        for step in range(1, len(inputs)):
-            torch.addcmul(inputs[step], states[step - 1], eigenvalues, out=states[step])
-        for before, chunks in _neighbours(groups):
-            states[:, chunks].addcmul_(states[-1, before], powers[:, None])
-        ctx.save_for_backward(states, eigenvalues, powers)
+    def forward(ctx, hidden, enter, enter_bias, eigenvalues, leave, leave_bias, groups: tuple[int, ...]):
+        states = product(hidden.flatten(0, 1), enter, enter_bias)
+        powers = eigenvalues.expand(len(hidden), -1).cumprod(0)
+        _scan(_complex(states, hidden), powers, groups)
+        ctx.save_for_backward(hidden, states, enter, powers, leave)
         ctx.groups = groups
-        return states
+        return product(states, leave, leave_bias).view(*hidden.shape[:-1], len(leave))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: torch.Tensor):
-        states, eigenvalues, powers = ctx.saved_tensors
-        # the adjoint runs backwards in time: a_t = conj(eigenvalue) * a_{t+1} + grad_t
-        adjoint, factors = torch.empty_like(states), eigenvalues.conj_physical()
-        powers = powers.flip(0).conj_physical()[:, None]
-        adjoint[-1] = grad[-1]
-        for step in range(len(states) - 2, -1, -1):
-            torch.addcmul(grad[step], adjoint[step + 1], factors, out=adjoint[step])
-        neighbours = list(_neighbours(ctx.groups))
-        for before, chunks in reversed(neighbours):
-            adjoint[:, before].addcmul_(adjoint[0, chunks], powers)
-        states = states.conj_physical()
-        grad_eigenvalues = (adjoint[1:] * states[:-1]).sum((0, 1))
-        for before, chunks in neighbours:
-            grad_eigenvalues += (adjoint[0, chunks] * states[-1, before]).sum(0)
-        return adjoint, grad_eigenvalues, None
+        hidden, states, enter, powers, leave = ctx.saved_tensors
+        grad = grad.flatten(0, 1)
+        # The adjoint is a_t = conj(eigenvalue) * a_{t+1} + grad_t. Its conjugate, scanned in its place, needs no
+        # conjugate of anything large: of each weight the imaginary part changes its sign.
+        sign = torch.ones_like(enter[:, 0])
+        sign[1::2] = -1
+        adjoint = product(grad, (leave * sign).T)
+        across, found = _complex(adjoint, hidden), _complex(states, hidden)
+        _scan_back(across, powers, ctx.groups)
+        grad_eigenvalues = (across[1:] * found[:-1]).sum((0, 1))
+        if len(ctx.groups) > 1:
+            followed = torch.cat([before for before, _ in _neighbours(found[-1], ctx.groups)])
+            grad_eigenvalues += (across[0, ctx.groups[0] : sum(ctx.groups)] * followed).sum(0)
+        return (
+            product(adjoint, (enter * sign[:, None]).T).view_as(hidden),
+            weight_gradient(adjoint, hidden.flatten(0, 1)) * sign[:, None],
+            adjoint.sum(0) * sign,
+            grad_eigenvalues.conj_physical(),
+            weight_gradient(grad, states),
+            grad.sum(0),
+            None,
+        )
 
 
-def _neighbours(groups: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
-    """Chunks that have a successor, and their successors, in order of time."""
-    start = 0
-    for size, following in itertools.pairwise(groups):
-        yield slice(start, start + following), slice(start + size, start + size + following)
-        start += size
+def _complex(pairs: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """A view of (C * K, 2 * H) as complex (C, K, H), C and K as in `hidden`."""
+    return torch.view_as_complex(pairs.view(*hidden.shape[:-1], pairs.shape[-1] // 2, 2))
+
+
+def _scan(states: torch.Tensor, powers: torch.Tensor, groups: tuple[int, ...]) -> None:
+    """Puts the states in the place of their inputs, complex (C, K, H); `powers` (C, H) are those of the eigenvalues,
+    from 1 to C.
+
+    A scan in two levels: all chunks step together, then each receives what its predecessor carries over, first at its
+    end, which the next one waits for. That is a few dozen steps of vector work in place of L, without the L log L work
+    of a doubling scan. A chunk is filled up at its end, where nothing comes after, so no place has to be masked.
+    """
+    first, last = powers[0], powers[-1]
+    for before, state in itertools.pairwise(states.unbind()):
+        state.addcmul_(before, first)
+    carried = []
+    for before, end in _neighbours(states[-1], groups):
+        carried.append(before)
+        end.addcmul_(before, last)
+    if carried and len(states) > 1:
+        states[:-1, groups[0] : sum(groups)].addcmul_(torch.cat(carried), powers[:-1, None])
+
+
+def _scan_back(adjoint: torch.Tensor, powers: torch.Tensor, groups: tuple[int, ...]) -> None:
+    """As `_scan`, backwards in time."""
+    first, last = powers[0], powers[-1]
+    for after, state in itertools.pairwise(reversed(adjoint.unbind())):
+        state.addcmul_(after, first)
+    carried = torch.zeros_like(adjoint[0])
+    neighbours, rooms = list(_neighbours(adjoint[0], groups)), list(_neighbours(carried, groups))
+    for (start, after), (room, _) in zip(reversed(neighbours), reversed(rooms), strict=True):
+        start.addcmul_(after, last)
+        room.copy_(after)
+    if neighbours and len(adjoint) > 1:
+        adjoint[1:].addcmul_(carried, powers[:-1].flip(0)[:, None])
+
+
+def _neighbours(chunks: torch.Tensor, groups: tuple[int, ...]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Views of chunks (K, ...) that have a successor, and of their successors, in order of time."""
+    for before, after in itertools.pairwise(chunks[: sum(groups)].split(groups)):
+        yield before if len(before) == len(after) else before[: len(after)], after
 
 
 class LRURecRecurrence(nn.Module):
@@ -102,13 +140,13 @@ class LRURecRecurrence(nn.Module):
             eigenvalues = torch.polar(torch.exp(-torch.exp(self.decay_log.float())), torch.exp(self.angle_log.float()))
             scale = torch.exp(self.input_scale_log.float())
             # the small weights are brought into the order of complex numbers, and scaled, not the large states
-            weight, bias = self.input_projection.weight.float(), self.input_projection.bias.float()
-            weight = _interleaved(weight.unflatten(0, (2, -1)) * scale[:, None])
-            inputs = linear(hidden.float(), weight, _interleaved(bias.unflatten(0, (2, -1)) * scale))
-            inputs = torch.view_as_complex(inputs.unflatten(-1, (-1, 2)))
-            states = torch.view_as_real(_LinearRecurrence.apply(inputs, eigenvalues, groups)).flatten(-2)
-            weight = _interleaved(self.output_projection.weight.T.unflatten(0, (2, -1))).T
-            return linear(states.to(weight.dtype), weight, self.output_projection.bias)
+            enter, bias = self.input_projection.weight.float(), self.input_projection.bias.float()
+            enter = _interleaved(enter.unflatten(0, (2, -1)) * scale[:, None])
+            bias = _interleaved(bias.unflatten(0, (2, -1)) * scale)
+            leave = _interleaved(self.output_projection.weight.float().T.unflatten(0, (2, -1))).T
+            last = leave, self.output_projection.bias.float(), groups
+            found = _LinearRecurrence.apply(hidden.float(), enter, bias, eigenvalues, *last)
+            return found.to(self.output_projection.weight.dtype)
 
 
 def _interleaved(pair: torch.Tensor) -> torch.Tensor:

@@ -62,7 +62,7 @@ class Groups:
     slots: np.ndarray
 
     @classmethod
-    def of(cls, lengths: Sequence[int], *, share: float = 0.8, cells: int = 2**17) -> Groups:
+    def of(cls, lengths: Sequence[int], *, share: float = 0.8, cells: int = 2**19) -> Groups:
         """Of histories of `lengths`, whose N places follow each other.
 
         Args:

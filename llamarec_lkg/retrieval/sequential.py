@@ -151,7 +151,8 @@ class SequentialRetrieverModel(PreTrainedModel):
         labelled = labels != PADDING_ITEM
         labels = labels[labelled]
         if sample is None:
-            states = self._states(item_ids, mask, item_vectors)[labelled]
+            states = self._states(item_ids, mask, item_vectors)
+            states = states if len(labels) == len(states) else states[labelled]  # the gradient of a choice is slow
             return RetrievalOutput(loss=catalogue_cross_entropy(states, item_vectors, bias, labels))
         sampled, stands_for = sample
         # looked up together: the gradient of each look-up is a table as large as the catalogue's

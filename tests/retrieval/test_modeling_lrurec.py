@@ -27,8 +27,15 @@ def scan(inputs: torch.Tensor, eigenvalues: torch.Tensor, size: int = 3) -> torc
     chunks = Chunks.of([length] * batch, size)
     slots = torch.from_numpy(chunks.slots)
     laid_out = inputs.new_zeros(size * chunks.num_chunks, width).index_copy(0, slots, inputs.flatten(0, 1))
-    states = _LinearRecurrence.apply(laid_out.unflatten(0, (size, -1)), eigenvalues, chunks.groups)
-    return states.flatten(0, 1)[slots].view(inputs.shape)
+    return recurrence(laid_out.unflatten(0, (size, -1)), eigenvalues, chunks.groups)[slots].view(inputs.shape)
+
+
+def recurrence(inputs: torch.Tensor, eigenvalues: torch.Tensor, groups: tuple[int, ...]) -> torch.Tensor:
+    """Complex chunks (C, K, H) -> states (C * K, H), where both projections change nothing."""
+    pairs = torch.view_as_real(inputs).flatten(-2)
+    same, nothing = torch.eye(pairs.shape[-1], dtype=pairs.dtype), pairs.new_zeros(pairs.shape[-1])
+    states = _LinearRecurrence.apply(pairs, same, nothing, eigenvalues, same, nothing, groups)
+    return torch.view_as_complex(states.unflatten(-1, (-1, 2))).flatten(0, 1)
 
 
 @pytest.fixture
@@ -87,13 +94,25 @@ def test_histories_of_different_lengths_are_scanned_each_by_itself():
     slots = torch.from_numpy(chunks.slots)
     mine = inputs.clone().requires_grad_(), eigenvalues.clone().requires_grad_()
     laid_out = inputs.new_ones(4 * chunks.num_chunks, 5).index_copy(0, slots, mine[0])
-    found = _LinearRecurrence.apply(laid_out.unflatten(0, (4, -1)), mine[1], chunks.groups).flatten(0, 1)[slots]
+    found = recurrence(laid_out.unflatten(0, (4, -1)), mine[1], chunks.groups)[slots]
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
     weights = torch.randn(found.shape, dtype=found.dtype)
     for states in (found, wanted):
         (states * weights).real.sum().backward()
     for one, other in zip(mine, given, strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9)
+
+
+def test_the_projections_around_the_scan_have_their_gradients():
+    lengths, generator = [3, 0, 11, 7], torch.Generator().manual_seed(0)
+    chunks = Chunks.of(lengths, 4)
+    shapes = (4, chunks.num_chunks, 6), (10, 6), (10,), (3, 10), (3,)
+    hidden, enter, enter_bias, leave, leave_bias = (
+        torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True) for shape in shapes
+    )
+    eigenvalues = random_recurrence(1)[1].requires_grad_()
+    given = hidden, enter, enter_bias, eigenvalues, leave, leave_bias
+    assert torch.autograd.gradcheck(lambda *tensors: _LinearRecurrence.apply(*tensors, chunks.groups), given)
 
 
 def test_eigenvalues_start_on_the_ring_and_inputs_are_scaled_to_it():

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from llamarec_lkg.retrieval.modeling_sasrec import SASRecConfig, SASRecForRetrieval, _causal
+from llamarec_lkg.retrieval import attention as module
+from llamarec_lkg.retrieval.attention import FILLED, AttentionLayout, attend
+from llamarec_lkg.retrieval.dropout import noise
+from llamarec_lkg.retrieval.modeling_sasrec import SASRecConfig, SASRecForRetrieval
 from llamarec_lkg.utils.errors import LKGError
 
 
@@ -32,16 +35,58 @@ def test_packed_histories_give_what_the_encoder_gives_for_each_alone(heads):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_in_training_attention_drops_weights_and_keeps_their_mean(monkeypatch):
-    torch.manual_seed(0)
-    query, key, value = torch.rand(3, 4, 9, 8, dtype=torch.float64).unbind()
-    wanted = _causal(query, key, value, 0.0)
-    monkeypatch.setattr("llamarec_lkg.retrieval.modeling_sasrec.dropout", lambda weights, *_: weights)
-    torch.testing.assert_close(_causal(query, key, value, 0.2), wanted)
-    monkeypatch.undo()
-    many = torch.stack([_causal(query, key, value, 0.2) for _ in range(2000)])
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+def test_attention_in_training_is_that_of_its_parts(monkeypatch, probability):
+    """Values and gradients, beside dropout of each history's own weights."""
+    model, lengths = random_model(num_attention_heads=2), [7, 0, 3, 12, 11, 1, 6]
+    layout = AttentionLayout.of(lengths, 2, model.encoder.rotary_emb.inv_freq)
+    rows = torch.randn(FILLED * 6, 8, requires_grad=True)
+    drawn = []
+    monkeypatch.setattr(module, "noise", lambda *args: drawn.append(noise(*args)) or drawn[0])
+    found = module._Attention.apply(rows, layout, probability)
+
+    def plain(query, key, value, **_):
+        later = torch.ones(query.shape[-2:][:1] * 2, dtype=torch.bool).triu(1)
+        weights = (query @ key.mT).masked_fill(later, -torch.inf).softmax(-1)
+        return (weights * next(factors) if drawn else weights) @ value
+
+    factors = iter(layout.squares(drawn[0]) if drawn else ())
+    assert len(drawn) == (probability > 0)
+    monkeypatch.setattr(module.F, "scaled_dot_product_attention", plain)
+    wanted = module._attention(rows, layout, probability)
+    torch.testing.assert_close(found, wanted)
+    count = sum(lengths) * 2
+    weights = torch.randn(count, 8)
+    mine, theirs = (torch.autograd.grad((one[:count] * weights).sum(), rows)[0] for one in (found, wanted))
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    assert not mine[sum(lengths) * 6 :].any(), "places that only fill the batch up"
+
+
+def test_in_training_attention_drops_weights_and_keeps_their_mean():
+    model, lengths = random_model(num_attention_heads=2), [9, 9]
+    layout = AttentionLayout.of(lengths, 2, model.encoder.rotary_emb.inv_freq)
+    rows = torch.rand(FILLED * 6, 8)
+    wanted = module._attention(rows, layout, 0.0)
+    many = torch.stack([module._Attention.apply(rows, layout, 0.2) for _ in range(2000)])
     assert (many[0] - wanted).abs().max() > 0.1, "one is off"
     torch.testing.assert_close(many.mean(0), wanted, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mixed", "wanted"),
+    [
+        (torch.bfloat16, False, torch.bfloat16),
+        (torch.float64, False, torch.float64),
+        (torch.float32, True, torch.bfloat16),
+    ],
+)
+def test_attention_in_training_gives_back_the_type_of_its_projection(dtype, mixed, wanted):
+    model = random_model().to(dtype).train()
+    layer, layout = model.encoder.layers[0].attention, AttentionLayout.of([3, 2], 2, model.encoder.rotary_emb.inv_freq)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+        found = attend(layer, torch.randn(FILLED, 16, dtype=dtype), layout, 0.2, True)
+    found[:5].sum().backward()
+    assert found.dtype == wanted and layer.query_key_value.weight.grad.abs().sum() > 0
 
 
 def test_no_history_has_no_states():

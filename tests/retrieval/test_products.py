@@ -12,10 +12,9 @@ def random(*shape, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=dtype)
 
 
-@pytest.fixture(params=["as it is", "without oneDNN"])
+@pytest.fixture(params=["AMD", "Intel"])
 def either(request, monkeypatch):
-    if request.param == "without oneDNN":
-        monkeypatch.setattr(products, "_works", lambda: False)
+    monkeypatch.setattr(products, "_is_intel", lambda: request.param == "Intel")
 
 
 @pytest.mark.parametrize("sizes", [(8, 12), (12, 8)])
@@ -43,14 +42,28 @@ def test_products_of_any_strides(either):
     torch.testing.assert_close(total, wanted)
 
 
-def test_what_is_not_of_single_precision_or_comes_once_is_left_to_torch():
+def test_what_is_not_of_single_precision_or_comes_once_is_left_to_torch(either):
     plain = random(ROUND, 3)
-    assert is_quick(ROUND, plain) == products._works()
+    assert is_quick(ROUND, plain) == (products._works() and not products._is_intel())
     assert not is_quick(ROUND + 1, plain) and not is_quick(0, plain) and not is_quick(ROUND, plain.double())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not is_quick(ROUND, plain) and linear(plain, random(4, 3), random(4)).dtype == torch.bfloat16
     found = linear(plain.bfloat16(), random(4, 3).bfloat16(), random(4).bfloat16())
     assert found.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("found", ["vendor_id : GenuineIntel", "vendor_id : AuthenticAMD", OSError])
+def test_the_maker_of_the_processor_is_read_where_it_stands(monkeypatch, found):
+    def read(path):
+        if found is OSError:
+            raise OSError
+        return found
+
+    products._is_intel.cache_clear()
+    monkeypatch.setattr(products.Path, "read_text", read)
+    monkeypatch.setattr(products.platform, "processor", lambda: "Intel64 Family 6 Model 85 Stepping 4, GenuineIntel")
+    assert products._is_intel() == (found != "vendor_id : AuthenticAMD")
+    products._is_intel.cache_clear()
 
 
 def test_an_operator_that_takes_something_else_is_left_alone(monkeypatch):
