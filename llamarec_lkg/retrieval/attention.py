@@ -147,21 +147,22 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         (turned, *cells), layout = ctx.saved_tensors, ctx.layout
-        grad_states = grad.index_select(0, layout.states)
-        grad_states.index_fill_(0, layout.fillers, 0)  # nobody reads what they see
-        grad_turned = torch.empty_like(turned)
-        parts = layout.blocks(turned, 3), layout.blocks(grad_turned, 3), layout.blocks(grad_states, 1)
-        squares = map(layout.squares, cells)
-        for (query, key, value), found, (given,), chances, kept, square in zip(*parts, *squares, strict=True):
-            torch.bmm(square.mT, given, out=found[2])
-            error = torch.bmm(given, value.mT).mul_(kept)
-            error = torch._softmax_backward_data(error, chances, -1, error.dtype)
-            torch.bmm(error, key, out=found[0])
-            torch.bmm(error.mT, query, out=found[1])
-        # each row is read once but for fillers, whose gradient is 0: no sum is needed
-        grad_rows = grad.new_zeros(ctx.shape)
-        torch.index_select(grad_turned, 0, layout.places, out=grad_rows[: len(layout.places)])
-        return _turned(grad_rows, layout.turns.conj_physical()), None, None
+        with torch.autocast("cpu", enabled=False):
+            grad_states = grad.index_select(0, layout.states)
+            grad_states.index_fill_(0, layout.fillers, 0)  # nobody reads what they see
+            grad_turned = torch.empty_like(turned)
+            parts = layout.blocks(turned, 3), layout.blocks(grad_turned, 3), layout.blocks(grad_states, 1)
+            squares = map(layout.squares, cells)
+            for (query, key, value), found, (given,), chances, kept, square in zip(*parts, *squares, strict=True):
+                torch.bmm(square.mT, given, out=found[2])
+                error = torch.bmm(given, value.mT).mul_(kept)
+                error = torch._softmax_backward_data(error, chances, -1, error.dtype)
+                torch.bmm(error, key, out=found[0])
+                torch.bmm(error.mT, query, out=found[1])
+            # each row is read once but for fillers, whose gradient is 0: no sum is needed
+            grad_rows = grad.new_zeros(ctx.shape)
+            torch.index_select(grad_turned, 0, layout.places, out=grad_rows[: len(layout.places)])
+            return _turned(grad_rows, layout.turns.conj_physical()), None, None
 
 
 def _turned(rows: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
