@@ -74,3 +74,6 @@ def test_a_trainer_puts_lists_that_begin_alike_into_one_batch(film_dataset, tmp_
         texts = [ids[mask].tolist() for ids, mask in zip(batch["prefix_input_ids"], masks, strict=True)]
         common = len(commonprefix(texts))
         assert common == min(map(len, texts)) - cue < max(map(len, texts)) - cue
+    trainer._train_batch_size = 1  # as auto_find_batch_size leaves it where memory ran out
+    trainer.get_train_dataloader()
+    assert trainer._get_train_sampler().size == 1 and all(len(rows) == 1 for rows in trainer._groups)
