@@ -1,7 +1,7 @@
 """Causal self-attention of packed histories, each of which sees itself alone, with rotary positions.
 
-In training on a CPU its gradient is written by hand: torch's quick kernel for a CPU knows no dropout, and of many
-small products autograd would copy every operand and its gradient.
+With dropout on a CPU its gradient is written by hand: torch's quick kernel for a CPU knows none, and of many small
+products autograd would copy every operand and its gradient.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def attend(
     rows = linear(hidden, weight, bias).view(-1, 2 * half)
     if not layout.shapes:
         states = rows
-    elif training and rows.device.type == "cpu":
+    elif training and probability and rows.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):
             states = _Attention.apply(rows.float(), layout, probability).to(rows.dtype)
     else:
@@ -124,7 +124,7 @@ def _attention(rows: torch.Tensor, layout: AttentionLayout, probability: float) 
 
 
 class _Attention(torch.autograd.Function):
-    """`_attention` on a CPU, in `float32`, where its parts are written side by side and nothing is copied."""
+    """`_attention` with dropout, on a CPU, in `float32`: its parts are written side by side, and nothing is copied."""
 
     @staticmethod
     def forward(ctx, rows: torch.Tensor, layout: AttentionLayout, probability: float) -> torch.Tensor:
@@ -134,7 +134,7 @@ class _Attention(torch.autograd.Function):
         for (query, key, _), square in zip(layout.blocks(turned, 3), layout.squares(weights), strict=True):
             scores = torch.baddbmm(later[: key.shape[1], : key.shape[1]], query, key.mT)
             torch.softmax(scores, dim=-1, out=square)
-        factors = noise(weights, probability) if probability else torch.ones_like(weights)
+        factors = noise(weights, probability)
         dropped, states = weights * factors, rows.new_empty(len(turned) // 3, rows.shape[1])
         parts = layout.blocks(turned, 3), layout.squares(dropped), layout.blocks(states, 1)
         for (_, _, value), square, (found,) in zip(*parts, strict=True):
