@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -111,7 +112,8 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     command = add("demo", "try a trained model in the browser: its lists, their reasons, and other preferences")
     command.add_argument("--model", required=True, help="folder or Hub id of a trained model")
     _add_first_history(command)
-    command.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for other machines")
+    host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")  # as Gradio itself has it
+    command.add_argument("--host", default=host, help="address to listen at; 0.0.0.0 for other machines")
     command.add_argument("--port", type=int, help="by default the first free one from 7860 on")
     command.add_argument("--no-browser", action="store_true", help="open no browser, only print the address")
 

@@ -23,9 +23,11 @@ PIECE = 192
 # a beginning of fewer tokens is read again: to gather its keys in every layer costs as much
 LEAST_SHARED = 8
 
-# what torch computes attention with on a CPU, by names that it keeps for itself
+# what torch computes attention with on a CPU, by names that it keeps for itself; before 2.9 it reads beyond the end of
+# keys that heads share
 _FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _FLASH_BACKWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+_SHARES = torch.__version__ >= (2, 9)
 
 
 @dataclass
@@ -50,8 +52,10 @@ class Packing:
         beginnings = input_ids.gather(1, (columns + starts[:, None]).clamp(max=real.shape[1] - 1))
         others = -1 - torch.arange(len(real))[:, None]  # what no other row has
         beginnings = torch.where(columns < alike[:, None], beginnings, others)[:, : int(alike.max())]
-        common = (beginnings[:, None] == beginnings[None]).cumprod(2).sum(2).tril(-1)
-        counts, leaders = common.max(1)
+        counts, leaders = torch.zeros_like(starts), torch.zeros_like(starts)
+        for row in range(1, len(beginnings)):  # of all pairs at once it would be B times as much
+            common = (beginnings[row] == beginnings[:row]).cumprod(1).sum(1)
+            counts[row], leaders[row] = common.max(0)
         counts = counts.masked_fill(counts < LEAST_SHARED, 0)
         kept = real & (columns >= (starts + counts)[:, None])
         places = (kept.flatten().cumsum(0) - 1).view_as(kept).masked_fill(~kept, -1)
@@ -135,7 +139,9 @@ def _read(
     enable_gqa: bool = False,
 ) -> torch.Tensor:
     """`scaled_dot_product_attention` of a packed row: query, key and value are (1, H, L, D)."""
-    if attn_mask.shared > 1 and key.shape[1] == query.shape[1]:  # upstream repeats what is shared beside a mask
+    if (
+        _SHARES and attn_mask.shared > 1 and key.shape[1] == query.shape[1]
+    ):  # upstream repeats what is shared beside a mask
         key, value = (part[:, :: attn_mask.shared].contiguous() for part in (key, value))
         enable_gqa = True
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -144,7 +150,8 @@ def _read(
     gates = None
     if attn_mask.bias is not None and attn_mask.bias.requires_grad:
         gates = (attn_mask.bias / scale).to(key.dtype)
-    if _FLASH is None or dropout_p or value.shape[-1] != query.shape[-1]:
+    cannot = key.shape[1] != query.shape[1] and not _SHARES
+    if _FLASH is None or cannot or dropout_p or value.shape[-1] != query.shape[-1]:
         how = {"dropout_p": dropout_p, "scale": scale, "enable_gqa": enable_gqa}
         read = []
         for place in range(len(attn_mask.pieces)):

@@ -1,7 +1,7 @@
 """Causal self-attention of packed histories, each of which sees itself alone, with rotary positions.
 
-In training on a CPU its gradient is written by hand: torch's quick kernel for a CPU knows no dropout, and of many
-small products autograd would copy every operand and its gradient.
+With dropout on a CPU its gradient is written by hand: torch's quick kernel for a CPU knows none, and of many small
+products autograd would copy every operand and its gradient.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def attend(
     rows = linear(hidden, weight, bias).view(-1, 2 * half)
     if not layout.shapes:
         states = rows
-    elif training and rows.device.type == "cpu":
+    elif training and probability and rows.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):
             states = _Attention.apply(rows.float(), layout, probability).to(rows.dtype)
     else:
@@ -124,7 +124,7 @@ def _attention(rows: torch.Tensor, layout: AttentionLayout, probability: float) 
 
 
 class _Attention(torch.autograd.Function):
-    """`_attention` on a CPU, in `float32`, where its parts are written side by side and nothing is copied."""
+    """`_attention` with dropout, on a CPU, in `float32`: its parts are written side by side, and nothing is copied."""
 
     @staticmethod
     def forward(ctx, rows: torch.Tensor, layout: AttentionLayout, probability: float) -> torch.Tensor:
@@ -134,7 +134,7 @@ class _Attention(torch.autograd.Function):
         for (query, key, _), square in zip(layout.blocks(turned, 3), layout.squares(weights), strict=True):
             scores = torch.baddbmm(later[: key.shape[1], : key.shape[1]], query, key.mT)
             torch.softmax(scores, dim=-1, out=square)
-        factors = noise(weights, probability) if probability else torch.ones_like(weights)
+        factors = noise(weights, probability)
         dropped, states = weights * factors, rows.new_empty(len(turned) // 3, rows.shape[1])
         parts = layout.blocks(turned, 3), layout.squares(dropped), layout.blocks(states, 1)
         for (_, _, value), square, (found,) in zip(*parts, strict=True):
@@ -147,21 +147,22 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         (turned, *cells), layout = ctx.saved_tensors, ctx.layout
-        grad_states = grad.index_select(0, layout.states)
-        grad_states.index_fill_(0, layout.fillers, 0)  # nobody reads what they see
-        grad_turned = torch.empty_like(turned)
-        parts = layout.blocks(turned, 3), layout.blocks(grad_turned, 3), layout.blocks(grad_states, 1)
-        squares = map(layout.squares, cells)
-        for (query, key, value), found, (given,), chances, kept, square in zip(*parts, *squares, strict=True):
-            torch.bmm(square.mT, given, out=found[2])
-            error = torch.bmm(given, value.mT).mul_(kept)
-            error = torch._softmax_backward_data(error, chances, -1, error.dtype)
-            torch.bmm(error, key, out=found[0])
-            torch.bmm(error.mT, query, out=found[1])
-        # each row is read once but for fillers, whose gradient is 0: no sum is needed
-        grad_rows = grad.new_zeros(ctx.shape)
-        torch.index_select(grad_turned, 0, layout.places, out=grad_rows[: len(layout.places)])
-        return _turned(grad_rows, layout.turns.conj_physical()), None, None
+        with torch.autocast("cpu", enabled=False):
+            grad_states = grad.index_select(0, layout.states)
+            grad_states.index_fill_(0, layout.fillers, 0)  # nobody reads what they see
+            grad_turned = torch.empty_like(turned)
+            parts = layout.blocks(turned, 3), layout.blocks(grad_turned, 3), layout.blocks(grad_states, 1)
+            squares = map(layout.squares, cells)
+            for (query, key, value), found, (given,), chances, kept, square in zip(*parts, *squares, strict=True):
+                torch.bmm(square.mT, given, out=found[2])
+                error = torch.bmm(given, value.mT).mul_(kept)
+                error = torch._softmax_backward_data(error, chances, -1, error.dtype)
+                torch.bmm(error, key, out=found[0])
+                torch.bmm(error.mT, query, out=found[1])
+            # each row is read once but for fillers, whose gradient is 0: no sum is needed
+            grad_rows = grad.new_zeros(ctx.shape)
+            torch.index_select(grad_turned, 0, layout.places, out=grad_rows[: len(layout.places)])
+            return _turned(grad_rows, layout.turns.conj_physical()), None, None
 
 
 def _turned(rows: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:

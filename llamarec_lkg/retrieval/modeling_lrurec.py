@@ -44,27 +44,28 @@ class _LinearRecurrence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: torch.Tensor):
         hidden, states, enter, powers, leave = ctx.saved_tensors
-        grad = grad.flatten(0, 1)
-        # The adjoint is a_t = conj(eigenvalue) * a_{t+1} + grad_t. Its conjugate, scanned in its place, needs no
-        # conjugate of anything large: of each weight the imaginary part changes its sign.
-        sign = torch.ones_like(enter[:, 0])
-        sign[1::2] = -1
-        adjoint = product(grad, (leave * sign).T)
-        across, found = _complex(adjoint, hidden), _complex(states, hidden)
-        _scan_back(across, powers, ctx.groups)
-        grad_eigenvalues = (across[1:] * found[:-1]).sum((0, 1))
-        if len(ctx.groups) > 1:
-            followed = torch.cat([before for before, _ in _neighbours(found[-1], ctx.groups)])
-            grad_eigenvalues += (across[0, ctx.groups[0] : sum(ctx.groups)] * followed).sum(0)
-        return (
-            product(adjoint, (enter * sign[:, None]).T).view_as(hidden),
-            weight_gradient(adjoint, hidden.flatten(0, 1)) * sign[:, None],
-            adjoint.sum(0) * sign,
-            grad_eigenvalues.conj_physical(),
-            weight_gradient(grad, states),
-            grad.sum(0),
-            None,
-        )
+        with torch.autocast(grad.device.type, enabled=False):  # states are float32, of whatever precision the rest is
+            grad = grad.flatten(0, 1)
+            # The adjoint is a_t = conj(eigenvalue) * a_{t+1} + grad_t. Its conjugate, scanned in its place, needs no
+            # conjugate of anything large: of each weight the imaginary part changes its sign.
+            sign = torch.ones_like(enter[:, 0])
+            sign[1::2] = -1
+            adjoint = product(grad, (leave * sign).T)
+            across, found = _complex(adjoint, hidden), _complex(states, hidden)
+            _scan_back(across, powers, ctx.groups)
+            grad_eigenvalues = (across[1:] * found[:-1]).sum((0, 1))
+            if len(ctx.groups) > 1:
+                followed = torch.cat([before for before, _ in _neighbours(found[-1], ctx.groups)])
+                grad_eigenvalues += (across[0, ctx.groups[0] : sum(ctx.groups)] * followed).sum(0)
+            return (
+                product(adjoint, (enter * sign[:, None]).T).view_as(hidden),
+                weight_gradient(adjoint, hidden.flatten(0, 1)) * sign[:, None],
+                adjoint.sum(0) * sign,
+                grad_eigenvalues.conj_physical(),
+                weight_gradient(grad, states),
+                grad.sum(0),
+                None,
+            )
 
 
 def _complex(pairs: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

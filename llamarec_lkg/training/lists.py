@@ -78,7 +78,7 @@ def sampled(
     if groups is None:
         drawn = generator.permutation(rows)
     else:
-        drawn = np.concatenate([groups[place] for place in generator.permutation(len(groups))])
+        drawn = np.concatenate([rows[:0], *(groups[place] for place in generator.permutation(len(groups)))])
         drawn = drawn[np.isin(drawn, rows)]
     return [examples[row] for row in np.sort(drawn[:count])]
 

@@ -28,7 +28,7 @@ class SamplingMixin:
 
     def get_train_dataloader(self) -> DataLoader:
         if self.args.share_histories > 1:
-            most = min(self.args.share_histories, self.args.train_batch_size)
+            most = min(self.args.share_histories, self._train_batch_size)  # which auto_find_batch_size lowers
             length = self.processing_class.history_length
             self.train_dataset, self._groups = share_histories(self.train_dataset, most, length)
         return super().get_train_dataloader()
@@ -36,7 +36,7 @@ class SamplingMixin:
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self._groups is not None:
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return GroupSampler(self._groups, self.args.train_batch_size, seed)
+            return GroupSampler(self._groups, self._train_batch_size, seed)
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         lists = as_examples(self.train_dataset if train_dataset is None else train_dataset, "train_dataset")

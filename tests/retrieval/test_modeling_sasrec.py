@@ -35,31 +35,38 @@ def test_packed_histories_give_what_the_encoder_gives_for_each_alone(heads):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.3])
-def test_attention_in_training_is_that_of_its_parts(monkeypatch, probability):
+def test_attention_in_training_is_that_of_its_parts(monkeypatch):
     """Values and gradients, beside dropout of each history's own weights."""
     model, lengths = random_model(num_attention_heads=2), [7, 0, 3, 12, 11, 1, 6]
     layout = AttentionLayout.of(lengths, 2, model.encoder.rotary_emb.inv_freq)
     rows = torch.randn(FILLED * 6, 8, requires_grad=True)
     drawn = []
     monkeypatch.setattr(module, "noise", lambda *args: drawn.append(noise(*args)) or drawn[0])
-    found = module._Attention.apply(rows, layout, probability)
+    found = module._Attention.apply(rows, layout, 0.3)
 
     def plain(query, key, value, **_):
         later = torch.ones(query.shape[-2:][:1] * 2, dtype=torch.bool).triu(1)
         weights = (query @ key.mT).masked_fill(later, -torch.inf).softmax(-1)
-        return (weights * next(factors) if drawn else weights) @ value
+        return (weights * next(factors)) @ value
 
-    factors = iter(layout.squares(drawn[0]) if drawn else ())
-    assert len(drawn) == (probability > 0)
+    factors = iter(layout.squares(drawn[0]))
+    assert len(drawn) == 1
     monkeypatch.setattr(module.F, "scaled_dot_product_attention", plain)
-    wanted = module._attention(rows, layout, probability)
+    wanted = module._attention(rows, layout, 0.3)
     torch.testing.assert_close(found, wanted)
     count = sum(lengths) * 2
     weights = torch.randn(count, 8)
     mine, theirs = (torch.autograd.grad((one[:count] * weights).sum(), rows)[0] for one in (found, wanted))
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
     assert not mine[sum(lengths) * 6 :].any(), "places that only fill the batch up"
+
+
+def test_without_dropout_training_keeps_no_weights():
+    model = random_model(hidden_dropout_prob=0.0).train()
+    kept, vectors = [], torch.randn(300, 16)
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.numel()) or one, lambda one: one):
+        model.encode_packed(vectors, [300])
+    assert kept and max(kept) < 300 * 300
 
 
 def test_in_training_attention_drops_weights_and_keeps_their_mean():

@@ -331,3 +331,22 @@ def test_names_from_before_there_were_two_still_work():
     assert RetrieverTrainingArguments().model_type == "lrurec" and RetrieverTrainingArguments().item_vectors == "ids"
     assert llamarec_lkg.SASRecForRetrieval is SASRecForRetrieval
     assert llamarec_lkg.LRURecForRetrieval is LRURecForRetrieval
+
+
+@pytest.mark.parametrize("kind", [LRURecForRetrieval, SASRecForRetrieval])
+def test_gradients_are_in_full_precision_wherever_they_are_asked_for(kind):
+    torch.manual_seed(0)
+    model = kind(kind.config_class(num_items=9, hidden_size=16, hidden_dropout_prob=0.0))
+    vectors, gradients, model = torch.randn(30, 16), [], model.train()
+    for inside in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model.encode_packed(vectors, [20, 10]).float().square()[:, ::2].sum()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            loss.backward()
+        found = {key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None}
+        gradients.append({key: grad for key, grad in found.items() if grad.abs().max() > 1e-3})
+    assert len(gradients[0]) > 10
+    for key, gradient in gradients[0].items():
+        scale = gradient.abs().max()
+        torch.testing.assert_close(gradients[1][key] / scale, gradient / scale, rtol=0, atol=0.05)

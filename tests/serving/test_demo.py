@@ -173,6 +173,8 @@ def test_the_command_hands_its_options_on(monkeypatch, tmp_path):
     assert main(["demo", "--model", str(tmp_path)]) == 0
     given = ["--history", "50", "181", "--host", "0.0.0.0", "--port", "80", "--no-browser"]
     assert main(["demo", "--model", str(tmp_path), *given]) == 0
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")  # Gradio's own way to say it, as in containers
+    assert main(["demo", "--model", str(tmp_path)]) == 0 and calls[2] == calls[0] | {"server_name": "0.0.0.0"}
     assert calls[0] == {"history": None, "server_name": "127.0.0.1", "server_port": None, "inbrowser": True}
     assert calls[1] == {"history": ["50", "181"], "server_name": "0.0.0.0", "server_port": 80, "inbrowser": False}
 

@@ -10,6 +10,7 @@ from tiny import examples, model, processor
 from llamarec_lkg import LlamaRecLKGTrainer, LlamaRecLKGTrainingArguments
 from llamarec_lkg.data.schema import RankingExample
 from llamarec_lkg.ranking.prompts import NEXT_CUE
+from llamarec_lkg.training.lists import sampled
 from llamarec_lkg.training.sampling import GroupSampler, share_histories
 
 
@@ -38,6 +39,15 @@ def test_histories_that_do_not_go_on_from_each_other_are_not_shared():
     assert [one.shown for one in lists] == [3, None, None, None]
     _, groups = share_histories([one_list(1, 3)] * 5, 2, history_length=10)
     assert [len(rows) for rows in groups] == [2, 2, 1]
+
+
+def test_a_sample_is_of_whole_groups_but_for_the_last():
+    given = [replace(one_list(1 + row // 4, 10 + row % 4), label=-(row % 4 == 3)) for row in range(16)]
+    _, groups = share_histories(given, 4, history_length=10)
+    found = sampled(given, 5, 0, groups)
+    users = [one.user for one in found]
+    assert len(found) == 5 and sorted(map(users.count, set(users))) == [2, 3] and all(one.label == 0 for one in found)
+    assert sampled([], 5, 0, []) == []
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5])
@@ -74,3 +84,6 @@ def test_a_trainer_puts_lists_that_begin_alike_into_one_batch(film_dataset, tmp_
         texts = [ids[mask].tolist() for ids, mask in zip(batch["prefix_input_ids"], masks, strict=True)]
         common = len(commonprefix(texts))
         assert common == min(map(len, texts)) - cue < max(map(len, texts)) - cue
+    trainer._train_batch_size = 1  # as auto_find_batch_size leaves it where memory ran out
+    trainer.get_train_dataloader()
+    assert trainer._get_train_sampler().size == 1 and all(len(rows) == 1 for rows in trainer._groups)
