@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .heads import straight_through
-from .packed_prompts import PackedMask, Piece
+from .packed_attention import PackedMask, Piece
 
 
 def log_path_gate(path_scores: torch.Tensor, path_relation_weights: torch.Tensor, temperature: float) -> torch.Tensor:

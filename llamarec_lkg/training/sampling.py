@@ -67,7 +67,7 @@ def share_histories(
         rows_of_user[example.user].append(row)
     groups: list[list[int]] = []
     for rows in rows_of_user.values():
-        rows = sorted(rows, key=lambda row: len(examples[row].history))
+        rows = sorted(rows, key=lambda row: examples[row].history.tobytes())  # what goes on from it comes next
         for place, row in enumerate(rows):
             first = examples[groups[-1][0]].history if place else None
             history = examples[row].history

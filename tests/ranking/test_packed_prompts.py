@@ -13,7 +13,8 @@ from tiny import LORA, examples, model, processor
 
 from llamarec_lkg.ranking.candidate_blocks import block_attention
 from llamarec_lkg.ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
-from llamarec_lkg.ranking.packed_prompts import LEAST_SHARED, PackedMask, Packing, block_pieces
+from llamarec_lkg.ranking.packed_attention import PackedMask
+from llamarec_lkg.ranking.packed_prompts import LEAST_SHARED, Packing, block_pieces
 
 
 READ = [
@@ -196,21 +197,14 @@ def test_gradients_keep_what_is_shared_once_however_many_pieces_there_are(monkey
 
 
 @pytest.mark.parametrize("repeated", [1, 2])
-def test_a_kernel_that_cannot_share_heads_is_not_asked_to(monkeypatch, repeated):
+def test_without_the_kernel_attention_is_left_to_torch(monkeypatch, repeated):
     generator, owner = torch.Generator().manual_seed(0), torch.tensor([[0, 0, 0, 1, 1, 2, 2, 3]])
     query, *parts = (torch.randn(1, heads, 8, 4, generator=generator) for heads in (4, 2, 2))
     parts, how = [part.repeat_interleave(repeated, dim=1) for part in parts], {"enable_gqa": repeated == 1}
     mask = PackedMask.of(block_pieces(owner, alone(owner >= 0)), 8, None, 2)
-    expected, asked = F.scaled_dot_product_attention(query, *parts, mask, **how), []
-
-    def kernel(query, key, *args, **options):
-        asked.append((query.shape[1], key.shape[1]))
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, *args, **options)
-
-    monkeypatch.setattr("llamarec_lkg.ranking.packed_prompts._FLASH", kernel)
-    monkeypatch.setattr("llamarec_lkg.ranking.packed_prompts._SHARES", False)
+    expected = F.scaled_dot_product_attention(query, *parts, mask, **how)
+    monkeypatch.setattr("llamarec_lkg.ranking.packed_attention._FLASH", None)
     torch.testing.assert_close(F.scaled_dot_product_attention(query, *parts, mask, **how), expected)
-    assert asked == ([] if repeated == 1 else [(4, 4)] * 2)
 
 
 def test_the_letters_prior_is_read_again_when_the_backbone_says_something_else(letters, film_dataset):

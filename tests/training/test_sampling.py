@@ -35,8 +35,11 @@ def test_lists_of_a_user_show_histories_that_begin_at_the_same_item():
 def test_histories_that_do_not_go_on_from_each_other_are_not_shared():
     given = [one_list(0, [1, 2, 3]), one_list(0, [1, 2, 4, 5]), one_list(0, [1, 2, 3, 7]), one_list(0, [1, 2, 3])]
     lists, groups = share_histories(given, 4, history_length=10)
-    assert sorted(len(rows) for rows in groups) == [1, 1, 2]
-    assert [one.shown for one in lists] == [3, None, None, None]
+    assert sorted(len(rows) for rows in groups) == [1, 3]
+    assert [one.shown for one in lists] == [3, None, None, 3]
+    of_two = [one_list(0, [who] * count) for count in range(5, 9) for who in (1, 2)]
+    _, groups = share_histories(of_two, 4, history_length=10)
+    assert [len(rows) for rows in groups] == [4, 4], "nor those of unknown users, though theirs take turns"
     _, groups = share_histories([one_list(1, 3)] * 5, 2, history_length=10)
     assert [len(rows) for rows in groups] == [2, 2, 1]
 
