@@ -12,7 +12,7 @@ from ..data.arrays import same_as_before
 from .evidence import EvidenceIndex
 from .knowledge_graph import KnowledgeGraph
 from .paths import Ways
-from .ranges import looked_up
+from .ranges import looked_up, owners
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _along(
     index: EvidenceIndex, rows: sparse.csr_array, items: np.ndarray, relations: np.ndarray, nodes: np.ndarray
 ) -> np.ndarray:
     """The value in the rows of `items` at the columns of `relations` and `nodes`, 0 where there is none."""
-    owners = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr)) * index.num_relations
+    cells = owners(np.diff(rows.indptr)) * index.num_relations + index.column_relation.take(rows.indices)
     width = 1 + max(int(index.column_node.max(initial=0)), int(nodes.max(initial=0)))
-    keys = (owners + index.column_relation.take(rows.indices)) * width + index.column_node.take(rows.indices)
+    keys = cells * width + index.column_node.take(rows.indices)
     return looked_up(keys, rows.data, (items * index.num_relations + relations) * width + nodes)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import special
 
 from .knowledge_graph import KnowledgeGraph
-from .ranges import order_of, ranks
+from .ranges import order_of, owners, ranks
 from .walks import shortest
 
 
@@ -140,7 +140,7 @@ def ways(
     found, source, target = [], 0, 0
     for block in _blocks(lengths, counts):
         first_target = np.array([0, *counts[block]]).cumsum() + target
-        lists = np.arange(len(counts[block])).repeat(lengths[block])
+        lists = owners(lengths[block])
         width = max(1, *counts[block])
         table = np.full((len(counts[block]), width), -1)
         for row, one in enumerate(theirs[block]):

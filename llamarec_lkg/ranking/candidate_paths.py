@@ -11,6 +11,7 @@ from ..data.schema import CO_RATED, RankingExample
 from ..graph import paths
 from ..graph.knowledge_graph import KnowledgeGraph
 from ..graph.path_evidence import PathEvidence
+from ..graph.ranges import owners
 
 
 class CandidatePathsMixin:
@@ -41,7 +42,7 @@ class CandidatePathsMixin:
         ways, lengths = paths.ways(self._path_graph, shown, wanted), [len(history) for history in shown]
         targets = ways.target_index
         if self.readout == "letters":
-            targets = np.arange(len(shown)).repeat(lengths).take(ways.source_index)
+            targets = owners(lengths).take(ways.source_index)
         sources = ways.source_index if self.one_path_per_history_item else None
         if self.path_weighting == "evidence":
             relations, shares = self._path_evidence.of_ways(ways, shown)

@@ -17,7 +17,7 @@ from ..data.schema import UNKNOWN_USER, ItemTable, RankingExample, raw_id_list
 from ..data.splits import EXCLUDED, check_repeats
 from ..graph.evidence import EvidenceIndex
 from ..graph.knowledge_graph import KnowledgeGraph
-from ..graph.ranges import ranks
+from ..graph.ranges import owners, ranks
 from ..hub.mixin import HubMixin
 from ..retrieval.base import Retriever, log_popularity
 from ..retrieval.candidates import evidence_scale
@@ -407,7 +407,7 @@ class LlamaRecLKGProcessor(CandidatePathsMixin, PromptMixin, ProcessorFilesMixin
             np.array([0, *(len(one) for one in some)]).cumsum()
             for some in ([self._shown(one) for one in examples], [one.candidates for one in examples])
         )
-        row = np.arange(len(examples)).repeat(np.diff(lengths)).take(found.source_index)
+        row = owners(np.diff(lengths)).take(found.source_index)
         place, each = ranks(row), np.bincount(row, minlength=len(examples))
         shape = len(examples), max(1, int(each.max()))
         weights = np.zeros((*shape, len(self.relations)), dtype=np.float32)
