@@ -35,6 +35,7 @@ class AttentionLayout:
             to a multiple of `FILLED`.
         turns (complex, (N', 3, 1, head size / 2)): what the projection is multiplied by before. Queries and keys are
             turned by their places, and queries scaled besides.
+        returns: their conjugates, which the gradient is multiplied by.
         places (`long`, (N * 3 * H,)): for each row of the projection of the N places, the one of the blocks.
         back (`long`, (N' * H,)): for each row of the packed states, the one of the states of the blocks.
         states (`long`, (R / 3,)): for each row of the states of the blocks, the packed one.
@@ -45,6 +46,7 @@ class AttentionLayout:
     heads: int
     rows: torch.Tensor
     turns: torch.Tensor
+    returns: torch.Tensor
     places: torch.Tensor
     back: torch.Tensor
     states: torch.Tensor
@@ -66,10 +68,10 @@ class AttentionLayout:
             for found in (rows, places, back, states, fillers, at)
         )
         angles = torch.arange(int(lengths.max(initial=0)) + 1, device=at.device)[:, None] * frequencies.float()
-        keys = torch.polar(torch.ones_like(angles), angles).index_select(0, at)
-        queries = keys * (2 * len(frequencies)) ** -0.5
-        turns = torch.stack([queries, keys, torch.ones_like(keys)], dim=1)[:, :, None]
-        return cls(groups.shapes, heads, rows, turns, places, back, states, fillers)
+        keys = torch.polar(torch.ones_like(angles), angles)
+        turns = torch.stack([keys * (2 * len(frequencies)) ** -0.5, keys, torch.ones_like(keys)], dim=1)[:, :, None]
+        turns, returns = (table.index_select(0, at) for table in (turns, turns.conj_physical()))
+        return cls(groups.shapes, heads, rows, turns, returns, places, back, states, fillers)
 
     def blocks(self, rows: torch.Tensor, parts: int) -> Iterator[torch.Tensor]:
         """Views of the rows (R * parts / 3, head size) of each block, (parts, H * n, l, head size)."""
@@ -131,14 +133,15 @@ class _Attention(torch.autograd.Function):
         turned = _turned(rows, layout.turns).index_select(0, layout.rows)
         weights = rows.new_empty(sum(layout.heads * size * length**2 for size, length in layout.shapes))
         later = rows.new_full((layout.shapes[0][1],) * 2, -torch.inf).triu(1)
-        for (query, key, _), square in zip(layout.blocks(turned, 3), layout.squares(weights), strict=True):
+        projected = [block.unbind() for block in layout.blocks(turned, 3)]
+        for (query, key, _), square in zip(projected, layout.squares(weights), strict=True):
             scores = torch.baddbmm(later[: key.shape[1], : key.shape[1]], query, key.mT)
             torch.softmax(scores, dim=-1, out=square)
         factors = noise(weights, probability)
         dropped, states = weights * factors, rows.new_empty(len(turned) // 3, rows.shape[1])
-        parts = layout.blocks(turned, 3), layout.squares(dropped), layout.blocks(states, 1)
-        for (_, _, value), square, (found,) in zip(*parts, strict=True):
-            torch.bmm(square, value, out=found)
+        parts = layout.squares(dropped), layout.blocks(states, 1)
+        for (_, _, value), square, found in zip(projected, *parts, strict=True):
+            torch.bmm(square, value, out=found[0])
         ctx.save_for_backward(turned, weights, factors, dropped)
         ctx.layout, ctx.shape = layout, rows.shape
         return states.index_select(0, layout.back)
@@ -153,16 +156,18 @@ class _Attention(torch.autograd.Function):
             grad_turned = torch.empty_like(turned)
             parts = layout.blocks(turned, 3), layout.blocks(grad_turned, 3), layout.blocks(grad_states, 1)
             squares = map(layout.squares, cells)
-            for (query, key, value), found, (given,), chances, kept, square in zip(*parts, *squares, strict=True):
-                torch.bmm(square.mT, given, out=found[2])
+            for block, grad_block, given, chances, kept, square in zip(*parts, *squares, strict=True):
+                (query, key, value), (grad_query, grad_key, grad_value) = block.unbind(), grad_block.unbind()
+                given = given[0]
+                torch.bmm(square.mT, given, out=grad_value)
                 error = torch.bmm(given, value.mT).mul_(kept)
                 error = torch._softmax_backward_data(error, chances, -1, error.dtype)
-                torch.bmm(error, key, out=found[0])
-                torch.bmm(error.mT, query, out=found[1])
+                torch.bmm(error, key, out=grad_query)
+                torch.bmm(error.mT, query, out=grad_key)
             # each row is read once but for fillers, whose gradient is 0: no sum is needed
             grad_rows = grad.new_zeros(ctx.shape)
             torch.index_select(grad_turned, 0, layout.places, out=grad_rows[: len(layout.places)])
-            return _turned(grad_rows, layout.turns.conj_physical()), None, None
+            return _turned(grad_rows, layout.returns), None, None
 
 
 def _turned(rows: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from ..utils.errors import LKGError
 from ..utils.fingerprints import catalogue_fingerprint
 
 
-SCORES_AT_ONCE = 2**24  # numbers: 67 MB
+SCORES_AT_ONCE = 2**25  # numbers: 134 MB
 
 
 class Retriever(Protocol):

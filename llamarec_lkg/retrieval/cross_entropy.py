@@ -15,7 +15,7 @@ from .products import ROUND, add_product, is_quick, product
 
 
 SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**27}  # numbers in a block
-ROWS_AT_ONCE = {"cpu": 384}  # positions in it, where more would only leave the cache
+ROWS_AT_ONCE = {"cpu": 768}  # positions in it: more are not quicker
 
 
 def catalogue_cross_entropy(
@@ -55,22 +55,58 @@ def _rows(hidden: torch.Tensor, vectors: torch.Tensor) -> int:
     return max(1, min(rows, len(hidden), ROWS_AT_ONCE.get(kind, rows)))
 
 
-def _room(vectors: torch.Tensor, rows: int) -> torch.Tensor:
-    """For the scores of a block and then their softmax, filled anew by each: room that is asked for again and again is
-    cleared again and again."""
-    return vectors.new_empty(rows, len(vectors))
+class _Blocks:
+    """Scores of all items for N positions, block by block, and the gradients that errors of the scores give.
+
+    In `float32` on a CPU the bias is one more number of each vector, beside a 1 of each state: else it is copied for
+    every position before the product starts, which takes as long as a third of it.
+
+    Args:
+        hidden (N, D), vectors (I, D), bias (I,): what scores are made of.
+        rows: positions in a block.
+    """
+
+    def __init__(self, hidden: torch.Tensor, vectors: torch.Tensor, bias: torch.Tensor, rows: int):
+        self.rows, self.vectors = rows, vectors
+        self.items, self.bias, self.states = vectors, bias.to(vectors.dtype), hidden.to(vectors.dtype)
+        on_cpu = vectors.device.type == "cpu" and vectors.dtype == torch.float32
+        self.joined = on_cpu and not is_quick(ROUND, self.states, vectors)
+        if self.joined:
+            self.states = F.pad(self.states, (0, 1), value=1.0)
+            self.items = torch.cat([vectors, self.bias[:, None]], dim=1)
+        # room that is asked for again and again is cleared again and again: each block fills it anew
+        self.room = vectors.new_empty(rows, len(vectors))
+        self.grad_hidden, self.grad_bias = torch.zeros_like(hidden), _zeros(bias)
+        # vectors are the columns of their gradient: its products are a third quicker than with rows
+        self.grad_items = _zeros(self.items.T)
+
+    def scores(self, start: int) -> torch.Tensor:
+        """Of the block from position `start` on, `float32`; the room of the block before is used again."""
+        states = self.states[start : start + self.rows]
+        if self.joined:
+            return torch.mm(states, self.items.T, out=self.room[: len(states)])
+        if is_quick(len(states), states, self.items):
+            return product(states, self.items, self.bias)
+        return torch.addmm(self.bias, states, self.items.T, out=self.room[: len(states)]).float()
+
+    def learn(self, start: int, error: torch.Tensor) -> None:
+        """Takes in the gradient of the block's scores."""
+        if not self.joined:
+            self.grad_bias += error.sum(0)
+        error, part = error.to(self.vectors.dtype), slice(start, start + self.rows)
+        self.grad_hidden[part] = product(error, self.vectors.T)
+        add_product(self.grad_items, self.states[part], error)
+
+    def gradients(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of `hidden`, `vectors` and `bias`."""
+        if self.joined:
+            return self.grad_hidden, self.grad_items[:-1].T, self.grad_items[-1]
+        return self.grad_hidden, self.grad_items.T, self.grad_bias
 
 
 def _zeros(like: torch.Tensor) -> torch.Tensor:
     """For a gradient that is summed up."""
     return torch.zeros(like.shape, dtype=torch.float32, device=like.device)
-
-
-def _scores(bias: torch.Tensor, states: torch.Tensor, vectors: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
-    """Of all `vectors` for each of the `states`, in the `room` where a product can be told to use it."""
-    if is_quick(len(states), states, vectors):
-        return product(states, vectors, bias)
-    return torch.addmm(bias, states, vectors.T, out=room[: len(states)])
 
 
 class _Learned(torch.autograd.Function):
@@ -87,30 +123,19 @@ class _CrossEntropy(_Learned):
     @staticmethod
     def forward(ctx, hidden, vectors, bias, labels, rows):
         learns = any(ctx.needs_input_grad[:3])
-        bias = bias.to(vectors.dtype)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        # vectors are the columns of their gradient: its products are a third quicker than with rows
-        grad_hidden, grad_vectors = torch.zeros_like(hidden), _zeros(vectors.T)
-        grad_bias = _zeros(bias)
-        room = _room(vectors, rows)
+        blocks, total = _Blocks(hidden, vectors, bias, rows), _zeros(hidden.new_empty(()))
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(labels), rows):
-                states = hidden[start : start + rows].to(vectors.dtype)
-                targets = labels[start : start + rows, None]
-                scores = _scores(bias, states, vectors, room).float()
+                targets, scores = labels[start : start + rows, None], blocks.scores(start)
                 total += (scores.amax(1) - scores.gather(1, targets)[:, 0]).sum()
                 error = torch.softmax(scores, dim=-1, out=scores)  # torch's fastest exponential
                 # the logarithm of their sum by the likeliest item, whose chance is never too small to have one
                 total -= error.amax(1).log().sum()
                 if learns:
-                    error.scatter_add_(1, targets, -torch.ones_like(error[:, :1]))
-                    grad_bias += error.sum(0)
-                    error = error.to(vectors.dtype)
-                    grad_hidden[start : start + rows] = product(error, vectors.T)
-                    add_product(grad_vectors, states, error)
+                    blocks.learn(start, error.scatter_add_(1, targets, -torch.ones_like(error[:, :1])))
         count = max(1, len(labels))
         if learns:
-            ctx.save_for_backward(grad_hidden / count, grad_vectors.T / count, grad_bias / count)
+            ctx.save_for_backward(*(found / count for found in blocks.gradients()))
             ctx.dtypes = hidden.dtype, vectors.dtype, bias.dtype
         return total / count
 
@@ -118,17 +143,12 @@ class _CrossEntropy(_Learned):
 class _SampledCrossEntropy(_Learned):
     @staticmethod
     def forward(ctx, hidden, vectors, bias, own, hits, rows):
-        bias = bias.to(vectors.dtype)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        # vectors are the columns of their gradient: its products are a third quicker than with rows
-        grad_hidden, grad_vectors = torch.zeros_like(hidden), _zeros(vectors.T)
-        grad_bias, grad_own = _zeros(bias), _zeros(own)
-        room = _room(vectors, rows)
+        blocks, total = _Blocks(hidden, vectors, bias, rows), _zeros(hidden.new_empty(()))
+        grad_own = _zeros(own)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hits), rows):
-                part = slice(start, start + rows)
-                states, hit = hidden[part].to(vectors.dtype), hits[part]
-                scores = _scores(bias, states, vectors, room).float()
+                part, scores = slice(start, start + rows), blocks.scores(start)
+                hit = hits[part]
                 found = (hit >= 0).nonzero()[:, 0]
                 scores[found, hit[found]] = torch.finfo(scores.dtype).min
                 most = scores.amax(1)
@@ -138,11 +158,8 @@ class _SampledCrossEntropy(_Learned):
                 share = above.sigmoid()
                 error *= share[:, None]
                 grad_own[part] = -share
-                grad_bias += error.sum(0)
-                error = error.to(vectors.dtype)
-                grad_hidden[part] = product(error, vectors.T)
-                add_product(grad_vectors, states, error)
-        count, gradients = max(1, len(hits)), (grad_hidden, grad_vectors.T, grad_bias, grad_own)
-        ctx.save_for_backward(*(found / count for found in gradients))
+                blocks.learn(start, error)
+        count = max(1, len(hits))
+        ctx.save_for_backward(*(found / count for found in (*blocks.gradients(), grad_own)))
         ctx.dtypes = hidden.dtype, vectors.dtype, bias.dtype, own.dtype
         return total / count

@@ -33,11 +33,10 @@ def noise(values: torch.Tensor, probability: float) -> torch.Tensor:
     """What `values` on a CPU are multiplied by: 0 with `probability`, else 1 / (1 - `probability`); a new tensor of
     their shape and type, drawn from torch's generator."""
     kept = round((1 - probability) * LEVELS)
-    count = values.numel()
+    if kept in (0, LEVELS):
+        return torch.full_like(values, float(kept > 0))
+    count, least = values.numel(), LEVELS // 2 - kept
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     draws = draws.view(torch.int16)[:count].view(values.shape)
-    found = torch.empty(values.shape, dtype=values.dtype)
-    if not kept:
-        return found.zero_()
-    torch.le(draws, kept - 1 - LEVELS // 2, out=found)
-    return found.mul_(LEVELS / kept)
+    # 1 from `least` on, else 0: whole numbers are limited far quicker than compared
+    return draws.clamp_(least - 1, least).sub_(least - 1).to(values.dtype).mul_(LEVELS / kept)

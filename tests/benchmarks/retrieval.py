@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from statistics import median
 
 import numpy as np
 import torch
@@ -97,24 +96,23 @@ def plain_step(model: Plain, optimizer: torch.optim.Optimizer, batch: list[np.nd
     optimizer.step()
 
 
-def step_times(kind: str, steps: int = 10) -> tuple[float, float]:
-    """Seconds of a step of ours, and of the plain one on the same batches."""
+def step_times(kind: str, steps: int = 10, passes: int = 4) -> tuple[float, float]:
+    """Seconds of a step of ours, and of the plain one on the same batches: the median of a pass over them, by turns.
+    Each trains whole passes, because a step of training comes after one of the same model, not of another one."""
     torch.manual_seed(0)
     config, model = {"lrurec": (LRURecConfig, LRURecForRetrieval), "sasrec": (SASRecConfig, SASRecForRetrieval)}[kind]
     ours = model(config(num_items=ITEMS, hidden_size=SIZE, num_hidden_layers=LAYERS, max_length=LENGTH)).train()
     theirs = Plain(PlainRecurrence if kind == "lrurec" else PlainAttention, kind == "sasrec", kind == "lrurec")
     optimizers = [torch.optim.AdamW(one.parameters(), lr=1e-3, fused=True) for one in (ours, theirs)]
-    batches, times = windows(BATCH * steps), []
-    for start in range(0, len(batches), BATCH):
-        batch = batches[start : start + BATCH]
-        times.append(
-            in_turns(
-                lambda batch=batch: training_step(ours, optimizers[0], batch),
-                lambda batch=batch: plain_step(theirs, optimizers[1], batch),
-                repeats=3,
-            )
-        )
-    return median(mine for mine, _ in times), median(plain for _, plain in times)
+    drawn = windows(BATCH * steps)
+    batches = [drawn[start : start + BATCH] for start in range(0, len(drawn), BATCH)]
+
+    def train(step: Callable, number: int) -> None:
+        for batch in batches:
+            step((ours, theirs)[number], optimizers[number], batch)
+
+    mine, plain = in_turns(lambda: train(training_step, 0), lambda: train(plain_step, 1), repeats=passes)
+    return mine / steps, plain / steps
 
 
 def million() -> tuple[NeuralRetriever, list[np.ndarray]]:

@@ -82,7 +82,7 @@ def test_ranks_are_those_of_the_metric():
 
 
 def test_scores_of_all_items_are_held_for_few_histories_at_a_time(monkeypatch):
-    assert rows_at_once(1349) == 512 and rows_at_once(10**6) == 16 and rows_at_once(10**9) == 1
+    assert rows_at_once(1349) == 512 and rows_at_once(10**6) == 33 and rows_at_once(10**9) == 1
     assert rows_at_once(1349, 256) == 256
     retriever, sizes = PopularityRetriever(np.array([0, 3, 9, 5, 1])), []
     score = retriever.score
