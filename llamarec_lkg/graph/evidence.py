@@ -22,7 +22,7 @@ import numpy as np
 from scipy import sparse
 
 from .knowledge_graph import KnowledgeGraph
-from .ranges import entries_of, looked_up, order_of, owners, ranges
+from .ranges import entries_of, joined, looked_up, order_of, owners, ranges
 from .statistics import STATISTICS, statistics_along, statistics_of, steps_of
 from .ties import Told, blocks, tell
 
@@ -276,28 +276,32 @@ class EvidenceIndex:
         return _Tables(self.history_rows, self.candidate_rows, self.column_relation, self.num_relations)
 
     def contributions(
-        self, history: np.ndarray, candidates: np.ndarray
+        self, histories: Sequence[np.ndarray], candidates: Sequence[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """What the evidence of each candidate is the sum of, wherever in the history (dense items) its terms stand.
+        """What the evidence of the candidates of B lists is the sum of, wherever in the history of its list (dense
+        items) its terms stand.
 
         Returns:
-            index into the candidates, place in the history, column, and weight (never 0) of every term, each of shape
-            (T,), candidate by candidate. Times the `history_weights` of their places, the weights of a relation's
-            columns sum to the candidate's evidence along it.
+            index into the candidates, place in the histories, column, and weight (never 0) of every term, each of
+            shape (T,), candidate by candidate; those of all lists are counted through. Times the `history_weights` of
+            their places, the weights of a relation's columns sum to the candidate's evidence along it.
         """
-        lengths, entries = entries_of(self.history_rows, np.asarray(history, dtype=np.int64))
-        places = owners(lengths)
-        said = self.history_rows.indices[entries]
+        width = len(self.column_relation)  # each list has columns of its own
+
+        def spoken(rows: sparse.csr_array, lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            lengths, entries = entries_of(rows, joined(lists, np.int64))
+            places, own = owners(lengths), owners(np.array([len(one) for one in lists], dtype=np.int64))
+            return places, entries, rows.indices[entries] + own[places] * width
+
+        places, entries, said = spoken(self.history_rows, histories)
         order = order_of(said)  # by column
         said = said[order]
-        lengths, heard = entries_of(self.candidate_rows, np.asarray(candidates, dtype=np.int64))
-        which = owners(lengths)
-        wanted = self.candidate_rows.indices[heard]
+        which, heard, wanted = spoken(self.candidate_rows, candidates)
         first = said.searchsorted(wanted)
         term, found = ranges(first, said.searchsorted(wanted, "right") - first)
         in_order = order_of(which[term] * len(order) + order[found])  # as they stand in the history
         term, found = term[in_order], order[found[in_order]]
-        columns = wanted[term]
+        columns = wanted[term] % width
         weights = self.history_rows.data[entries[found]] * self.candidate_rows.data[heard[term]]
         weights = weights / self.scale[self.column_relation[columns]]
         some = np.flatnonzero(weights)

@@ -251,7 +251,8 @@ def _ranked_table(
         SCORE: pa.array([float(score) for _, one, order in best for score in one.scores[order]], pa.float64()),
     }
     if options.num_reasons is not None:
-        told = [recommender.describe(one, k=k, num_reasons=options.num_reasons) for one in rankings]
+        count = len(rankings)
+        told = recommender.describe_all(rankings, k=[k] * count, num_reasons=[options.num_reasons] * count)
         reasons = [[asdict(reason) for reason in item.reasons] for items in told for item in items]
         columns[REASONS] = pa.array(reasons, REASONS_TYPE)
     columns[ITEM] = columns[ITEM].cast(pa.string())  # of no lists it would have no type

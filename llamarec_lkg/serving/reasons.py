@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..data.schema import CO_RATED, RankingExample
+from ..data.schema import CO_RATED
 from ..data.values import clean_text
-from ..graph.ranges import ranks
+from ..graph.ranges import joined, owners, ranks
 from ..ranking.heads import PartWeights
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from .questions import Ranking
@@ -24,6 +24,7 @@ LEAST = 1e-6  # a share that is more than rounding
 LANGUAGE_MODEL, RETRIEVER, POPULARITY = "language model", "retriever", "popularity"
 PATH, OTHER_PATHS = "path", "other paths"
 WINDOW = "window"
+AT_ONCE = 32  # lists whose paths are looked for together: their terms take room
 
 
 @dataclass(frozen=True)
@@ -123,18 +124,53 @@ class Recommendation:
         return f"{self.title} scores {self.score:+.2f}: {listed}."
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What of a ranked list is shown: its best K candidates, and for each of them at most `count` paths.
+
+    Args:
+        rows (shape (K,)): the candidates among those of the list.
+        count: paths of a candidate.
+    """
+
+    ranking: Ranking
+    rows: np.ndarray
+    count: int
+
+    @property
+    def items(self) -> np.ndarray:
+        return self.ranking.example.candidates[self.rows]
+
+    @property
+    def along(self) -> np.ndarray:
+        """Parts of the scores along each relation, shape (K, R)."""
+        return self.ranking.parts[self.rows, 3:].astype(float)
+
+
 def described(
-    processor: LlamaRecLKGProcessor, ranking: Ranking, weights: PartWeights, k: int, num_reasons: int
-) -> list[Recommendation]:
-    """The best `k` of a ranked list, with reasons; `weights` are those of the fusion that scored it."""
-    rows, example, names = ranking.order[:k], ranking.example, processor.relations
-    parts, scores, items = ranking.parts[rows].astype(float), ranking.scores[rows], example.candidates[rows]
-    alone, along = parts[:, :3].tolist(), parts[:, 3:]
-    windows, by_size = (scores - parts.sum(1)).tolist(), np.argsort(-along, axis=1, kind="stable").tolist()
-    preferences, paths = None, [[] for _ in rows]
+    processor: LlamaRecLKGProcessor,
+    rankings: Sequence[Ranking],
+    weights: PartWeights,
+    ks: Sequence[int],
+    nums_reasons: Sequence[int],
+) -> list[list[Recommendation]]:
+    """The best `k` of each ranked list, with reasons; `weights` are those of the fusion that scored them."""
+    found = zip(rankings, ks, nums_reasons, strict=True)
+    lists = [Shown(ranking, ranking.order[:k], count) for ranking, k, count in found]
+    paths = []
+    for start in range(0, len(lists), AT_ONCE):
+        paths += strongest_paths(processor, lists[start : start + AT_ONCE], weights)
+    return [_told(processor, shown, named) for shown, named in zip(lists, paths, strict=True)]
+
+
+def _told(processor: LlamaRecLKGProcessor, shown: Shown, paths: Sequence[Sequence[Reason]]) -> list[Recommendation]:
+    """The candidates that are shown, with those of their paths that are named."""
+    ranking, rows, items, along, names = shown.ranking, shown.rows, shown.items, shown.along, processor.relations
+    parts, scores = ranking.parts[rows].astype(float), ranking.scores[rows]
+    alone, windows = parts[:, :3].tolist(), (scores - parts.sum(1)).tolist()
+    by_size, preferences = np.argsort(-along, axis=1, kind="stable").tolist(), None
     if ranking.preferences is not None:
         preferences = dict(zip(names, ranking.preferences.tolist(), strict=True))
-        paths = strongest_paths(processor, example, rows, along != 0, preferences, weights, num_reasons)
     told = []
     for place, values in enumerate(along.tolist()):
         reasons = []
@@ -148,7 +184,7 @@ def described(
                 item_id=processor.item_ids[items[place] - 1],
                 title=processor.titles[items[place] - 1],
                 score=float(scores[place]),
-                retrieval_score=float(example.retrieval_scores[rows[place]]),
+                retrieval_score=float(ranking.example.retrieval_scores[rows[place]]),
                 relations={names[column]: values[column] for column in by_size[place] if values[column]},
                 paths=[reason.text for reason in reasons if reason.kind == PATH],
                 reasons=reasons,
@@ -181,57 +217,58 @@ def reasons_for(
 
 
 def strongest_paths(
-    processor: LlamaRecLKGProcessor,
-    example: RankingExample,
-    rows: np.ndarray,
-    counted: np.ndarray,
-    preferences: Mapping[str, float],
-    weights: PartWeights,
-    count: int,
-) -> list[list[Reason]]:
-    """The paths to name for some candidates of a list: for each at most `count`, the strongest through each entity
-    first.
-
-    Args:
-        rows (shape (K,)): which candidates.
-        counted (`bool`, shape (K, R)): along which relations their scores have a part.
-        preferences: of the user, by relation.
-        weights: those of the fusion that scored the list.
-    """
-    named: list[list[Reason]] = [[] for _ in rows]
-    if not count:
+    processor: LlamaRecLKGProcessor, lists: Sequence[Shown], weights: PartWeights
+) -> list[list[list[Reason]]]:
+    """The paths to name for the candidates of some lists: for each at most as many as are to be shown, the strongest
+    through each entity first. A list that was not scored has none."""
+    named: list[list[list[Reason]]] = [[[] for _ in shown.rows] for shown in lists]
+    told = [place for place, shown in enumerate(lists) if shown.count and shown.ranking.preferences is not None]
+    if not told:
         return named
-    index, names, candidates = processor.evidence_index, processor.relations, example.candidates[rows]
-    which, items, columns, main, recent = evidence_terms(processor, example.history, candidates)
+    some, index, names = [lists[place] for place in told], processor.evidence_index, processor.relations
+    sizes = np.array([len(shown.rows) for shown in some])
+    own, candidates = owners(sizes), np.concatenate([shown.items for shown in some])
+    which, items, columns, main, recent = evidence_terms(
+        processor, [shown.ranking.example.history for shown in some], [shown.items for shown in some]
+    )
     along = index.column_relation[columns]
-    preferred = np.array([preferences[name] for name in names])
-    shares = weights.evidence_weight.item() * preferred[along] * main
+    preferred = np.stack([shown.ranking.preferences for shown in some]).astype(float)
+    shares = weights.evidence_weight.item() * preferred[own[which], along] * main
     shares = shares + weights.recent_weight.double().numpy(force=True)[along] * recent
+    counted = np.concatenate([shown.along != 0 for shown in some])
     shares = np.where(counted[which, along], shares, 0.0)
-    for term in _varied(which, shares, _through(processor, columns, candidates[which]), count):
-        name, row = names[along[term]], which[term]
-        nodes = _names_along(processor, int(items[term]), int(columns[term]), int(candidates[row]))
-        named[row].append(Reason(PATH, float(shares[term]), name, preferences[name], nodes))
+    counts = np.array([shown.count for shown in some]).repeat(sizes)
+    terms = _varied(which, shares, _through(processor, columns, candidates[which]), counts)
+    of_candidate = [reasons for place in told for reasons in named[place]]
+    found = (one[terms].tolist() for one in (which, along, items, columns, shares))
+    for row, relation, item, column, share in zip(*found, strict=True):
+        nodes = _names_along(processor, item, column, int(candidates[row]))
+        preference = float(preferred[own[row], relation])
+        of_candidate[row].append(Reason(PATH, share, names[relation], preference, nodes))
     return named
 
 
 def evidence_terms(
-    processor: LlamaRecLKGProcessor, history: np.ndarray, candidates: np.ndarray
+    processor: LlamaRecLKGProcessor, histories: Sequence[np.ndarray], candidates: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Every path that the evidence of some candidates runs through, once for each item of the history, (T,), candidate
-    by candidate: index into the candidates, the item, the evidence index's column (a relation and the entity that it
-    leads through), and the path's parts of the evidence and of the recent evidence along that relation."""
-    index = processor.evidence_index
-    which, places, columns, shared = index.contributions(history, candidates)
-    keys = (which * (len(processor.titles) + 1) + history[places]) * len(index.column_node) + columns
-    keys, first, term = np.unique(keys, return_index=True, return_inverse=True)
-    parts = [
-        np.bincount(term, weights=shared * one.history_weights(len(history))[places], minlength=len(keys))
-        for one in (index, processor.recent_index)
-    ]
+    """Every path that the evidence of the candidates of some lists runs through, once for each item of the history,
+    (T,), candidate by candidate: index into the candidates of all lists, the item, the evidence index's column (a
+    relation and the entity that it leads through), and the path's parts of the evidence and of the recent evidence
+    along that relation."""
+    lengths, items = [len(history) for history in histories], joined(histories, np.int64)
+    keys = owners(np.array(lengths, dtype=np.int64)) * (len(processor.titles) + 1) + items
+    _, first, item = np.unique(keys, return_index=True, return_inverse=True)
     order = np.argsort(first)  # as they stand in the history
-    first = first[order]
-    return which[first], history[places[first]], columns[first], parts[0][order], parts[1][order]
+    item, first = np.argsort(order)[item], first[order]
+    heard = [
+        np.bincount(item, np.concatenate([index.history_weights(length) for length in lengths]), len(first))
+        for index in (processor.evidence_index, processor.recent_index)
+    ]
+    items = items[first]
+    once = np.split(items, np.searchsorted(first, np.cumsum(lengths)[:-1]))
+    which, places, columns, shared = processor.evidence_index.contributions(once, candidates)
+    main, recent = (shared * weights[places] for weights in heard)
+    return which, items[places], columns, main, recent
 
 
 def _names_along(processor: LlamaRecLKGProcessor, item: int, column: int, candidate: int) -> list[str]:
@@ -251,14 +288,14 @@ def _through(processor: LlamaRecLKGProcessor, columns: np.ndarray, candidates: n
     return index.column_relation[columns].astype(np.int64) * width + np.where(direct, 0, nodes + 1)
 
 
-def _varied(which: np.ndarray, shares: np.ndarray, through: np.ndarray, count: int) -> np.ndarray:
-    """The `count` paths of each candidate that are named, candidate by candidate: by weight the first through each
-    entity, then the second of each, ...: four films of one year are one thing to say. What weighs next to nothing
-    beside the strongest comes last."""
-    sizes, strongest = np.abs(shares), np.zeros(which.max(initial=-1) + 1)
+def _varied(which: np.ndarray, shares: np.ndarray, through: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The paths of each candidate that are named, as many as `counts` (K,) says, candidate by candidate: by weight the
+    first through each entity, then the second of each, ...: four films of one year are one thing to say. What weighs
+    next to nothing beside the strongest comes last."""
+    sizes, strongest = np.abs(shares), np.zeros(len(counts))
     np.maximum.at(strongest, which, sizes)
     faint = sizes < FAINT * strongest[which]
-    suffices = np.bincount(which[~faint], minlength=len(strongest)) >= count
+    suffices = np.bincount(which[~faint], minlength=len(strongest)) >= counts
     order = np.flatnonzero((sizes > 0) & ~(faint & suffices[which]))
     order = order[np.lexsort((-sizes[order], which[order]))]
     which, through, faint = which[order], through[order], faint[order]
@@ -266,7 +303,7 @@ def _varied(which: np.ndarray, shares: np.ndarray, through: np.ndarray, count: i
     begins = [np.diff(one[grouped], prepend=one[grouped][:1]) != 0 for one in (which, through)]
     turns = np.empty(len(order), dtype=np.int64)
     turns[grouped] = ranks(np.logical_or(*begins).cumsum())
-    return order[np.lexsort((turns, faint, which))][ranks(which) < count]
+    return order[np.lexsort((turns, faint, which))][ranks(which) < counts[which]]
 
 
 def _spoken(group: Sequence[Reason]) -> str:

@@ -343,8 +343,15 @@ class Recommender:
 
     def describe(self, ranking: Ranking, *, k: int = 10, num_reasons: int = 3) -> list[Recommendation]:
         """The best `k` of a ranked list, with reasons."""
+        return self.describe_all([ranking], k=[k], num_reasons=[num_reasons])[0]
+
+    def describe_all(
+        self, rankings: Sequence[Ranking], *, k: Sequence[int], num_reasons: Sequence[int]
+    ) -> list[list[Recommendation]]:
+        """The best of each of several ranked lists, with reasons; faster than one by one."""
         self._switch()
-        return described(self.processor, ranking, self.model.fusion.weights(self._reads_prompts), k, num_reasons)
+        weights = self.model.fusion.weights(self._reads_prompts)
+        return described(self.processor, rankings, weights, k, num_reasons)
 
     @torch.inference_mode()
     def preferences(self, history: Sequence[str], *, user: str | None = None, use_id: bool = True) -> dict[str, float]:

@@ -241,10 +241,19 @@ def test_numbers_of_columns_take_half_the_room_where_they_fit(width, kind):
     assert (found.shape, found.indices.tolist(), found.data.tolist()) == (rows.shape, [width - 1], [2.0])
 
 
-def test_contributions_sum_to_the_evidence(mixed, histories):
-    for history in histories:
-        which, *found = mixed.contributions(history, np.array([1, 7, 20]))
-        for row, candidate in enumerate((1, 7, 20)):
+@pytest.mark.parametrize("together", [False, True])
+def test_contributions_sum_to_the_evidence(mixed, histories, together):
+    candidates = np.array([1, 7, 20])
+    everything = mixed.contributions(histories, [candidates] * len(histories))
+    starts = np.cumsum([0, *map(len, histories)])
+    for number, history in enumerate(histories):
+        if together:
+            own = everything[0] // 3 == number
+            which, places, columns, terms = (one[own] for one in everything)
+            which, *found = which - 3 * number, places - starts[number], columns, terms
+        else:
+            which, *found = mixed.contributions([history], [candidates])
+        for row, candidate in enumerate(candidates):
             places, columns, terms = (one[which == row] for one in found)
             weights = terms * mixed.history_weights(len(history))[places]
             (evidence,) = mixed.evidence([history], [[candidate]])[0]

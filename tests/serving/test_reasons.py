@@ -13,12 +13,14 @@ from llamarec_lkg.data.schema import CO_RATED, Triples
 from llamarec_lkg.graph.co_ratings import co_ratings
 from llamarec_lkg.graph.knowledge_graph import KnowledgeGraph
 from llamarec_lkg.serving.drawings import draw_preferences, draw_reasons
+from llamarec_lkg.serving.questions import Ranking
 from llamarec_lkg.serving.reasons import (
     OTHER_PATHS,
     PATH,
     WINDOW,
     Reason,
     Recommendation,
+    Shown,
     evidence_terms,
     reasons_for,
     strongest_paths,
@@ -187,7 +189,7 @@ def test_paths_are_all_there_beside_a_direct_edge_and_told_once_a_film(make_data
     proc = LlamaRecLKGProcessor(tokenizer(), graph, items.ids, items.titles, dataset.user_ids, num_candidates=5)
     example = proc.example(["1", "3", "1"], ["2", "4"])
     index = proc.evidence_index
-    which, *terms = evidence_terms(proc, example.history, example.candidates[:1])
+    which, *terms = evidence_terms(proc, [example.history], [example.candidates[:1]])
     assert not which.any()
     relations = [graph.relations[relation] for relation in index.column_relation[terms[1]]]
     told = list(zip((items.titles[item - 1] for item in terms[0]), relations, strict=True))
@@ -198,8 +200,9 @@ def test_paths_are_all_there_beside_a_direct_edge_and_told_once_a_film(make_data
         assert weights == pytest.approx([part[graph.relations.index(relation)] for part in parts], rel=1e-5)
     fusion = SimpleNamespace(evidence_weight=torch.ones(1), recent_weight=torch.ones(len(graph.relations)))
     along = dict.fromkeys(graph.relations, 1.0)
-    rows, counted = np.array([1, 0]), np.ones((2, len(graph.relations)), dtype=bool)
-    none, named = strongest_paths(proc, example, rows, counted, along, fusion, count=5)
+    parts, scores = np.ones((2, 3 + len(graph.relations))), np.zeros(2)
+    ranking = Ranking(example, np.array([1, 0]), parts, scores, np.ones(len(graph.relations)))
+    ((none, named),) = strongest_paths(proc, [Shown(ranking, ranking.order, 5)], fusion)
     assert not none and sorted(reason.nodes for reason in named) == [["A", "B"], ["A", "m", "B"]]
     assert [reason.kind for reason in reasons_for(named, {}, along, along)].count(PATH) == 2
 

@@ -182,14 +182,14 @@ def test_nothing_of_its_insides_leaves_the_process(client, recommender, monkeypa
 
 
 def test_a_list_that_cannot_be_described_takes_no_other_of_its_batch_along(recommender, monkeypatch):
-    describe = recommender.describe
+    describe = recommender.describe_all
 
-    def fail_for_one(ranking, **options):
-        if ranking.example.history.tolist() == [2]:
+    def fail_for_one(rankings, **options):
+        if any(ranking.example.history.tolist() == [2] for ranking in rankings):
             raise RuntimeError("no words")
-        return describe(ranking, **options)
+        return describe(rankings, **options)
 
-    monkeypatch.setattr(recommender, "describe", fail_for_one)
+    monkeypatch.setattr(recommender, "describe_all", fail_for_one)
     batch = [Asked(recommender.request([raw]), k=3, num_reasons=1) for raw in "123"]
     first, second, third = rank_batch({"default": recommender}, key_of(recommender, "default", batch[0]), batch)
     same(json.loads(first), recommender.recommend(["1"], k=3, num_reasons=1))

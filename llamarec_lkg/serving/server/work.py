@@ -83,26 +83,31 @@ def key_of(recommender: Recommender, adapter: str, asked: Asked) -> Key:
 
 def rank_batch(recommenders: Mapping[str, Recommender], key: Key, batch: Sequence[Asked]) -> list[bytes | Exception]:
     """The answers as JSON, or why there is none."""
-    recommender, answers = recommenders[key.adapter], []
+    recommender = recommenders[key.adapter]
     rankings = rank_each(recommender, [asked.request for asked in batch], key.depth)
-    for asked, ranking in zip(batch, rankings, strict=True):
-        reason = why_not(ranking, asked.request, asked.k)
-        if not reason:
-            answers.append(_described(recommender, ranking, asked))
-        elif isinstance(ranking, str) or not len(ranking.order):
-            answers.append(Problem(422, reason))
-        else:
-            answers.append(Problem(500, reason))
-    return answers
+    found = list(zip(batch, rankings, strict=True))
+    reasons = [why_not(ranking, asked.request, asked.k) for asked, ranking in found]
+    told = iter(_described(recommender, [one for one, reason in zip(found, reasons, strict=True) if not reason]))
+    return [
+        _problem(ranking, reason) if reason else next(told) for ranking, reason in zip(rankings, reasons, strict=True)
+    ]
 
 
-def _described(recommender: Recommender, ranking: Ranking, asked: Asked) -> bytes | Exception:
+def _problem(ranking: Ranking | str, reason: str) -> Problem:
+    return Problem(422 if isinstance(ranking, str) or not len(ranking.order) else 500, reason)
+
+
+def _described(recommender: Recommender, found: Sequence[tuple[Asked, Ranking]]) -> list[bytes | Exception]:
+    """All at once; one by one where that fails, so that no list takes another along."""
+    how = {"k": [asked.k for asked, _ in found], "num_reasons": [asked.num_reasons for asked, _ in found]}
     try:
-        items = recommender.describe(ranking, k=asked.k, num_reasons=asked.num_reasons)
-        return b'{"items":' + RANKED.dump_json(items) + b"}"
-    except Exception as error:  # of this list alone: the others of the batch are answered
+        lists = recommender.describe_all([ranking for _, ranking in found], **how)
+        return [b'{"items":' + RANKED.dump_json(items) + b"}" for items in lists]
+    except Exception as error:
+        if len(found) > 1:
+            return [answer for one in found for answer in _described(recommender, [one])]
         logger.exception("A ranked list could not be described.")
-        return error
+        return [error]
 
 
 def item_of(recommender: Recommender, item_id: str) -> Item | None:
