@@ -82,12 +82,17 @@ def server() -> Iterator[Figure]:
         name = "SmolLM2-135M" if language_model else "language model off"
         with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
             model = saved(Path(folder) / "model", language_model)
-            offline = Recommender.from_pretrained(model)
+            offline, threads = Recommender.from_pretrained(model), torch.get_num_threads()
+            if not language_model:
+                # as the server does: it takes as long, and threads that spin for a while after each list would do so
+                # on the cores of the server that is asked next
+                torch.set_num_threads(1)
             timeout = ("--timeout", "600")
             with serving(model, *timeout, log=Path(folder) / "log") as (_, address):
                 over_http, here = partial(ask_one, address, histories[0]), partial(offline.recommend, histories[0])
                 took = in_turns(over_http, here, 3 if language_model else 25)
                 yield Figure(f"serve one list, {name}", *took, "s", 1.3, "recommender", overhead=True)
+                torch.set_num_threads(threads)
                 each = EACH[language_model]
                 bodies = [{"history": histories[n % len(histories)]} for n in range(CLIENTS * each)]
                 few = bodies[: 2 * each]
