@@ -17,17 +17,19 @@ def inputs(dtype=torch.float64):
     return [tensor.requires_grad_() for tensor in (hidden, vectors, bias)], labels
 
 
-def results(function):
+def results(function, dtype=torch.float64):
     tensors, labels = inputs()
+    tensors = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
     loss = function(*tensors, labels)
     (3 * loss).backward()
     return loss.detach(), *(tensor.grad for tensor in tensors)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])  # in the second the bias is a column of the vectors
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 100])
-def test_blocks_give_what_everything_at_once_gives(monkeypatch, rows):
+def test_blocks_give_what_everything_at_once_gives(monkeypatch, rows, dtype):
     monkeypatch.setattr(module, "SCORES_AT_ONCE", {"cpu": 11 * rows})
-    mine = results(catalogue_cross_entropy)
+    mine = results(catalogue_cross_entropy, dtype)
     expected = results(lambda hidden, vectors, bias, labels: F.cross_entropy(hidden @ vectors.T + bias, labels))
     for found, wanted in zip(mine, expected, strict=True):
         torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
@@ -65,8 +67,9 @@ def test_half_precision_gives_a_loss_in_single_and_gradients_in_its_own():
     assert all(tensor.grad.dtype == torch.bfloat16 for tensor in halves)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("rows", [2, 100])
-def test_the_sampled_loss_is_that_of_the_target_and_the_other_items_drawn(monkeypatch, rows):
+def test_the_sampled_loss_is_that_of_the_target_and_the_other_items_drawn(monkeypatch, rows, dtype):
     monkeypatch.setattr(module, "SCORES_AT_ONCE", {"cpu": 11 * rows})
     own = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     hits = torch.tensor([-1, 5, -1, 10, 2, -1, 1])
@@ -77,8 +80,8 @@ def test_the_sampled_loss_is_that_of_the_target_and_the_other_items_drawn(monkey
         return F.cross_entropy(torch.cat([own[:, None], scores], 1), torch.zeros(7, dtype=torch.long))
 
     results = []
-    for function in (sampled_cross_entropy, plain):
-        tensors = [*inputs()[0], own.clone().requires_grad_()]
+    for function, kind in ((sampled_cross_entropy, dtype), (plain, torch.float64)):
+        tensors = [tensor.detach().to(kind).requires_grad_() for tensor in (*inputs()[0], own)]
         loss = function(*tensors, hits)
         (3 * loss).backward()
         results.append((loss.detach(), *(tensor.grad for tensor in tensors)))

@@ -1,5 +1,6 @@
 """Reasons: their shares add up to the score, name what spoke, and come as records, sentences and pictures."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -205,6 +206,36 @@ def test_paths_are_all_there_beside_a_direct_edge_and_told_once_a_film(make_data
     ((none, named),) = strongest_paths(proc, [Shown(ranking, ranking.order, 5)], fusion)
     assert not none and sorted(reason.nodes for reason in named) == [["A", "B"], ["A", "m", "B"]]
     assert [reason.kind for reason in reasons_for(named, {}, along, along)].count(PATH) == 2
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 32])
+def test_lists_are_described_together_as_each_alone(recommender, monkeypatch, at_once):
+    monkeypatch.setattr("llamarec_lkg.serving.reasons.AT_ONCE", at_once)
+    asked = [
+        (["1", "4", "1"], CANDIDATES),
+        (["2"], ["3"]),
+        ([], CANDIDATES),
+        (["4", "1"], CANDIDATES),
+        (["1", "4"], CANDIDATES),
+    ]
+    requests = [recommender.request(history, candidates=candidates) for history, candidates in asked]
+    rankings = recommender.rank(recommender.retrieve(requests))
+    liked = np.random.default_rng(0).dirichlet(np.ones(len(recommender.processor.relations)), len(asked))
+    rankings = [
+        one if one.preferences is None else replace(one, preferences=own)
+        for one, own in zip(rankings, liked, strict=True)
+    ]
+    how = {"k": [4, 1, 2, 3, 9], "num_reasons": [1, 3, 2, 0, 100]}
+    together = recommender.describe_all(rankings, **how)
+    alone = [
+        recommender.describe(ranking, k=k, num_reasons=count)
+        for ranking, k, count in zip(rankings, *how.values(), strict=True)
+    ]
+    assert together == alone and recommender.describe_all([], k=[], num_reasons=[]) == []
+    named = [sum(reason.kind == PATH for item in items for reason in item.reasons) for items in together]
+    assert 0 < named[0] <= 4 and named[4] > named[0] and not any(named[1:4]), (
+        "a list of one, no history, none asked for"
+    )
 
 
 def test_what_the_history_says_alone_is_what_it_says_of_anybody(recommender):
