@@ -282,8 +282,8 @@ class EvidenceIndex:
         items) its terms stand.
 
         Returns:
-            index into the candidates, place in the histories, column, and weight (never 0) of every term, each of
-            shape (T,), candidate by candidate; those of all lists are counted through. Times the `history_weights` of
+            index into the candidates and place in the histories, both counted through all lists, column, and weight
+            (never 0) of every term, each of shape (T,), candidate by candidate. Times the `history_weights` of
             their places, the weights of a relation's columns sum to the candidate's evidence along it.
         """
         width = len(self.column_relation)  # each list has columns of its own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from scipy import sparse
@@ -54,6 +55,17 @@ def looked_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.nd
         return np.zeros(len(wanted))
     places = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
     return np.where(keys[places] == wanted, values[places], 0.0)
+
+
+def portions(sizes: Sequence[int], most: int) -> list[slice]:
+    """Parts, one after the other, of things of these sizes: each as many as come to at most `most`, but one at
+    least."""
+    bounds, held = [0], 0
+    for place, size in enumerate(sizes):
+        if place > bounds[-1] and held + size > most:
+            bounds, held = [*bounds, place], 0
+        held += size
+    return [slice(start, stop) for start, stop in pairwise([*bounds, len(sizes)]) if stop > start]
 
 
 def joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:

@@ -21,6 +21,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..data.schema import UNKNOWN_USER
+from ..graph.ranges import portions
 from ..hub.mixin import HubMixin
 from ..utils.errors import LKGError
 from .adapters import HEADS, AdapterMixin, Tenant
@@ -235,15 +236,8 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
         tokens_read = torch.cat(masks, dim=1)
         if not self._packs(self.device):  # padding is read, too
             tokens_read = torch.ones_like(tokens_read)
-        bounds, held = [0], 0
-        for row, tokens in enumerate(tokens_read.sum(1).tolist()):
-            if held and held + tokens > TOKENS_AT_ONCE:
-                bounds, held = [*bounds, row], 0
-            held += tokens
-        stops = [*bounds[1:], len(masks[0])]
-        return [
-            {name: value[row:stop] for name, value in batch.items()} for row, stop in zip(bounds, stops, strict=True)
-        ]
+        parts = portions(tokens_read.sum(1).tolist(), TOKENS_AT_ONCE)
+        return [{name: value[part] for name, value in batch.items()} for part in parts]
 
     def _evaluate(self, batch: Mapping[str, torch.Tensor]) -> tuple[RankingOutput, dict[str, torch.Tensor]]:
         backbone = self.get_input_embeddings()

@@ -33,7 +33,7 @@ def noise(values: torch.Tensor, probability: float) -> torch.Tensor:
     """What `values` on a CPU are multiplied by: 0 with `probability`, else 1 / (1 - `probability`); a new tensor of
     their shape and type, drawn from torch's generator."""
     kept = round((1 - probability) * LEVELS)
-    if kept in (0, LEVELS):
+    if kept in (0, LEVELS):  # a bound that 16 bits do not hold
         return torch.full_like(values, float(kept > 0))
     count, least = values.numel(), LEVELS // 2 - kept
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)

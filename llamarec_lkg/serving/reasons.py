@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from ..data.schema import CO_RATED
 from ..data.values import clean_text
-from ..graph.ranges import joined, owners, ranks
+from ..graph.ranges import joined, owners, portions, ranks
 from ..ranking.heads import PartWeights
 from ..ranking.processing_llamarec_lkg import LlamaRecLKGProcessor
 from .questions import Ranking
@@ -24,7 +25,7 @@ LEAST = 1e-6  # a share that is more than rounding
 LANGUAGE_MODEL, RETRIEVER, POPULARITY = "language model", "retriever", "popularity"
 PATH, OTHER_PATHS = "path", "other paths"
 WINDOW = "window"
-AT_ONCE = 32  # lists whose paths are looked for together: their terms take room
+PAIRS_AT_ONCE = 2**14  # of an item of a history and a candidate, whose paths are looked for together
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,11 @@ class Shown:
     rows: np.ndarray
     count: int
 
-    @property
+    @cached_property
     def items(self) -> np.ndarray:
         return self.ranking.example.candidates[self.rows]
 
-    @property
+    @cached_property
     def along(self) -> np.ndarray:
         """Parts of the scores along each relation, shape (K, R)."""
         return self.ranking.parts[self.rows, 3:].astype(float)
@@ -152,14 +153,15 @@ def described(
     rankings: Sequence[Ranking],
     weights: PartWeights,
     ks: Sequence[int],
-    nums_reasons: Sequence[int],
+    num_reasons: Sequence[int],
 ) -> list[list[Recommendation]]:
     """The best `k` of each ranked list, with reasons; `weights` are those of the fusion that scored them."""
-    found = zip(rankings, ks, nums_reasons, strict=True)
-    lists = [Shown(ranking, ranking.order[:k], count) for ranking, k, count in found]
-    paths = []
-    for start in range(0, len(lists), AT_ONCE):
-        paths += strongest_paths(processor, lists[start : start + AT_ONCE], weights)
+    asked = zip(rankings, ks, num_reasons, strict=True)
+    lists = [Shown(ranking, ranking.order[:k], count) for ranking, k, count in asked]
+    # of many pairs the terms take room, and sorting them takes longer than for one list after the other
+    pairs = [len(shown.rows) * len(shown.ranking.example.history) for shown in lists]
+    parts = (strongest_paths(processor, lists[part], weights) for part in portions(pairs, PAIRS_AT_ONCE))
+    paths = [named for part in parts for named in part]
     return [_told(processor, shown, named) for shown, named in zip(lists, paths, strict=True)]
 
 
@@ -258,10 +260,11 @@ def evidence_terms(
     lengths, items = [len(history) for history in histories], joined(histories, np.int64)
     keys = owners(np.array(lengths, dtype=np.int64)) * (len(processor.titles) + 1) + items
     _, first, item = np.unique(keys, return_index=True, return_inverse=True)
-    order = np.argsort(first)  # as they stand in the history
-    item, first = np.argsort(order)[item], first[order]
+    order = np.argsort(first)  # items are numbered by their keys here, and from here on as they stand in the history
+    first, number = first[order], np.empty_like(order)
+    number[order] = np.arange(len(order))
     heard = [
-        np.bincount(item, np.concatenate([index.history_weights(length) for length in lengths]), len(first))
+        np.bincount(number[item], joined([index.history_weights(length) for length in lengths], float), len(first))
         for index in (processor.evidence_index, processor.recent_index)
     ]
     items = items[first]

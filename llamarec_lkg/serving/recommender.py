@@ -348,7 +348,7 @@ class Recommender:
     def describe_all(
         self, rankings: Sequence[Ranking], *, k: Sequence[int], num_reasons: Sequence[int]
     ) -> list[list[Recommendation]]:
-        """The best of each of several ranked lists, with reasons; faster than one by one."""
+        """The best of each of several ranked lists, with reasons; short lists take less time together."""
         self._switch()
         weights = self.model.fusion.weights(self._reads_prompts)
         return described(self.processor, rankings, weights, k, num_reasons)

@@ -7,6 +7,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from http.client import HTTPConnection
 from pathlib import Path
@@ -70,6 +71,18 @@ def connection_to(address: str) -> HTTPConnection:
     return HTTPConnection(address.removeprefix("http://"))
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computing on one thread, as a server of a small ranker does, which takes it no longer: several would spin for a
+    while after each list, on the cores of the server that is asked next."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @benchmark
 def server() -> Iterator[Figure]:
     """A process of its own; the clients take their share of the same machine."""
@@ -82,17 +95,13 @@ def server() -> Iterator[Figure]:
         name = "SmolLM2-135M" if language_model else "language model off"
         with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
             model = saved(Path(folder) / "model", language_model)
-            offline, threads = Recommender.from_pretrained(model), torch.get_num_threads()
-            if not language_model:
-                # as the server does: it takes as long, and threads that spin for a while after each list would do so
-                # on the cores of the server that is asked next
-                torch.set_num_threads(1)
+            offline = Recommender.from_pretrained(model)
             timeout = ("--timeout", "600")
             with serving(model, *timeout, log=Path(folder) / "log") as (_, address):
                 over_http, here = partial(ask_one, address, histories[0]), partial(offline.recommend, histories[0])
-                took = in_turns(over_http, here, 3 if language_model else 25)
+                with nullcontext() if language_model else one_thread():
+                    took = in_turns(over_http, here, 3 if language_model else 25)
                 yield Figure(f"serve one list, {name}", *took, "s", 1.3, "recommender", overhead=True)
-                torch.set_num_threads(threads)
                 each = EACH[language_model]
                 bodies = [{"history": histories[n % len(histories)]} for n in range(CLIENTS * each)]
                 few = bodies[: 2 * each]

@@ -3,7 +3,7 @@ import pytest
 from scipy import sparse
 
 from llamarec_lkg.graph.cells import Cells
-from llamarec_lkg.graph.ranges import entries_of, joined, order_of, owners, ranges, ranks
+from llamarec_lkg.graph.ranges import entries_of, joined, order_of, owners, portions, ranges, ranks
 
 
 NONE = np.zeros(0, dtype=np.int64)
@@ -52,3 +52,9 @@ def test_numbers_are_put_in_order_and_ties_stay_as_they_were(most):
     keys = np.random.default_rng(0).integers(0, 4, size=50) * (most // 3)
     assert order_of(keys).tolist() == np.argsort(keys, kind="stable").tolist()
     assert order_of(keys[:0]).tolist() == []
+
+
+def test_portions_come_to_at_most_so_much_but_hold_one_at_least():
+    sizes = [2, 3, 9, 1, 4, 5, 0]
+    assert [sizes[part] for part in portions(sizes, 5)] == [[2, 3], [9], [1, 4], [5, 0]]
+    assert portions([], 5) == [] and portions([0, 0], 0) == [slice(0, 2)]

@@ -44,3 +44,8 @@ def test_everything_and_nothing_is_dropped():
     assert not dropout(values, 1.0, True).any()
     assert torch.equal(dropout(values, 0.0, True), values) and torch.equal(dropout(values, 0.5, False), values)
     assert torch.equal(add_dropped(values, values, 0.5, False), 2 * values)
+
+
+def test_a_probability_of_next_to_nothing_drops_nothing():
+    assert noise(torch.empty(5), 1e-6).tolist() == [1] * 5
+    assert noise(torch.empty(5), 1 - 1e-6).tolist() == [0] * 5

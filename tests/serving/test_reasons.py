@@ -208,9 +208,13 @@ def test_paths_are_all_there_beside_a_direct_edge_and_told_once_a_film(make_data
     assert [reason.kind for reason in reasons_for(named, {}, along, along)].count(PATH) == 2
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 32])
-def test_lists_are_described_together_as_each_alone(recommender, monkeypatch, at_once):
-    monkeypatch.setattr("llamarec_lkg.serving.reasons.AT_ONCE", at_once)
+@pytest.mark.parametrize(("most", "together"), [(1, [1, 2, 1, 1]), (13, [3, 1, 1]), (2**14, [5])])
+def test_lists_are_described_together_as_each_alone(recommender, monkeypatch, most, together):
+    sizes, module = [], "llamarec_lkg.serving.reasons"
+    monkeypatch.setattr(f"{module}.PAIRS_AT_ONCE", most)
+    monkeypatch.setattr(
+        f"{module}.strongest_paths", lambda *args: sizes.append(len(args[1])) or strongest_paths(*args)
+    )
     asked = [
         (["1", "4", "1"], CANDIDATES),
         (["2"], ["3"]),
@@ -226,13 +230,14 @@ def test_lists_are_described_together_as_each_alone(recommender, monkeypatch, at
         for one, own in zip(rankings, liked, strict=True)
     ]
     how = {"k": [4, 1, 2, 3, 9], "num_reasons": [1, 3, 2, 0, 100]}
-    together = recommender.describe_all(rankings, **how)
+    found = recommender.describe_all(rankings, **how)
+    assert sizes == together
     alone = [
         recommender.describe(ranking, k=k, num_reasons=count)
         for ranking, k, count in zip(rankings, *how.values(), strict=True)
     ]
-    assert together == alone and recommender.describe_all([], k=[], num_reasons=[]) == []
-    named = [sum(reason.kind == PATH for item in items for reason in item.reasons) for items in together]
+    assert found == alone and recommender.describe_all([], k=[], num_reasons=[]) == []
+    named = [sum(reason.kind == PATH for item in items for reason in item.reasons) for items in found]
     assert 0 < named[0] <= 4 and named[4] > named[0] and not any(named[1:4]), (
         "a list of one, no history, none asked for"
     )

@@ -197,6 +197,21 @@ def test_a_list_that_cannot_be_described_takes_no_other_of_its_batch_along(recom
     assert isinstance(second, RuntimeError)
 
 
+def test_lists_that_cannot_be_described_together_are_told_of_and_answered(recommender, monkeypatch, caplog):
+    describe = recommender.describe_all
+
+    def fail_for_several(rankings, **options):
+        if len(rankings) > 1:
+            raise MemoryError("too much")
+        return describe(rankings, **options)
+
+    monkeypatch.setattr(recommender, "describe_all", fail_for_several)
+    batch = [Asked(recommender.request([raw]), k=3, num_reasons=1) for raw in "12"]
+    for raw, answer in zip("12", rank_batch({"": recommender}, key_of(recommender, "", batch[0]), batch), strict=True):
+        same(json.loads(answer), recommender.recommend([raw], k=3, num_reasons=1))
+    assert "2 lists are described one by one" in caplog.text and "too much" in caplog.text
+
+
 def test_scores_that_are_no_numbers_are_the_servers_fault(client, recommender, monkeypatch):
     rank = recommender.rank
 

@@ -99,12 +99,15 @@ def _problem(ranking: Ranking | str, reason: str) -> Problem:
 
 def _described(recommender: Recommender, found: Sequence[tuple[Asked, Ranking]]) -> list[bytes | Exception]:
     """All at once; one by one where that fails, so that no list takes another along."""
+    if not found:
+        return []
     how = {"k": [asked.k for asked, _ in found], "num_reasons": [asked.num_reasons for asked, _ in found]}
     try:
         lists = recommender.describe_all([ranking for _, ranking in found], **how)
         return [b'{"items":' + RANKED.dump_json(items) + b"}" for items in lists]
     except Exception as error:
         if len(found) > 1:
+            logger.warning(f"{len(found)} lists are described one by one, as together they could not be: {error!r}")
             return [answer for one in found for answer in _described(recommender, [one])]
         logger.exception("A ranked list could not be described.")
         return [error]
