@@ -35,8 +35,8 @@ def noise(values: torch.Tensor, probability: float) -> torch.Tensor:
     kept = round((1 - probability) * LEVELS)
     if kept in (0, LEVELS):  # a bound that 16 bits do not hold
         return torch.full_like(values, float(kept > 0))
-    count, least = values.numel(), LEVELS // 2 - kept
+    count, most = values.numel(), kept - 1 - LEVELS // 2
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     draws = draws.view(torch.int16)[:count].view(values.shape)
-    # 1 from `least` on, else 0: whole numbers are limited far quicker than compared
-    return draws.clamp_(least - 1, least).sub_(least - 1).to(values.dtype).mul_(LEVELS / kept)
+    # 1 up to `most`, else 0: whole numbers are limited far quicker than compared
+    return draws.clamp_(most, most + 1).sub_(most + 1).neg_().to(values.dtype).mul_(LEVELS / kept)
