@@ -161,6 +161,7 @@ def _serve(args: argparse.Namespace) -> None:
     try:
         app = load_app(args.model, adapters, options, device=args.device, revision=args.revision)
     except KeyboardInterrupt:
+        print(f"llamarec-lkg {args.command}: interrupted", file=sys.stderr, flush=True)
         os._exit(130)  # an exit would wait for the thread that loads
     serve(app, host=args.host, port=args.port, grace=options.timeout)
 

@@ -6,6 +6,7 @@ and what a push uploads with the Hub (tests/hub).
 
 import json
 import runpy
+import sys
 import types
 from pathlib import Path
 
@@ -202,6 +203,11 @@ def test_ctrl_c_ends_in_one_line_and_the_status_of_an_interrupt(tmp_path, monkey
     monkeypatch.setitem(COMMANDS, "prepare", interrupted)
     assert main(["prepare"]) == 130
     assert capsys.readouterr().err == "llamarec-lkg prepare: interrupted\n"
+    monkeypatch.setattr("llamarec_lkg.serving.server.run.load_app", lambda *args, **how: interrupted())
+    monkeypatch.setattr("os._exit", sys.exit)  # which would end the tests
+    with pytest.raises(SystemExit, match="130"):
+        main(["serve", "--model", "owner/name"])
+    assert capsys.readouterr().err .endswith("\nllamarec-lkg serve: interrupted\n")
     examples = Path(__file__).parents[1] / "examples"
     monkeypatch.setattr("llamarec_lkg.training.workflow.Workflow.run", interrupted)
     config = ["--config", str(examples / "configs/quickstart.yaml"), f"output_dir={tmp_path}"]
