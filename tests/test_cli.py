@@ -207,7 +207,7 @@ def test_ctrl_c_ends_in_one_line_and_the_status_of_an_interrupt(tmp_path, monkey
     monkeypatch.setattr("os._exit", sys.exit)  # which would end the tests
     with pytest.raises(SystemExit, match="130"):
         main(["serve", "--model", "owner/name"])
-    assert capsys.readouterr().err .endswith("\nllamarec-lkg serve: interrupted\n")
+    assert capsys.readouterr().err.endswith("\nllamarec-lkg serve: interrupted\n")
     examples = Path(__file__).parents[1] / "examples"
     monkeypatch.setattr("llamarec_lkg.training.workflow.Workflow.run", interrupted)
     config = ["--config", str(examples / "configs/quickstart.yaml"), f"output_dir={tmp_path}"]
