@@ -10,8 +10,10 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +32,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse(argv)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
-    try:
-        COMMANDS[args.command](args)
-    except (LKGError, OSError) as error:  # OSError: what the Hub's client raises for a name it cannot find
-        print(f"llamarec-lkg {args.command}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"llamarec-lkg {args.command}: interrupted", file=sys.stderr)
-        return 130
+    with _noted_interrupts() as interrupts:
+        try:
+            COMMANDS[args.command](args)
+        except (Exception, KeyboardInterrupt) as error:
+            # a library whose import is interrupted makes an error of its own of it
+            if interrupts or isinstance(error, KeyboardInterrupt):
+                print(f"llamarec-lkg {args.command}: interrupted", file=sys.stderr)
+                return 130
+            if not isinstance(error, LKGError | OSError):  # what the Hub's client raises for a name it cannot find
+                raise
+            print(f"llamarec-lkg {args.command}: {error}", file=sys.stderr)
+            return 1
     return 0
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """A list that each Ctrl-C is added to, besides the `KeyboardInterrupt` that it raises."""
+    noted: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # as in the background, where it is ignored
+        yield noted
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # -- stages of a run --------------------------------------------------------------------------------------------------
@@ -149,7 +174,7 @@ def _rank(args: argparse.Namespace) -> None:
 def _serve(args: argparse.Namespace) -> None:
     _require_model(args.model)
     from .serving.server.options import ServerOptions
-    from .serving.server.run import load_app, serve
+    from .serving.server.run import check_place, load_app, serve
 
     if wrong := [text for text in args.adapter if not all(text.partition("=")[::2])]:
         args.refuse(f"--adapter is {wrong[0]!r}; it is NAME=MODEL")
@@ -158,6 +183,8 @@ def _serve(args: argparse.Namespace) -> None:
     adapters = dict(text.split("=", 1) for text in args.adapter)
     if len(adapters) < len(args.adapter) or any("/" in name for name in adapters):
         args.refuse("each --adapter needs a name of its own, without a slash, which stands in the path of its address")
+    check_place(args.host, args.port)
+    print(f"{args.model} is loaded, and then served at http://{args.host}:{args.port}", file=sys.stderr)
     try:
         app = load_app(args.model, adapters, options, device=args.device, revision=args.revision)
     except KeyboardInterrupt:

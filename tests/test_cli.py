@@ -6,6 +6,8 @@ and what a push uploads with the Hub (tests/hub).
 
 import json
 import runpy
+import signal
+import socket
 import sys
 import types
 from pathlib import Path
@@ -200,14 +202,24 @@ def test_ctrl_c_ends_in_one_line_and_the_status_of_an_interrupt(tmp_path, monkey
     def interrupted(*given):
         raise KeyboardInterrupt
 
+    def met_by_an_import(*given):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
     monkeypatch.setitem(COMMANDS, "prepare", interrupted)
     assert main(["prepare"]) == 130
     assert capsys.readouterr().err == "llamarec-lkg prepare: interrupted\n"
+    monkeypatch.setitem(COMMANDS, "prepare", met_by_an_import)
+    assert main(["prepare"]) == 130
+    assert capsys.readouterr().err == "llamarec-lkg prepare: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     monkeypatch.setattr("llamarec_lkg.serving.server.run.load_app", lambda *args, **how: interrupted())
     monkeypatch.setattr("os._exit", sys.exit)  # which would end the tests
     with pytest.raises(SystemExit, match="130"):
         main(["serve", "--model", "owner/name"])
-    assert capsys.readouterr().err.endswith("\nllamarec-lkg serve: interrupted\n")
+    assert capsys.readouterr().err.endswith("llamarec-lkg serve: interrupted\n")
     examples = Path(__file__).parents[1] / "examples"
     monkeypatch.setattr("llamarec_lkg.training.workflow.Workflow.run", interrupted)
     config = ["--config", str(examples / "configs/quickstart.yaml"), f"output_dir={tmp_path}"]
@@ -252,3 +264,11 @@ def test_push_hands_its_options_on(monkeypatch, capsys):
     plain |= {"remove_retriever": False, "backbone": None}
     assert calls[0] == ("run", "you/name", plain)
     assert calls[1][2] == plain | {"share_users": True, "private": True, "backbone": "org/base"}
+
+
+def test_a_server_finds_out_before_it_loads_that_it_cannot_listen(monkeypatch, capsys):
+    monkeypatch.setattr("llamarec_lkg.serving.server.run.load_app", None)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        for port in (other.getsockname()[1], 99999):
+            assert main(["serve", "--model", "owner/name", "--port", str(port)]) == 1
+            assert f"Nothing can listen at 127.0.0.1:{port} (" in capsys.readouterr().err

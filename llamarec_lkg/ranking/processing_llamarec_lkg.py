@@ -294,8 +294,8 @@ class LlamaRecLKGProcessor(CandidatePathsMixin, PromptMixin, ProcessorFilesMixin
         if unknown := [raw for raw in raw_ids if str(raw) not in self.dense_item]:
             raise LKGError(
                 f"{len(unknown)} item id(s) are not in the catalogue of {len(self.item_ids):,}, the first is "
-                f"{unknown[0]!r}. Known ids look like {list(self.item_ids[:3])}; leave out unknown ones "
-                "(`leave_out_unknown` of a server's request, --leave-out-unknown of `llamarec-lkg rank`)."
+                f"{unknown[0]!r}. Known ids look like {list(self.item_ids[:3])}; leave out unknown ones (a server's "
+                "requests and `llamarec-lkg rank` have an option for that)."
             )
         return np.array([self.dense_item[str(raw)] for raw in raw_ids], dtype=np.int64)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 
 from ..utils.errors import LKGError
 
@@ -22,7 +23,8 @@ def with_weights(own: Mapping[str, float], given: Mapping[str, float]) -> dict[s
     unknown = sorted(given.keys() - own.keys())
     if unknown:
         raise LKGError(f"There are no relations {unknown}. Give weights of some of {sorted(own)}.")
-    total, others = sum(given.values()), [name for name in own if name not in given]
+    others = [name for name in own if name not in given]
+    total = sum(given.values()) if all(isinstance(value, Real) for value in given.values()) else math.nan
     fits = total <= 1 + 1e-4 and (others or total >= 1 - 1e-4)  # what was rounded still adds up
     if not fits or not all(math.isfinite(value) and value >= 0 for value in given.values()):
         raise LKGError(

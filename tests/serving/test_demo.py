@@ -26,7 +26,7 @@ def test_weights_that_are_given_stay_and_the_others_share_the_rest():
 
 
 @pytest.mark.parametrize(
-    "given", [{"A": 1.2}, {"A": -0.1}, {"A": float("nan")}, {"A": 0.6, "B": 0.6}, {"A": 0.1, "B": 0.2}]
+    "given", [{"A": 1.2}, {"A": -0.1}, {"A": float("nan")}, {"A": 0.6, "B": 0.6}, {"A": 0.1, "B": 0.2}, {"A": "much"}]
 )
 def test_weights_that_are_no_shares_are_refused(given):
     with pytest.raises(LKGError, match="no shares of 1. Give numbers from 0 that sum to at most 1"):

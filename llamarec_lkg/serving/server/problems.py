@@ -67,7 +67,10 @@ def _invalid(request: Request, error: RequestValidationError) -> Response:
         return _response(415, text)
     errors = [{"pointer": _pointer(one["loc"]), "detail": one["msg"]} for one in error.errors()]
     first = f"{errors[0]['pointer']}: {errors[0]['detail']}"
-    return _response(422, f"The request does not fit: {first}. See /docs for what does.", errors)
+    pages = request.app.docs_url  # there are none where a key is needed
+    return _response(
+        422, f"The request does not fit: {first}." + (f" See {pages} for what does." if pages else ""), errors
+    )
 
 
 def _unexpected(request: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import socket
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -75,6 +76,20 @@ def _loaded(
     for recommender in recommenders.values():
         _warm_up(recommender)
     return recommenders
+
+
+def check_place(host: str, port: int) -> None:
+    """Before a model is loaded, which takes its time.
+
+    Raises:
+        LKGError: there is no such place, or somebody listens there.
+    """
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: what has just ended is free
+            tried.bind((host, port))
+    except (OSError, OverflowError) as error:  # the second: of a number that no port has
+        raise LKGError(f"Nothing can listen at {host}:{port} ({error}). Choose another port or host.") from None
 
 
 def serve(app: Any, *, host: str, port: int, grace: float) -> None:
