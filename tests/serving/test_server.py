@@ -181,6 +181,13 @@ def test_nothing_of_its_insides_leaves_the_process(client, recommender, monkeypa
     assert client.post("/recommend", json={"history": ["1"]}).status_code == 200, "it goes on"
 
 
+def test_what_fits_is_told_of_where_there_are_pages(client, recommender):
+    assert problem(client.post("/recommend", json={}), 422)["detail"].endswith("See /docs for what does.")
+    with TestClient(make_app({"default": recommender}, api_key="secret")) as one:
+        sent = one.post("/recommend", json={}, headers={"Authorization": "Bearer secret"})
+        assert "See" not in problem(sent, 422)["detail"]
+
+
 def test_a_list_that_cannot_be_described_takes_no_other_of_its_batch_along(recommender, monkeypatch):
     describe = recommender.describe_all
 
