@@ -29,6 +29,9 @@ logger = logging.get_logger(__name__)
 EXACT = (torch.float32, torch.float64)
 TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2
 
+# one behind the other without padding (packed_prompts.py), or those that begin alike in a row (shared_rows.py)
+LAYOUTS = ("packed", "shared rows")
+
 REMEDY = "readout='letters' (as published, for large backbones), or another backbone"
 ISOLATED_REMEDY = f"candidate_attention='causal' (candidates then see each other), {REMEDY}"
 
@@ -42,7 +45,7 @@ class BackboneCheckMixin:
         if self.language_model is None:
             return
         in_use, self.config = self.config, config or self.config
-        self._packs_prompts.pop(self._how_it_reads, None)
+        self._layouts.pop(self._how_it_reads, None)
         try:
             self._check_positions()
             self._check_tokens(max([*self.config.prior_input_ids, *self.config.letter_token_ids], default=0))
@@ -55,7 +58,7 @@ class BackboneCheckMixin:
             if self.config.readout == "candidates":
                 self._check_blocks(self.config.candidate_attention == "isolated")
             self._check_gate()
-            self._try_packing()
+            self._try_layouts()
         finally:
             self.config = in_use
 
@@ -88,33 +91,37 @@ class BackboneCheckMixin:
     def _tolerance(self) -> float:
         return TOLERANCE if self.language_model.dtype in EXACT else HALF_TOLERANCE
 
-    def _packs(self, device: torch.device) -> bool:
-        """Whether prompts on a device are read one behind the other without padding. On a GPU the attention of many
-        small pieces would wait for their launch, and a compiled backbone be compiled for each batch."""
-        fits = device.type == "cpu" and self._kernel == "sdpa" and not self.compiled and not self._narrow_window()
-        return fits and self._packs_prompts.get(self._how_it_reads, False)
+    def _layout(self, device: torch.device) -> str:
+        """How the prompts of a batch are laid out on a device: one of `LAYOUTS`, or "padded", each by itself. On a GPU
+        the attention of many small pieces would wait for their launch, and a compiled backbone be compiled for each
+        batch."""
+        suited = LAYOUTS if device.type == "cpu" and not self.compiled else LAYOUTS[1:]
+        if self._kernel != "sdpa" or self._narrow_window():
+            suited = ()
+        return next((one for one in suited if one in self._layouts.get(self._how_it_reads, ())), "padded")
 
     @property
     def _how_it_reads(self) -> tuple[Any, ...]:
-        """What tenants of one backbone may do differently, as far as it decides whether they can pack."""
+        """What tenants of one backbone may do differently, as far as it decides how they can be laid out."""
         config = self.config
         return config.readout, config.candidate_attention, config.use_path_gate, config.path_gate
 
     @torch.no_grad()
-    def _try_packing(self) -> None:
-        """Finds out whether the backbone reads packed prompts as it reads padded ones."""
-        how, device = self._how_it_reads, self.get_input_embeddings().weight.device
-        if device.type != "cpu" or self._kernel != "sdpa":
+    def _try_layouts(self) -> None:
+        """Finds out in which of `LAYOUTS` the backbone reads prompts as it reads padded ones."""
+        how, device, works = self._how_it_reads, self.get_input_embeddings().weight.device, []
+        if self._kernel != "sdpa":
             return
         with self._trying_out():
             padded = self._read_a_little(None)
-            try:
-                self._packs_prompts[how] = True
-                works = _distance(self._read_a_little(None), padded) <= self._tolerance
-            except Exception as error:  # whatever an architecture does with a mask that it did not expect
-                logger.debug(f"Prompts are read with padding: {error!r}")
-                works = False
-        self._packs_prompts[how] = works
+            for layout in LAYOUTS if device.type == "cpu" else LAYOUTS[1:]:
+                self._layouts[how] = [layout]
+                try:
+                    if _distance(self._read_a_little(None), padded) <= self._tolerance:
+                        works.append(layout)
+                except Exception as error:  # whatever an architecture does with a mask that it did not expect
+                    logger.debug(f"Prompts are not read {layout}: {error!r}")
+        self._layouts[how] = works
 
     def _check_positions(self) -> None:
         """Positions that are fewer than `max_length`. Rotary ones go on, but nobody has trained what lies beyond."""
@@ -239,20 +246,22 @@ class BackboneCheckMixin:
         return f"what is read moves by {moved:.1%} while all gates are 1" if moved > self._tolerance else None
 
     def _read_a_little(self, gate: torch.Tensor | None) -> torch.Tensor:
-        """What is read of two rows of a few tokens, of which the second is shorter, with two paths among them, (2, N)
-        in float32. `gate` (1, 2): what opens each path, its score with letters, else the logarithm of its gate; None
-        is no gate."""
-        tokens = self._few_tokens(9).expand(2, -1)
+        """What is read of two rows of a few tokens, which begin alike and of which the second is shorter, with two
+        paths among them, (2, N) in float32. `gate` (1, 2): what opens each path, its score with letters, else the
+        logarithm of its gate; None is no gate."""
+        tokens = self._few_tokens(15).expand(2, -1)
         mask = torch.ones_like(tokens)
-        mask[1, 0] = 0
         gate = None if gate is None else gate.expand(2, -1)
         if self.config.readout == "letters":
-            ranks = torch.tensor([-1, -1, -1, 0, 0, 1, 1, -1, -1], device=tokens.device).expand(2, -1)
+            mask[1, 0] = 0
+            ranks = torch.tensor([*[-1] * 9, 0, 0, 1, 1, -1, -1], device=tokens.device)
             scores = torch.zeros(2, 0, device=tokens.device) if gate is None else gate
+            tokens, ranks = (torch.stack([row, row.roll(1)]) for row in (tokens[0], ranks))
             return self._letter_logits(AssembledPrompt(tokens, mask, ranks), scores, self.config.num_candidates)
+        mask[1, -1] = 0
         parts = (tokens, mask)
-        prefix, title = [part[:, :3] for part in parts], [part[:, None, 3:5] for part in parts]
-        paths = [part[:, 5:].reshape(2, 2, 2) for part in parts]
+        prefix, title = [part[:, :9] for part in parts], [part[:, None, 9:11] for part in parts]
+        paths = [part[:, 11:].reshape(2, 2, 2) for part in parts]
         selected = torch.arange(2, device=tokens.device).expand(2, 1, 2)
         isolated = self.config.candidate_attention == "isolated"
         prompt = assemble_blocks(*prefix, *title, *paths, selected, isolated=isolated)

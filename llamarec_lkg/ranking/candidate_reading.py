@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 import torch
 from torch import nn
 from transformers import DynamicCache
 
 from .backbone_check import BackboneCheckMixin
+from .backbones import state_size
 from .candidate_blocks import BlockPrompt, assemble_blocks, block_attention, fitting, select_block_paths
 from .packed_prompts import Packing, block_pieces, causal_pieces
 from .path_gate import PathGateMixin, log_path_gate
+from .shared_rows import SharedRows
 
 
 class CandidateMixin(BackboneCheckMixin, PathGateMixin):
@@ -31,7 +33,7 @@ class CandidateMixin(BackboneCheckMixin, PathGateMixin):
             weights = texts["path_relation_weights"]
             with torch.autocast(weights.device.type, enabled=False):
                 log_gate = log_path_gate(path_scores, weights, config.path_gate_temperature)
-        packs = config.candidates_per_pass is None and self._packs(path_scores.device)
+        packs = config.candidates_per_pass is None and self._layout(path_scores.device) == "packed"
         # compiled layers read the prefix each time: with a cache each would be compiled by itself, too many of them
         few = path_scores.device.type == "cpu" and not self.compiled
         size = config.candidates_per_pass or (128 if packs else 10 if few else 64)
@@ -88,24 +90,32 @@ class CandidateMixin(BackboneCheckMixin, PathGateMixin):
         token_gate = None
         if log_gate is not None:
             token_gate = log_gate.gather(1, prompt.path.clamp(min=0)).masked_fill(prompt.path < 0, 0.0)
-        if prefix is None and self._packs(prompt.owner.device):
+        layout = None if prefix is not None else self._layout(prompt.owner.device)
+        if layout == "packed":
             return self._packed_states(prompt, token_gate, isolated)
-        options = {"position_ids": prompt.position_ids, "use_cache": False}
+        if layout == "shared rows" and (rows := self._shared_rows(prompt)) is not None:
+            owner = prompt.owner if isolated else prompt.owner.clamp(max=0)
+            inputs = self._row_inputs(prompt.input_ids, prompt.position_ids, owner, token_gate, rows)
+            states = self._decoder()(**inputs).last_hidden_state
+            return states.flatten(0, 1)[rows.places.gather(1, prompt.ends).to(states.device)]
         if not isolated:
             inputs = self._gated_inputs(prompt.input_ids, token_gate)
-            options["attention_mask"] = (prompt.owner >= 0).long()
+            mask = (prompt.owner >= 0).long()
+            inputs |= {"attention_mask": mask, "position_ids": prompt.position_ids, "use_cache": False}
         else:
-            owner, inputs, bias = prompt.owner, {"input_ids": prompt.input_ids}, token_gate
+            owner = prompt.owner if prefix is None else torch.cat([prefix[1], prompt.owner], dim=1)
+            mask = partial(self._attention_mask, block_attention(owner, prompt.owner.shape[1]))
+            inputs = self._masked_inputs(prompt.input_ids, prompt.position_ids, token_gate, mask)
             if prefix is not None:
-                owner = torch.cat([prefix[1], owner], dim=1)
-                options |= {"past_key_values": prefix[0], "use_cache": True}
-            if token_gate is not None and self.config.path_gate == "straight_through":
-                inputs, bias = self._gated_embeddings(prompt.input_ids, token_gate), None
-            options["attention_mask"] = self._attention_mask(block_attention(owner, prompt.owner.shape[1]), bias)
-        states = self._decoder()(**inputs, **options).last_hidden_state
+                inputs |= {"past_key_values": prefix[0], "use_cache": True}
+        states = self._decoder()(**inputs).last_hidden_state
         if prefix is not None:
             prefix[0].crop(-prompt.owner.shape[1])
         return states[torch.arange(len(states), device=states.device)[:, None], prompt.ends.to(states.device)]
+
+    def _shared_rows(self, prompt: BlockPrompt) -> SharedRows | None:
+        real, prefix = prompt.owner >= 0, (prompt.owner == 0).sum(1)
+        return SharedRows.of(prompt.input_ids, real, prefix, state_size(self.config.text_config))
 
     def _packed_states(self, prompt: BlockPrompt, token_gate: torch.Tensor | None, isolated: bool) -> torch.Tensor:
         """The same, of all prompts one behind the other."""
@@ -115,16 +125,6 @@ class CandidateMixin(BackboneCheckMixin, PathGateMixin):
         inputs = self._packed_inputs(prompt.input_ids, prompt.position_ids, packing.kept, token_gate, pieces)
         states = self._decoder()(**inputs).last_hidden_state[0]
         return states[packing.places.gather(1, prompt.ends)]
-
-    def _attention_mask(self, seen: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """What attention kernels take: what is `seen` (B, 1, Q, L), with a `bias` (B, Q) on the last Q keys."""
-        if bias is None and self._kernel == "sdpa":
-            return seen
-        dtype = self._bias_dtype
-        added = torch.zeros(1, dtype=dtype, device=seen.device)
-        if bias is not None:
-            added = nn.functional.pad(bias, (seen.shape[3] - bias.shape[1], 0))[:, None, None, :].to(dtype)
-        return torch.where(seen, added, torch.finfo(dtype).min)
 
     def _remembered(self, texts: Mapping[str, torch.Tensor]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
         """The prefix read once: keys and values, owners (B, Lp), and the state at its end (B, D)."""
@@ -152,9 +152,3 @@ def _assembled(
         prefix = [tensor[:, :0] for tensor in prefix]
     candidates = [tensor[:, part] for tensor in candidates]
     return assemble_blocks(*prefix, *candidates, *paths, selected[:, part], isolated=isolated, start=start)
-
-
-def state_size(text_config: Any) -> int:
-    """Width of a backbone's last states."""
-    text_config = text_config.get_text_config()
-    return getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size

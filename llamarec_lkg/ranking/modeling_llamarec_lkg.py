@@ -25,8 +25,8 @@ from ..graph.ranges import portions
 from ..hub.mixin import HubMixin
 from ..utils.errors import LKGError
 from .adapters import HEADS, AdapterMixin, Tenant
-from .backbones import cut_backbone, cut_config, find_backbone
-from .candidate_reading import CandidateMixin, state_size
+from .backbones import cut_backbone, cut_config, find_backbone, state_size
+from .candidate_reading import CandidateMixin
 from .checkpoints import CheckpointMixin
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .heads import CandidateReadout, PartWeights, ScoreFusion, UserPreferenceModule, evaluating
@@ -100,8 +100,8 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
         self._adapter_starts: dict[str, dict[str, torch.Tensor]] = {}
         self._own_backbone = False  # whether its weights are others than those of the base it names
         self._kept_prior: tuple[Any, torch.Tensor] | None = None  # of the letters, and by what weights
-        # whether its backbone can read prompts without padding, by how it reads them
-        self._packs_prompts: dict[tuple[Any, ...], bool] = {}
+        # how its backbone can read the prompts of a batch other than each padded by itself, by how it reads them
+        self._layouts: dict[tuple[Any, ...], list[str]] = {}
         self._left_backbone_out = False  # whether it was loaded without the one it was trained around
         if config.use_language_model and language_model is None:
             cut_config(config.text_config, config.num_hidden_layers)
@@ -234,7 +234,7 @@ class LlamaRecLKGForRanking(CheckpointMixin, HubMixin, AdapterMixin, CandidateMi
         if self.language_model is None or self.device.type != "cpu" or not masks or "lm_scores" in batch:
             return [batch]
         tokens_read = torch.cat(masks, dim=1)
-        if not self._packs(self.device):  # padding is read, too
+        if self._layout(self.device) != "packed":  # padding is read, too
             tokens_read = torch.ones_like(tokens_read)
         parts = portions(tokens_read.sum(1).tolist(), TOKENS_AT_ONCE)
         return [{name: value[part] for name, value in batch.items()} for part in parts]

@@ -38,17 +38,10 @@ class Packing:
     def of(cls, input_ids: torch.Tensor, real: torch.Tensor, alike: torch.Tensor) -> Packing:
         """The packing of the `real` tokens (`bool`, (B, L)) of prompts, of which the first `alike` (`long`, (B,)) are
         read alike in whatever prompt begins with them."""
-        columns = torch.arange(real.shape[1])
-        starts = real.shape[1] - real.sum(1)
-        beginnings = input_ids.gather(1, (columns + starts[:, None]).clamp(max=real.shape[1] - 1))
-        others = -1 - torch.arange(len(real))[:, None]  # what no other row has
-        beginnings = torch.where(columns < alike[:, None], beginnings, others)[:, : int(alike.max())]
-        counts, leaders = torch.zeros_like(starts), torch.zeros_like(starts)
-        for row in range(1, len(beginnings)):  # of all pairs at once it would be B times as much
-            common = (beginnings[row] == beginnings[:row]).cumprod(1).sum(1)
-            counts[row], leaders[row] = common.max(0)
+        counts, leaders = beginnings(input_ids, real, alike)
         counts = counts.masked_fill(counts < LEAST_SHARED, 0)
-        kept = real & (columns >= (starts + counts)[:, None])
+        starts = real.shape[1] - real.sum(1)
+        kept = real & (torch.arange(real.shape[1]) >= (starts + counts)[:, None])
         places = (kept.flatten().cumsum(0) - 1).view_as(kept).masked_fill(~kept, -1)
         for row, (leader, start, count) in enumerate(
             zip(leaders.tolist(), starts.tolist(), counts.tolist(), strict=True)
@@ -56,6 +49,21 @@ class Packing:
             first = int(starts[leader])
             places[row, start : start + count] = places[leader, first : first + count]
         return cls(kept, places)
+
+
+def beginnings(input_ids: torch.Tensor, real: torch.Tensor, alike: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many tokens each prompt begins with like another before it, and which that is, both (B,): of those that
+    begin with the most. The arguments are those of [`Packing.of`]."""
+    columns = torch.arange(real.shape[1])
+    starts = real.shape[1] - real.sum(1)
+    found = input_ids.gather(1, (columns + starts[:, None]).clamp(max=real.shape[1] - 1))
+    others = -1 - torch.arange(len(real))[:, None]  # what no other row has
+    found = torch.where(columns < alike[:, None], found, others)[:, : int(alike.max())]
+    counts, leaders = torch.zeros_like(starts), torch.zeros_like(starts)
+    for row in range(1, len(found)):  # of all pairs at once it would be B times as much
+        common = (found[row] == found[:row]).cumprod(1).sum(1)
+        counts[row], leaders[row] = common.max(0)
+    return counts, leaders
 
 
 def stretches(places: torch.Tensor) -> tuple[slice, ...]:

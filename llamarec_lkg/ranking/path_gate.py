@@ -3,13 +3,16 @@ loss reaches them through the backbone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from .heads import straight_through
 from .packed_attention import PackedMask, Piece
+from .shared_rows import SharedRows
 
 
 def log_path_gate(path_scores: torch.Tensor, path_relation_weights: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -43,6 +46,20 @@ class PathGateMixin:
             return self._gated_embeddings(input_ids, log_gate)
         return {"input_ids": input_ids, "position_bias": log_gate[:, None, None, :].to(self._bias_dtype)}
 
+    def _masked_inputs(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        log_gate: torch.Tensor | None,
+        mask: Callable[[torch.Tensor | None], torch.Tensor],
+    ) -> dict[str, Any]:
+        """The same, with everything else that the backbone takes and a `mask` of ours, made with a bias (B, L) on
+        keys or None."""
+        inputs, bias = {"input_ids": input_ids}, log_gate
+        if log_gate is not None and self.config.path_gate == "straight_through":
+            inputs, bias = self._gated_embeddings(input_ids, log_gate), None
+        return {**inputs, "attention_mask": mask(bias), "position_ids": position_ids, "use_cache": False}
+
     def _packed_inputs(
         self,
         input_ids: torch.Tensor,
@@ -53,15 +70,40 @@ class PathGateMixin:
     ) -> dict[str, Any]:
         """The same for the tokens that are `real` (`bool`, (B, L)) alone, one row behind the other, L' in all:
         everything the backbone takes, each tensor (1, L')."""
-        inputs, bias = {"input_ids": input_ids[real][None]}, None
-        if log_gate is not None and self.config.path_gate == "straight_through":
-            inputs = self._gated_embeddings(inputs["input_ids"], log_gate[real][None])
-        elif log_gate is not None:
-            bias = log_gate[real]
         # upstream's name for how often its kernels repeat keys and values
         groups = (getattr(module, "num_key_value_groups", None) for module in self._decoder().modules())
-        mask = PackedMask.of(pieces, int(real.sum()), bias, next(filter(None, groups), 1))
-        return {**inputs, "attention_mask": mask, "position_ids": position_ids[real][None], "use_cache": False}
+        shared = next(filter(None, groups), 1)
+        tokens, positions = (values[real][None] for values in (input_ids, position_ids))
+        gate = None if log_gate is None else log_gate[real][None]
+        return self._masked_inputs(
+            tokens,
+            positions,
+            gate,
+            lambda bias: PackedMask.of(pieces, tokens.shape[1], None if bias is None else bias[0], shared),
+        )
+
+    def _row_inputs(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        owner: torch.Tensor,
+        log_gate: torch.Tensor | None,
+        rows: SharedRows,
+    ) -> dict[str, Any]:
+        """The same for the tokens of prompts (B, L) in shared rows, each tensor (R, W)."""
+        gate = None if log_gate is None else rows.of_tokens(log_gate)
+        tokens, positions = rows.of_tokens(input_ids), rows.of_tokens(position_ids)
+        return self._masked_inputs(tokens, positions, gate, partial(self._attention_mask, rows.seen(owner)))
+
+    def _attention_mask(self, seen: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """What attention kernels take: what is `seen` (B, 1, Q, L), with a `bias` (B, Q) on the last Q keys."""
+        if bias is None and self._kernel == "sdpa":
+            return seen
+        dtype = self._bias_dtype
+        added = torch.zeros(1, dtype=dtype, device=seen.device)
+        if bias is not None:
+            added = nn.functional.pad(bias, (seen.shape[3] - bias.shape[1], 0))[:, None, None, :].to(dtype)
+        return torch.where(seen, added, torch.finfo(dtype).min)
 
     def _gated_embeddings(self, input_ids: torch.Tensor, log_gate: torch.Tensor) -> dict[str, torch.Tensor]:
         embeds = self.get_input_embeddings()(input_ids)

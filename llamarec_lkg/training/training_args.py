@@ -54,7 +54,7 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
         default=1,
         metadata={
             "help": "So many lists of a user, near each other, show histories from the same item on and stand in "
-            "one batch: on a CPU their history is read once. It decides the order of the lists."
+            "one batch, which reads it once where that is less to compute. It decides the order of the lists."
         },
     )
     early_stopping_patience: int = field(

@@ -14,10 +14,10 @@ from llamarec_lkg import LlamaRecLKGForRanking, LlamaRecLKGTrainer
 
 from . import ranker
 from .runner import Benchmark, Figure, benchmark, in_turns
-from .training import StepClock, against_trl, lora, our_trainer, some_lists, synchronise
+from .training import StepClock, against_trl, in_rows, lora, our_trainer, some_lists, synchronise
 
 
-BATCH = 16
+BATCH, MANY = 16, 64  # lists; of so small a backbone the first leave most of a GPU idle
 HOW = {
     "per_device_train_batch_size": BATCH,
     "bf16": True,
@@ -65,7 +65,14 @@ def peak(run: Callable[[], Any], beside: LlamaRecLKGForRanking) -> float:
 
 @on_gpu
 def cuda_training() -> Iterator[Figure]:
-    yield from against_trl(HOW, 128, 3, 1.3, "GPU, bfloat16")
+    for lists in (BATCH, MANY):
+        how = {**HOW, "per_device_train_batch_size": lists}
+        yield from against_trl(how, 8 * lists, 3, 1.3, f"batch {lists}, GPU, bfloat16")
+
+
+@on_gpu
+def cuda_shared_rows() -> Iterator[Figure]:
+    yield from in_rows({**HOW, "per_device_train_batch_size": MANY}, f"batch {MANY}, GPU, bfloat16")
 
 
 @on_gpu

@@ -19,12 +19,12 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from llamarec_lkg import LlamaRecLKGTrainer, LlamaRecLKGTrainingArguments
+from llamarec_lkg import LlamaRecLKGForRanking, LlamaRecLKGTrainer, LlamaRecLKGTrainingArguments
 from llamarec_lkg.data.schema import RankingExample
 from llamarec_lkg.training.sampling import share_histories
 
 from . import ranker
-from .runner import Figure, alone, benchmark, forget_peak, peak
+from .runner import Figure, alone, benchmark, forget_peak, in_turns, peak
 
 
 WARM_UP = 2  # steps
@@ -137,6 +137,30 @@ def against_trl(how: dict[str, Any], count: int, rounds: int, target: float, whe
     for readout, took in zip(("candidates", "letters"), ours, strict=True):
         name = f"training examples a second against TRL, {readout}, {where}"
         yield Figure(name, took, theirs, "s", target, "SFTTrainer, seconds an example")
+
+
+def in_rows(how: dict[str, Any], where: str) -> Iterator[Figure]:
+    """A step with lists that share histories, laid out as on a GPU, beside the same with each prompt padded."""
+    for readout in ("candidates", "letters"):
+        trainer = our_trainer(readout, some_lists(how["per_device_train_batch_size"]), **how)
+        batch, model = next(iter(trainer.get_train_dataloader())), trainer.model.train()
+        model.config.candidates_per_pass = 64  # all at once, as on a GPU
+
+        def step(layout: str, model: LlamaRecLKGForRanking = model, batch: Any = batch) -> None:
+            model._layouts[model._how_it_reads] = [layout]
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=how["bf16"]):
+                loss = model(**batch).loss
+            loss.backward()
+            model.zero_grad()
+            synchronise()
+
+        took = in_turns(partial(step, "shared rows"), partial(step, "padded"), 3)
+        yield Figure(f"step of lists in shared rows, {readout}, {where}", *took, "s", 1.2, "padded prompts")
+
+
+@benchmark
+def shared_rows() -> Iterator[Figure]:
+    yield from in_rows({**SMALL, "per_device_train_batch_size": 16}, "batch 16, CPU")
 
 
 @benchmark

@@ -485,7 +485,7 @@ def test_under_autocast_the_bias_of_the_gate_is_float32(either, film_dataset):
     """Upstream puts the least number of the keys' type into it, and those of a quantized backbone are float32: half
     precision cannot hold it, which CUDA refuses."""
     ranker, seen = model(either), []
-    ranker._packs_prompts.clear()  # as on a GPU
+    ranker._layouts.clear()  # each padded by itself
     name = "position_bias" if either.readout == "letters" else "attention_mask"  # whose mask holds the bias
     ranker._decoder().register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs.get(name)), with_kwargs=True

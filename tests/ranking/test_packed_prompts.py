@@ -34,9 +34,9 @@ def moved(ranker):
     return ranker.eval()
 
 
-def said(ranker, batch, packs):
+def said(ranker, batch, layout):
     """The language model's scores, and the gradients of their squares."""
-    ranker._packs_prompts[ranker._how_it_reads] = packs
+    ranker._layouts[ranker._how_it_reads] = [layout]
     ranker.zero_grad()
     scores = ranker(**batch).lm_logits
     scores.square().sum().backward()
@@ -51,15 +51,15 @@ def test_scores_and_gradients_are_those_of_padded_prompts(film_dataset, settings
     proc = processor(film_dataset, **settings).fit(examples(film_dataset))
     gated = {"use_path_gate": False} if gate is None else {"path_gate": gate}
     ranker = moved(model(proc, **gated))
-    assert ranker._packs(ranker.device)
+    assert ranker._layout(ranker.device) == "packed"
     if checkpoints:
-        ranker.gradient_checkpointing_enable()
+        ranker.activation_checkpointing_enable()
         ranker.language_model.train()
     batch = proc(examples(film_dataset, count=4))
     assert not batch["prefix_attention_mask"].all(), "some row is shorter"
     lengths = []
     ranker.get_input_embeddings().register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape))
-    (packed, gradients), (padded, expected) = said(ranker, batch, True), said(ranker, batch, False)
+    (packed, gradients), (padded, expected) = said(ranker, batch, "packed"), said(ranker, batch, "padded")
     assert lengths[0][0] == 1 and lengths[0].numel() < lengths[-1 if settings["readout"] != "letters" else -2].numel()
     torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
     assert gradients.keys() == expected.keys()
@@ -76,7 +76,7 @@ def test_what_prompts_begin_with_alike_is_read_once(film_dataset, settings, gate
     one, other = examples(film_dataset, count=2)
     earlier = replace(one, history=one.history[:-1], ratings=one.ratings[:-1], candidates=one.candidates[::-1])
     batch = proc([earlier, other, one, replace(one, label=0)])
-    (packed, gradients), (padded, expected) = said(ranker, batch, True), said(ranker, batch, False)
+    (packed, gradients), (padded, expected) = said(ranker, batch, "packed"), said(ranker, batch, "padded")
     torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(packed[2], packed[3], rtol=1e-5, atol=1e-5)
     for name, gradient in gradients.items():
@@ -86,7 +86,7 @@ def test_what_prompts_begin_with_alike_is_read_once(film_dataset, settings, gate
 
     def tokens_read(*lists):
         lengths.clear()
-        said(ranker, proc(lists), True)
+        said(ranker, proc(lists), "packed")
         return sum(lengths) - (prior if settings["readout"] == "letters" else 0)
 
     prefixes = [batch["prefix_input_ids"][row, batch["prefix_attention_mask"][row].bool()].tolist() for row in (1, 2)]
@@ -100,27 +100,38 @@ def test_what_prompts_begin_with_alike_is_read_once(film_dataset, settings, gate
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("readout", ["candidates", "letters"])
-def test_every_family_reads_packed_prompts_as_padded_ones_or_not_at_all(film_dataset, family, readout):
+def test_every_family_reads_prompts_laid_out_together_as_padded_ones_or_not_at_all(
+    monkeypatch, film_dataset, family, readout
+):
+    monkeypatch.setattr("llamarec_lkg.ranking.shared_rows._work", lambda rows, width, hidden_size: rows * width)
     proc = processor(film_dataset, readout=readout).fit(examples(film_dataset))
     config = proc.model_config(use_path_gate=readout == "candidates")  # letters' gate is not for every family
     ranker = moved(LlamaRecLKGForRanking.from_backbone(made(family, FAMILIES[family]), config))
-    batch, packs = proc(examples(film_dataset, count=4)), ranker._packs(ranker.device)
-    assert packs == (ranker.language_model.config._attn_implementation == "sdpa")
-    scores = ranker.score(batch)
-    ranker._packs_prompts.clear()
-    torch.testing.assert_close(scores, ranker.score(batch), rtol=1e-4, atol=1e-4)
+    lists = examples(film_dataset, count=4)
+    batch = proc([*lists, *(replace(one, candidates=one.candidates[::-1]) for one in lists)])
+    works = ranker._layouts.pop(ranker._how_it_reads, [])
+    assert works == (["packed", "shared rows"] if ranker._kernel == "sdpa" else [])
+    read = []
+    ranker.get_input_embeddings().register_forward_pre_hook(lambda module, args: read.append(args[0].numel()))
+    expected = ranker.score(batch)
+    padded = max(read)
+    read.clear()
+    for layout in works:
+        ranker._layouts[ranker._how_it_reads] = [layout]
+        torch.testing.assert_close(ranker.score(batch), expected, rtol=1e-4, atol=1e-4)
+    assert len(read) == len(works) and all(tokens < padded for tokens in read), "the prior is kept"
 
 
 def test_a_window_that_a_prompt_outgrows_is_left_to_the_backbone(film_dataset):
     proc = processor(film_dataset, readout="letters")
     windowed = {**FAMILIES["llama"], "sliding_window": 16}
     ranker = LlamaRecLKGForRanking.from_backbone(made("mistral", windowed), proc.model_config())
-    assert not ranker._packs(ranker.device)
+    assert ranker._layout(ranker.device) == "padded"
     ranker.check_reading(proc.model_config(max_length=16))  # of another tenant, whose prompts fit
-    assert not ranker._packs(ranker.device)
+    assert ranker._layout(ranker.device) == "padded"
     wide = {**windowed, "sliding_window": proc.max_length}
     ranker = LlamaRecLKGForRanking.from_backbone(made("mistral", wide), proc.model_config())
-    assert ranker._packs(ranker.device)
+    assert ranker._layout(ranker.device) == "packed"
 
 
 def alone(real):

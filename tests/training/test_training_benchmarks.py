@@ -29,6 +29,7 @@ def test_training_beside_trl():
     assert len(figures) == 2 and all(figure.ours > 0 and figure.theirs > 0 for figure in figures)
     for kind in ("trl", "letters"):
         training.train_alone(kind)
+    assert [figure.ours > 0 for figure in training.in_rows(training.SMALL, "CPU")] == [True, True]
 
 
 def test_both_read_the_same_prompt_of_letters():
