@@ -77,8 +77,9 @@ def _parser(chosen: str = "") -> argparse.ArgumentParser:
     text = "whether what is in the history may come again; by default as the ranker was trained"
     command.add_argument("--repeats", choices=("allowed", "excluded"), help=text)
     command.add_argument("-k", type=int, default=10, help="how many items to show")
-    command.add_argument("--json", action="store_true", help="print records for machines")
-    command.add_argument("--sentences", action="store_true", help="say in a sentence why each item is there")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print records for machines")
+    form.add_argument("--sentences", action="store_true", help="say in a sentence why each item is there")
     command.add_argument("--draw", metavar="PNG", help="draw the paths from the history to the items")
     _add_remote(command)
 

@@ -54,7 +54,7 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
         default=1,
         metadata={
             "help": "So many lists of a user, near each other, show histories from the same item on and stand in "
-            "one batch, which reads it once where that is less to compute. It decides the order of the lists."
+            "one batch, which reads it once where that is less to compute."
         },
     )
     early_stopping_patience: int = field(
@@ -73,6 +73,11 @@ class LlamaRecLKGTrainingArguments(TrainingArguments):
             if getattr(self, name) not in usable:
                 shown = " or ".join(map(repr, usable))
                 raise LKGError(f"{name}={getattr(self, name)!r} cannot be used: {reason}. Give {shown}.")
+        if self.share_histories > 1 and self.train_sampling_strategy != "random":
+            raise LKGError(
+                f"share_histories={self.share_histories} orders the lists, and train_sampling_strategy="
+                f"{self.train_sampling_strategy!r} would, too. Leave one of them out."
+            )
         if self.activation_checkpointing and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise LKGError(
                 "activation_checkpointing_kwargs has use_reentrant=True; use False, the default: the preferences gate "

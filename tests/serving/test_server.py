@@ -167,7 +167,12 @@ def test_what_is_no_json_too_large_or_nowhere_is_a_problem_too(client):
 
 def test_unknown_ids_are_passed_over_where_that_is_asked_for(client, recommender):
     asked = {"history": ["1", "404"], "leave_out_unknown": True}
-    same(client.post("/recommend", json=asked).json(), recommender.recommend(["1"]))
+    answer = client.post("/recommend", json=asked).json()
+    same(answer, recommender.recommend(["1"]))
+    assert answer["left_out"] == 1
+    ranked = client.post("/rank", json={**asked, "candidates": ["405", "2", "406"]}).json()
+    assert ranked["left_out"] == 3 and [item["item_id"] for item in ranked["items"]] == ["2"]
+    assert client.post("/recommend", json={"history": ["1"]}).json()["left_out"] == 0
 
 
 def test_nothing_of_its_insides_leaves_the_process(client, recommender, monkeypatch):

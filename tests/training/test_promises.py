@@ -413,6 +413,8 @@ def test_the_loss_alone_may_be_asked_for(proc, lists, tmp_path):
         ({"bf16_full_eval": True}, "bf16_full_eval=True.*stay in float32; bf16=True", {"bf16": True}),
         ({"fp16_full_eval": True}, "fp16_full_eval=True.*stay in float32; bf16=True", {"bf16": True}),
         ({"debug": "underflow_overflow"}, r"debug=.*a batch has masks.*Give \[\]", {"debug": []}),
+        ({"share_histories": 2, "train_sampling_strategy": "sequential"},
+         "share_histories=2 orders the lists.*'sequential' would, too. Leave one of them out", {"share_histories": 2}),
     ],
 )  # fmt: skip
 def test_these_arguments_are_refused_with_a_remedy(proc, lists, tmp_path, settings, message, remedy):

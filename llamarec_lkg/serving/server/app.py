@@ -110,8 +110,8 @@ class _Server:
             name, recommender = self._find(adapter)
             sent = body.model_dump()
             candidates, k, num_reasons = sent.pop("candidates", None), sent.pop("k"), sent.pop("num_reasons")
-            checked = check(recommender, candidates=candidates, **{"repeats": None, **sent})
-            asked = Asked(checked, k or len(checked.candidates), num_reasons)
+            checked, left_out = check(recommender, candidates=candidates, **{"repeats": None, **sent})
+            asked = Asked(checked, k or len(checked.candidates), num_reasons, left_out)
             return await self._answer(request, key_of(recommender, name, asked), asked)
 
         example = {"example": {"summary": "ids that this model knows", "value": example_of(model)}}

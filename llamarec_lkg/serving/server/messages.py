@@ -18,6 +18,7 @@ class Answer(BaseModel):
     """A ranked list, best first."""
 
     items: list[Recommendation]
+    left_out: int = Field(description="ids that were passed over, as the model does not know them")
 
 
 class Item(BaseModel):

@@ -35,11 +35,12 @@ class Key:
 
 @dataclass(frozen=True)
 class Asked:
-    """A checked request, and what of its ranking is to be told."""
+    """A checked request, what of its ranking is to be told, and how many ids were left out of it."""
 
     request: Request
     k: int
     num_reasons: int
+    left_out: int = 0
 
 
 def check(
@@ -50,16 +51,18 @@ def check(
     candidates: list[str] | None,
     repeats: str | None,
     leave_out_unknown: bool,
-) -> Request:
-    """A checked request.
+) -> tuple[Request, int]:
+    """A checked request, and how many ids were left out of it.
 
     Raises:
         Problem: 422; it names the field.
     """
+    sent = len(history) + len(candidates or ())
     if leave_out_unknown:
         history, candidates = known(recommender, history), known(recommender, candidates)
+    left_out = sent - len(history) - len(candidates or ())
     try:
-        return recommender.request(history, user=user, candidates=candidates, repeats=repeats)
+        return recommender.request(history, user=user, candidates=candidates, repeats=repeats), left_out
     except LKGError as error:
         raise Problem(422, str(error), field=_at_fault(recommender, history, candidates)) from None
 
@@ -104,7 +107,10 @@ def _described(recommender: Recommender, found: Sequence[tuple[Asked, Ranking]])
     how = {"k": [asked.k for asked, _ in found], "num_reasons": [asked.num_reasons for asked, _ in found]}
     try:
         lists = recommender.describe_all([ranking for _, ranking in found], **how)
-        return [b'{"items":' + RANKED.dump_json(items) + b"}" for items in lists]
+        return [
+            b'{"items":%b,"left_out":%d}' % (RANKED.dump_json(items), asked.left_out)
+            for items, (asked, _) in zip(lists, found, strict=True)
+        ]
     except Exception as error:
         if len(found) > 1:
             logger.warning(f"{len(found)} lists are described one by one, as together they could not be: {error!r}")
