@@ -96,10 +96,13 @@ class PathGateMixin:
         return self._masked_inputs(tokens, positions, gate, partial(self._attention_mask, rows.seen(owner)))
 
     def _attention_mask(self, seen: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """What attention kernels take: what is `seen` (B, 1, Q, L), with a `bias` (B, Q) on the last Q keys."""
-        if bias is None and self._kernel == "sdpa":
-            return seen
-        dtype = self._bias_dtype
+        """What attention kernels take: what is `seen` (B, 1, Q, L), with a `bias` (B, Q) on the last Q keys.
+
+        It is of the type that they compute in, since of any other, `bool` too, each layer would make its own, and keep
+        it for the gradient; but a gradient of the bias is summed over the layers in float32."""
+        dtype, autocast = self._bias_dtype, torch.is_autocast_enabled(seen.device.type)
+        if autocast and (bias is None or not bias.requires_grad):
+            dtype = torch.get_autocast_dtype(seen.device.type)
         added = torch.zeros(1, dtype=dtype, device=seen.device)
         if bias is not None:
             added = nn.functional.pad(bias, (seen.shape[3] - bias.shape[1], 0))[:, None, None, :].to(dtype)

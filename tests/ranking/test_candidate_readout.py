@@ -137,6 +137,24 @@ def test_a_list_of_any_length_is_read_in_passes_with_the_same_scores(proc, film_
     assert len(again) == parts and all(behind < both for behind, both in zip(passes[1:], again, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["padded", "shared rows"])
+def test_all_layers_keep_one_mask(proc, film_dataset, dtype, layout):
+    """Of a mask that is not of their numbers' type each would make its own, and keep it for the gradient."""
+    ranker, kept = model(proc, use_path_gate=False), {}
+    ranker._layouts[ranker._how_it_reads] = [layout]
+
+    def keep(tensor):
+        if tensor.ndim == 4 and tensor.shape[2] == tensor.shape[3]:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            ranker(**proc([examples(film_dataset)[0]] * 4))
+    assert len(ranker._decoder().layers) > 1 and [mask.dtype for mask in kept.values()] == [dtype]
+
+
 def test_an_untrained_ranker_is_its_retriever_and_evidence_and_learns(proc, batch):
     ranker = model(proc)
     output = ranker(**batch)
