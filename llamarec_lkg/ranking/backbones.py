@@ -138,9 +138,3 @@ def _require_plain(backbone: Any, name: str | None) -> None:
         raise LKGError(
             f"The backbone is a {type(backbone).__name__}; give a causal language model, a folder, or a Hub id."
         )
-
-
-def state_size(text_config: Any) -> int:
-    """Width of a backbone's last states."""
-    text_config = text_config.get_text_config()
-    return getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size

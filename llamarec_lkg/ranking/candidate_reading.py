@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import DynamicCache
 
 from .backbone_check import BackboneCheckMixin
-from .backbones import state_size
 from .candidate_blocks import BlockPrompt, assemble_blocks, block_attention, fitting, select_block_paths
 from .packed_prompts import Packing, block_pieces, causal_pieces
 from .path_gate import PathGateMixin, log_path_gate
@@ -93,11 +93,11 @@ class CandidateMixin(BackboneCheckMixin, PathGateMixin):
         layout = None if prefix is not None else self._layout(prompt.owner.device)
         if layout == "packed":
             return self._packed_states(prompt, token_gate, isolated)
-        if layout == "shared rows" and (rows := self._shared_rows(prompt)) is not None:
-            owner = prompt.owner if isolated else prompt.owner.clamp(max=0)
-            inputs = self._row_inputs(prompt.input_ids, prompt.position_ids, owner, token_gate, rows)
-            states = self._decoder()(**inputs).last_hidden_state
-            return states.flatten(0, 1)[rows.places.gather(1, prompt.ends).to(states.device)]
+        rows = None
+        if layout == "shared rows":
+            rows = self._shared_rows(prompt.input_ids, prompt.owner >= 0, (prompt.owner == 0).sum(1))
+        if rows is not None:
+            return self._row_states(prompt, token_gate, isolated, rows)
         if not isolated:
             inputs = self._gated_inputs(prompt.input_ids, token_gate)
             mask = (prompt.owner >= 0).long()
@@ -113,10 +113,6 @@ class CandidateMixin(BackboneCheckMixin, PathGateMixin):
             prefix[0].crop(-prompt.owner.shape[1])
         return states[torch.arange(len(states), device=states.device)[:, None], prompt.ends.to(states.device)]
 
-    def _shared_rows(self, prompt: BlockPrompt) -> SharedRows | None:
-        real, prefix = prompt.owner >= 0, (prompt.owner == 0).sum(1)
-        return SharedRows.of(prompt.input_ids, real, prefix, state_size(self.config.text_config))
-
     def _packed_states(self, prompt: BlockPrompt, token_gate: torch.Tensor | None, isolated: bool) -> torch.Tensor:
         """The same, of all prompts one behind the other."""
         packing = Packing.of(prompt.input_ids, prompt.owner >= 0, (prompt.owner == 0).sum(1))
@@ -125,6 +121,15 @@ class CandidateMixin(BackboneCheckMixin, PathGateMixin):
         inputs = self._packed_inputs(prompt.input_ids, prompt.position_ids, packing.kept, token_gate, pieces)
         states = self._decoder()(**inputs).last_hidden_state[0]
         return states[packing.places.gather(1, prompt.ends)]
+
+    def _row_states(
+        self, prompt: BlockPrompt, token_gate: torch.Tensor | None, isolated: bool, rows: SharedRows
+    ) -> torch.Tensor:
+        """The same, of prompts in shared rows."""
+        owner = prompt.owner if isolated else prompt.owner.clamp(max=0)
+        inputs = self._row_inputs(prompt.input_ids, prompt.position_ids, owner, token_gate, rows)
+        states = self._decoder()(**inputs).last_hidden_state.flatten(0, 1)
+        return states[rows.places.gather(1, prompt.ends).to(states.device)]
 
     def _remembered(self, texts: Mapping[str, torch.Tensor]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
         """The prefix read once: keys and values, owners (B, Lp), and the state at its end (B, D)."""
@@ -152,3 +157,9 @@ def _assembled(
         prefix = [tensor[:, :0] for tensor in prefix]
     candidates = [tensor[:, part] for tensor in candidates]
     return assemble_blocks(*prefix, *candidates, *paths, selected[:, part], isolated=isolated, start=start)
+
+
+def state_size(text_config: Any) -> int:
+    """Width of a backbone's last states."""
+    text_config = text_config.get_text_config()
+    return getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size

@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 
-from .backbones import state_size
 from .heads import evaluating
 from .packed_prompts import Packing, causal_pieces
 from .path_gate import PathGateMixin
 from .prompt_assembly import AssembledPrompt, assemble_prompt, score_paths, select_paths
-from .shared_rows import SharedRows
 
 
 class LetterMixin(PathGateMixin):
@@ -64,9 +62,8 @@ class LetterMixin(PathGateMixin):
         path = None if token_gate is None else prompt.path_rank
         # a gate is the row's own
         alike = (real if path is None else real & ((path >= 0).cumsum(1) == 0)).sum(1)
-        layout, rows = self._layout(real.device), None
-        if layout == "shared rows":
-            rows = SharedRows.of(prompt.input_ids, real, alike, state_size(self.config.text_config))
+        layout = self._layout(real.device)
+        rows = self._shared_rows(prompt.input_ids, real, alike) if layout == "shared rows" else None
         # the last positions only: one row of the vocabulary is a thousandth of the pass, and going through the model's
         # own head keeps what some of them do to it (soft caps, scales)
         if layout == "packed":
@@ -76,8 +73,7 @@ class LetterMixin(PathGateMixin):
             logits = self.language_model(**inputs, logits_to_keep=packing.places[:, -1]).logits[0]
         elif rows is not None:
             inputs = self._row_inputs(prompt.input_ids, position_ids, real.long() - 1, token_gate, rows)
-            logits = self.language_model(**inputs, logits_to_keep=rows.ends).logits
-            logits = rows.at_ends(logits)
+            logits = rows.at_ends(self.language_model(**inputs, logits_to_keep=rows.ends).logits)
         else:
             logits = self.language_model(
                 **self._gated_inputs(prompt.input_ids, token_gate),

@@ -25,8 +25,8 @@ from ..graph.ranges import portions
 from ..hub.mixin import HubMixin
 from ..utils.errors import LKGError
 from .adapters import HEADS, AdapterMixin, Tenant
-from .backbones import cut_backbone, cut_config, find_backbone, state_size
-from .candidate_reading import CandidateMixin
+from .backbones import cut_backbone, cut_config, find_backbone
+from .candidate_reading import CandidateMixin, state_size
 from .checkpoints import CheckpointMixin
 from .configuration_llamarec_lkg import LlamaRecLKGConfig
 from .heads import CandidateReadout, PartWeights, ScoreFusion, UserPreferenceModule, evaluating

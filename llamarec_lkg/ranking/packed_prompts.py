@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 
 from .packed_attention import Piece
@@ -38,7 +39,7 @@ class Packing:
     def of(cls, input_ids: torch.Tensor, real: torch.Tensor, alike: torch.Tensor) -> Packing:
         """The packing of the `real` tokens (`bool`, (B, L)) of prompts, of which the first `alike` (`long`, (B,)) are
         read alike in whatever prompt begins with them."""
-        counts, leaders = beginnings(input_ids, real, alike)
+        counts, leaders = beginnings(input_ids, real, alike).max(1)
         counts = counts.masked_fill(counts < LEAST_SHARED, 0)
         starts = real.shape[1] - real.sum(1)
         kept = real & (torch.arange(real.shape[1]) >= (starts + counts)[:, None])
@@ -51,19 +52,21 @@ class Packing:
         return cls(kept, places)
 
 
-def beginnings(input_ids: torch.Tensor, real: torch.Tensor, alike: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many tokens each prompt begins with like another before it, and which that is, both (B,): of those that
-    begin with the most. The arguments are those of [`Packing.of`]."""
-    columns = torch.arange(real.shape[1])
+def beginnings(input_ids: torch.Tensor, real: torch.Tensor, alike: torch.Tensor) -> torch.Tensor:
+    """How many tokens each prompt begins with like each one before it, (B, B), 0 for itself and those behind. The
+    arguments are those of [`Packing.of`]."""
+    columns, rows = torch.arange(real.shape[1]), torch.arange(len(real))[:, None]
     starts = real.shape[1] - real.sum(1)
     found = input_ids.gather(1, (columns + starts[:, None]).clamp(max=real.shape[1] - 1))
-    others = -1 - torch.arange(len(real))[:, None]  # what no other row has
-    found = torch.where(columns < alike[:, None], found, others)[:, : int(alike.max())]
-    counts, leaders = torch.zeros_like(starts), torch.zeros_like(starts)
-    for row in range(1, len(found)):  # of all pairs at once it would be B times as much
-        common = (found[row] == found[:row]).cumprod(1).sum(1)
-        counts[row], leaders[row] = common.max(0)
-    return counts, leaders
+    found = torch.where(columns < alike[:, None], found, -1 - rows)[:, : int(alike.max())]
+    found = torch.cat([found, -1 - rows], dim=1).numpy()  # in the end each is alone
+    # sorted, prompts that begin alike stand together, and two share what all neighbours between them do
+    order = np.array(sorted(range(len(found)), key=lambda row: found[row].tobytes()))
+    shared = (found[order[1:]] != found[order[:-1]]).argmax(1)
+    common = np.zeros((len(found), len(found)), dtype=np.int64)
+    for place, row in enumerate(order[:-1]):
+        common[row, order[place + 1 :]] = np.minimum.accumulate(shared[place:])
+    return torch.from_numpy(common + common.T).tril(-1)
 
 
 def stretches(places: torch.Tensor) -> tuple[slice, ...]:

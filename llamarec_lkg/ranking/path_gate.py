@@ -82,6 +82,9 @@ class PathGateMixin:
             lambda bias: PackedMask.of(pieces, tokens.shape[1], None if bias is None else bias[0], shared),
         )
 
+    def _shared_rows(self, input_ids: torch.Tensor, real: torch.Tensor, alike: torch.Tensor) -> SharedRows | None:
+        return SharedRows.of(input_ids, real, alike, self.config.text_config.get_text_config().hidden_size)
+
     def _row_inputs(
         self,
         input_ids: torch.Tensor,
@@ -106,7 +109,10 @@ class PathGateMixin:
         added = torch.zeros(1, dtype=dtype, device=seen.device)
         if bias is not None:
             added = nn.functional.pad(bias, (seen.shape[3] - bias.shape[1], 0))[:, None, None, :].to(dtype)
-        return torch.where(seen, added, torch.finfo(dtype).min)
+        mask = torch.where(seen, added, torch.finfo(dtype).min)
+        # kernels of a GPU take rows that begin at multiples of eight places, or each layer would make its own again;
+        # never without a gap, for which layers would be compiled once more
+        return nn.functional.pad(mask, (0, 8 - mask.shape[3] % 8))[..., : mask.shape[3]]
 
     def _gated_embeddings(self, input_ids: torch.Tensor, log_gate: torch.Tensor) -> dict[str, torch.Tensor]:
         embeds = self.get_input_embeddings()(input_ids)

@@ -6,18 +6,37 @@ the longest set of prompts that begin alike; the others stand in as few of them 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import itemgetter
+from itertools import product
 
+import numpy as np
 import torch
 
 from .candidate_blocks import block_attention
 from .packed_prompts import beginnings
 
 
-# prompts stand in one row that share so much of one of them at least, which of these takes the least work: each makes
-# the row longer, and all tokens of a row are looked at by each of them
-LEAST_SHARED = (1 / 8, 1 / 4, 1 / 2)
+# how large a set is at most, and which part of a prompt it shares at least: each prompt makes its row longer, and
+# every token of a row is looked at by every other
+LARGEST, LEAST = (4, 8, 16), (1 / 8, 1 / 4, 1 / 2)
+# so many times the places of padded prompts' masks, and no more
+MASKS = 2
+
+
+@dataclass
+class Plan:
+    """Which prompts stand in which row, what each begins with like another in its row that comes before it, its
+    leader, and how many tokens are its own."""
+
+    rows: list[list[int]]
+    shared: list[int]
+    leaders: list[int]
+    own: list[int]
+
+    @property
+    def width(self) -> int:
+        return max(sum(self.own[prompt] for prompt in row) for row in self.rows)
 
 
 @dataclass
@@ -44,31 +63,30 @@ class SharedRows:
         read alike in whatever prompt begins with them; None where layers of that size compute no less with them."""
         device, real = input_ids.device, real.cpu()
         (count, length), lengths = real.shape, real.sum(1)
-        shared, leaders = beginnings(input_ids.cpu(), real, torch.minimum(alike.cpu(), lengths - 1))
-        found = []
-        for least in LEAST_SHARED:
-            before = shared.masked_fill(shared < least * lengths, 0)
-            own, before = (lengths - before).tolist(), before.tolist()
-            rows = _filled(_sets(before, leaders.tolist()), own)
-            width = max(sum(own[prompt] for prompt in row) for row in rows)
-            found.append((_work(len(rows), width, hidden_size), rows, width, own, before))
-        work, rows, width, own, before = min(found, key=itemgetter(0))
-        if work >= _work(count, length, hidden_size):
+        # the last token of a prompt is its own
+        alike = torch.minimum(alike.cpu(), lengths - 1).clamp(min=0)
+        plan, work = None, _work(count, length, hidden_size)
+        for other in _plans(beginnings(input_ids.cpu(), real, alike).numpy(), lengths.numpy()):
+            less = _work(len(other.rows), other.width, hidden_size)
+            if less < work and len(other.rows) * other.width**2 <= MASKS * count * length**2:
+                plan, work = other, less
+        if plan is None:
             return None
-        tokens, places = torch.full((len(rows), width), -1), torch.full((count, length), -1)
+        width, starts = plan.width, (length - lengths).tolist()
+        tokens, places = torch.full((len(plan.rows), width), -1), torch.full((count, length), -1)
         known = torch.zeros(count, width, dtype=torch.bool)
-        starts = (length - lengths).tolist()
-        for place, row in enumerate(rows):
+        for place, row in enumerate(plan.rows):
             begin = place * width
-            free = begin + width - sum(own[prompt] for prompt in row)
+            free = begin + width - sum(plan.own[prompt] for prompt in row)
             for end, prompt in enumerate(row, begin + width - len(row)):
-                leader, split = int(leaders[prompt]), starts[prompt] + before[prompt]
-                places[prompt, starts[prompt] : split] = places[leader, starts[leader] :][: before[prompt]]
-                places[prompt, split:-1] = torch.arange(free, free := free + own[prompt] - 1)
+                shared, leader = plan.shared[prompt], plan.leaders[prompt]
+                split = starts[prompt] + shared
+                places[prompt, starts[prompt] : split] = places[leader, starts[leader] :][:shared]
+                places[prompt, split:-1] = torch.arange(free, free := free + plan.own[prompt] - 1)
                 places[prompt, -1] = end
                 known[prompt, places[prompt, starts[prompt] :] - begin] = True
                 tokens.view(-1)[places[prompt, split:]] = torch.arange(split, length) + prompt * length
-        return cls(tokens.to(device), places.to(device), known.to(device), max(map(len, rows)))
+        return cls(tokens.to(device), places.to(device), known.to(device), max(map(len, plan.rows)))
 
     def of_tokens(self, values: torch.Tensor, none: float = 0) -> torch.Tensor:
         """Values of the prompts' tokens (B, L) as those of the rows' (R, W), with `none` where there is no token."""
@@ -93,14 +111,37 @@ def _work(rows: int, width: int, hidden_size: int) -> int:
     return rows * width * (6 * hidden_size + width)
 
 
-def _sets(shared: list[int], leaders: list[int]) -> list[list[int]]:
-    """Prompts that share tokens with one another, by how many each has of its leader's, which comes before it."""
-    first: list[int] = []
-    sets: dict[int, list[int]] = {}
-    for prompt, (count, leader) in enumerate(zip(shared, leaders, strict=True)):
-        first.append(first[leader] if count else prompt)
-        sets.setdefault(first[prompt], []).append(prompt)
-    return list(sets.values())
+def _plans(common: np.ndarray, lengths: np.ndarray) -> Iterator[Plan]:
+    """Plans to choose from, by how many tokens each prompt begins with like each before it, (B, B), and the prompts'
+    lengths (B,)."""
+    if (common < LEAST[0] * lengths[:, None]).all() or not lengths.all():
+        return
+    for largest, least in product(LARGEST, LEAST):
+        sets, shared, leaders = _sets(common, least * lengths, largest)
+        own = (lengths - shared).tolist()
+        yield Plan(_filled(sets, own), shared, leaders, own)
+
+
+def _sets(common: np.ndarray, least: np.ndarray, largest: int) -> tuple[list[list[int]], list[int], list[int]]:
+    """Prompts that share `least` (B,) tokens with another of their set, `largest` in each; how many each shares with
+    its leader, the one before it in its set with which it shares the most, and which that is, itself where none is."""
+    sets: list[list[int]] = []
+    set_of, shared, leaders = [], [], []
+    has_room = np.ones(len(common), dtype=bool)
+    for prompt, counts in enumerate(np.where(common < least[:, None], 0, common)):
+        leader = int((counts * has_room).argmax())
+        if count := int(counts[leader] * has_room[leader]):
+            set_of.append(set_of[leader])
+        else:
+            leader = prompt
+            set_of.append(len(sets))
+            sets.append([])
+        shared.append(count)
+        leaders.append(leader)
+        members = sets[set_of[prompt]]
+        members.append(prompt)
+        has_room[members] = len(members) < largest
+    return sets, shared, leaders
 
 
 def _filled(sets: list[list[int]], own: list[int]) -> list[list[int]]:

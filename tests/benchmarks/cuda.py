@@ -17,7 +17,7 @@ from .runner import Benchmark, Figure, benchmark, in_turns
 from .training import StepClock, against_trl, in_rows, lora, our_trainer, some_lists, synchronise
 
 
-BATCH, MANY = 16, 64  # lists; of so small a backbone the first leave most of a GPU idle
+BATCH, MANY = 16, 64  # lists
 HOW = {
     "per_device_train_batch_size": BATCH,
     "bf16": True,

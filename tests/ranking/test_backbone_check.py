@@ -41,6 +41,11 @@ REFUSED = {
         APART,
     ),
     "lfm2": ({**SIZES, "layer_types": ["conv", "full_attention"]}, APART),
+    "jamba": (
+        {**SIZES, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "mamba_d_state": 8}
+        | {"mamba_dt_rank": 4},
+        APART,
+    ),
 }
 
 
@@ -82,6 +87,22 @@ def test_families_that_cannot_are_refused_with_the_reason_and_the_remedy_works(f
     gate = {"path_gate": "straight_through"}  # some of them have no sdpa
     ranker = LlamaRecLKGForRanking.from_backbone(plain, causal.model_config(**gate))
     ranker(**causal(examples(film_dataset, count=2))).loss.backward()
+
+
+@pytest.mark.parametrize("family", ["lfm2", "jamba"])
+def test_half_precision_hides_no_layer_that_carries_over_what_was_before(film_dataset, family):
+    with pytest.raises(LKGError, match=APART):
+        LlamaRecLKGForRanking.from_backbone(
+            made(family, REFUSED[family][0]).bfloat16(), processor(film_dataset).model_config()
+        )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_are_read_in_half_precision(film_dataset, family):
+    ranker = LlamaRecLKGForRanking.from_backbone(
+        made(family, FAMILIES[family]).bfloat16(), processor(film_dataset).model_config(use_path_gate=False)
+    )
+    assert ranker._layouts or ranker._kernel != "sdpa"
 
 
 @pytest.mark.parametrize("attention", ["isolated", "causal", "letters"])

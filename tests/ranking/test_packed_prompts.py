@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig
-from test_backbone_check import FAMILIES, made
+from test_backbone_check import FAMILIES, REFUSED, made
 from tiny import LORA, examples, model, processor
 
 from llamarec_lkg.ranking.candidate_blocks import block_attention
@@ -122,13 +122,29 @@ def test_every_family_reads_prompts_laid_out_together_as_padded_ones_or_not_at_a
     assert len(read) == len(works) and all(tokens < padded for tokens in read), "the prior is kept"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("settings", READ[1:], ids=["causal", "letters"])
+@pytest.mark.parametrize("family", ["lfm2", "jamba"])
+def test_layers_that_read_tokens_one_after_the_other_are_given_each_prompt_by_itself(
+    film_dataset, family, settings, dtype
+):
+    proc = processor(film_dataset, **settings).fit(examples(film_dataset))
+    backbone = made(family, REFUSED[family][0]).to(dtype)
+    ranker = LlamaRecLKGForRanking.from_backbone(backbone, proc.model_config(use_path_gate=False))
+    assert [ranker._layout(torch.device(name)) for name in ("cpu", "cuda")] == ["padded", "padded"]
+
+
 def test_a_window_that_a_prompt_outgrows_is_left_to_the_backbone(film_dataset):
     proc = processor(film_dataset, readout="letters")
     windowed = {**FAMILIES["llama"], "sliding_window": 16}
     ranker = LlamaRecLKGForRanking.from_backbone(made("mistral", windowed), proc.model_config())
     assert ranker._layout(ranker.device) == "padded"
-    ranker.check_reading(proc.model_config(max_length=16))  # of another tenant, whose prompts fit
+    ranker.check_reading(short := proc.model_config(max_length=16))  # of another tenant, whose prompts fit
     assert ranker._layout(ranker.device) == "padded"
+    long, ranker.config = ranker.config, short
+    assert ranker._layout(ranker.device) == "packed"
+    ranker.check_reading(long)
+    assert ranker._layout(ranker.device) == "packed"
     wide = {**windowed, "sliding_window": proc.max_length}
     ranker = LlamaRecLKGForRanking.from_backbone(made("mistral", wide), proc.model_config())
     assert ranker._layout(ranker.device) == "packed"

@@ -30,6 +30,7 @@ def prompts_of(*prompts):
 @pytest.mark.parametrize("checkpoints", [False, True])
 def test_scores_and_gradients_are_those_of_padded_prompts(monkeypatch, film_dataset, settings, gate, checkpoints):
     monkeypatch.setattr("llamarec_lkg.ranking.shared_rows._work", tokens_read)
+    monkeypatch.setattr("llamarec_lkg.ranking.shared_rows.MASKS", 10)
     proc = processor(film_dataset, **settings).fit(examples(film_dataset))
     gated = {"use_path_gate": False} if gate is None else {"path_gate": gate}
     ranker = moved(model(proc, **gated))
@@ -87,8 +88,32 @@ def test_a_token_sees_of_its_row_what_it_sees_of_its_prompt():
 
 @pytest.mark.parametrize("hidden_size, shares", [(1, False), (WIDE, True)])
 def test_a_row_is_shared_where_that_is_less_work(hidden_size, shares):
-    begin = list(range(10, 14))
-    ids, real = prompts_of(*([*begin, *range(10 * n, 10 * n + 12)] for n in range(2, 8)))
-    rows = SharedRows.of(ids, real, torch.full((6,), 4), hidden_size)
+    begin = list(range(10, 20))
+    ids, real = prompts_of(*([*begin, *range(10 * n, 10 * n + 6)] for n in range(2, 8)))
+    rows = SharedRows.of(ids, real, torch.full((6,), 10), hidden_size)
     assert (rows is not None) == shares
     assert SharedRows.of(ids, real, torch.full((6,), 1), WIDE) is None, "an instruction alone is not shared"
+
+
+def test_sets_and_masks_do_not_grow_with_how_many_begin_alike(monkeypatch):
+    begin = list(range(10, 22))
+    ids, real = prompts_of(*([*begin, *range(1000 + 8 * n, 1008 + 8 * n)] for n in range(64)))
+    rows = SharedRows.of(ids, real, torch.full((64,), 12), WIDE)
+    assert rows.tokens.shape == (8, 12 + 8 * 8), "rows of sixteen would have more than twice the mask"
+    monkeypatch.setattr("llamarec_lkg.ranking.shared_rows.MASKS", 10)
+    rows = SharedRows.of(ids, real, torch.full((64,), 12), WIDE)
+    assert rows.tokens.shape == (4, 12 + 16 * 8), "more share, but no row holds all"
+    assert SharedRows.of(ids, real & (torch.arange(64) > 0)[:, None], torch.full((64,), 12), WIDE) is None, "no prompt"
+
+
+def test_rows_are_for_gpus_and_compiled_layers(film_dataset, monkeypatch):
+    monkeypatch.setattr("llamarec_lkg.ranking.shared_rows._work", tokens_read)
+    proc = processor(film_dataset, readout="letters").fit(examples(film_dataset))
+    ranker, batch, read = moved(model(proc, use_path_gate=False)), proc([examples(film_dataset)[0]] * 4), []
+    assert [ranker._layout(torch.device(name)) for name in ("cpu", "cuda")] == ["packed", "shared rows"]
+    expected = ranker.score(batch)
+    ranker.compile(backend="eager")
+    assert ranker._layout(ranker.device) == "shared rows"
+    ranker.get_input_embeddings().register_forward_pre_hook(lambda module, args: read.append(len(args[0])))
+    torch.testing.assert_close(ranker.score(batch), expected, rtol=1e-4, atol=1e-4)
+    assert read[0] == 1
