@@ -115,18 +115,18 @@ class BackboneCheckMixin:
         how, device, works = self._how_it_reads, self.get_input_embeddings().weight.device, []
         if self._kernel != "sdpa" or self._narrow_window():
             return
-        for layout in LAYOUTS if device.type == "cpu" else LAYOUTS[1:]:
-            try:
-                with self._trying_out():
-                    self._layouts[how] = []
-                    padded = self._read_a_little(None)
-                    self._layouts[how] = [layout]
+        with self._trying_out():
+            padded = self._read_a_little(None)
+            for layout in LAYOUTS if device.type == "cpu" else LAYOUTS[1:]:
+                self._layouts[how] = [layout]
+                try:
                     found, beside_another = self._read_a_little(None), self._read_a_little(None, other=1)
+                except Exception as error:  # whatever an architecture does with a mask that it did not expect
+                    logger.debug(f"Prompts are not read {layout}: {error!r}")
+                    continue
                 alike = _distance(found, padded) <= self._tolerance
                 if alike and _distance(found[1:], beside_another[1:]) <= BESIDE_ANOTHER:
                     works.append(layout)
-            except Exception as error:  # whatever an architecture does with a mask that it did not expect
-                logger.debug(f"Prompts are not read {layout}: {error!r}")
         self._layouts[how] = works
 
     def _check_positions(self) -> None:
