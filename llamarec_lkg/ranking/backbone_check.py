@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 # how far states may be apart and still be called the same; half precision rounds
 EXACT = (torch.float32, torch.float64)
 TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2
-# of what stands beside something else, or beside another thing as long as that: it is rounded alike
+# the same where only what stands beside is another, of the same length: hardly anything is rounded otherwise
 BESIDE_ANOTHER = 1e-3
 
 # one behind the other without padding (packed_prompts.py), or those that begin alike in a row (shared_rows.py)
@@ -110,22 +110,24 @@ class BackboneCheckMixin:
 
     @torch.no_grad()
     def _try_layouts(self) -> None:
-        """Finds out in which of `LAYOUTS` the backbone reads prompts as it reads padded ones, and none of them
-        otherwise because another is beside it: half precision rounds more than some layers carry over."""
+        """Finds out in which of `LAYOUTS` the backbone reads prompts as it reads padded ones, and what is read of one
+        stays when the one before it changes: some layers carry over less than half precision rounds."""
         how, device, works = self._how_it_reads, self.get_input_embeddings().weight.device, []
         if self._kernel != "sdpa" or self._narrow_window():
             return
         with self._trying_out():
-            padded = self._read_a_little(None)
+            padded, other_padded = self._read_a_little(None), self._read_a_little(None, other=1)
+            # experts are read for all prompts at once, however these are laid out, and round with how many tokens
+            bound = max(BESIDE_ANOTHER, 4 * _distance(padded[1:], other_padded[1:]))
             for layout in LAYOUTS if device.type == "cpu" else LAYOUTS[1:]:
                 self._layouts[how] = [layout]
                 try:
-                    found, beside_another = self._read_a_little(None), self._read_a_little(None, other=1)
+                    found, other_found = self._read_a_little(None), self._read_a_little(None, other=1)
                 except Exception as error:  # whatever an architecture does with a mask that it did not expect
                     logger.debug(f"Prompts are not read {layout}: {error!r}")
                     continue
                 alike = _distance(found, padded) <= self._tolerance
-                if alike and _distance(found[1:], beside_another[1:]) <= BESIDE_ANOTHER:
+                if alike and _distance(found[1:], other_found[1:]) <= bound:
                     works.append(layout)
         self._layouts[how] = works
 
@@ -252,28 +254,31 @@ class BackboneCheckMixin:
         return f"what is read moves by {moved:.1%} while all gates are 1" if moved > self._tolerance else None
 
     def _read_a_little(self, gate: torch.Tensor | None, other: int = 0) -> torch.Tensor:
-        """What is read of two rows of a few tokens, which begin alike and of which the second is shorter, with two
-        paths among them, (2, N) in float32. `gate` (1, 2): what opens each path, its score with letters, else the
-        logarithm of its gate; None is no gate. With each `other` the first row goes on with other tokens."""
+        """What is read of two rows of a few tokens, with two paths among them: (2, N), or of two candidates
+        (2, 2, N), in float32. The rows begin alike, and the second, which is shorter, goes on with a single token at
+        whose end it is read. `gate` (1, 2): what opens each path, its score with letters, else the logarithm of its
+        gate; None is no gate. With each `other` the first row goes on otherwise."""
         tokens = self._few_tokens(15 + 12)
-        first = torch.cat([tokens[:9], tokens[15 + 6 * other :][:6]])
-        tokens = torch.stack([first, tokens[:15]])
-        mask = torch.ones_like(tokens)
+        others = tokens[15 + 6 * other :]
         gate = None if gate is None else gate.expand(2, -1)
         if self.config.readout == "letters":
-            mask[1, 0] = 0
             ranks = torch.tensor([*[-1] * 9, 0, 0, 1, 1, -1, -1], device=tokens.device)
+            ranks = torch.stack([ranks, ranks.roll(1)])
+            tokens = torch.stack([torch.cat([tokens[:13], others[:2]]), tokens[:15].roll(1)])
+            mask = torch.ones_like(tokens)
+            mask[1, 0] = 0
             scores = torch.zeros(2, 0, device=tokens.device) if gate is None else gate
-            tokens, ranks = (torch.stack([rows[0], rows[1].roll(1)]) for rows in (tokens, ranks.expand(2, -1)))
             return self._letter_logits(AssembledPrompt(tokens, mask, ranks), scores, self.config.num_candidates)
+        tokens = torch.stack([torch.cat([tokens[:9], others[:6]]), tokens[:15]])
+        mask = torch.ones_like(tokens)
         mask[1, -1] = 0
         parts = (tokens, mask)
-        prefix, title = [part[:, :9] for part in parts], [part[:, None, 9:11] for part in parts]
+        prefix, titles = [part[:, :9] for part in parts], [part[:, 9:11, None] for part in parts]
         paths = [part[:, 11:].reshape(2, 2, 2) for part in parts]
-        selected = torch.arange(2, device=tokens.device).expand(2, 1, 2)
+        selected = torch.tensor([[-1, -1], [0, 1]], device=tokens.device).expand(2, -1, -1)
         isolated = self.config.candidate_attention == "isolated"
-        prompt = assemble_blocks(*prefix, *title, *paths, selected, isolated=isolated)
-        return self._end_states(prompt, gate, isolated)[:, -1].float()
+        prompt = assemble_blocks(*prefix, *titles, *paths, selected, isolated=isolated)
+        return self._end_states(prompt, gate, isolated)[:, 1:].float()
 
     @contextmanager
     def warned_of_change(self, cause: str) -> Iterator[None]:
@@ -316,27 +321,24 @@ class BackboneCheckMixin:
     @torch.no_grad()
     def _moved(self, isolated: bool) -> tuple[float, float]:
         """How far the states of two candidates, by their own length, are apart between the two orders of a list, and
-        that of one between two lists in which another of the same length is before it. The second is 0 where what is
-        behind moves a state about as much: layers that count tokens, of experts or 8 bits, round with them."""
-        tokens = self._few_tokens(13)
+        that of one, which is a single token, between two lists with another of the same length before it."""
+        tokens = self._few_tokens(8)
         device = tokens.device
-        first, second, third, fourth = tokens[3:5], tokens[5:8], tokens[8:10], tokens[10:]
-        candidates = torch.zeros(4, 2, 3, dtype=torch.long, device=device)
+        first, second, third = tokens[3:5], tokens[5:6], tokens[6:]
+        candidates = torch.zeros(3, 2, 2, dtype=torch.long, device=device)
         mask = torch.zeros_like(candidates)
-        for row, shown in enumerate(((first, second), (second, first), (third, second), (third, fourth))):
+        for row, shown in enumerate(((first, second), (second, first), (third, second))):
             for place, block in enumerate(shown):
                 candidates[row, place, : len(block)], mask[row, place, : len(block)] = block, 1
-        prefix, path = tokens[None, :3].expand(4, -1), torch.zeros(4, 1, 1, dtype=torch.long, device=device)
-        none = torch.full((4, 2, 0), -1, device=device)
+        prefix, path = tokens[None, :3].expand(3, -1), torch.zeros(3, 1, 1, dtype=torch.long, device=device)
+        none = torch.full((3, 2, 0), -1, device=device)
         parts = (prefix, torch.ones_like(prefix), candidates, mask, path, path, none)
         prompt = assemble_blocks(*parts, isolated=isolated)
         with self._trying_out():
             ends = self._end_states(prompt, None, isolated)[:, 1:].float()
         if not ends.isfinite().all():
             raise ValueError("its states are not finite")
-        by_those_before, by_those_behind = _distance(ends[0, 1:], ends[2, 1:]), _distance(ends[2, :1], ends[3, :1])
-        by_company = by_those_before if by_those_before > 4 * by_those_behind else 0.0
-        return _distance(ends[0], ends[1].flip(0)), by_company
+        return _distance(ends[0], ends[1].flip(0)), _distance(ends[0, 1:], ends[2, 1:])
 
     def _few_tokens(self, count: int) -> torch.Tensor:
         """Tokens by chance, the same each time, (count,)."""

@@ -7,6 +7,7 @@ from tiny import SIZES, backbone, examples, processor
 from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from llamarec_lkg.ranking.backbone_check import LAYOUTS
 from llamarec_lkg.ranking.modeling_llamarec_lkg import LlamaRecLKGForRanking
 from llamarec_lkg.ranking.scoring import ranker_scores
 from llamarec_lkg.serving.recommender import Recommender
@@ -41,6 +42,7 @@ REFUSED = {
         APART,
     ),
     "lfm2": ({**SIZES, "layer_types": ["conv", "full_attention"]}, APART),
+    "lfm2 with convolutions last": ({**SIZES, "layer_types": ["full_attention", "conv"]}, APART),
     "jamba": (
         {**SIZES, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "mamba_d_state": 8}
         | {"mamba_dt_rank": 4},
@@ -48,10 +50,12 @@ REFUSED = {
     ),
 }
 
+HYBRIDS = ["lfm2", "lfm2 with convolutions last", "jamba"]
+
 
 def made(family, sizes):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes)).eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family.split()[0], **sizes)).eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
@@ -89,7 +93,7 @@ def test_families_that_cannot_are_refused_with_the_reason_and_the_remedy_works(f
     ranker(**causal(examples(film_dataset, count=2))).loss.backward()
 
 
-@pytest.mark.parametrize("family", ["lfm2", "jamba"])
+@pytest.mark.parametrize("family", HYBRIDS)
 def test_half_precision_hides_no_layer_that_carries_over_what_was_before(film_dataset, family):
     with pytest.raises(LKGError, match=APART):
         LlamaRecLKGForRanking.from_backbone(
@@ -102,7 +106,7 @@ def test_families_are_read_in_half_precision(film_dataset, family):
     ranker = LlamaRecLKGForRanking.from_backbone(
         made(family, FAMILIES[family]).bfloat16(), processor(film_dataset).model_config(use_path_gate=False)
     )
-    assert ranker._layouts or ranker._kernel != "sdpa"
+    assert ranker._kernel != "sdpa" or list(ranker._layouts.values()) == [list(LAYOUTS)]
 
 
 @pytest.mark.parametrize("attention", ["isolated", "causal", "letters"])

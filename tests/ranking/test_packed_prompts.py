@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig
-from test_backbone_check import FAMILIES, REFUSED, made
+from test_backbone_check import FAMILIES, HYBRIDS, REFUSED, made
 from tiny import LORA, examples, model, processor
 
 from llamarec_lkg.ranking.candidate_blocks import block_attention
@@ -124,7 +124,7 @@ def test_every_family_reads_prompts_laid_out_together_as_padded_ones_or_not_at_a
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("settings", READ[1:], ids=["causal", "letters"])
-@pytest.mark.parametrize("family", ["lfm2", "jamba"])
+@pytest.mark.parametrize("family", HYBRIDS)
 def test_layers_that_read_tokens_one_after_the_other_are_given_each_prompt_by_itself(
     film_dataset, family, settings, dtype
 ):
