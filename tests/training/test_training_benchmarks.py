@@ -44,7 +44,7 @@ def test_both_read_the_same_prompt_of_letters():
         assert one["input_ids"][: len(prompt)] == prompt and len(one["input_ids"]) == len(prompt) + 2
 
 
-@pytest.mark.parametrize("name", ["cuda_loading", "cuda_scoring", "cuda_four_bits"])
+@pytest.mark.parametrize("name", ["cuda_shared_rows", "cuda_loading", "cuda_scoring", "cuda_four_bits"])
 def test_what_runs_on_a_gpu(name, monkeypatch):
     monkeypatch.setattr(cuda, "FOUR_BITS", {})  # on a CPU they are packed for inference alone
     assert not list(getattr(cuda, name)()), "without one it has nothing to tell"
